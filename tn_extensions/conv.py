@@ -1,0 +1,509 @@
+"""Hyper-parameters of a convolution: any number of dimensions, either direction.
+
+Sizes follow one convention throughout the package: ``I``, ``K``, ``O`` are the sizes of
+input, kernel and output along one spatial dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar, cast, get_args
+
+from tn_extensions.errors import describe
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+PADDING_MODES: tuple[PaddingMode, ...] = get_args(PaddingMode)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ConvDim:
+    """One spatial dimension of a convolution.
+
+    The output size is
+
+    ``O = floor((I + l + r - d (K - 1) - 1) / s) + 1`` or, transposed,
+    ``O = s (I - 1) - l - r + d (K - 1) + 1 + output_padding``
+
+    with stride ``s``, dilation ``d`` and padding ``(l, r)``.
+
+    Args:
+        input_size: Size ``I`` of the module's input.
+        kernel_size: Size ``K`` of the kernel.
+        stride: Stride ``s``.
+        dilation: Dilation ``d``.
+        padding: Padding ``(l, r)`` on the left and right.
+        transposed: Whether the convolution is transposed.
+        output_padding: Positions appended to the output of a transposed convolution.
+
+    Raises:
+        ValueError: If no convolution with these hyper-parameters exists.
+    """
+
+    input_size: int
+    kernel_size: int
+    stride: int = 1
+    dilation: int = 1
+    padding: tuple[int, int] = (0, 0)
+    transposed: bool = False
+    output_padding: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "kernel_size", "stride", "dilation"):
+            _check_int("ConvDim", name, getattr(self, name), minimum=1)
+        for name, size in zip(("padding[0]", "padding[1]"), self.padding, strict=True):
+            _check_int("ConvDim", name, size, minimum=0)
+        _check_int("ConvDim", "output_padding", self.output_padding, minimum=0)
+        if not self.transposed and self.output_padding:
+            raise ValueError(
+                describe(
+                    "ConvDim",
+                    "output_padding",
+                    "be 0 for a convolution that is not transposed",
+                    self.output_padding,
+                    "Set transposed=True",
+                )
+            )
+        if self.transposed and self.output_padding >= max(self.stride, self.dilation):
+            raise ValueError(
+                describe(
+                    "ConvDim",
+                    "output_padding",
+                    f"be smaller than stride = {self.stride} or "
+                    f"dilation = {self.dilation}",
+                    self.output_padding,
+                )
+            )
+        if self.output_size < 1:
+            raise ValueError(
+                describe(
+                    "ConvDim",
+                    "output_size",
+                    "be positive",
+                    f"{self.output_size} (input_size = {self.input_size}, "
+                    f"kernel_size = {self.kernel_size}, padding = {self.padding}, "
+                    f"dilation = {self.dilation})",
+                    "Enlarge the input or the padding",
+                )
+            )
+
+    @property
+    def output_size(self) -> int:
+        """Size ``O`` of the module's output."""
+        span = self.dilation * (self.kernel_size - 1) + 1
+        total = sum(self.padding)
+        if self.transposed:
+            grown = self.stride * (self.input_size - 1) + span
+            return grown - total + self.output_padding
+        return (self.input_size + total - span) // self.stride + 1
+
+    @property
+    def explicitly_padded(self) -> ConvDim:
+        """The same dimension on an input that carries its padding already."""
+        return replace(
+            self, input_size=self.input_size + sum(self.padding), padding=(0, 0)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Conv:
+    """Hyper-parameters of a (transposed) convolution on inputs of one spatial size.
+
+    Build one with :meth:`make` or :meth:`from_module`.
+
+    Args:
+        in_channels: Total number ``C_in = G * CI`` of input channels.
+        out_channels: Total number ``C_out = G * CO`` of output channels.
+        dims: The spatial dimensions, outermost first.
+        groups: Number ``G`` of channel groups.
+        padding_mode: What the padding holds. All but ``"zeros"`` are equivalent to
+            padding the input explicitly, then convolving without padding.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If no convolution with these hyper-parameters exists.
+    """
+
+    in_channels: int
+    out_channels: int
+    dims: tuple[ConvDim, ...]
+    groups: int = 1
+    padding_mode: PaddingMode = "zeros"
+
+    def __post_init__(self) -> None:
+        if not self.dims:
+            raise ValueError(
+                describe("Conv", "dims", "hold at least one dimension", self.dims)
+            )
+        if len({dim.transposed for dim in self.dims}) > 1:
+            raise ValueError(
+                describe("Conv", "dims", "agree on being transposed", self.dims)
+            )
+        _check_int("Conv", "groups", self.groups, minimum=1)
+        for name in ("in_channels", "out_channels"):
+            channels = getattr(self, name)
+            _check_int("Conv", name, channels, minimum=1)
+            if channels % self.groups:
+                raise ValueError(
+                    describe(
+                        "Conv", name, f"be divisible by groups = {self.groups}", channels
+                    )
+                )
+        if self.padding_mode not in PADDING_MODES:
+            raise ValueError(
+                describe(
+                    "Conv",
+                    "padding_mode",
+                    f"be one of {', '.join(map(repr, PADDING_MODES))}",
+                    repr(self.padding_mode),
+                )
+            )
+        if self.padding_mode != "zeros":
+            self._check_padding_mode()
+
+    def _check_padding_mode(self) -> None:
+        if self.transposed:
+            raise ValueError(
+                describe(
+                    "Conv",
+                    "padding_mode",
+                    "be 'zeros' for a transposed convolution",
+                    repr(self.padding_mode),
+                )
+            )
+        for dim in self.dims:
+            # reflection leaves the border out, wrapping around at most once
+            limit = {
+                "reflect": dim.input_size - 1,
+                "circular": dim.input_size,
+                "replicate": max(dim.padding),
+            }[self.padding_mode]
+            if max(dim.padding) > limit:
+                raise ValueError(
+                    describe(
+                        "Conv",
+                        "padding",
+                        f"be at most {limit} with padding_mode = "
+                        f"{self.padding_mode!r} on input_size = {dim.input_size}",
+                        dim.padding,
+                    )
+                )
+
+    @classmethod
+    def make(
+        cls,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        input_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | str | Sequence[int | tuple[int, int]] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        transposed: bool = False,
+        output_padding: int | Sequence[int] = 0,
+        padding_mode: PaddingMode = "zeros",
+    ) -> Conv:
+        """Collect hyper-parameters as ``torch.nn`` takes them; scalars broadcast.
+
+        Args:
+            in_channels: Total number of input channels.
+            out_channels: Total number of output channels.
+            kernel_size: Kernel size per dimension.
+            input_size: Spatial size of the module's input per dimension.
+            stride: Stride per dimension.
+            padding: Padding per dimension (a number, or a pair for left and right),
+                ``"same"`` or ``"valid"``.
+            dilation: Dilation per dimension.
+            groups: Number of channel groups.
+            transposed: Whether the convolution is transposed.
+            output_padding: Output padding per dimension (transposed only).
+            padding_mode: What the padding holds.
+
+        Returns:
+            The convolution. If all arguments are scalars, it has one dimension.
+
+        Raises:
+            TypeError: If an argument is of the wrong kind.
+            ValueError: If no convolution with these hyper-parameters exists.
+
+        >>> conv = Conv.make(3, 8, 4, (32, 16), padding="same")
+        >>> conv.padding, conv.output_size
+        (((1, 2), (1, 2)), (32, 16))
+        """
+        given: dict[str, Any] = {
+            "kernel_size": kernel_size,
+            "input_size": input_size,
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "output_padding": output_padding,
+        }
+        lengths = {
+            name: len(value)
+            for name, value in given.items()
+            if isinstance(value, Iterable) and not isinstance(value, str)
+        }
+        num_dims = max(lengths.values(), default=1)
+        for name, length in lengths.items():
+            if length != num_dims:
+                raise ValueError(
+                    describe(
+                        "Conv.make",
+                        name,
+                        f"have one entry for each of the {num_dims} dimensions",
+                        tuple(given[name]),
+                    )
+                )
+
+        kernel_sizes = _broadcast(kernel_size, num_dims)
+        strides = _broadcast(stride, num_dims)
+        dilations = _broadcast(dilation, num_dims)
+        for name, sizes in (("kernel_size", kernel_sizes), ("dilation", dilations)):
+            for size in sizes:
+                _check_int("Conv.make", name, size, minimum=1)
+        paddings = _parse_padding(
+            padding, kernel_sizes, strides, dilations, transposed, num_dims
+        )
+        dims = tuple(
+            ConvDim(i, k, s, d, p, transposed, op)
+            for i, k, s, d, p, op in zip(
+                _broadcast(input_size, num_dims),
+                kernel_sizes,
+                strides,
+                dilations,
+                paddings,
+                _broadcast(output_padding, num_dims),
+                strict=True,
+            )
+        )
+        return cls(in_channels, out_channels, dims, groups, padding_mode)
+
+    @classmethod
+    def from_module(
+        cls,
+        module: Any,
+        input_size: int | Sequence[int],
+        output_size: int | Sequence[int] | None = None,
+    ) -> Conv:
+        """Read the hyper-parameters of a ``torch.nn`` convolution.
+
+        Args:
+            module: A ``torch.nn.Conv{1,2,3}d`` or ``torch.nn.ConvTranspose{1,2,3}d``.
+            input_size: Spatial size of its input, ``x.shape[2:]``.
+            output_size: For transposed convolutions: the spatial output size that was
+                passed to ``forward``. Default: as ``output_padding`` implies.
+
+        Returns:
+            The convolution.
+
+        Raises:
+            TypeError: If the module is not a convolution.
+            ValueError: If the sizes do not fit the module.
+        """
+        try:
+            num_dims = len(module.kernel_size)
+            transposed = bool(module.transposed)
+            output_padding = module.output_padding if transposed else 0
+            hyper_parameters: dict[str, Any] = {
+                "in_channels": module.in_channels,
+                "out_channels": module.out_channels,
+                "kernel_size": tuple(module.kernel_size),
+                "stride": tuple(module.stride),
+                "padding": module.padding,
+                "dilation": tuple(module.dilation),
+                "groups": module.groups,
+                "transposed": transposed,
+                "padding_mode": module.padding_mode,
+            }
+        except (AttributeError, TypeError):
+            raise TypeError(
+                describe(
+                    "Conv.from_module",
+                    "module",
+                    "be a torch.nn convolution (Conv1d/2d/3d, ConvTranspose1d/2d/3d)",
+                    type(module).__name__,
+                )
+            ) from None
+        if hyper_parameters["in_channels"] == 0:
+            raise ValueError(
+                describe(
+                    "Conv.from_module",
+                    "module",
+                    "be initialised",
+                    type(module).__name__,
+                    "Run a forward pass first, so that the lazy module knows its sizes",
+                )
+            )
+        sizes = _broadcast(input_size, num_dims)
+        if len(sizes) != num_dims:
+            raise ValueError(
+                describe(
+                    "Conv.from_module",
+                    "input_size",
+                    f"have {num_dims} entries for {type(module).__name__}",
+                    sizes,
+                    "Pass x.shape[2:]",
+                )
+            )
+        conv = cls.make(
+            **hyper_parameters, input_size=sizes, output_padding=output_padding
+        )
+        if output_size is None:
+            return conv
+        return conv._with_output_size(_broadcast(output_size, num_dims))
+
+    def _with_output_size(self, output_size: tuple[int, ...]) -> Conv:
+        """The convolution whose output padding leads to the given output size."""
+        if not self.transposed:
+            if output_size == self.output_size:
+                return self
+            raise ValueError(
+                describe(
+                    "Conv.from_module",
+                    "output_size",
+                    f"equal {self.output_size} for a convolution that is not transposed",
+                    output_size,
+                )
+            )
+        smallest = tuple(dim.output_size - dim.output_padding for dim in self.dims)
+        fits = len(output_size) == len(self.dims) and all(
+            0 <= wanted - least < max(dim.stride, dim.dilation)
+            for wanted, least, dim in zip(output_size, smallest, self.dims, strict=True)
+        )
+        if not fits:
+            largest = tuple(
+                least + max(dim.stride, dim.dilation) - 1
+                for least, dim in zip(smallest, self.dims, strict=True)
+            )
+            raise ValueError(
+                describe(
+                    "Conv.from_module",
+                    "output_size",
+                    f"lie between {smallest} and {largest}",
+                    output_size,
+                )
+            )
+        dims = tuple(
+            replace(dim, output_padding=wanted - least)
+            for dim, wanted, least in zip(self.dims, output_size, smallest, strict=True)
+        )
+        return replace(self, dims=dims)
+
+    @property
+    def num_dims(self) -> int:
+        """Number ``D`` of spatial dimensions."""
+        return len(self.dims)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the convolution is transposed."""
+        return self.dims[0].transposed
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """Kernel size per dimension."""
+        return tuple(dim.kernel_size for dim in self.dims)
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Spatial input size per dimension."""
+        return tuple(dim.input_size for dim in self.dims)
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        """Spatial output size per dimension."""
+        return tuple(dim.output_size for dim in self.dims)
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Stride per dimension."""
+        return tuple(dim.stride for dim in self.dims)
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """Dilation per dimension."""
+        return tuple(dim.dilation for dim in self.dims)
+
+    @property
+    def padding(self) -> tuple[tuple[int, int], ...]:
+        """Padding ``(left, right)`` per dimension."""
+        return tuple(dim.padding for dim in self.dims)
+
+    @property
+    def output_padding(self) -> tuple[int, ...]:
+        """Output padding per dimension."""
+        return tuple(dim.output_padding for dim in self.dims)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the kernel as ``torch.nn`` stores it."""
+        if self.transposed:
+            channels = (self.in_channels, self.out_channels // self.groups)
+        else:
+            channels = (self.out_channels, self.in_channels // self.groups)
+        return (*channels, *self.kernel_size)
+
+    @property
+    def pads_explicitly(self) -> bool:
+        """Whether the padding holds data, so that the input must be padded first."""
+        return self.padding_mode != "zeros" and any(map(any, self.padding))
+
+    @property
+    def explicitly_padded(self) -> Conv:
+        """The same convolution on an input that carries its padding already."""
+        dims = tuple(dim.explicitly_padded for dim in self.dims)
+        return replace(self, dims=dims, padding_mode="zeros")
+
+
+def _check_int(callable_name: str, name: str, value: object, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            describe(callable_name, name, "be an int", f"{type(value).__name__} {value!r}")
+        )
+    if value < minimum:
+        raise ValueError(describe(callable_name, name, f"be at least {minimum}", value))
+
+
+def _broadcast(value: T | Sequence[T], num_dims: int) -> tuple[T, ...]:
+    if isinstance(value, Sequence):
+        return tuple(value)
+    return (value,) * num_dims
+
+
+def _parse_padding(
+    padding: int | str | Sequence[int | tuple[int, int]],
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    transposed: bool,
+    num_dims: int,
+) -> tuple[tuple[int, int], ...]:
+    """Bring a padding argument into the form ``((left, right), ...)``."""
+    if isinstance(padding, str):
+        if padding not in ("same", "valid") or transposed:
+            kinds = "numbers" if transposed else "numbers, 'same' or 'valid'"
+            raise ValueError(
+                describe("Conv.make", "padding", f"be {kinds}", repr(padding))
+            )
+        if padding == "valid":
+            return ((0, 0),) * num_dims
+        if any(s != 1 for s in stride):
+            raise ValueError(
+                describe("Conv.make", "stride", "be 1 with padding = 'same'", stride)
+            )
+        totals = (d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True))
+        return tuple((total // 2, total - total // 2) for total in totals)
+
+    def pair(entry: int | tuple[int, int]) -> tuple[int, int]:
+        if isinstance(entry, Sequence):
+            if len(entry) != 2:
+                raise ValueError(
+                    describe("Conv.make", "padding", "hold numbers or pairs", padding)
+                )
+            return cast("tuple[int, int]", tuple(entry))
+        return (entry, entry)
+
+    return tuple(pair(entry) for entry in _broadcast(padding, num_dims))
