@@ -1,6 +1,15 @@
 """Curvature of convolutions as compiled tensor networks, for BackPACK and curvlinops."""
 
-from tn_extensions import functional
+from tn_extensions import functional, quantities
+from tn_extensions.compiler import memory_budget
 from tn_extensions.conv import Conv, ConvDim
+from tn_extensions.network import TensorNetwork
 
-__all__ = ["Conv", "ConvDim", "functional"]
+__all__ = [
+    "Conv",
+    "ConvDim",
+    "TensorNetwork",
+    "functional",
+    "memory_budget",
+    "quantities",
+]

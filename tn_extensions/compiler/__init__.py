@@ -1,0 +1,6 @@
+"""From networks to tensors: plans out of a few primitives, chosen by cost."""
+
+from tn_extensions.compiler.budget import memory_budget
+from tn_extensions.compiler.plan import Plan, plan
+
+__all__ = ["Plan", "memory_budget", "plan"]

@@ -1,0 +1,116 @@
+"""The cost model: what a step does, and how long a device takes for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an evaluation does, in units that do not depend on the machine.
+
+    Args:
+        flops: Multiply-adds, all kinds.
+        bytes: Bytes moved from and to memory.
+        calls: Kernel launches.
+        peak: Largest number of elements held beyond inputs and output.
+        seconds: Estimated time; set by :meth:`Rates.price`.
+    """
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    calls: float = 0.0
+    peak: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Cost of one after the other, temporaries of both held."""
+        return Cost(
+            self.flops + other.flops,
+            self.bytes + other.bytes,
+            self.calls + other.calls,
+            self.peak + other.peak,
+            self.seconds + other.seconds,
+        )
+
+    def times(self, count: float) -> Cost:
+        """Cost of repeating this, with the temporaries of one repetition."""
+        return Cost(
+            self.flops * count,
+            self.bytes * count,
+            self.calls * count,
+            self.peak,
+            self.seconds * count,
+        )
+
+    def holding(self, elements: int) -> Cost:
+        """The same with a different number of elements held."""
+        return replace(self, peak=elements)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Speeds of a device; multiply-adds per second, bytes per second, seconds.
+
+    Args:
+        gemm: Large matrix products.
+        correlate: Native weight gradients of convolutions, many channels.
+        correlate_depthwise: The same, one channel per group.
+        copy: Contiguous copies.
+        scatter: Elements per second through strided views with short rows.
+        call: Overhead of one kernel.
+        half_size: Side of a matrix product at which its rate is half of ``gemm``.
+    """
+
+    gemm: float
+    correlate: float
+    correlate_depthwise: float
+    copy: float
+    scatter: float
+    call: float
+    half_size: float = 10.0
+
+    def product(
+        self, rows: int, columns: int, inner: int, batch: int = 1, itemsize: int = 4
+    ) -> Cost:
+        """Cost of a (batched) matrix product."""
+        flops = float(batch) * rows * columns * inner
+        moved = itemsize * batch * (rows * inner + inner * columns + rows * columns)
+        share = 1.0
+        for side in (rows, columns, inner):
+            share *= side / (side + self.half_size)
+        seconds = max(flops / (self.gemm * max(share, 1e-3)), moved / self.copy)
+        return Cost(flops, moved, 1, 0, seconds + self.call)
+
+    def move(self, elements: float, itemsize: int = 4, run: float = 64) -> Cost:
+        """Cost of a copy whose contiguous runs have ``run`` elements."""
+        moved = 2.0 * itemsize * elements
+        seconds = max(moved / self.copy, elements / (self.scatter * max(run, 1) ** 0.5))
+        return Cost(0, moved, 1, 0, seconds + self.call)
+
+
+RATES: dict[str, Rates] = {
+    "cpu": Rates(
+        gemm=1.3e11,
+        correlate=2.0e11,
+        correlate_depthwise=3.5e9,
+        copy=1.6e10,
+        scatter=6e8,
+        call=6e-6,
+    ),
+    "cuda": Rates(
+        gemm=2.5e13,
+        correlate=1.0e13,
+        correlate_depthwise=2e11,
+        copy=2.0e12,
+        scatter=2e11,
+        call=8e-6,
+        half_size=64.0,
+    ),
+}
+"""Constants by device type; others are priced as a CPU."""
+
+
+def rates(device_type: str) -> Rates:
+    """Constants of a device type."""
+    return RATES.get(device_type, RATES["cpu"])

@@ -1,0 +1,174 @@
+"""Plans: which primitive evaluates a network, why, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from tn_extensions.compiler.budget import current_budget
+from tn_extensions.compiler.cost import Cost, rates
+from tn_extensions.compiler.primitives import PRIMITIVES, gram
+from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
+from tn_extensions.compiler.sink import Sink
+from tn_extensions.network import Step, TensorNetwork, simplify
+from tn_extensions.network.rules import pair, pairable
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network is evaluated.
+
+    Args:
+        network: What was asked for.
+        rewriting: The simplifications that came first.
+        lowering: The chosen way.
+        rejected: The other ways, cheapest first.
+        target: Device constants, element size and memory budget.
+    """
+
+    network: TensorNetwork
+    rewriting: tuple[Step, ...]
+    lowering: Lowering
+    rejected: tuple[Lowering, ...]
+    target: Target
+
+    @property
+    def cost(self) -> Cost:
+        """Estimated cost of the chosen way."""
+        return self.lowering.cost
+
+    @property
+    def summary(self) -> str:
+        """The chosen way in a line."""
+        cost = self.cost
+        return (
+            f"{self.lowering.primitive}: {_si(cost.flops)} multiply-adds, "
+            f"{_si(cost.bytes)}B moved, {_si(cost.peak)} elements held, "
+            f"about {cost.seconds * 1e3:.2g} ms"
+        )
+
+    def __str__(self) -> str:
+        lines = [f"Plan {self.network.equation()} -> {list(self.network.shape)}"]
+        lines += [f"  rewrite  {step.rule}" for step in self.rewriting]
+        lines.append(f"  chosen   {self.summary}")
+        lines += [f"           {step}" for step in self.lowering.steps]
+        lines += [
+            f"  rejected {other.primitive}: about {other.cost.seconds * 1e3:.2g} ms, "
+            f"{_si(other.cost.peak)} elements held"
+            for other in self.rejected
+        ]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def run(
+        self,
+        tensors: Tensors,
+        scale: float = 1.0,
+        out: Tensor | None = None,
+        accumulate: bool = True,
+    ) -> Tensor:
+        """Evaluate on tensors, by operand name.
+
+        Args:
+            tensors: The operands' tensors.
+            scale: Factor of the result.
+            out: Where to write the result; it must not share memory with an operand.
+            accumulate: Whether to add to ``out`` rather than to replace it.
+
+        Returns:
+            The scaled result, or ``out``.
+        """
+        lowering = self.lowering
+        if out is None and lowering.view is not None:
+            result = lowering.view(tensors)
+            return result if scale == 1.0 else result * scale
+        if out is None:
+            like = next(iter(tensors.values()))
+            out, accumulate = like.new_empty(self.network.shape), False
+        if out.stride(-1) == 1 or out.shape[-1] == 1:
+            lowering.run(tensors, Sink(out, scale, fresh=not accumulate))
+        else:  # matrix products write rows
+            result = self.run(tensors, scale)
+            out.add_(result) if accumulate else out.copy_(result)
+        return out
+
+
+def _si(number: float) -> str:
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(number) < 1000:
+            return f"{number:.3g} {unit}".rstrip() if not unit else f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} P"
+
+
+def plan(
+    network: TensorNetwork, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Plan:
+    """Choose how to evaluate a network; cached.
+
+    Args:
+        network: What to evaluate.
+        dtype: Type in which to compute.
+        device: Device type, e.g. ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        The cheapest plan that fits into the memory budget (see
+        :func:`~tn_extensions.memory_budget`); if none does, the leanest.
+    """
+    return _plan(network, dtype.itemsize, device, current_budget())
+
+
+@lru_cache(maxsize=4096)
+def _plan(network: TensorNetwork, itemsize: int, device: str, budget: int) -> Plan:
+    target = Target(rates(device), itemsize, budget)
+    simplified, trace = simplify(network, trace=True)
+    ways = sorted(_ways(simplified, target), key=_preference(target))
+    return Plan(network, trace, ways[0], tuple(ways[1:]), target)
+
+
+def _preference(target: Target) -> Callable[[Lowering], tuple[float, float]]:
+    def key(lowering: Lowering) -> tuple[float, float]:
+        held = lowering.cost.peak * target.itemsize
+        return max(held - target.budget, 0), lowering.cost.seconds
+
+    return key
+
+
+def _ways(network: TensorNetwork, target: Target) -> Iterator[Lowering]:
+    """All ways of evaluating a network and its variants with patterns paired."""
+    for variant in _variants(network):
+        for primitive in PRIMITIVES:
+            yield from primitive(variant, target)
+        yield from gram(variant, target, _cheapest)
+
+
+def _cheapest(network: TensorNetwork, target: Target) -> Lowering:
+    simplified = simplify(network)
+    ways = [way for way in _ways(simplified, target) if way.view is not None]
+    return min(ways, key=_preference(target))
+
+
+def _variants(network: TensorNetwork) -> Iterator[TensorNetwork]:
+    """The network with each subset of the possible pairs joined."""
+    indices = pairable(network)
+    if not indices:
+        yield network
+        return
+    yield from _variants_without(network, indices)
+
+
+def _variants_without(
+    network: TensorNetwork, indices: tuple[str, ...]
+) -> Iterator[TensorNetwork]:
+    if not indices:
+        yield network
+        return
+    yield from _variants_without(network, indices[1:])
+    joined = pair(network, indices[0])
+    assert joined is not None
+    yield from _variants_without(joined, indices[1:])

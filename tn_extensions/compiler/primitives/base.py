@@ -1,0 +1,58 @@
+"""What a primitive offers to the planner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from tn_extensions.compiler.cost import Cost, Rates
+from tn_extensions.compiler.sink import Sink
+from tn_extensions.network import TensorNetwork
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is planned for.
+
+    Args:
+        rates: Speeds of the device.
+        itemsize: Bytes per element in which the plan computes.
+        budget: Bytes that may be held beyond inputs and output.
+    """
+
+    rates: Rates
+    itemsize: int
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lowering:
+    """One way of evaluating a network.
+
+    Args:
+        primitive: Name of the primitive.
+        steps: What it does, a line each.
+        cost: Estimate.
+        run: Evaluates on tensors into a sink that has the network's output shape.
+        view: If the result is a mere view or a fresh tensor of the inputs, computes it
+            without a sink.
+    """
+
+    primitive: str
+    steps: tuple[str, ...]
+    cost: Cost
+    run: Callable[[Tensors, Sink], None]
+    view: Callable[[Tensors], Tensor] | None = None
+
+
+class Primitive(Protocol):
+    """A way of contracting networks of some structure."""
+
+    def __call__(self, network: TensorNetwork, target: Target) -> Iterable[Lowering]:
+        """The ways of evaluating the network; none if its structure does not match."""
+        ...

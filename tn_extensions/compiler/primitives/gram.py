@@ -1,0 +1,139 @@
+"""Self-Gram: evaluate the half in chunks, multiply it with itself, one triangle.
+
+With an unfolded half this is the stock way, bounded in memory; with a dense half (1x1,
+patchify, down-sampling) it is a strided view and a matrix product; with window sums it is
+KFAC-reduce's outer product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from math import ceil, prod
+
+import torch
+from torch import Tensor
+
+from tn_extensions.compiler.cost import Cost
+from tn_extensions.compiler.half import Half, chunk_axis, resized
+from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
+from tn_extensions.compiler.sink import Sink
+from tn_extensions.network import TensorNetwork
+
+_TILE = 256
+"""Smallest tile of a triangle: smaller ones cost the matrix product its speed."""
+
+Lower = Callable[[TensorNetwork, Target], Lowering]
+
+
+def gram(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
+    """Multiply the half with itself."""
+    half = Half.of(network)
+    if half is None or half.dims:
+        return
+    columns = prod(half.sizes[index] for index in half.columns)
+    rows = prod(half.sizes[index] for index in half.rows)
+    groups = prod(half.sizes[index] for index in half.batch)
+    if not (columns and rows and groups):
+        return
+    name = half.operand.name
+    axis = chunk_axis(half.operand, half.sizes, half.rows)
+    total = half.operand.axes[axis].extent if axis >= 0 else 1
+    for size in _chunk_sizes(total, groups * columns * rows, target):
+        yield _chunked(network, target, lower, half, (name, axis, total, size))
+
+
+def _chunk_sizes(total: int, elements: int, target: Target) -> Iterator[int]:
+    """One sample at a time, and as many as the budget (or the cache) allows."""
+    fits = max(1, min(total, target.budget * total // (2 * elements * target.itemsize)))
+    sizes = {1, fits, min(fits, ceil(2**21 * total / elements))}
+    return iter(sorted(sizes))
+
+
+def _chunked(
+    network: TensorNetwork,
+    target: Target,
+    lower: Lower,
+    half: Half,
+    chunking: tuple[str, int, int, int],
+) -> Lowering:
+    name, axis, total, size = chunking
+    lowerings: dict[int, Lowering] = {}
+    for count in {size, total % size} - {0}:
+        alone = half.network()
+        if axis >= 0:
+            alone = resized(alone, name, axis, count)
+        lowerings[count] = lower(alone, target)
+
+    def run(tensors: Tensors, sink: Sink) -> None:
+        tensor = tensors[name]
+        fresh = sink.fresh
+        for start in range(0, total, size):
+            count = min(size, total - start)
+            chunk = tensor if axis < 0 else tensor.narrow(axis, start, count)
+            lowering = lowerings[count]
+            assert lowering.view is not None
+            add_self_gram(lowering.view({name: chunk}), sink, mirrored=not fresh)
+            sink.fresh = False
+        if fresh:
+            mirror_triangle(sink.out)
+
+    one = lowerings[size]
+    groups, columns = network.shape[:2]
+    rows = prod(half.sizes[index] for index in half.rows) // ceil(total / size)
+    tiles = len(_tiles(columns))
+    product = target.rates.product(
+        ceil(columns / tiles), columns, rows, groups, target.itemsize
+    ).times(tiles * (tiles + 1) / (2 * tiles))
+    mirrored = target.rates.move(groups * columns**2 / 2, target.itemsize, 4)
+    chunks = ceil(total / size)
+    held = groups * columns * rows + one.cost.peak
+    cost = (one.cost + product).times(chunks)
+    cost = (cost + (mirrored if tiles > 1 else Cost())).holding(held)
+    steps = (
+        f"in {chunks} chunk(s) of {size}:" if chunks > 1 else "at once:",
+        *(f"  {step}" for step in one.steps),
+        f"  [{groups} x] {columns} x {rows} @ {rows} x {columns}, "
+        f"one triangle in {tiles} tile(s)",
+    )
+    return Lowering(f"gram({one.primitive})", steps, cost, run)
+
+
+def _tiles(columns: int) -> list[tuple[int, int]]:
+    count = max(1, min(8, columns // _TILE))
+    bounds = [round(number * columns / count) for number in range(count + 1)]
+    return list(zip(bounds, bounds[1:], strict=False))
+
+
+def add_self_gram(half: Tensor, sink: Sink, mirrored: bool) -> None:
+    """Add ``half @ half^T`` per group to the sink, at least its upper triangle.
+
+    Args:
+        half: Tensor of shape ``[G, D, R]``.
+        sink: Target ``[G, D, D]``.
+        mirrored: Whether to add to the lower triangle, too. (If the target was fresh
+            then it is cheaper to copy it in the end, see :func:`mirror_triangle`.)
+    """
+    if half.shape[0] == 1:
+        half, out = half[0], sink.out[0]
+    else:
+        out = sink.out
+    columns = half.shape[-2]
+    tiles = _tiles(columns)
+    for start, stop in tiles:
+        left, right = half[..., start:stop, :], half[..., start:, :].mT
+        upper = out[..., start:stop, start:]
+        if not mirrored or len(tiles) == 1:
+            sink.put_product(upper, left, right)
+            continue
+        block = left @ right
+        sink.put(upper, block)
+        sink.put(out[..., stop:, start:stop], block[..., stop - start :].mT)
+
+
+def mirror_triangle(out: Tensor) -> None:
+    """Copy the upper triangle of tiles to the lower one."""
+    columns = out.shape[-1]
+    for start, stop in _tiles(columns):
+        for low in range(start, stop, 64):
+            high = min(low + 64, stop)
+            torch.Tensor.copy_(out[..., stop:, low:high], out[..., low:high, stop:].mT)

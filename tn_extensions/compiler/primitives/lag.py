@@ -1,0 +1,269 @@
+"""Pair over one dimension: a matrix product per lag, the other dimensions unfolded.
+
+Dimensions whose patterns are paired as well are kept as they are in the product and
+contracted afterwards, which pays for depthwise convolutions. Windows of one lag share a
+common interior; borders are added to it, never subtracted from a larger sum, so that
+nothing cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import ceil, prod
+
+import torch
+from torch import Tensor
+
+from tn_extensions.compiler.constant import Constant
+from tn_extensions.compiler.cost import Cost
+from tn_extensions.compiler.half import Half, PairedDim, chunk_axis, resized
+from tn_extensions.compiler.lags import LagClass, Window, lag_classes
+from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
+from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dim
+from tn_extensions.compiler.sink import Sink
+from tn_extensions.network import TensorNetwork
+from tn_extensions.network.index import letters, prime
+
+
+def lag(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
+    """Pair each of the joined dimensions in turn."""
+    half = Half.of(network)
+    if half is None or 0 in half.sizes.values():
+        return
+    for dim in half.dims:
+        if dim.free is not None:
+            lowering = _lower(network, half, dim, target)
+            if lowering is not None:
+                yield lowering
+
+
+def _lower(
+    network: TensorNetwork, half: Half, dim: PairedDim, target: Target
+) -> Lowering | None:
+    products = LagProducts.of(half, dim)
+    if products is None:
+        return None
+    name = half.operand.name
+    axis = chunk_axis(half.operand, half.sizes, half.rows)
+    total = half.operand.axes[axis].extent if axis >= 0 else 1
+    one = products.held / total * target.itemsize
+    size = total if axis < 0 else max(1, min(total, int(target.budget // (2 * one))))
+    parts = {total: products}
+    for count in {size, total % size} - {0, total}:
+        smaller = Half.of(resized(network, name, axis, count))
+        assert smaller is not None
+        (chunk_dim,) = (other for other in smaller.dims if other.read == dim.read)
+        part = LagProducts.of(smaller, chunk_dim)
+        assert part is not None
+        parts[count] = part
+
+    def run(tensors: Tensors, sink: Sink) -> None:
+        tensor = tensors[name]
+        for start in range(0, total, size):
+            count = min(size, total - start)
+            chunk = tensor if axis < 0 else tensor.narrow(axis, start, count)
+            parts[count].add(chunk, sink)
+            sink.fresh = False
+
+    chunks = ceil(total / size)
+    cost = parts[size].cost(target).times(chunks).holding(parts[size].held)
+    steps = (*([f"in {chunks} chunks of {size}:"] if chunks > 1 else []),)
+    kind = "lag, rest kept" if len(half.dims) > 1 else "lag"
+    return Lowering(kind, (*steps, *parts[size].steps), cost, run)
+
+
+class LagProducts:
+    """The products of a half with its shifted copy along one dimension."""
+
+    def __init__(self, half: Half, dim: PairedDim, unfolding: Unfolding) -> None:
+        self.half, self.dim, self.unfolding = half, dim, unfolding
+        self.classes = lag_classes(dim.progressions)
+        self.step = dim.progressions[0].step
+        sizes = half.sizes
+        self.groups = prod(sizes[j] for j in half.batch)
+        self.rows = prod(sizes[j] for j in half.rows)
+        self.width = prod(unfolding.shape) // (self.groups * self.rows * sizes[dim.read])
+        self.kept = tuple(other for other in half.dims if other is not dim)
+        self.rest = tuple(j for j in half.columns if j != dim.free)
+        self.held = prod(unfolding.shape) + unfolding.padded_elements
+        self.held += 3 * self.groups * self.width**2
+        self._contraction, self._constants = self._keep()
+
+    @classmethod
+    def of(cls, half: Half, dim: PairedDim) -> LagProducts | None:
+        """Products along a paired dimension of a half; None if it cannot be read."""
+        dims = [unfolded_dim(p, half.operand, half.sizes) for p in half.patterns]
+        found = [unfolded for unfolded in dims if unfolded is not None]
+        if len(found) != len(dims):
+            return None
+        kept = {other.free: other.read for other in half.dims if other is not dim}
+        if None in kept:
+            return None
+        columns = (kept.get(j, j) for j in half.columns if j != dim.free)
+        order = (*half.batch, *columns, dim.read, *half.rows)
+        return cls(half, dim, Unfolding(half.operand, found, order, half.sizes))
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What is done, a line each."""
+        phases = f" in {self.step} phases" if self.step > 1 else ""
+        lines = [
+            f"copy x to [{self.groups} x] {self.width} x {self.dim.read}{phases} x "
+            f"{self.rows}",
+            f"{len(self.classes)} lags of {self.dim.pair.shared}, a product each "
+            "and one for each border",
+        ]
+        lines += [f"contract {d.read} with its dense pair" for d in self.kept]
+        return tuple(lines)
+
+    def cost(self, target: Target) -> Cost:
+        """Estimate."""
+        rates, itemsize = target.rates, target.itemsize
+        sizes = self.half.sizes
+        run = min(self.rows, sizes[self.half.rows[-1]] if self.half.rows else 1)
+        total = rates.move(prod(self.unfolding.shape), itemsize, run)
+        if self.unfolding.padded_elements:
+            total = total + rates.move(self.unfolding.padded_elements, itemsize)
+        columns = prod(sizes[j] for j in self.half.columns)
+        result = prod(sizes[j] for j in self.rest)
+        for group in self.classes:
+            for length in _lengths(group):
+                total = total + rates.product(
+                    self.width, self.width, length * self.rows, self.groups, itemsize
+                )
+                if self.kept:
+                    total = total + rates.product(
+                        self.groups * self.width**2 // prod(
+                            sizes[d.read] ** 2 for d in self.kept
+                        ),
+                        prod(sizes[str(d.free)] ** 2 for d in self.kept),
+                        prod(sizes[d.read] ** 2 for d in self.kept),
+                        itemsize=itemsize,
+                    )
+        blocks = sum(len(group.windows) for group in self.classes)
+        short = 1 if self.half.columns[-1] == self.dim.free else sizes[
+            self.half.columns[-1]]
+        writes = rates.move(self.groups * columns**2, itemsize, short)
+        overhead = rates.move(self.groups * result**2, itemsize).times(2 * blocks)
+        return total + writes + overhead
+
+    def _keep(self) -> tuple[str, tuple[Constant, ...]]:
+        """Einsum that contracts a product with the pairs that were kept."""
+        half = self.half
+        reads = {other.free: other.read for other in self.kept}
+        left = [*half.batch, *(reads.get(j, j) for j in self.rest)]
+        copies = [prime(reads.get(j, j)) for j in self.rest]
+        wanted = [*half.batch, *self.rest, *map(prime, self.rest)]
+        terms = [[*left, *copies], *(other.pair.indices for other in self.kept)]
+        symbol = letters([j for term in terms for j in term] + wanted)
+        text = ",".join("".join(symbol[j] for j in term) for term in terms)
+        constants = (Constant(d.pair.dense(half.sizes)) for d in self.kept)
+        return f"{text}->{''.join(symbol[j] for j in wanted)}", tuple(constants)
+
+    def add(self, tensor: Tensor, sink: Sink) -> None:
+        """Add all products of a tensor to the sink."""
+        half, dim = self.half, self.dim
+        phases = self._phases(self.unfolding.tensor(tensor))
+        batch = [half.sizes[j] for j in half.batch] or [1]
+        columns = [half.sizes[j] for j in half.columns]
+        assert dim.free is not None
+        place = len(batch) + half.columns.index(dim.free)
+        views = [
+            out.reshape(*batch, *columns, *columns).movedim(
+                (place, place + len(columns)), (0, 1)
+            )
+            for out in (sink.out, sink.out.mT)
+        ]
+        if sink.fresh:
+            self._clear(views)
+        for group in self.classes:
+            for window, value in self._values(group, phases):
+                shape = views[0].shape[2:]
+                value = value.reshape(shape)
+                sink.put(views[0][window.first, window.second], value)
+                if window.first != window.second:
+                    sink.put(views[1][window.first, window.second], value)
+
+    def _clear(self, views: Sequence[Tensor]) -> None:
+        """Zero the blocks of pairs that have nothing in common."""
+        met = {(w.first, w.second) for group in self.classes for w in group.windows}
+        for first in range(len(self.dim.progressions)):
+            for second in range(first, len(self.dim.progressions)):
+                if (first, second) not in met:
+                    for view in views:
+                        view[first, second].zero_()
+
+    def _phases(self, unfolded: Tensor) -> list[Tensor]:
+        """Matrices ``[G, width, u * rows]`` of each phase."""
+        axis = unfolded.dim() - 1 - len(self.half.rows)
+        parts = []
+        for phase in range(min(self.step, unfolded.shape[axis])):
+            length = -((phase - unfolded.shape[axis]) // self.step)
+            index = [slice(None)] * axis + [slice(phase, None, self.step)]
+            part = unfolded[tuple(index)]
+            part = part.reshape(self.groups, self.width, length * self.rows)
+            parts.append(part)
+        return parts
+
+    def _values(
+        self, group: LagClass, phases: Sequence[Tensor]
+    ) -> Iterable[tuple[Window, Tensor]]:
+        """The product over each window: its interior plus its borders."""
+        begin, end = group.common
+        if begin >= end:
+            for window in group.windows:
+                yield window, self._product(group, phases, window.begin, window.end)
+            return
+        interior = self._product(group, phases, begin, end)
+        before = self._borders(
+            group, phases, sorted({w.begin for w in group.windows}, reverse=True)
+        )
+        after = self._borders(group, phases, sorted({w.end for w in group.windows}))
+        for window in group.windows:
+            value = interior
+            for border in (before[window.begin], after[window.end]):
+                value = value if border is None else value + border
+            yield window, value
+
+    def _borders(
+        self, group: LagClass, phases: Sequence[Tensor], cuts: Sequence[int]
+    ) -> dict[int, Tensor | None]:
+        """Product from the innermost cut to each of the others, cumulated outwards."""
+        borders: dict[int, Tensor | None] = {cuts[0]: None}
+        for inner, outer in zip(cuts, cuts[1:], strict=False):
+            strip = self._product(group, phases, min(inner, outer), max(inner, outer))
+            previous = borders[inner]
+            borders[outer] = strip if previous is None else strip + previous
+        return borders
+
+    def _product(
+        self, group: LagClass, phases: Sequence[Tensor], begin: int, end: int
+    ) -> Tensor:
+        left = phases[group.phase][..., begin * self.rows : end * self.rows]
+        shifted = (begin + group.shift) * self.rows, (end + group.shift) * self.rows
+        right = phases[group.other][..., shifted[0] : shifted[1]]
+        if self.groups == 1:  # a batch of one is slower than a plain product
+            value = (left[0] @ right[0].mT)[None]
+        else:
+            value = left @ right.mT
+        if not self._constants:
+            return value
+        sizes = self.half.sizes
+        columns = [
+            sizes[j]
+            for j in self.unfolding.order[len(self.half.batch) :]
+            if j != self.dim.read and j not in self.half.rows
+        ]
+        batch = [sizes[j] for j in self.half.batch]
+        value = value.reshape(*batch, *columns, *columns)
+        constants = (constant.like(value) for constant in self._constants)
+        return torch.einsum(self._contraction, value, *constants)
+
+
+def _lengths(group: LagClass) -> list[int]:
+    """Lengths of the pieces that are multiplied."""
+    begin, end = group.common
+    if begin >= end:
+        return [window.end - window.begin for window in group.windows]
+    cuts = sorted({w.begin for w in group.windows} | {w.end for w in group.windows})
+    return [b - a for a, b in zip(cuts, cuts[1:], strict=False)]

@@ -1,0 +1,252 @@
+"""Unfold: a single operand whose patterns are read as overlapping strided views."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+import torch
+from torch import Tensor
+
+from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
+from tn_extensions.compiler.sink import Sink
+from tn_extensions.compiler.strided import grouped, pad, view
+from tn_extensions.network import Operand, Pattern, TensorNetwork
+from tn_extensions.network.nodes import Progression
+
+
+@dataclass(frozen=True, slots=True)
+class Residue:
+    """The values of a free index that read at common values of the shared index.
+
+    They read ``position = offset + spacing * m + step * t`` for member ``m`` and
+    ``shared = residue + stride * t``.
+
+    Args:
+        members: Slice of the free index, in order of ``m`` after ``flipped``.
+        flipped: Whether ``m`` runs against the order of the slice.
+        shared: Slice of the shared index.
+        offset: Position of the first member at ``t = 0``.
+        spacing: Distance between members.
+        step: Distance between positions.
+        count: Number of members.
+        length: Number of values of ``t``.
+    """
+
+    members: slice
+    flipped: bool
+    shared: slice
+    offset: int
+    spacing: int
+    step: int
+    count: int
+    length: int
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """First and last position that is read."""
+        last = self.offset + self.spacing * (self.count - 1)
+        return self.offset, last + self.step * (self.length - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class UnfoldedDim:
+    """A pattern to unfold: the index it reads, and the two it reads it through."""
+
+    read: str
+    free: str | None
+    shared: str | None
+    size: int
+    residues: tuple[Residue, ...]
+
+    @property
+    def is_view(self) -> bool:
+        """Whether a single strided view of the padded operand holds everything."""
+        (first, *more) = self.residues or (None,)
+        if first is None or more or first.flipped:
+            return False
+        return first.shared.start == 0 and first.shared.step == 1
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Zeros that are read on the left and right of the operand."""
+        low = min((residue.reach[0] for residue in self.residues), default=0)
+        high = max((residue.reach[1] for residue in self.residues), default=0)
+        return max(-low, 0), max(high - self.size + 1, 0)
+
+
+def unfolded_dim(pattern: Pattern, operand: Operand, sizes: Mapping[str, int]
+                 ) -> UnfoldedDim | None:
+    """How to read an operand through a pattern; None if it is not of that form."""
+    read = [index for index in pattern.indices if index in operand.indices]
+    if len(read) != 1 or pattern.summed or len(pattern.indices) > 3:
+        return None
+    others = [index for index in pattern.indices if index != read[0]]
+    if read[0] == pattern.index:
+        # the longer one enumerates; either would do
+        others.sort(key=lambda index: sizes[index])
+        shared = others[-1] if others else None
+    else:
+        others.remove(pattern.index)
+        shared = pattern.index
+    free = next((index for index in others if index != shared), None)
+    if shared is None:
+        return None
+    progressions = pattern.progressions(read[0], shared, sizes)
+    stride = 1 if read[0] == pattern.index else pattern.position.stride(read[0])
+    residues = _residues(progressions, stride, sizes[shared])
+    return UnfoldedDim(read[0], free, shared, sizes[read[0]], residues)
+
+
+def _residues(
+    progressions: Sequence[Progression], stride: int, shared_size: int
+) -> tuple[Residue, ...]:
+    by_residue: dict[int, list[Progression]] = defaultdict(list)
+    for progression in progressions:
+        by_residue[progression.residue].append(progression)
+    result = []
+    for residue, members in sorted(by_residue.items()):
+        length = -((residue - shared_size) // stride)
+        if length < 1:
+            continue
+        spacings = [
+            b.offset - a.offset for a, b in zip(members, members[1:], strict=False)
+        ]
+        spacing = spacings[0] if spacings else 1
+        assert all(other == spacing for other in spacings)
+        step = members[1].free - members[0].free if spacings else 1
+        first, last = members[0], members[-1]
+        result.append(
+            Residue(
+                slice(first.free, last.free + 1, step),
+                spacing < 0,
+                slice(residue, shared_size, stride),
+                min(first.offset, last.offset),
+                abs(spacing),
+                first.step,
+                len(members),
+                length,
+            )
+        )
+    return tuple(result)
+
+
+class Unfolding:
+    """A recipe for reading an operand through its patterns into an order of indices."""
+
+    def __init__(
+        self,
+        operand: Operand,
+        dims: Sequence[UnfoldedDim],
+        order: Sequence[str],
+        sizes: Mapping[str, int],
+    ) -> None:
+        self.operand, self.dims, self.sizes = operand, tuple(dims), dict(sizes)
+        self.order = tuple(order)
+        read = {dim.read for dim in self.dims}
+        self.kept = tuple(j for j in operand.indices if j not in read)
+        self.shape = tuple(sizes[index] for index in self.order)
+        self.is_view = all(dim.is_view for dim in self.dims)
+        self.padding = {
+            len(self.kept) + number: dim.padding for number, dim in enumerate(self.dims)
+        }
+        padded = prod(
+            dim.size + sum(dim.padding) for dim in self.dims
+        ) * prod(sizes[index] for index in self.kept)
+        self.padded_elements = padded if any(map(any, self.padding.values())) else 0
+
+    def base(self, tensor: Tensor) -> Tensor:
+        """The padded operand with the read indices last."""
+        order = (*self.kept, *(dim.read for dim in self.dims))
+        return pad(view(tensor, self.operand, order, self.sizes), self.padding)
+
+    def views(self, tensor: Tensor) -> Iterable[tuple[tuple[slice, ...], Tensor]]:
+        """Where in the result (axes as in ``order``) each view of the operand goes."""
+        base = self.base(tensor)
+        for choice in product(*(dim.residues for dim in self.dims)):
+            where = dict.fromkeys(self.order, slice(None))
+            strides = dict(zip(self.kept, base.stride(), strict=False))
+            sizes = {index: self.sizes[index] for index in self.kept}
+            offset = base.storage_offset()
+            flips = []
+            for axis, (dim, residue) in enumerate(
+                zip(self.dims, choice, strict=True), start=len(self.kept)
+            ):
+                stride = base.stride(axis)
+                offset += (residue.offset + dim.padding[0]) * stride
+                assert dim.shared is not None
+                strides[dim.shared], sizes[dim.shared] = (
+                    residue.step * stride,
+                    residue.length,
+                )
+                where[dim.shared] = residue.shared
+                if dim.free is not None:
+                    strides[dim.free], sizes[dim.free] = (
+                        residue.spacing * stride,
+                        residue.count,
+                    )
+                    where[dim.free] = residue.members
+                    if residue.flipped:
+                        flips.append(self.order.index(dim.free))
+            part = torch.as_strided(
+                base,
+                [sizes[index] for index in self.order],
+                [strides[index] for index in self.order],
+                offset,
+            )
+            yield tuple(where.values()), part.flip(flips) if flips else part
+
+    def tensor(self, tensor: Tensor) -> Tensor:
+        """The unfolded operand, a view if one suffices."""
+        if self.is_view:
+            ((_, part),) = self.views(tensor)
+            return part
+        result = tensor.new_zeros(self.shape)
+        for where, part in self.views(tensor):
+            result[where] = part
+        return result
+
+
+def unfolding(network: TensorNetwork) -> Unfolding | None:
+    """The unfolding that a network of one operand and patterns amounts to, if it does."""
+    if len(network.operands) != 1 or network.pairs:
+        return None
+    (operand,) = network.operands
+    dims = [unfolded_dim(p, operand, network.sizes) for p in network.patterns]
+    found = [dim for dim in dims if dim is not None]
+    kept = {*operand.indices} - {dim.read for dim in found}
+    for dim in found:
+        kept |= {index for index in (dim.free, dim.shared) if index is not None}
+    if len(found) != len(dims) or kept != set(network.output_indices):
+        return None
+    return Unfolding(operand, found, network.output_indices, network.sizes)
+
+
+def unfold(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
+    """Read one operand through its patterns."""
+    recipe = unfolding(network)
+    if recipe is None:
+        return
+    lengths = [len(axis) for axis in network.output]
+    name = recipe.operand.name
+
+    def compute(tensors: Tensors) -> Tensor:
+        return grouped(recipe.tensor(tensors[name]), lengths)
+
+    def run(tensors: Tensors, sink: Sink) -> None:
+        sink.put(sink.out, compute(tensors))
+
+    elements = prod(recipe.shape)
+    run_length = recipe.shape[-1] if recipe.shape else 1
+    cost = target.rates.move(elements, target.itemsize, run_length)
+    if recipe.padded_elements:
+        cost = cost + target.rates.move(recipe.padded_elements, target.itemsize)
+    steps = [f"read {name} through {len(recipe.dims)} pattern(s) as a strided view"]
+    if recipe.padded_elements:
+        steps.insert(0, f"zero-pad {name} by {tuple(recipe.padding.values())}")
+    yield Lowering(
+        "unfold", tuple(steps), cost.holding(recipe.padded_elements), run, compute
+    )

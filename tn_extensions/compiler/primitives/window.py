@@ -1,0 +1,238 @@
+"""Window sums: an operand whose patterns have been summed to windows of positions.
+
+Windows of one length differ only at their borders, so a dimension's sum can be taken once
+over what is common and completed by the border rows; small maps are better multiplied
+with the (Kronecker product of the) window matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from math import prod
+
+import numpy as np
+from torch import Tensor
+
+from tn_extensions.compiler.constant import Constant
+from tn_extensions.compiler.cost import Cost
+from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
+from tn_extensions.compiler.sink import Sink
+from tn_extensions.compiler.strided import grouped, view
+from tn_extensions.network import Operand, Pattern, TensorNetwork
+
+_KRONECKER_LIMIT = 1024
+"""Positions up to which the dimensions' window matrices are multiplied out."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowDim:
+    """A dimension of windows: value ``k`` sums ``range_k`` of the index that is read."""
+
+    read: str
+    free: str | None
+    size: int
+    ranges: tuple[range, ...]
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The windows as a matrix ``[K, I]``."""
+        result = np.zeros((len(self.ranges), self.size))
+        for row, positions in zip(result, self.ranges, strict=True):
+            row[list(positions)] = 1.0
+        return result
+
+
+def window_dim(
+    pattern: Pattern, operand: Operand, network: TensorNetwork
+) -> WindowDim | None:
+    """Read a pattern as windows of an operand; None if it is not of that form."""
+    sizes = network.sizes
+    kept = set(network.output_indices)
+    free = [j for j in pattern.position.indices if j in kept]
+    read = [j for j in pattern.indices if j in operand.indices and j not in kept]
+    alone = len(network.carriers(pattern.index)) == 1 and pattern.index not in kept
+    others = len(pattern.indices) - len(free)
+    if len(read) != 1 or len(free) > 1:
+        return None
+    label = free[0] if free else None
+    stride, values = (
+        (pattern.position.stride(label), sizes[label]) if label else (0, 1)
+    )
+    starts = [pattern.position.start + stride * value for value in range(values)]
+    if read[0] == pattern.index and len(pattern.summed) == 1 and others == 1:
+        step, count = pattern.summed[0]
+        stop = sizes[read[0]]
+        ranges = tuple(_clipped(start, step, count, stop) for start in starts)
+    elif alone and others == 2 and not pattern.summed:
+        # all read positions that hit anything
+        step = pattern.position.stride(read[0])
+        ranges = tuple(
+            _hitting(start, step, sizes[pattern.index], sizes[read[0]])
+            for start in starts
+        )
+    else:
+        return None
+    return WindowDim(read[0], label, sizes[read[0]], ranges)
+
+
+def _clipped(start: int, step: int, count: int, stop: int) -> range:
+    first = max(-(start // step), 0)
+    last = min(-((start - stop) // step), count)
+    return range(start + step * first, start + step * max(first, last), step)
+
+
+def _hitting(start: int, step: int, extent: int, size: int) -> range:
+    first = max(-(start // step), 0)
+    return range(first, max(first, min(-((start - extent) // step), size)))
+
+
+def window(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
+    """Sum windows, dimension by dimension or several at once."""
+    if len(network.operands) != 1 or not network.patterns or network.pairs:
+        return
+    (operand,) = network.operands
+    dims = [window_dim(p, operand, network) for p in network.patterns]
+    found = [dim for dim in dims if dim is not None]
+    if len(found) != len(dims) or 0 in network.sizes.values():
+        return
+    # outer dimensions first, as they lie in memory
+    found.sort(key=lambda dim: operand.indices.index(dim.read))
+    for leading in range(len(found) + 1):
+        yield _lower(network, operand, found[:leading], found[leading:], target)
+
+
+def _lower(
+    network: TensorNetwork,
+    operand: Operand,
+    leading: Sequence[WindowDim],
+    trailing: Sequence[WindowDim],
+    target: Target,
+) -> Lowering:
+    dims = (*leading, *trailing)
+    reads = [dim.read for dim in dims]
+    kept = [j for j in operand.indices if j in network.output_indices]
+    summed = [j for j in operand.indices if j not in (*kept, *reads)]
+    order = (*kept, *summed, *reads)
+    factors = _factors(trailing)
+    constants = [Constant(np.ascontiguousarray(factor.T)) for factor in factors]
+    sizes, name = network.sizes, operand.name
+    free = [dim.free for dim in dims if dim.free is not None]
+    present = [*kept, *free]
+    permutation = [present.index(j) for j in network.output_indices]
+    lengths = [len(axis) for axis in network.output]
+    shape = [sizes[j] for j in present]
+
+    def compute(tensors: Tensors) -> Tensor:
+        x = view(tensors[name], operand, order, sizes)
+        if summed:
+            x = x.sum(dim=tuple(range(len(kept), len(kept) + len(summed))))
+        done = prod(x.shape[: len(kept)])
+        x = x.reshape(done, *x.shape[len(kept) :])
+        for dim in leading:
+            rest = x.shape[2:]
+            x = sum_windows(x.flatten(2) if rest else x[..., None], dim.ranges)
+            done *= len(dim.ranges)
+            x = x.reshape(done, *rest)
+        x = _multiply(x, [constant.like(x) for constant in constants])
+        return grouped(x.reshape(shape).permute(permutation), lengths)
+
+    def run(tensors: Tensors, sink: Sink) -> None:
+        sink.put(sink.out, compute(tensors))
+
+    outer = prod(sizes[j] for j in kept)
+    cost, steps = _estimate(outer, leading, trailing, factors, target)
+    return Lowering("window", steps, cost, run, compute)
+
+
+def _factors(dims: Sequence[WindowDim]) -> list[np.ndarray]:
+    """Window matrices, those of consecutive small dimensions multiplied out."""
+    if not dims:
+        return []
+    if prod(dim.size for dim in dims) <= _KRONECKER_LIMIT:
+        return [reduce(np.kron, (dim.matrix for dim in dims))]
+    return [dim.matrix for dim in dims]
+
+
+def _multiply(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """Multiply the trailing axes with window matrices, the last one first."""
+    if not factors:
+        return x
+    if len(factors) == 1:
+        return x.flatten(1) @ factors[0]
+    x = x @ factors[-1]
+    for axis, factor in reversed(list(enumerate(factors[:-1], start=1))):
+        x = factor.mT @ x.flatten(axis + 1)
+    return x
+
+
+def sum_windows(x: Tensor, ranges: Sequence[range]) -> Tensor:
+    """Sums of ``x`` over ranges of axis 1: ``[M, I, R] -> [M, K, R]``.
+
+    What all ranges of a phase share is summed once; the rest is added, never subtracted.
+    """
+    result = x.new_empty(x.shape[0], len(ranges), x.shape[2])
+    phases: dict[int, list[int]] = {}
+    for value, positions in enumerate(ranges):
+        phases.setdefault(positions.start % positions.step, []).append(value)
+    for values in phases.values():
+        low = max(ranges[value].start for value in values)
+        high = min(ranges[value].stop for value in values)
+        step = ranges[values[0]].step
+        interior = x[:, low:high:step].sum(1) if low < high else None
+        for value in values:
+            start, stop = ranges[value].start, ranges[value].stop
+            if interior is None:
+                pieces = [x[:, start:stop:step].sum(1)]
+            else:
+                pieces = [interior]
+                for a, b in ((start, low), (high, stop)):
+                    if b - a == 1 or (a < b and step >= b - a):
+                        pieces.append(x[:, a])
+                    elif a < b:
+                        pieces.append(x[:, a:b:step].sum(1))
+            total = reduce(Tensor.add, pieces[1:], pieces[0])
+            result[:, value] = total
+    return result
+
+
+def _estimate(
+    outer: int,
+    leading: Sequence[WindowDim],
+    trailing: Sequence[WindowDim],
+    factors: Sequence[np.ndarray],
+    target: Target,
+) -> tuple[Cost, tuple[str, ...]]:
+    rates, itemsize = target.rates, target.itemsize
+    sizes = [dim.size for dim in (*leading, *trailing)]
+    cost, steps = Cost(), []
+    for dim in leading:
+        sizes = sizes[1:]
+        inner = prod(sizes)
+        touched = outer * inner * (dim.size + 3 * len(dim.ranges))
+        passes = rates.move(touched / 2, itemsize, inner).times(1)
+        cost = cost + passes + Cost(calls=4, seconds=4 * rates.call)
+        outer *= len(dim.ranges)
+        steps.append(f"sum windows of {dim.read}: common rows, then borders")
+    if len(factors) == 1:
+        rows, columns = factors[0].shape
+        cost = cost + _skinny(outer, columns, rows, target)
+        steps.append("multiply with the Kronecker product of the window matrices")
+    elif factors:
+        for factor in reversed(factors):
+            rows, columns = factor.shape
+            cost = cost + _skinny(outer * prod(sizes[:-1]), columns, rows, target)
+            sizes = sizes[:-1]
+            outer *= rows
+        steps.append("multiply with the window matrices, last dimension first")
+    held = outer * 2 * prod(len(dim.ranges) for dim in leading)
+    return cost.holding(held), tuple(steps)
+
+
+def _skinny(rows: int, inner: int, columns: int, target: Target) -> Cost:
+    """Product with a matrix of few columns: one read, at half the rate of a copy."""
+    cost = target.rates.product(rows, columns, inner, itemsize=target.itemsize)
+    moved = target.itemsize * rows * inner
+    seconds = max(cost.seconds, 2 * moved / target.rates.copy)
+    return Cost(cost.flops, moved, 1, 0, seconds)

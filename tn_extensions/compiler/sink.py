@@ -1,0 +1,37 @@
+"""Where results go: a fresh tensor or, in place and scaled, an existing one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Sink:
+    """Target of a plan.
+
+    Args:
+        out: The target.
+        scale: Factor of everything that is written.
+        fresh: Whether ``out`` is uninitialised, so that the first value replaces what is
+            there. Primitives that write in several rounds set it to false after one.
+    """
+
+    out: Tensor
+    scale: float
+    fresh: bool
+
+    def put(self, target: Tensor, value: Tensor) -> None:
+        """Write (or add) a scaled value to a view of the target."""
+        if self.fresh:
+            torch.mul(value, self.scale, out=target)
+        else:
+            target.add_(value, alpha=self.scale)
+
+    def put_product(self, target: Tensor, left: Tensor, right: Tensor) -> None:
+        """Write (or add) a scaled matrix product to a view of the target."""
+        multiply = torch.addmm if target.dim() == 2 else torch.baddbmm
+        beta = 0 if self.fresh else 1
+        multiply(target, left, right, beta=beta, alpha=self.scale, out=target)

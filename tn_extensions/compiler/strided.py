@@ -1,0 +1,48 @@
+"""Operands as strided views: every affine axis is a size and a stride, no copies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tn_extensions.network import Operand
+
+
+def view(
+    tensor: Tensor, operand: Operand, order: Sequence[str], sizes: Mapping[str, int]
+) -> Tensor:
+    """The tensor with one axis per index, in the given order (absent ones: size 1)."""
+    offset = tensor.storage_offset()
+    strides = dict.fromkeys(order, 0)
+    for axis, stride in zip(operand.axes, tensor.stride(), strict=True):
+        offset += axis.position.start * stride
+        for index, step in axis.position.terms:
+            strides[index] += step * stride
+    carried = set(operand.indices)
+    shape = [sizes[index] if index in carried else 1 for index in order]
+    if 0 in shape:
+        return tensor.new_empty(shape)
+    return torch.as_strided(tensor, shape, [strides[index] for index in order], offset)
+
+
+def pad(tensor: Tensor, paddings: Mapping[int, tuple[int, int]]) -> Tensor:
+    """Zero-pad some axes; the tensor itself if there is nothing to pad."""
+    if not any(map(any, paddings.values())):
+        return tensor
+    flat: list[int] = []
+    for axis in reversed(range(min(paddings), tensor.dim())):
+        flat.extend(paddings.get(axis, (0, 0)))
+    return F.pad(tensor, flat)
+
+
+def grouped(tensor: Tensor, groups: Sequence[int]) -> Tensor:
+    """Merge consecutive axes into groups of the given lengths."""
+    shape, start = [], 0
+    for length in groups:
+        shape.append(prod(tensor.shape[start : start + length]))
+        start += length
+    return tensor.reshape(shape)

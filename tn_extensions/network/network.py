@@ -1,0 +1,226 @@
+"""Immutable tensor networks: named operands and index patterns, contracted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tn_extensions.errors import describe
+from tn_extensions.network.index import letters
+from tn_extensions.network.nodes import Node, Operand, Pair, Pattern, Rename
+
+Output = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class TensorNetwork:
+    """Product of nodes, summed over all indices that the output does not carry.
+
+    Networks are values: equal if they hold the same nodes (in any order), output and
+    sizes, hashable, and never changed in place.
+
+    Args:
+        nodes: Operands, patterns and pairs.
+        output: Axes of the result; each axis is a tuple of indices, the last fastest.
+        sizes: Size of each index; those of absent indices are dropped.
+
+    Raises:
+        ValueError: If an index has no size or two, an operand is read out of bounds or
+            an output index appears nowhere.
+    """
+
+    nodes: tuple[Node, ...]
+    output: Output
+    sizes: Mapping[str, int]
+
+    def __init__(
+        self,
+        nodes: Iterable[Node],
+        output: Iterable[Iterable[str]],
+        sizes: Mapping[str, int],
+    ) -> None:
+        object.__setattr__(self, "nodes", tuple(sorted(nodes, key=repr)))
+        object.__setattr__(self, "output", tuple(tuple(axis) for axis in output))
+        missing = [index for index in self.indices if index not in sizes]
+        if missing:
+            raise ValueError(
+                describe("TensorNetwork", "sizes", "hold every index", f"no {missing[0]!r}")
+            )
+        kept = {index: sizes[index] for index in self.indices}
+        object.__setattr__(self, "sizes", kept)
+        self._check()
+
+    def _check(self) -> None:
+        carried = {index for node in self.nodes for index in node.indices}
+        for index, count in Counter(self.output_indices).items():
+            if index not in carried or count > 1:
+                rule = "name each output index once, carried by a node"
+                raise ValueError(describe("TensorNetwork", "output", rule, repr(index)))
+        for operand in self.operands:
+            for number, axis in enumerate(operand.axes):
+                low, high = axis.position.bounds(self.sizes)
+                empty = any(self.sizes[j] == 0 for j in axis.position.indices)
+                if not empty and (low < 0 or high >= axis.extent):
+                    raise ValueError(
+                        describe(
+                            "TensorNetwork",
+                            f"axis {number} of operand {operand.name!r}",
+                            f"be read within its {axis.extent} entries",
+                            f"positions {low} to {high} through {axis.position.indices}",
+                        )
+                    )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TensorNetwork):
+            return NotImplemented
+        return self._key == other._key
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _key(self) -> tuple[Any, ...]:
+        return self.nodes, self.output, tuple(sorted(self.sizes.items()))
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._key)
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """The nodes that are tensors."""
+        return tuple(node for node in self.nodes if isinstance(node, Operand))
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The nodes that are index patterns."""
+        return tuple(node for node in self.nodes if isinstance(node, Pattern))
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The nodes that are pairs of patterns."""
+        return tuple(node for node in self.nodes if isinstance(node, Pair))
+
+    @property
+    def indices(self) -> tuple[str, ...]:
+        """All indices, in the order of first appearance."""
+        carried = (index for node in self.nodes for index in node.indices)
+        return tuple(dict.fromkeys([*carried, *self.output_indices]))
+
+    @property
+    def output_indices(self) -> tuple[str, ...]:
+        """Indices of the output, in order."""
+        return tuple(index for axis in self.output for index in axis)
+
+    @property
+    def summed_indices(self) -> tuple[str, ...]:
+        """Indices that are summed over."""
+        kept = set(self.output_indices)
+        return tuple(index for index in self.indices if index not in kept)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result."""
+        shape = []
+        for axis in self.output:
+            size = 1
+            for index in axis:
+                size *= self.sizes[index]
+            shape.append(size)
+        return tuple(shape)
+
+    def carriers(self, index: str) -> tuple[Node, ...]:
+        """The nodes that carry an index."""
+        return tuple(node for node in self.nodes if index in node.indices)
+
+    def equation(self) -> str:
+        """The contraction as an einsum equation, nodes in order, output split up.
+
+        There is no limit on the number of indices: symbols beyond the alphabet are those
+        of opt_einsum.
+        """
+        symbol = letters(self.indices)
+        terms = ("".join(symbol[j] for j in node.indices) for node in self.nodes)
+        output = "".join(symbol[j] for j in self.output_indices)
+        return f"{','.join(terms)}->{output}"
+
+    def replace(
+        self,
+        removed: Iterable[Node] = (),
+        added: Iterable[Node] = (),
+        sizes: Mapping[str, int] | None = None,
+        output: Iterable[Iterable[str]] | None = None,
+    ) -> TensorNetwork:
+        """A network with some nodes (once each), sizes or the output exchanged."""
+        nodes = list(self.nodes)
+        for node in removed:
+            nodes.remove(node)
+        return TensorNetwork(
+            [*nodes, *added],
+            self.output if output is None else output,
+            {**self.sizes, **(sizes or {})},
+        )
+
+    def relabel(self, rename: Mapping[str, str] | Rename) -> TensorNetwork:
+        """The same network with renamed indices.
+
+        Args:
+            rename: Map from old to new names (others stay), or a function.
+        """
+        change = (
+            rename if callable(rename) else lambda index: rename.get(index, index)
+        )
+        return TensorNetwork(
+            (node.rename(change) for node in self.nodes),
+            (map(change, axis) for axis in self.output),
+            {change(index): size for index, size in self.sizes.items()},
+        )
+
+    def multiply(
+        self, other: TensorNetwork, output: Iterable[Iterable[str]]
+    ) -> TensorNetwork:
+        """Product of two networks, contracted over what the output does not carry.
+
+        Args:
+            other: The other factor; indices of the same name are identified.
+            output: Axes of the result.
+
+        Raises:
+            ValueError: If an index has different sizes in the factors.
+        """
+        for index in set(self.sizes) & set(other.sizes):
+            if self.sizes[index] != other.sizes[index]:
+                raise ValueError(
+                    describe(
+                        "TensorNetwork.multiply",
+                        f"index {index!r}",
+                        f"have one size, {self.sizes[index]}",
+                        other.sizes[index],
+                    )
+                )
+        return TensorNetwork(
+            (*self.nodes, *other.nodes), output, {**self.sizes, **other.sizes}
+        )
+
+    def cut(self, name: str, output: Iterable[Iterable[str]]) -> TensorNetwork:
+        """Leave an operand out: the derivative of a network that is linear in it.
+
+        Args:
+            name: Name of the operand.
+            output: Axes of the result, now with indices of the operand.
+
+        Raises:
+            ValueError: If the network does not have that operand exactly once.
+        """
+        found = [operand for operand in self.operands if operand.name == name]
+        if len(found) != 1:
+            names = [operand.name for operand in self.operands]
+            raise ValueError(
+                describe(
+                    "TensorNetwork.cut", "name", f"occur once in {names}", repr(name)
+                )
+            )
+        return self.replace(removed=found, output=output)

@@ -1,0 +1,299 @@
+"""Nodes of a tensor network: operands, index patterns and pairs of patterns.
+
+All of them are built from one notion, an affine position ``start + sum stride * index``:
+an axis of an operand is read at such a position (so that slices, reshapes and strided
+views are the same thing), and an index pattern is one where such a position is hit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rename = Callable[[str], str]
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """A position ``start + sum_j stride_j * index_j``.
+
+    Args:
+        terms: Pairs ``(index, stride)``; kept sorted, since their order has no meaning.
+        start: The position where all indices are zero.
+    """
+
+    terms: tuple[tuple[str, int], ...]
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", tuple(sorted(self.terms)))
+
+    @property
+    def indices(self) -> tuple[str, ...]:
+        """The indices, sorted."""
+        return tuple(index for index, _ in self.terms)
+
+    def stride(self, index: str) -> int:
+        """Stride of an index."""
+        return dict(self.terms)[index]
+
+    def rename(self, rename: Rename) -> Affine:
+        """The same position in terms of renamed indices."""
+        return Affine(tuple((rename(j), s) for j, s in self.terms), self.start)
+
+    def substitute(self, index: str, position: Affine) -> Affine:
+        """Insert ``index = position``."""
+        if index not in self.indices:
+            return self
+        factor = self.stride(index)
+        kept = tuple((j, s) for j, s in self.terms if j != index)
+        added = tuple((j, factor * s) for j, s in position.terms)
+        return Affine(kept + added, self.start + factor * position.start)
+
+    def drop(self, index: str) -> Affine:
+        """Set an index to zero."""
+        return self.substitute(index, Affine(()))
+
+    def bounds(self, sizes: Sizes) -> tuple[int, int]:
+        """Smallest and largest position for indices of the given sizes."""
+        ends = [stride * (sizes[index] - 1) for index, stride in self.terms]
+        low = self.start + sum(min(end, 0) for end in ends)
+        return low, self.start + sum(max(end, 0) for end in ends)
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """An axis of ``extent`` entries of an operand, read at an affine position."""
+
+    position: Affine
+    extent: int
+
+    @classmethod
+    def of(cls, extent: int, *indices: tuple[str, int]) -> Axis:
+        """Axis that splits into indices of the given sizes, the last one fastest.
+
+        >>> Axis.of(6, ("g", 2), ("ci", 3)).position.terms
+        (('ci', 1), ('g', 3))
+        """
+        stride, terms = 1, []
+        for index, size in reversed(indices):
+            terms.append((index, stride))
+            stride *= size
+        return cls(Affine(tuple(terms)), extent)
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A named tensor, each axis read at an affine position of the network's indices."""
+
+    name: str
+    axes: tuple[Axis, ...]
+
+    @property
+    def indices(self) -> tuple[str, ...]:
+        """Indices in the order of the axes, fastest last within an axis."""
+        return tuple(
+            index
+            for axis in self.axes
+            for index, _ in sorted(axis.position.terms, key=lambda term: -abs(term[1]))
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor, all of it."""
+        return tuple(axis.extent for axis in self.axes)
+
+    def rename(self, rename: Rename) -> Operand:
+        """The same tensor with renamed indices."""
+        return self._map(lambda position: position.rename(rename))
+
+    def substitute(self, index: str, position: Affine) -> Operand:
+        """Insert ``index = position``: a view of the tensor."""
+        return self._map(lambda old: old.substitute(index, position))
+
+    def _map(self, change: Callable[[Affine], Affine]) -> Operand:
+        axes = tuple(Axis(change(axis.position), axis.extent) for axis in self.axes)
+        return replace(self, axes=axes)
+
+
+class Progression(NamedTuple):
+    """Positions ``offset + step * t`` for ``begin <= t < end`` that one value reads.
+
+    Two values of the free index share ``t`` if their residues are equal; else nothing.
+    """
+
+    free: int
+    residue: int
+    offset: int
+    step: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Index pattern: where an affine position hits an index.
+
+    ``P[index, terms] = #{summed : index = start + sum_j stride_j * term_j + sum_m
+    stride_m * summed_m}``. A convolution's is ``i = s o + d k - l``. It is symmetric in
+    its terms by construction, so swapping ``(k, d)`` with ``(o, s)`` changes nothing.
+
+    Args:
+        index: The index that is hit; ``0 <= index < size`` clips at the border.
+        position: Where.
+        summed: Terms ``(stride, size)`` that have been summed (window sums).
+    """
+
+    index: str
+    position: Affine
+    summed: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def indices(self) -> tuple[str, ...]:
+        """The hit index, then the terms'."""
+        return (self.index, *self.position.indices)
+
+    def rename(self, rename: Rename) -> Pattern:
+        """The same pattern between renamed indices."""
+        return Pattern(rename(self.index), self.position.rename(rename), self.summed)
+
+    def substitute(self, index: str, position: Affine) -> Pattern:
+        """Insert ``index = position``, ``position`` having at most one term."""
+        if index != self.index:
+            return replace(self, position=self.position.substitute(index, position))
+        (name, step), *_ = position.terms
+        shifted = self.position.start - position.start
+        strides = [s for _, s in self.position.terms] + [s for s, _ in self.summed]
+        assert all(number % step == 0 for number in [shifted, *strides])
+        terms = tuple((j, s // step) for j, s in self.position.terms)
+        summed = tuple((s // step, size) for s, size in self.summed)
+        return Pattern(name, Affine(terms, shifted // step), summed)
+
+    def sum(self, index: str, size: int) -> Pattern:
+        """Sum over one of the terms."""
+        stride = self.position.stride(index)
+        summed = tuple(sorted((*self.summed, (stride, size))))
+        return replace(self, position=self.position.drop(index), summed=summed)
+
+    def dense(self, sizes: Sizes) -> NDArray[np.float64]:
+        """The pattern as an array over :attr:`indices`."""
+        terms = self.position.indices
+        shape = tuple(sizes[index] for index in self.indices)
+        result = np.zeros(shape)
+        counts = [sizes[term] for term in terms] + [size for _, size in self.summed]
+        strides = [s for _, s in self.position.terms] + [s for s, _ in self.summed]
+        grids = np.indices(counts).reshape(len(counts), prod(counts))
+        hit = self.position.start + np.asarray(strides, dtype=int) @ grids
+        inside = (hit >= 0) & (hit < shape[0])
+        where = (hit[inside], *(grid[inside] for grid in grids[: len(terms)]))
+        np.add.at(result, where, 1.0)
+        return result
+
+    def hull(self, index: str, sizes: Sizes) -> tuple[int, int] | None:
+        """Smallest and largest value of an index that takes part; None if none does."""
+        terms = [(j, s, sizes[j]) for j, s in self.position.terms]
+        terms += [("", s, size) for s, size in self.summed]
+        # solving for the longest term leaves least to enumerate
+        terms.sort(key=lambda term: (term[0] != index, -term[2]))
+        (_, stride, size), *others = terms or [("", 1, 1)]
+        values: list[int] = []
+        for choice in product(*(range(count) for _, _, count in others)):
+            at = self.position.start
+            at += sum(s * v for (_, s, _), v in zip(others, choice, strict=True))
+            low = max(-(at // stride), 0)
+            high = min((sizes[self.index] - 1 - at) // stride, size - 1)
+            if low <= high and index == self.index:
+                values += [at + stride * low, at + stride * high]
+            elif low <= high:
+                values += [low, high]
+        return (min(values), max(values)) if values else None
+
+    def progressions(self, read: str, shared: str, sizes: Sizes) -> list[Progression]:
+        """What each value of the remaining (free) index reads along an operand's axis.
+
+        Args:
+            read: The index that the operand carries.
+            shared: The index that enumerates what is read.
+            sizes: Sizes of the indices.
+
+        Returns:
+            One progression per value of the free index, in order; empty ranges have
+            ``begin == end``.
+        """
+        free = [j for j in self.indices if j not in (read, shared)]
+        stride, size = (self.position.stride(free[0]), sizes[free[0]]) if free else (0, 1)
+        starts = [self.position.start + stride * value for value in range(size)]
+        build = self._hit if read == self.index else self._hitting
+        return [build(value, at, read, shared, sizes) for value, at in enumerate(starts)]
+
+    def _hit(
+        self, free: int, at: int, read: str, shared: str, sizes: Sizes
+    ) -> Progression:
+        # read = at + step * shared
+        step = self.position.stride(shared)
+        begin = max(-(at // step), 0)
+        end = min((sizes[read] - 1 - at) // step + 1, sizes[shared])
+        return Progression(free, 0, at, step, begin, max(begin, end))
+
+    def _hitting(
+        self, free: int, at: int, read: str, shared: str, sizes: Sizes
+    ) -> Progression:
+        # shared = at + step * read, so read advances by one as shared does by step
+        step = self.position.stride(read)
+        residue = at % step
+        offset = (residue - at) // step
+        begin = max(-offset, 0)
+        end = min(sizes[read] - offset, -((residue - sizes[shared]) // step))
+        return Progression(free, residue, offset, 1, begin, max(begin, end))
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two patterns summed over an index that they share.
+
+    ``sum_shared first * second``: for a convolution's output index this is the lag
+    structure that KFAC-expand needs instead of the unfolded input.
+    """
+
+    first: Pattern
+    second: Pattern
+    shared: str
+    size: int
+
+    @property
+    def indices(self) -> tuple[str, ...]:
+        """Indices of both patterns but for the shared one."""
+        both = (*self.first.indices, *self.second.indices)
+        return tuple(dict.fromkeys(index for index in both if index != self.shared))
+
+    def __post_init__(self) -> None:
+        ordered = sorted((self.first, self.second), key=repr)
+        object.__setattr__(self, "first", ordered[0])
+        object.__setattr__(self, "second", ordered[1])
+
+    def rename(self, rename: Rename) -> Pair:
+        """The same pair between renamed indices."""
+        first, second = self.first.rename(rename), self.second.rename(rename)
+        return Pair(first, second, rename(self.shared), self.size)
+
+    def dense(self, sizes: Sizes) -> NDArray[np.float64]:
+        """The pair as an array over :attr:`indices`."""
+        sizes = {**sizes, self.shared: self.size}
+        number = {j: n for n, j in enumerate((*self.indices, self.shared))}
+        return np.einsum(
+            self.first.dense(sizes),
+            [number[j] for j in self.first.indices],
+            self.second.dense(sizes),
+            [number[j] for j in self.second.indices],
+            [number[j] for j in self.indices],
+        )
+
+
+Node = Operand | Pattern | Pair

@@ -1,0 +1,42 @@
+"""Dense: a pattern that touches each position at most once is a view of its operand.
+
+``K = s, d = 1`` without padding is a reshape, ``K = 1`` a strided slice, a single term a
+slice: all of them insert the pattern's position into the operand's axis.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+from tn_extensions.network.network import TensorNetwork
+from tn_extensions.network.nodes import Operand, Pattern
+
+
+def dense(network: TensorNetwork) -> TensorNetwork | None:
+    """Replace one pattern by a view of the operand it reads; None if there is none."""
+    kept = set(network.output_indices)
+    for pattern in network.patterns:
+        others = [n for n in network.carriers(pattern.index) if n is not pattern]
+        if len(others) != 1 or pattern.index in kept or pattern.summed:
+            continue
+        (operand,) = others
+        if isinstance(operand, Operand) and _is_view(pattern, network):
+            viewed = operand.substitute(pattern.index, pattern.position)
+            return network.replace((pattern, operand), (viewed,))
+    return None
+
+
+def _is_view(pattern: Pattern, network: TensorNetwork) -> bool:
+    """Whether all positions are inside and no two values of the terms share one."""
+    low, high = pattern.position.bounds(network.sizes)
+    if low < 0 or high >= network.sizes[pattern.index]:
+        return False
+    terms = [(s, network.sizes[j]) for j, s in pattern.position.terms]
+    if len(terms) < 2:
+        return True
+    if len(terms) > 2:
+        return False
+    (a, size_a), (b, size_b) = terms
+    # a * x = b * y first meets at x = b / g, y = a / g
+    common = gcd(a, b)
+    return b // common >= size_a or a // common >= size_b

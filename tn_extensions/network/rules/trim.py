@@ -1,0 +1,59 @@
+"""Trim: what a pattern never touches can be narrowed away, for any hyper-parameters.
+
+With stride and no overlap this leaves every ``g``-th input position, so that
+down-sampling becomes dense; with padding it clips outputs that read zeros only.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+from tn_extensions.network.network import TensorNetwork
+from tn_extensions.network.nodes import Affine, Operand, Pair, Pattern
+
+
+def trim(network: TensorNetwork) -> TensorNetwork | None:
+    """Narrow one summed index to the positions that contribute; None if all do."""
+    for index in network.summed_indices:
+        patterns = [p for p in network.patterns if index in p.indices]
+        in_pairs = any(index in pair.indices for pair in network.pairs)
+        if patterns and not in_pairs:
+            narrowed = _narrow(network, index, patterns)
+            if narrowed is not None:
+                return narrowed
+    return None
+
+
+def _narrow(
+    network: TensorNetwork, index: str, patterns: list[Pattern]
+) -> TensorNetwork | None:
+    size = network.sizes[index]
+    hulls = [pattern.hull(index, network.sizes) for pattern in patterns]
+    if any(hull is None for hull in hulls):
+        return None  # the network is zero, which no view expresses
+    low = max(hull[0] for hull in hulls if hull)
+    high = min(hull[1] for hull in hulls if hull)
+    step = _step(index, patterns, low)
+    count = (high - low) // step + 1
+    if count < 1 or (low, step, count) == (0, 1, size):
+        return None
+    position = Affine(((index, step),), low)
+
+    def narrow(node: Operand | Pattern | Pair) -> Operand | Pattern | Pair:
+        assert not isinstance(node, Pair)
+        return node.substitute(index, position)
+
+    carriers = network.carriers(index)
+    return network.replace(carriers, map(narrow, carriers), sizes={index: count})
+
+
+def _step(index: str, patterns: list[Pattern], low: int) -> int:
+    """Common spacing of the hit positions; 1 where the index is a term somewhere."""
+    if any(pattern.index != index for pattern in patterns):
+        return 1
+    step = 0
+    for pattern in patterns:
+        strides = [s for _, s in pattern.position.terms]
+        strides += [s for s, _ in pattern.summed]
+        step = gcd(step, pattern.position.start - low, *strides)
+    return max(step, 1)

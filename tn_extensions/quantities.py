@@ -1,0 +1,136 @@
+"""Each quantity of a convolution, defined once as a tensor network.
+
+Indices: ``n`` batch, ``g`` groups, ``ci``/``co`` input/output channels per group; along
+dimension j ``i{j}``, ``k{j}``, ``o{j}`` of input, kernel and output. A transposed
+convolution has the same patterns with the roles of ``i`` and ``o`` exchanged, so its
+input carries ``o`` and its output ``i``. The operands are called ``x`` and ``weight``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from tn_extensions.conv import Conv
+from tn_extensions.errors import describe
+from tn_extensions.network import Affine, Axis, Operand, Pattern, TensorNetwork
+from tn_extensions.network.index import prime
+
+Quantity = Literal[
+    "conv", "unfold_input", "patch_sum", "patch_total", "kfac_expand", "kfac_reduce"
+]
+"""Names of the quantities."""
+
+
+class _Indices:
+    """Index names and sizes of a convolution's networks."""
+
+    def __init__(self, conv: Conv, batch_size: int) -> None:
+        if conv.pads_explicitly:
+            raise ValueError(
+                describe(
+                    "quantities",
+                    "conv.padding_mode",
+                    "be 'zeros' (or without padding)",
+                    repr(conv.padding_mode),
+                    "Pad x and use conv.explicitly_padded",
+                )
+            )
+        dims = range(1, conv.num_dims + 1)
+        self.conv = conv
+        self.kernel = tuple(f"k{j}" for j in dims)
+        ends = (tuple(f"i{j}" for j in dims), tuple(f"o{j}" for j in dims))
+        self.input, self.output = reversed(ends) if conv.transposed else ends
+        self.sizes = {
+            "n": batch_size,
+            "g": conv.groups,
+            "ci": conv.in_channels // conv.groups,
+            "co": conv.out_channels // conv.groups,
+            **dict(zip(self.kernel, conv.kernel_size, strict=True)),
+            **dict(zip(self.input, conv.input_size, strict=True)),
+            **dict(zip(self.output, conv.output_size, strict=True)),
+        }
+
+    def axis(self, *indices: str) -> Axis:
+        """An axis that runs through the given indices."""
+        split = [(index, self.sizes[index]) for index in indices]
+        extent = 1
+        for _, size in split:
+            extent *= size
+        return Axis.of(extent, *split)
+
+    @property
+    def x(self) -> Operand:
+        """The input ``[N, C_in, I1, ...]``."""
+        spatial = (self.axis(index) for index in self.input)
+        return Operand("x", (self.axis("n"), self.axis("g", "ci"), *spatial))
+
+    @property
+    def weight(self) -> Operand:
+        """The kernel, as torch stores it."""
+        first, second = ("ci", "co") if self.conv.transposed else ("co", "ci")
+        spatial = (self.axis(index) for index in self.kernel)
+        return Operand(
+            "weight", (self.axis("g", first), self.axis(second), *spatial)
+        )
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """``i = s o + d k - l`` per dimension, seen from the convolution's side."""
+        names = (self.output, self.input) if self.conv.transposed else (
+            self.input,
+            self.output,
+        )
+        return tuple(
+            Pattern(
+                i, Affine(((o, dim.stride), (k, dim.dilation)), -dim.padding[0])
+            )
+            for i, o, k, dim in zip(*names, self.kernel, self.conv.dims, strict=True)
+        )
+
+    def patches(self, output: Iterable[Iterable[str]]) -> TensorNetwork:
+        """The unfolded input ``U``, with output axes of choice (others are summed)."""
+        return TensorNetwork((self.x, *self.patterns), output, self.sizes)
+
+    def factor(self, shared: Iterable[str]) -> TensorNetwork:
+        """Product of the patches and their primed copy, sharing some indices."""
+        shared = set(shared)
+        half = self.patches([("g",), ("ci", *self.kernel)])
+        copy = half.relabel(lambda j: j if j in shared else prime(j))
+        return half.multiply(copy, (*half.output, copy.output[1]))
+
+
+def conv(conv: Conv, batch_size: int) -> TensorNetwork:
+    """Convolution ``Y = sum U W`` of ``x`` and ``weight``, ``[N, C_out, O1, ...]``."""
+    names = _Indices(conv, batch_size)
+    axes = (("n",), ("g", "co"), *((index,) for index in names.output))
+    return TensorNetwork((names.x, names.weight, *names.patterns), axes, names.sizes)
+
+
+def unfold_input(conv: Conv, batch_size: int) -> TensorNetwork:
+    """Unfolded input ``U``, ``[N, C_in * K, O]`` in the order of torch's unfold."""
+    names = _Indices(conv, batch_size)
+    return names.patches([("n",), ("g", "ci", *names.kernel), names.output])
+
+
+def patch_sum(conv: Conv, batch_size: int) -> TensorNetwork:
+    """Sum of the patches over output positions, ``sum_o U``: ``[N, G, CI * K]``."""
+    names = _Indices(conv, batch_size)
+    return names.patches([("n",), ("g",), ("ci", *names.kernel)])
+
+
+def patch_total(conv: Conv, batch_size: int) -> TensorNetwork:
+    """Sum of the patches over data and output positions: ``[G, CI * K]``."""
+    names = _Indices(conv, batch_size)
+    return names.patches([("g",), ("ci", *names.kernel)])
+
+
+def kfac_expand(conv: Conv, batch_size: int) -> TensorNetwork:
+    """KFAC-expand factor without scaling, ``sum_n sum_o U U^T``: ``[G, D, D]``."""
+    names = _Indices(conv, batch_size)
+    return names.factor({"n", "g", *names.output})
+
+
+def kfac_reduce(conv: Conv, batch_size: int) -> TensorNetwork:
+    """KFAC-reduce factor without scaling, ``sum_n (sum_o U)(sum_o U)^T``."""
+    return _Indices(conv, batch_size).factor({"n", "g"})
