@@ -69,69 +69,91 @@ def lag_classes(progressions: Sequence[Progression]) -> tuple[LagClass, ...]:
     )
 
 
-class Segment(NamedTuple):
-    """Positions ``u`` in ``[begin, end)`` that the same members read."""
+class Member(NamedTuple):
+    """A value with the partners that it meets at the lags of a group.
 
-    begin: int
-    end: int
-    members: tuple[Progression, ...]
+    Args:
+        value: What the value reads.
+        partners: The values it meets, by increasing lag.
+        window: Positions ``u`` to sum over, as wide as the lags allow: where all of them
+            lead outside of the operand, it does not matter.
+    """
+
+    value: Progression
+    partners: tuple[Progression, ...]
+    window: range
 
 
 @dataclass(frozen=True, slots=True)
-class PhaseGroup:
-    """Values of one residue and phase, with the values that they meet.
+class LagGroup:
+    """Members of one phase with their partners at lags of one sign.
 
     Args:
-        phase: The phase.
+        sign: Sign of the lags; the result at negative ones mirrors that at positive.
+        phase: Phase that the members read.
         step: Distance of positions within the phase.
-        members: The values of this phase.
-        partners: All values of the residue, by increasing offset.
-        spacing: Distance of the partners' offsets.
-        segments: The union of the members' windows, cut where membership changes.
+        spacing: Distance of the lags.
+        members: The members.
     """
 
+    sign: int
     phase: int
     step: int
-    members: tuple[Progression, ...]
-    partners: tuple[Progression, ...]
     spacing: int
-    segments: tuple[Segment, ...]
+    members: tuple[Member, ...]
+
+    @property
+    def common(self) -> range:
+        """Positions ``u`` in all windows; possibly none."""
+        begin = max(member.window.start for member in self.members)
+        return range(begin, max(begin, min(m.window.stop for m in self.members)))
+
+    def borders(self, member: Member) -> list[range]:
+        """What a member sums beyond the common positions."""
+        common, window = self.common, member.window
+        if not common:
+            return [window]
+        sides = range(window.start, common.start), range(common.stop, window.stop)
+        return [side for side in sides if side]
 
 
-def phase_groups(progressions: Sequence[Progression]) -> tuple[PhaseGroup, ...]:
-    """Group the values that read anything by residue and phase."""
+def lag_groups(progressions: Sequence[Progression], size: int) -> tuple[LagGroup, ...]:
+    """Group the values that read anything by residue, phase and sign of the lag.
+
+    Args:
+        progressions: What each value of the free index reads.
+        size: Size of the operand's axis.
+    """
     by_residue: dict[int, list[Progression]] = defaultdict(list)
     for progression in progressions:
         by_residue[progression.residue].append(progression)
     groups = []
     for values in by_residue.values():
-        partners = tuple(sorted(values, key=lambda value: value.offset))
-        spacing = partners[1].offset - partners[0].offset if len(partners) > 1 else 1
-        by_phase: dict[int, list[Progression]] = defaultdict(list)
-        for value in values:
-            if value.begin < value.end:
-                by_phase[value.offset % value.step].append(value)
-        for phase, members in sorted(by_phase.items()):
-            segments = _segments(members)
-            step = members[0].step
-            groups.append(
-                PhaseGroup(phase, step, tuple(members), partners, spacing, segments)
-            )
+        values.sort(key=lambda value: value.offset)
+        spacing = values[1].offset - values[0].offset if len(values) > 1 else 1
+        members: dict[tuple[int, int], list[Member]] = defaultdict(list)
+        for number, value in enumerate(values):
+            partners = {-1: values[:number], 0: [value], 1: values[number + 1 :]}
+            for sign, met in partners.items():
+                if met and value.begin < value.end:
+                    window = _widest(value, met, size)
+                    member = Member(value, tuple(met), window)
+                    members[sign, value.offset % value.step].append(member)
+        groups += [
+            LagGroup(sign, phase, values[0].step, spacing, tuple(found))
+            for (sign, phase), found in sorted(members.items())
+        ]
     return tuple(groups)
 
 
-def _segments(members: Sequence[Progression]) -> tuple[Segment, ...]:
-    windows = {
-        member: (
-            member.offset // member.step + member.begin,
-            member.offset // member.step + member.end,
-        )
-        for member in members
-    }
-    cuts = sorted({cut for window in windows.values() for cut in window})
-    segments = []
-    for begin, end in zip(cuts, cuts[1:], strict=False):
-        inside = tuple(m for m, (a, b) in windows.items() if a <= begin and end <= b)
-        if inside:
-            segments.append(Segment(begin, end, inside))
-    return tuple(segments)
+def _widest(value: Progression, partners: Sequence[Progression], size: int) -> range:
+    """The window of a value, extended to where all partners read outside."""
+    start, phase = divmod(value.offset, value.step)
+    begin, end = start + value.begin, start + value.end
+    least = partners[0].offset - value.offset
+    most = partners[-1].offset - value.offset
+    if phase + value.step * (begin - 1) + most < 0:
+        begin = 0
+    if phase + value.step * end + least >= size:
+        end = -((phase - size) // value.step)
+    return range(begin, end)

@@ -2,14 +2,16 @@
 
 The lag sums of an input with itself are the weight gradient of a convolution of that
 input whose output gradient is the input again, with a kernel as wide as there are lags.
-Only half of the lags of the first dimension are needed, as the result is symmetric.
+Lags of different sign are summed apart: one half of them mirrors the other, and at most
+lags other than zero the windows of all kernel positions coincide. Where they don't, the
+native kernel sums over what they share, and each position adds its borders, one dimension
+after the other, by small matrix products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, prod
 
@@ -17,8 +19,8 @@ import torch
 from torch import Tensor
 
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.half import Half, PairedDim
-from tn_extensions.compiler.lags import PhaseGroup, Segment, phase_groups
+from tn_extensions.compiler.half import Half
+from tn_extensions.compiler.lags import LagGroup, Member, lag_groups
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dim
 from tn_extensions.compiler.sink import Sink
@@ -26,8 +28,11 @@ from tn_extensions.compiler.strided import pad
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.nodes import Progression
 
-_BLOCK_BYTES = 24 * 2**20
-"""Lag sums that are held at a time: more would neither fit a cache nor the budget."""
+_BLOCK_BYTES = 6 * 2**20
+"""Lag sums that are held at a time, so that they stay in the cache."""
+
+_TERMS = 1600
+"""Terms that the native kernel adds up at a time, so that float32 sums stay accurate."""
 
 
 def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
@@ -44,178 +49,218 @@ def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     reads = tuple(dim.read for dim in half.dims)
     order = (*half.rows, *half.batch, *half.unpaired_columns, *reads)
     unfolding = Unfolding(half.operand, found, order, half.sizes)
-    name = half.operand.name
-    for halved in (True, False):
-        work = Correlation(half, unfolding, halved, target)
+    work = Correlation(half, unfolding, target)
 
-        def run(tensors: Tensors, sink: Sink, work: Correlation = work) -> None:
-            work.add(tensors[name], sink)
+    def run(tensors: Tensors, sink: Sink) -> None:
+        work.add(tensors[half.operand.name], sink)
 
-        lags = "half of the lags" if halved else "all lags"
-        steps = (
-            f"copy x to {work.rows} x {work.groups * work.channels} x "
-            f"{[half.sizes[read] for read in reads]}",
-            f"{work.kernels} native weight gradients, {lags}, "
-            f"in blocks of {work.block} channels",
-            "add interiors and borders, scatter lags to kernel positions",
-        )
-        yield Lowering(f"correlate, {lags}", steps, work.cost(), run)
+    steps = (
+        f"copy x to {work.rows} x {work.groups * work.channels} x "
+        f"{[half.sizes[read] for read in reads]}",
+        f"{len(work.choices)} native weight gradients for half of the lags, "
+        f"in blocks of {work.block} rows",
+        "add borders by matrix products, scatter lags to kernel positions",
+    )
+    yield Lowering("correlate", steps, work.cost(), run)
 
 
 @dataclass(frozen=True, slots=True)
-class Lags:
-    """Lags of one dimension that the members of a segment need.
+class Region:
+    """Positions of one dimension, and the lags at which they are multiplied.
 
     Args:
-        first: Smallest lag.
+        begin: First position.
+        step: Distance of positions.
+        count: Number of positions.
+        lag: Smallest lag.
         spacing: Distance of lags.
-        count: Number of lags.
+        lags: Number of lags.
     """
 
-    first: int
-    spacing: int
+    begin: int
+    step: int
     count: int
+    lag: int
+    spacing: int
+    lags: int
 
     @classmethod
-    def of(cls, group: PhaseGroup, members: Sequence[Progression], halved: bool) -> Lags:
-        """Lags from members to partners; if halved, the non-negative ones."""
-        offsets = [member.offset for member in members]
-        first = 0 if halved else group.partners[0].offset - max(offsets)
-        last = group.partners[-1].offset - min(offsets)
-        return cls(first, group.spacing, (last - first) // group.spacing + 1)
+    def of(cls, group: LagGroup, members: Sequence[Member], window: range) -> Region:
+        """A window, at all lags from members to partners."""
+        ends = [
+            (m.partners[0].offset - m.value.offset, m.partners[-1].offset - m.value.offset)
+            for m in members
+        ]
+        first, last = min(low for low, _ in ends), max(high for _, high in ends)
+        return cls(
+            group.phase + group.step * window.start,
+            group.step,
+            len(window),
+            first,
+            group.spacing,
+            (last - first) // group.spacing + 1,
+        )
 
-    def slice(self, group: PhaseGroup, member: Progression, halved: bool) -> slice:
-        """Where the lags from one member to its partners are."""
-        low = member.offset if halved else group.partners[0].offset
-        begin = (low - member.offset - self.first) // self.spacing
-        end = (group.partners[-1].offset - member.offset - self.first) // self.spacing
-        return slice(begin, end + 1)
+    @property
+    def own(self) -> slice:
+        """The positions."""
+        return slice(self.begin, self.begin + self.step * self.count, self.step)
+
+    @property
+    def read(self) -> range:
+        """From the first to the last position that a lag leads to."""
+        span = self.step * (self.count - 1) + self.spacing * (self.lags - 1)
+        return range(self.begin + self.lag, self.begin + self.lag + span + 1)
+
+    def part(self, begin: int, size: int) -> Region:
+        """Some of the positions."""
+        count = min(size, self.count - begin)
+        return replace(self, begin=self.begin + self.step * begin, count=count)
+
+    def within(self, other: Region) -> slice:
+        """Where the lags are among those of a region with more of them."""
+        begin = (self.lag - other.lag) // self.spacing
+        return slice(begin, begin + self.lags)
 
 
 class Correlation:
     """Lag sums of a half with itself along all of its joined dimensions."""
 
-    def __init__(
-        self, half: Half, unfolding: Unfolding, halved: bool, target: Target
-    ) -> None:
-        self.half, self.unfolding, self.halved, self.target = (
-            half,
-            unfolding,
-            halved,
-            target,
-        )
+    def __init__(self, half: Half, unfolding: Unfolding, target: Target) -> None:
+        self.half, self.unfolding, self.target = half, unfolding, target
         sizes = half.sizes
         self.rows = prod(sizes[j] for j in half.rows)
         self.groups = prod(sizes[j] for j in half.batch)
         self.channels = prod(sizes[j] for j in half.unpaired_columns)
-        self.phases = [phase_groups(dim.progressions) for dim in half.dims]
+        lag_choices = [lag_groups(d.progressions, sizes[d.read]) for d in half.dims]
+        self.choices = [c for c in product(*lag_choices) if _first_sign(c) >= 0]
         self.padding = [
-            self._padding(axis, dim) for axis, dim in enumerate(half.dims)
+            _padding(groups, sizes[dim.read])
+            for groups, dim in zip(lag_choices, half.dims, strict=True)
         ]
-        lags = self.target.itemsize * sum(
-            prod(lag.count for lag in self._lags(choice, segments))
-            for choice, segments in self._pieces()
+        self.covers = all(
+            sum(len(group.members) for group in groups if group.sign == 0)
+            == len(dim.progressions)
+            and len({value.residue for value in dim.progressions}) == 1
+            for groups, dim in zip(lag_choices, half.dims, strict=True)
+        )
+        lags = max(
+            (prod(region.lags for region in _interior(c)) for c in self.choices),
+            default=1,
         )
         # blocks of groups where there are several, else of output channels
         self.blocked = self.groups
         if self.groups == 1 and len(half.unpaired_columns) == 1:
             self.blocked = self.channels
         per_entry = self.groups * self.channels**2 * lags // self.blocked
-        wanted = max(1, min(_BLOCK_BYTES, target.budget // 2) // max(per_entry, 1))
-        self.block = ceil(self.blocked / ceil(self.blocked / min(wanted, self.blocked)))
-        self.held = ceil(per_entry * self.block * 1.5 / self.target.itemsize)
+        held = 3 * per_entry * target.itemsize
+        wanted = max(min(16, self.blocked), min(_BLOCK_BYTES, target.budget) // held)
+        blocks = ceil(self.blocked / wanted)
+        self.block = ceil(self.blocked / blocks)
+        self.held = ceil(held * self.block / target.itemsize)
         self.held += 3 * prod(unfolding.shape)
-
-    def _is_halved(self, axis: int) -> bool:
-        return self.halved and axis == 0
-
-    @property
-    def kernels(self) -> int:
-        """Number of native weight gradients."""
-        return sum(1 for _ in self._pieces()) * ceil(self.blocked / self.block)
-
-    def _pieces(self) -> Iterator[tuple[tuple[PhaseGroup, ...], tuple[Segment, ...]]]:
-        for choice in product(*self.phases):
-            for segments in product(*(group.segments for group in choice)):
-                yield choice, segments
-
-    def _lags(
-        self, choice: Sequence[PhaseGroup], segments: Sequence[Segment]
-    ) -> list[Lags]:
-        return [
-            Lags.of(group, segment.members, self._is_halved(axis))
-            for axis, (group, segment) in enumerate(zip(choice, segments, strict=True))
-        ]
-
-    def _padding(self, axis: int, dim: PairedDim) -> tuple[int, int]:
-        low, high = 0, self.half.sizes[dim.read] - 1
-        for group in self.phases[axis]:
-            for segment in group.segments:
-                lags = Lags.of(group, segment.members, self._is_halved(axis))
-                start = group.phase + group.step * segment.begin + lags.first
-                length = self._length(group, segment, lags)
-                low, high = min(low, start), max(high, start + length - 1)
-        return -low, high - self.half.sizes[dim.read] + 1
-
-    @staticmethod
-    def _length(group: PhaseGroup, segment: Segment, lags: Lags) -> int:
-        span = group.step * (segment.end - segment.begin - 1)
-        return span + lags.spacing * (lags.count - 1) + 1
 
     def cost(self) -> Cost:
         """Estimate."""
         rates, itemsize = self.target.rates, self.target.itemsize
-        elements = prod(self.unfolding.shape)
-        total = rates.move(elements, itemsize).times(3)
+        total = rates.move(prod(self.unfolding.shape), itemsize).times(3)
         depthwise = self.channels < 4
         rate = rates.correlate_depthwise if depthwise else rates.correlate
         # channels come in vectors of 16
         filled = 1.0 if depthwise else self.channels / (16 * ceil(self.channels / 16))
         blocks = ceil(self.blocked / self.block)
-        for choice, segments in self._pieces():
-            area = prod(segment.end - segment.begin for segment in segments)
-            taps = prod(lag.count for lag in self._lags(choice, segments))
-            flops = float(self.groups * self.channels**2 * self.rows * area * taps)
-            # short rows leave the native kernel's registers idle
-            width = segments[-1].end - segments[-1].begin
-            share = filled * width / (width + 4)
-            written = itemsize * self.groups * self.channels**2 * taps
-            seconds = flops / (rate * share) + 2 * written / rates.copy
-            overhead = 8 * rates.call * blocks
-            total = total + Cost(flops, written, 8 * blocks, 0, seconds + overhead)
+        pairs = float(self.groups * self.channels**2)
+        for choice in self.choices:
+            interior = _interior(choice)
+            taps = prod(region.lags for region in interior)
+            flops = pairs * self.rows * taps * prod(r.count for r in interior)
+            # few taps and short rows leave the native kernel's registers idle
+            width = interior[-1].count
+            share = filled * width / (width + 2) * taps / (taps + 1)
+            seconds = flops / (rate * share) if width else 0.0
+            seconds += pairs * taps * itemsize * 2 / rates.copy
+            calls = blocks * len(self.chunks(interior))
+            total = total + Cost(flops, 0, calls, 0, seconds + 5 * rates.call * calls)
+            for regions, border in self._all_borders(choice):
+                inner = self.rows * prod(region.count for region in regions)
+                taps = prod(region.lags for region in regions)
+                if border:
+                    gather = rates.move(
+                        self.groups * self.channels * taps * inner, itemsize, 16
+                    )
+                    multiply = rates.product(
+                        ceil(self.blocked / blocks) if self.groups == 1 else 1,
+                        self.channels * taps,
+                        inner,
+                        self.groups if self.groups > 1 else blocks,
+                        itemsize,
+                    )
+                    clone = rates.move(pairs * taps, itemsize, 16)
+                    total = total + gather + multiply + clone
+                total = total + Cost(seconds=2 * blocks * rates.call)
         columns = self.channels * prod(len(dim.progressions) for dim in self.half.dims)
         run = len(self.half.dims[-1].progressions)
         writes = rates.move(self.groups * columns**2, itemsize, run)
-        adds = rates.move(self.groups * columns**2, itemsize, 16)
         mirrored = rates.move(self.groups * columns**2 / 3, itemsize, 1)
-        total = total + writes + adds + (mirrored if self.halved else Cost())
-        members = prod(len(dim.progressions) for dim in self.half.dims)
-        total = total + Cost(seconds=4 * members * blocks * rates.call)
+        total = total + writes + mirrored
         return total.holding(self.held)
+
+    def _all_borders(
+        self, choice: Sequence[LagGroup]
+    ) -> Iterator[tuple[list[Region], bool]]:
+        """Regions that are added while going through all members, for the estimate."""
+        interior = _interior(choice)
+        for depth in range(1, len(choice) + 1):
+            for members in product(*(group.members for group in choice[:depth])):
+                regions = [
+                    Region.of(group, [member], member.window)
+                    for group, member in zip(choice, members, strict=False)
+                ]
+                borders = choice[depth - 1].borders(members[-1])
+                window = range(sum(map(len, borders)))
+                last = Region.of(choice[depth - 1], members[-1:], window)
+                yield [*regions[:-1], last, *interior[depth:]], bool(borders)
+
+    def chunks(self, regions: Sequence[Region]) -> list[tuple[slice, list[Region]]]:
+        """Parts of the rows and of the first region that are short enough to sum.
+
+        The native kernel adds up its terms one by one, so long sums lose digits.
+        """
+        area = max(1, prod(region.count for region in regions))
+        first, *others = regions
+        pieces = ceil(area / _TERMS)
+        size = max(1, ceil(first.count / pieces))
+        rows = max(1, _TERMS * first.count // (area * size)) if pieces == 1 else 1
+        return [
+            (slice(start, start + rows), [first.part(begin, size), *others])
+            for start in range(0, self.rows, rows)
+            for begin in range(0, first.count, size)
+        ]
 
     def add(self, tensor: Tensor, sink: Sink) -> None:
         """Add all lag sums of a tensor to the sink."""
         sizes = self.half.sizes
-        unfolded = self.unfolding.tensor(tensor)
         space = [sizes[dim.read] for dim in self.half.dims]
+        unfolded = self.unfolding.tensor(tensor)
         x = unfolded.reshape(self.rows, self.groups * self.channels, *space)
         padded = pad(x, dict(enumerate(self.padding, start=2)))
         views = [self._view(out) for out in (sink.out, sink.out.mT)]
-        if sink.fresh and not self._covers():
+        if sink.fresh and not self.covers:
             sink.out.zero_()
             sink.fresh = False
         for start in range(0, self.blocked, self.block):
-            stop = min(start + self.block, self.blocked)
-            self._add_block(x, padded, views, slice(start, stop), sink)
-
-    def _covers(self) -> bool:
-        """Whether every pair of kernel positions is written."""
-        return all(
-            len(groups) > 0
-            and all(len(g.partners) == len(dim.progressions) for g in groups)
-            and sum(len(g.members) for g in groups) == len(dim.progressions)
-            for groups, dim in zip(self.phases, self.half.dims, strict=True)
-        )
+            block = slice(start, min(start + self.block, self.blocked))
+            left, right, parts = x, padded, views
+            if self.groups > 1:
+                merged = slice(block.start * self.channels, block.stop * self.channels)
+                left, right = x[:, merged], padded[:, merged]
+                parts = [view[block] for view in views]
+            elif self.blocked > 1:
+                left = x[:, block]
+                parts = [view[:, block] for view in views]
+            groups = block.stop - block.start if self.groups > 1 else 1
+            for choice in self.choices:
+                Walk(self, left, right, groups, choice).put_all(parts, sink)
 
     def _view(self, out: Tensor) -> Tensor:
         """The result as ``[G, rest..., rest'..., k1, k2, ..., k1', k2', ...]``."""
@@ -224,128 +269,151 @@ class Correlation:
         split = out.reshape(self.groups, *sizes, *sizes)
         rest = [half.columns.index(j) + 1 for j in half.unpaired_columns]
         free = [half.columns.index(str(dim.free)) + 1 for dim in half.dims]
-        shift = len(sizes)
-        order = [
-            *rest,
-            *(axis + shift for axis in rest),
-            *free,
-            *(axis + shift for axis in free),
-        ]
-        return split.permute(0, *order)
+        copies = [[axis + len(sizes) for axis in axes] for axes in (rest, free)]
+        return split.permute(0, *rest, *copies[0], *free, *copies[1])
 
-    def _add_block(
+
+def _interior(choice: Sequence[LagGroup]) -> list[Region]:
+    """What all members sum over, at all of their lags."""
+    return [Region.of(group, group.members, group.common) for group in choice]
+
+
+def _first_sign(choice: Sequence[LagGroup]) -> int:
+    """Sign of the first lag that is not zero; zero if all are."""
+    return next((group.sign for group in choice if group.sign), 0)
+
+
+def _padding(groups: Sequence[LagGroup], size: int) -> tuple[int, int]:
+    """Zeros that lags read beyond an operand's axis."""
+    reads = [_interior([group])[0].read for group in groups]
+    for group in groups:
+        reads += [Region.of(group, [m], m.window).read for m in group.members]
+    low = min((read.start for read in reads), default=0)
+    high = max((read.stop for read in reads), default=0)
+    return max(-low, 0), max(high - size, 0)
+
+
+class Walk:
+    """Goes through the kernel positions that lag groups, one a dimension, contribute to.
+
+    Sums are tensors ``[G, rows, rest', lags...]`` with flattened channels; ``regions``
+    say which positions have been summed and which lags are held.
+    """
+
+    def __init__(
         self,
-        x: Tensor,
-        padded: Tensor,
+        work: Correlation,
+        left: Tensor,
+        right: Tensor,
+        groups: int,
+        choice: Sequence[LagGroup],
+    ) -> None:
+        self.work, self.left, self.right = work, left, right
+        self.groups, self.choice = groups, choice
+        self.lead = (groups, left.shape[1] // groups, right.shape[1] // groups)
+
+    def put_all(self, views: Sequence[Tensor], sink: Sink) -> None:
+        """Write the sums of all kernel positions, and their mirror image if it differs."""
+        targets = views[:1] if _first_sign(self.choice) == 0 else views
+        regions = _interior(self.choice)
+        self._descend(0, self._native(regions), regions, [], targets, sink)
+
+    def _descend(
+        self,
+        axis: int,
+        sums: Tensor,
+        regions: list[Region],
+        chosen: list[Member],
         views: Sequence[Tensor],
-        block: slice,
         sink: Sink,
     ) -> None:
-        for choice in product(*self.phases):
-            sums = {
-                segments: self._lag_sums(x, padded, choice, segments, block)
-                for segments in product(*(group.segments for group in choice))
-            }
-            for members in product(*(group.members for group in choice)):
-                pieces = [
-                    self._met(sums[segments], choice, segments, members)
-                    for segments in sums
-                    if all(
-                        member in segment.members
-                        for member, segment in zip(members, segments, strict=True)
-                    )
-                ]
-                total = reduce(Tensor.add, pieces[1:], pieces[0])
-                self._put(total, choice, members, views, block, sink)
+        """Complete the sums along an axis for each member, then along the next."""
+        if axis == len(self.choice):
+            self._put(sums, chosen, views, sink)
+            return
+        group = self.choice[axis]
+        for member in group.members:
+            region = Region.of(group, [member], member.window)
+            value = sums[(*(slice(None),) * (3 + axis), region.within(regions[axis]))]
+            borders = group.borders(member)
+            if borders:
+                value = value.clone(memory_format=torch.contiguous_format)
+            for border in borders:
+                strip = Region.of(group, [member], border)
+                self._add_product(value, [*regions[:axis], strip, *regions[axis + 1 :]])
+            done = [*regions[:axis], region, *regions[axis + 1 :]]
+            self._descend(axis + 1, value, done, [*chosen, member], views, sink)
 
-    def _lag_sums(
-        self,
-        x: Tensor,
-        padded: Tensor,
-        choice: Sequence[PhaseGroup],
-        segments: Sequence[Segment],
-        block: slice,
-    ) -> Tensor:
-        """Sums over a box of positions: ``[G, rest..., rest'..., lags...]``."""
-        lags = self._lags(choice, segments)
-        left, right = x, padded
-        if self.groups > 1:
-            merged = slice(block.start * self.channels, block.stop * self.channels)
-            left, right = left[:, merged], right[:, merged]
-        elif self.blocked > 1:
-            left = left[:, block]
-        for axis, (group, segment, lag) in enumerate(
-            zip(choice, segments, lags, strict=True)
-        ):
-            begin = group.phase + group.step * segment.begin
-            end = begin + group.step * (segment.end - segment.begin - 1) + 1
-            index = (slice(None),) * (axis + 2)
-            left = left[(*index, slice(begin, end, group.step))]
-            start = begin + lag.first + self.padding[axis][0]
-            length = self._length(group, segment, lag)
-            right = right[(*index, slice(start, start + length))]
-        kernel = [lag.count for lag in lags]
-        groups = block.stop - block.start if self.groups > 1 else 1
-        result = weight_gradient(
-            right,
-            left,
-            kernel,
-            [group.step for group in choice],
-            [lag.spacing for lag in lags],
-            groups,
-        )
-        rest = [self.half.sizes[j] for j in self.half.unpaired_columns]
-        rows = [-1] if self.groups == 1 and len(rest) == 1 else rest
-        return result.reshape(groups, *rows, *rest, *kernel)
+    def _boxes(
+        self, regions: Sequence[Region], rows: slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """The positions, and all that their lags lead to."""
+        left, right = self.left[rows], self.right[rows]
+        for axis, region in enumerate(regions, start=2):
+            shift = self.work.padding[axis - 2][0]
+            index = (slice(None),) * axis
+            left = left[(*index, region.own)]
+            read = region.read
+            right = right[(*index, slice(read.start + shift, read.stop + shift))]
+        return left, right
 
-    def _met(
-        self,
-        sums: Tensor,
-        choice: Sequence[PhaseGroup],
-        segments: Sequence[Segment],
-        members: Sequence[Progression],
-    ) -> Tensor:
-        """The lag sums that lead from a kernel position to its partners."""
-        where = [
-            lags.slice(group, member, self._is_halved(axis))
-            for axis, (group, member, lags) in enumerate(
-                zip(choice, members, self._lags(choice, segments), strict=True)
-            )
-        ]
-        return sums[(..., *where)]
+    def _native(self, regions: Sequence[Region]) -> Tensor:
+        """Sums over a box of positions by the native kernel."""
+        kernel = [region.lags for region in regions]
+        total: Tensor | None = None
+        if all(region.count for region in regions):
+            for rows, parts in self.work.chunks(regions):
+                left, right = self._boxes(parts, rows)
+                step, spacing = zip(*((r.step, r.spacing) for r in parts), strict=True)
+                part = weight_gradient(right, left, kernel, step, spacing, self.groups)
+                total = part if total is None else total.add_(part)
+        if total is None:
+            return self.left.new_zeros(*self.lead, *kernel)
+        return total.reshape(*self.lead, *kernel)
+
+    def _add_product(self, sums: Tensor, regions: Sequence[Region]) -> None:
+        """Add the sums over a thin box of positions by a matrix product, in place."""
+        if any(region.count == 0 for region in regions):
+            return
+        left, right = self._boxes(regions)
+        # right: [N, C', read...] -> [C', lags..., N, positions...]
+        stride = right.stride()
+        shape = [right.shape[1], *(r.lags for r in regions), right.shape[0]]
+        shape += [r.count for r in regions]
+        strides = [stride[1]]
+        strides += [s * r.spacing for s, r in zip(stride[2:], regions, strict=True)]
+        strides += [stride[0]]
+        strides += [s * r.step for s, r in zip(stride[2:], regions, strict=True)]
+        shifted = right.as_strided(shape, strides, right.storage_offset())
+        groups, rows, columns = self.lead
+        columns *= prod(r.lags for r in regions)
+        left = left.transpose(0, 1).reshape(groups, rows, -1)
+        shifted = shifted.reshape(groups, columns, -1)
+        flat = sums.view(groups, rows, columns)
+        if groups == 1:
+            flat[0].addmm_(left[0], shifted[0].mT)
+        else:
+            flat.baddbmm_(left, shifted.mT)
 
     def _put(
         self,
-        total: Tensor,
-        choice: Sequence[PhaseGroup],
-        members: Sequence[Progression],
+        sums: Tensor,
+        chosen: Sequence[Member],
         views: Sequence[Tensor],
-        block: slice,
         sink: Sink,
     ) -> None:
-        """Write the sums of one kernel position and, if halved, their mirror image."""
-        lag_axis = total.dim() - len(choice)
-        for view, skipped in zip(views[: 1 + self.halved], (0, 1), strict=False):
-            # the mirror image of a position's product with itself is that product
-            where, flips = [], []
-            for axis, (group, member) in enumerate(zip(choice, members, strict=True)):
-                partners = group.partners
-                if self._is_halved(axis):
-                    partners = partners[partners.index(member) + skipped :]
-                if not partners:
-                    return
-                where.append(_as_slice(partners))
-                if partners[0].free > partners[-1].free:
-                    flips.append(lag_axis + axis)
-            value = total.narrow(lag_axis, skipped, total.shape[lag_axis] - skipped)
-            value = value.flip(flips) if flips else value
-            target = view[block] if self.groups > 1 else self._rows(view, block)
-            lead = (slice(None),) * (target.dim() - 2 * len(choice))
-            own = (member.free for member in members)
-            sink.put(target[(*lead, *own, *where)], value)
-
-    def _rows(self, view: Tensor, block: slice) -> Tensor:
-        return view[:, block] if self.blocked > 1 else view
+        """Write the sums from one kernel position to its partners."""
+        flips = [
+            3 + axis
+            for axis, member in enumerate(chosen)
+            if member.partners[0].free > member.partners[-1].free
+        ]
+        sums = sums.flip(flips) if flips else sums
+        own = [member.value.free for member in chosen]
+        where = [_as_slice(member.partners) for member in chosen]
+        for view in views:
+            part = view[(..., *own, *where)]
+            sink.put(part, sums.reshape(part.shape))
 
 
 def _as_slice(partners: Sequence[Progression]) -> slice:

@@ -72,6 +72,10 @@ def _lower(
     return Lowering(kind, (*steps, *parts[size].steps), cost, run)
 
 
+_BLOCK_ELEMENTS = 2**19
+"""Elements of a product that are held at a time, so that they stay in the cache."""
+
+
 class LagProducts:
     """The products of a half with its shifted copy along one dimension."""
 
@@ -85,8 +89,16 @@ class LagProducts:
         self.width = prod(unfolding.shape) // (self.groups * self.rows * sizes[dim.read])
         self.kept = tuple(other for other in half.dims if other is not dim)
         self.rest = tuple(j for j in half.columns if j != dim.free)
+        # without groups, rows of the products are worked on in blocks
+        self.blocked = 1
+        if self.groups == 1 and self.rest and self.rest[0] not in {
+            other.free for other in self.kept
+        }:
+            self.blocked = sizes[self.rest[0]]
+        wanted = max(1, _BLOCK_ELEMENTS * self.blocked // (self.groups * self.width**2))
+        self.block = ceil(self.blocked / ceil(self.blocked / min(wanted, self.blocked)))
         self.held = prod(unfolding.shape) + unfolding.padded_elements
-        self.held += 3 * self.groups * self.width**2
+        self.held += 4 * self.groups * self.width**2 * self.block // self.blocked
         self._contraction, self._constants = self._keep()
 
     @classmethod
@@ -176,13 +188,22 @@ class LagProducts:
         ]
         if sink.fresh:
             self._clear(views)
-        for group in self.classes:
-            for window, value in self._values(group, phases):
-                shape = views[0].shape[2:]
-                value = value.reshape(shape)
-                sink.put(views[0][window.first, window.second], value)
-                if window.first != window.second:
-                    sink.put(views[1][window.first, window.second], value)
+        for start in range(0, self.blocked, self.block):
+            block = slice(start, min(start + self.block, self.blocked))
+            # a block of channels is a block of rows: channels come first
+            rows = self.width // self.blocked
+            left = [part[:, block.start * rows : block.stop * rows] for part in phases]
+            parts = views
+            if self.blocked > 1:
+                axis = 2 + len(batch)
+                length = block.stop - block.start
+                parts = [view.narrow(axis, block.start, length) for view in views]
+            for group in self.classes:
+                for window, value in self._values(group, left, phases):
+                    where = (window.first, window.second)
+                    value = value.reshape(parts[0][where].shape)
+                    for part in parts[: 1 + (window.first != window.second)]:
+                        sink.put(part[where], value)
 
     def _clear(self, views: Sequence[Tensor]) -> None:
         """Zero the blocks of pairs that have nothing in common."""
@@ -206,10 +227,11 @@ class LagProducts:
         return parts
 
     def _values(
-        self, group: LagClass, phases: Sequence[Tensor]
+        self, group: LagClass, left: Sequence[Tensor], right: Sequence[Tensor]
     ) -> Iterable[tuple[Window, Tensor]]:
         """The product over each window: its interior plus its borders."""
         begin, end = group.common
+        phases = left[group.phase], right[group.other]
         if begin >= end:
             for window in group.windows:
                 yield window, self._product(group, phases, window.begin, window.end)
@@ -226,7 +248,7 @@ class LagProducts:
             yield window, value
 
     def _borders(
-        self, group: LagClass, phases: Sequence[Tensor], cuts: Sequence[int]
+        self, group: LagClass, phases: tuple[Tensor, Tensor], cuts: Sequence[int]
     ) -> dict[int, Tensor | None]:
         """Product from the innermost cut to each of the others, cumulated outwards."""
         borders: dict[int, Tensor | None] = {cuts[0]: None}
@@ -237,11 +259,11 @@ class LagProducts:
         return borders
 
     def _product(
-        self, group: LagClass, phases: Sequence[Tensor], begin: int, end: int
+        self, group: LagClass, phases: tuple[Tensor, Tensor], begin: int, end: int
     ) -> Tensor:
-        left = phases[group.phase][..., begin * self.rows : end * self.rows]
+        left = phases[0][..., begin * self.rows : end * self.rows]
         shifted = (begin + group.shift) * self.rows, (end + group.shift) * self.rows
-        right = phases[group.other][..., shifted[0] : shifted[1]]
+        right = phases[1][..., shifted[0] : shifted[1]]
         if self.groups == 1:  # a batch of one is slower than a plain product
             value = (left[0] @ right[0].mT)[None]
         else:
@@ -255,7 +277,8 @@ class LagProducts:
             if j != self.dim.read and j not in self.half.rows
         ]
         batch = [sizes[j] for j in self.half.batch]
-        value = value.reshape(*batch, *columns, *columns)
+        rows = [-1, *columns[1:]] if self.blocked > 1 else columns
+        value = value.reshape(*batch, *rows, *columns)
         constants = (constant.like(value) for constant in self._constants)
         return torch.einsum(self._contraction, value, *constants)
 
