@@ -91,7 +91,7 @@ class Rates:
 
 RATES: dict[str, Rates] = {
     "cpu": Rates(
-        gemm=1.3e11,
+        gemm=2.2e11,
         correlate=2.0e11,
         correlate_depthwise=3.5e9,
         copy=1.6e10,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.product import multiply, uses_onednn
+
 
 @dataclass(slots=True)
 class Sink:
@@ -31,7 +33,10 @@ class Sink:
             target.add_(value, alpha=self.scale)
 
     def put_product(self, target: Tensor, left: Tensor, right: Tensor) -> None:
-        """Write (or add) a scaled matrix product to a view of the target."""
-        multiply = torch.addmm if target.dim() == 2 else torch.baddbmm
+        """Write (or add) the scaled product ``left @ right^T`` to a view of the target."""
+        if uses_onednn(left, right):
+            self.put(target, multiply(left, right))
+            return
+        add = torch.addmm if target.dim() == 2 else torch.baddbmm
         beta = 0 if self.fresh else 1
-        multiply(target, left, right, beta=beta, alpha=self.scale, out=target)
+        add(target, left, right.mT, beta=beta, alpha=self.scale, out=target)

@@ -23,6 +23,7 @@ from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.lags import LagGroup, Member, lag_groups
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dim
+from tn_extensions.compiler.product import multiply
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import pad
 from tn_extensions.network import TensorNetwork
@@ -31,7 +32,7 @@ from tn_extensions.network.nodes import Progression
 _BLOCK_BYTES = 6 * 2**20
 """Lag sums that are held at a time, so that they stay in the cache."""
 
-_TERMS = 1600
+_TERMS = 2048
 """Terms that the native kernel adds up at a time, so that float32 sums stay accurate."""
 
 
@@ -188,7 +189,7 @@ class Correlation:
                     gather = rates.move(
                         self.groups * self.channels * taps * inner, itemsize, 16
                     )
-                    multiply = rates.product(
+                    matmul = rates.product(
                         ceil(self.blocked / blocks) if self.groups == 1 else 1,
                         self.channels * taps,
                         inner,
@@ -196,13 +197,10 @@ class Correlation:
                         itemsize,
                     )
                     clone = rates.move(pairs * taps, itemsize, 16)
-                    total = total + gather + multiply + clone
+                    total = total + gather + matmul + clone
                 total = total + Cost(seconds=2 * blocks * rates.call)
         columns = self.channels * prod(len(dim.progressions) for dim in self.half.dims)
-        run = len(self.half.dims[-1].progressions)
-        writes = rates.move(self.groups * columns**2, itemsize, run)
-        mirrored = rates.move(self.groups * columns**2 / 3, itemsize, 1)
-        total = total + writes + mirrored
+        total = total + rates.move(self.groups * columns**2, itemsize, 2)
         return total.holding(self.held)
 
     def _all_borders(
@@ -389,11 +387,7 @@ class Walk:
         columns *= prod(r.lags for r in regions)
         left = left.transpose(0, 1).reshape(groups, rows, -1)
         shifted = shifted.reshape(groups, columns, -1)
-        flat = sums.view(groups, rows, columns)
-        if groups == 1:
-            flat[0].addmm_(left[0], shifted[0].mT)
-        else:
-            flat.baddbmm_(left, shifted.mT)
+        sums.view(groups, rows, columns).add_(multiply(left, shifted))
 
     def _put(
         self,

@@ -16,6 +16,7 @@ from torch import Tensor
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half, chunk_axis, resized
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
+from tn_extensions.compiler.product import multiply
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
 
@@ -66,15 +67,16 @@ def _chunked(
 
     def run(tensors: Tensors, sink: Sink) -> None:
         tensor = tensors[name]
-        fresh = sink.fresh
+        # later chunks add to one triangle of a fresh target, which is mirrored at last
+        late = sink.fresh and size < total
         for start in range(0, total, size):
             count = min(size, total - start)
             chunk = tensor if axis < 0 else tensor.narrow(axis, start, count)
             lowering = lowerings[count]
             assert lowering.view is not None
-            add_self_gram(lowering.view({name: chunk}), sink, mirrored=not fresh)
+            add_self_gram(lowering.view({name: chunk}), sink, mirrored=not late)
             sink.fresh = False
-        if fresh:
+        if late:
             mirror_triangle(sink.out)
 
     one = lowerings[size]
@@ -99,7 +101,7 @@ def _chunked(
 
 
 def _tiles(columns: int) -> list[tuple[int, int]]:
-    count = max(1, min(8, columns // _TILE))
+    count = max(1, min(16, columns // _TILE))
     bounds = [round(number * columns / count) for number in range(count + 1)]
     return list(zip(bounds, bounds[1:], strict=False))
 
@@ -110,22 +112,21 @@ def add_self_gram(half: Tensor, sink: Sink, mirrored: bool) -> None:
     Args:
         half: Tensor of shape ``[G, D, R]``.
         sink: Target ``[G, D, D]``.
-        mirrored: Whether to add to the lower triangle, too. (If the target was fresh
-            then it is cheaper to copy it in the end, see :func:`mirror_triangle`.)
+        mirrored: Whether to write the lower triangle, too.
     """
+    out = sink.out
     if half.shape[0] == 1:
-        half, out = half[0], sink.out[0]
-    else:
-        out = sink.out
-    columns = half.shape[-2]
-    tiles = _tiles(columns)
+        half, out = half[0], out[0]
+    tiles = _tiles(half.shape[-2])
     for start, stop in tiles:
-        left, right = half[..., start:stop, :], half[..., start:, :].mT
+        left = right = half
+        if len(tiles) > 1:
+            left, right = half[..., start:stop, :], half[..., start:, :]
         upper = out[..., start:stop, start:]
         if not mirrored or len(tiles) == 1:
             sink.put_product(upper, left, right)
             continue
-        block = left @ right
+        block = multiply(left, right)
         sink.put(upper, block)
         sink.put(out[..., stop:, start:stop], block[..., stop - start :].mT)
 

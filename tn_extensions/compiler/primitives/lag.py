@@ -20,6 +20,7 @@ from tn_extensions.compiler.half import Half, PairedDim, chunk_axis, resized
 from tn_extensions.compiler.lags import LagClass, Window, lag_classes
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dim
+from tn_extensions.compiler.product import PIECE, multiply
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import letters, prime
@@ -76,6 +77,10 @@ _BLOCK_ELEMENTS = 2**19
 """Elements of a product that are held at a time, so that they stay in the cache."""
 
 
+_WIDE = 128
+"""Columns from which on products are worked on in pieces of few positions."""
+
+
 class LagProducts:
     """The products of a half with its shifted copy along one dimension."""
 
@@ -89,6 +94,9 @@ class LagProducts:
         self.width = prod(unfolding.shape) // (self.groups * self.rows * sizes[dim.read])
         self.kept = tuple(other for other in half.dims if other is not dim)
         self.rest = tuple(j for j in half.columns if j != dim.free)
+        # wide products want contiguous operands that are short enough to sum
+        self.in_pieces = self.groups == 1 and self.width >= _WIDE
+        self.piece = max(1, PIECE // self.rows) if self.in_pieces else sizes[dim.read]
         # without groups, rows of the products are worked on in blocks
         self.blocked = 1
         if self.groups == 1 and self.rest and self.rest[0] not in {
@@ -153,9 +161,7 @@ class LagProducts:
                         itemsize=itemsize,
                     )
         blocks = sum(len(group.windows) for group in self.classes)
-        short = 1 if self.half.columns[-1] == self.dim.free else sizes[
-            self.half.columns[-1]]
-        writes = rates.move(self.groups * columns**2, itemsize, short)
+        writes = rates.move(self.groups * columns**2, itemsize, 2)
         overhead = rates.move(self.groups * result**2, itemsize).times(2 * blocks)
         return total + writes + overhead
 
@@ -192,7 +198,8 @@ class LagProducts:
             block = slice(start, min(start + self.block, self.blocked))
             # a block of channels is a block of rows: channels come first
             rows = self.width // self.blocked
-            left = [part[:, block.start * rows : block.stop * rows] for part in phases]
+            window = slice(block.start * rows, block.stop * rows)
+            left = [part[:, :, window] for part in phases]
             parts = views
             if self.blocked > 1:
                 axis = 2 + len(batch)
@@ -215,16 +222,25 @@ class LagProducts:
                         view[first, second].zero_()
 
     def _phases(self, unfolded: Tensor) -> list[Tensor]:
-        """Matrices ``[G, width, u * rows]`` of each phase."""
+        """The operand at each phase, ``[u, G, width, rows]``."""
         axis = unfolded.dim() - 1 - len(self.half.rows)
-        parts = []
+        phases = []
         for phase in range(min(self.step, unfolded.shape[axis])):
-            length = -((phase - unfolded.shape[axis]) // self.step)
-            index = [slice(None)] * axis + [slice(phase, None, self.step)]
-            part = unfolded[tuple(index)]
-            part = part.reshape(self.groups, self.width, length * self.rows)
-            parts.append(part)
-        return parts
+            part = unfolded[(slice(None),) * axis + (slice(phase, None, self.step),)]
+            shape = (self.groups, self.width, part.shape[axis], self.rows)
+            if self.in_pieces:
+                part = part.movedim(axis, 0).reshape(shape[2], 1, self.width, self.rows)
+            else:
+                part = part.reshape(shape).movedim(2, 0)
+            phases.append(part)
+        return phases
+
+    @staticmethod
+    def _piece(phase: Tensor, begin: int, end: int) -> Tensor:
+        """Positions of a phase as matrices ``[G, width, terms]``."""
+        if end - begin == 1:
+            return phase[begin]
+        return phase[begin:end].permute(1, 2, 0, 3).flatten(2)
 
     def _values(
         self, group: LagClass, left: Sequence[Tensor], right: Sequence[Tensor]
@@ -261,13 +277,14 @@ class LagProducts:
     def _product(
         self, group: LagClass, phases: tuple[Tensor, Tensor], begin: int, end: int
     ) -> Tensor:
-        left = phases[0][..., begin * self.rows : end * self.rows]
-        shifted = (begin + group.shift) * self.rows, (end + group.shift) * self.rows
-        right = phases[1][..., shifted[0] : shifted[1]]
-        if self.groups == 1:  # a batch of one is slower than a plain product
-            value = (left[0] @ right[0].mT)[None]
-        else:
-            value = left @ right.mT
+        value: Tensor | None = None
+        for start in range(begin, end, self.piece):
+            stop = min(start + self.piece, end)
+            left = self._piece(phases[0], start, stop)
+            right = self._piece(phases[1], start + group.shift, stop + group.shift)
+            part = multiply(left, right)
+            value = part if value is None else value.add_(part)
+        assert value is not None
         if not self._constants:
             return value
         sizes = self.half.sizes

@@ -1,0 +1,91 @@
+"""Matrix products by the faster of the libraries that torch ships.
+
+On CPUs that MKL does not favour, oneDNN's products are about twice as fast in float32,
+but they sum terms one by one and want contiguous operands: hence the pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from math import ceil
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+PIECE = 512
+"""Terms that are summed at a time, so that float32 sums stay accurate."""
+
+_SMALL = 2**19
+"""Multiply-adds below which the overhead of a call decides."""
+
+_WORTH_COPYING = 100
+"""Multiply-adds per copied element above which contiguous pieces pay."""
+
+
+def multiply(left: Tensor, right: Tensor) -> Tensor:
+    """Product ``left @ right^T`` of ``[..., M, R]`` and ``[..., P, R]``."""
+    if left.dim() == 3 and left.shape[0] == 1:  # a batch of one is slower than none
+        return multiply(left[0], right[0])[None]
+    if not uses_onednn(left, right):
+        return left @ right.mT
+    total: Tensor | None = None
+    size = _piece_size(left)
+    for start in range(0, left.shape[1], size):
+        piece = left[:, start : start + size].contiguous()
+        other = piece
+        if right is not left:
+            other = right[:, start : start + size].contiguous()
+        part = _onednn(piece, other)
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+def uses_onednn(left: Tensor, right: Tensor) -> bool:
+    """Whether a product is better left to oneDNN."""
+    if left.dim() != 2 or left.dtype != torch.float32 or left.device.type != "cpu":
+        return False
+    rows, terms = left.shape
+    columns = right.shape[0]
+    if rows * columns * terms < _SMALL or not _prefers_onednn():
+        return False
+    if _piece_size(left) >= terms and left.is_contiguous() and right.is_contiguous():
+        return True
+    copied = rows if right is left else rows + columns
+    return rows * columns >= _WORTH_COPYING * copied
+
+
+def _piece_size(left: Tensor) -> int:
+    terms = left.shape[1]
+    return ceil(terms / max(1, round(terms / PIECE)))
+
+
+def _onednn(left: Tensor, right: Tensor) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(
+        left, right, None, "none", [], ""
+    )
+    return result
+
+
+@lru_cache(maxsize=1)
+def _prefers_onednn() -> bool:
+    """Try both on a small product, once per process."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    square = torch.ones(256, 256)
+    try:
+        _onednn(square, square)
+    except (AttributeError, RuntimeError):  # not in every build of torch
+        return False
+
+    def fastest(run: Callable[[Tensor, Tensor], Tensor]) -> float:
+        times = []
+        for _ in range(5):
+            start = perf_counter()
+            run(square, square)
+            times.append(perf_counter() - start)
+        return min(times)
+
+    return fastest(_onednn) < 0.8 * fastest(lambda left, right: left @ right.mT)
