@@ -5,6 +5,8 @@ from tn_extensions.compiler import memory_budget
 from tn_extensions.conv import Conv, ConvDim
 from tn_extensions.network import TensorNetwork
 
+__version__ = "0.1.0.dev0"
+
 __all__ = [
     "Conv",
     "ConvDim",

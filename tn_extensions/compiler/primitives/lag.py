@@ -199,7 +199,7 @@ class LagProducts:
             # a block of channels is a block of rows: channels come first
             rows = self.width // self.blocked
             window = slice(block.start * rows, block.stop * rows)
-            left = [part[:, :, window] for part in phases]
+            left = [part[:, window] for part in phases]
             parts = views
             if self.blocked > 1:
                 axis = 2 + len(batch)
@@ -222,25 +222,29 @@ class LagProducts:
                         view[first, second].zero_()
 
     def _phases(self, unfolded: Tensor) -> list[Tensor]:
-        """The operand at each phase, ``[u, G, width, rows]``."""
+        """The operand at each phase, ``[G, width, u, rows]``, laid out for the products."""
+        first = len(self.half.batch)
         axis = unfolded.dim() - 1 - len(self.half.rows)
         phases = []
         for phase in range(min(self.step, unfolded.shape[axis])):
             part = unfolded[(slice(None),) * axis + (slice(phase, None, self.step),)]
-            shape = (self.groups, self.width, part.shape[axis], self.rows)
-            if self.in_pieces:
-                part = part.movedim(axis, 0).reshape(shape[2], 1, self.width, self.rows)
+            length = part.shape[axis]
+            columns = tuple(range(first, axis))
+            rows = tuple(range(axis + 1, part.dim()))
+            lead = tuple(range(first))
+            if self.in_pieces:  # contiguous at each u
+                part = part.permute(axis, *lead, *columns, *rows)
+                part = part.reshape(length, self.groups, self.width, self.rows)
+                part = part.permute(1, 2, 0, 3)
             else:
-                part = part.reshape(shape).movedim(2, 0)
+                part = part.reshape(self.groups, self.width, length, self.rows)
             phases.append(part)
         return phases
 
     @staticmethod
     def _piece(phase: Tensor, begin: int, end: int) -> Tensor:
         """Positions of a phase as matrices ``[G, width, terms]``."""
-        if end - begin == 1:
-            return phase[begin]
-        return phase[begin:end].permute(1, 2, 0, 3).flatten(2)
+        return phase[:, :, begin:end].flatten(2)
 
     def _values(
         self, group: LagClass, left: Sequence[Tensor], right: Sequence[Tensor]

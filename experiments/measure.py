@@ -1,0 +1,226 @@
+"""Timing side by side, and peak memory in a fresh process."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import multiprocessing
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+Call = Callable[[], object]
+Prepare = Callable[[], tuple[Call, Callable[[], Tensor]]]
+"""Builds the inputs; returns a small warm-up and the call to be measured."""
+
+MIN_ROUNDS = 5
+MEMORY_TIMEOUT_SECONDS = 300.0
+
+# the server forks from an image that has imported torch but never ran a parallel
+# region, so every child is fresh and starts in milliseconds
+_SERVER = multiprocessing.get_context("forkserver")
+
+
+class MemoryNotMeasured(RuntimeError):
+    """The peak memory could not be measured; the message says why."""
+
+
+def time_side_by_side(
+    contenders: Mapping[str, Call],
+    rounds: int,
+    device: torch.device | str = "cpu",
+    min_seconds: float = 2e-3,
+) -> dict[str, list[float]]:
+    """Time callables in alternating rounds.
+
+    Each round calls every contender, and each round another one comes first. Calls
+    shorter than ``min_seconds`` are repeated within a round. The garbage collector
+    rests meanwhile.
+
+    Args:
+        contenders: What to call, by name.
+        rounds: Number of rounds after the warm-up, at least five.
+        device: Where the contenders compute; CUDA devices are synchronised.
+        min_seconds: Shortest time to measure.
+
+    Returns:
+        Seconds per call of each round, by name.
+
+    Raises:
+        ValueError: If there are too few rounds.
+    """
+    if rounds < MIN_ROUNDS:
+        raise ValueError(
+            f"time_side_by_side: rounds must be at least {MIN_ROUNDS}, got {rounds}."
+        )
+    on_cuda = torch.device(device).type == "cuda"
+
+    def seconds(call: Call, repeats: int) -> float:
+        if on_cuda:
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        if on_cuda:
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - start) / repeats
+
+    repeats: dict[str, int] = {}
+    for name, call in contenders.items():
+        estimate = seconds(call, 1)
+        if estimate < 100 * min_seconds:
+            # the first call paid for plans, caches and threads
+            estimate = seconds(call, 1)
+        repeats[name] = max(1, math.ceil(min_seconds / max(estimate, 1e-7)))
+
+    names = list(contenders)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(rounds):
+            first = i % max(len(names), 1)
+            for name in names[first:] + names[:first]:
+                times[name].append(seconds(contenders[name], repeats[name]))
+    finally:
+        if was_enabled:
+            gc.enable()
+    return times
+
+
+def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Median of each contender's rounds."""
+    return {name: median(rounds) for name, rounds in times.items()}
+
+
+def preload(*modules: str) -> None:
+    """Name the modules that memory measurements need; call it before the first one.
+
+    The processes that measure are forked from a server that imported these modules,
+    so they must not run torch computations on import.
+    """
+    _SERVER.set_forkserver_preload(["torch", *modules])
+
+
+def peak_memory(
+    prepare: Prepare, device: torch.device | str = "cpu", threads: int | None = None
+) -> int:
+    """Peak memory of a call beyond its inputs and its result, in bytes.
+
+    On CPU, the high-water mark of the resident set of a fresh process, less the
+    resident set right before the call and less the result. It resolves about a quarter
+    MiB. What libraries keep after the small warm-up call is not counted. On CUDA, the
+    same from torch's allocator, in this process.
+
+    Args:
+        prepare: Builds the inputs, returns a small warm-up and the call. Must be
+            picklable.
+        device: Where the call computes.
+        threads: Number of threads on CPU. Default: torch's.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        MemoryNotMeasured: If the process failed or the platform has no such counter.
+    """
+    if torch.device(device).type == "cuda":
+        warm_up, run = prepare()
+        warm_up()
+        return _peak_on_cuda(run, device)
+
+    threads = torch.get_num_threads() if threads is None else threads
+    receiver, sender = _SERVER.Pipe(duplex=False)
+    process = _SERVER.Process(
+        target=_measure_in_child, args=(prepare, threads, sender), daemon=True
+    )
+    process.start()
+    sender.close()
+    try:
+        answer = _receive(receiver)
+    finally:
+        receiver.close()
+        process.kill()
+        process.join()
+    if isinstance(answer, str):
+        raise MemoryNotMeasured(answer)
+    return answer
+
+
+def _receive(receiver: Connection) -> int | str:
+    """Wait for a child's answer: bytes, or why there are none."""
+    if not receiver.poll(MEMORY_TIMEOUT_SECONDS):
+        return f"no answer within {MEMORY_TIMEOUT_SECONDS:.0f} s"
+    try:
+        answer: int | str = receiver.recv()
+        return answer
+    except EOFError:
+        return "the process was killed, probably for want of memory"
+
+
+def _measure_in_child(prepare: Prepare, threads: int, sender: Connection) -> None:
+    try:
+        _release_freed_memory_at_once()
+        torch.set_num_threads(threads)
+        _start_threads()
+        warm_up, run = prepare()
+        warm_up()
+        sender.send(_peak_resident(run))
+    except Exception as error:  # whatever it is, the parent has to report it
+        sender.send(f"{type(error).__name__}: {error}")
+
+
+def _release_freed_memory_at_once() -> None:
+    """Make the resident set follow allocations closely."""
+    libc = ctypes.CDLL(None)
+    trim_threshold, mmap_threshold, disable_huge_pages = -1, -3, 41
+    libc.mallopt(mmap_threshold, 65536)
+    libc.mallopt(trim_threshold, 65536)
+    # huge pages would round every allocation up to 2 MiB
+    libc.prctl(disable_huge_pages, 1, 0, 0, 0)
+
+
+def _start_threads() -> None:
+    """Let the thread pool and the matrix product load, which no call should pay for."""
+    x = torch.ones(512, 512)
+    (x @ x).sum()
+
+
+def _peak_resident(run: Callable[[], Tensor]) -> int:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    result = run()
+    peak = _resident_bytes("VmHWM")
+    return max(0, peak - before - _num_bytes(result))
+
+
+def _resident_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def _peak_on_cuda(run: Callable[[], Tensor], device: torch.device | str) -> int:
+    gc.collect()
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = run()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    return max(0, peak - before - _num_bytes(result))
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

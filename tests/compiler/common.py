@@ -1,0 +1,99 @@
+"""Checks of lowerings, whichever primitive they come from."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.testing import assert_close
+
+from tests.network.rules.common import arrays_of
+from tests.reference import dense
+from tn_extensions import Conv, TensorNetwork, quantities
+from tn_extensions.compiler.cost import rates
+from tn_extensions.compiler.primitives.base import Lowering, Primitive, Target
+from tn_extensions.compiler.sink import Sink
+from tn_extensions.network import simplify
+from tn_extensions.network.rules import pair, pairable
+
+LARGE, TINY = 2**28, 1000
+"""Memory budgets in bytes: one that never matters, and one that always does."""
+
+
+def target(budget: int = LARGE, itemsize: int = 8) -> Target:
+    """A CPU in float64."""
+    return Target(rates("cpu"), itemsize, budget)
+
+
+def with_pairs(network: TensorNetwork, count: int | None = None) -> TensorNetwork:
+    """The simplified network with some (or all) of its possible pairs joined."""
+    network = simplify(network)
+    for index in pairable(network)[:count]:
+        joined = pair(network, index)
+        assert joined is not None
+        network = joined
+    return network
+
+
+def assert_evaluates(
+    lowering: Lowering,
+    network: TensorNetwork,
+    arrays: dict[str, NDArray[np.float64]],
+    expected: NDArray[np.float64],
+) -> None:
+    """A lowering replaces what is in a fresh target, and adds to any other."""
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    reference = torch.from_numpy(np.ascontiguousarray(expected))
+
+    def message(text: str) -> str:
+        return f"{lowering.primitive} {lowering.steps} of {network}: {text}"
+
+    fresh = torch.full(network.shape, torch.nan, dtype=torch.float64)
+    lowering.run(tensors, Sink(fresh, 0.5, fresh=True))
+    assert_close(fresh, 0.5 * reference, msg=message)
+    ones = torch.ones(network.shape, dtype=torch.float64)
+    lowering.run(tensors, Sink(ones, 0.5, fresh=False))
+    assert_close(ones, 1 + 0.5 * reference, msg=message)
+    if lowering.view is not None:
+        assert_close(lowering.view(tensors), reference, msg=message)
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, before[name])
+    assert lowering.steps
+    assert lowering.cost.seconds > 0
+    assert lowering.cost.peak >= 0
+
+
+def assert_all_evaluate(
+    primitive: Primitive, network: TensorNetwork, budget: int = LARGE
+) -> int:
+    """Check all lowerings that a primitive offers for a network; their number."""
+    lowerings = list(primitive(network, target(budget)))
+    if lowerings:
+        arrays = arrays_of(network)
+        expected = dense.evaluate(network, arrays)
+        for lowering in lowerings:
+            assert_evaluates(lowering, network, arrays, expected)
+    return len(lowerings)
+
+
+def layer(num_dims: int = 2, **change: object) -> Conv:
+    """An ordinary convolution."""
+    options = {"kernel_size": 3, "input_size": (6,) * num_dims, "padding": 1}
+    return Conv.make(2, 2, **(options | change))  # type: ignore[arg-type]
+
+
+OTHERS = {
+    "conv": quantities.conv(layer(), 2),
+    "unfold_input": quantities.unfold_input(layer(), 2),
+    "patch_sum": simplify(quantities.patch_sum(layer(), 2)),
+    "kfac_expand": quantities.kfac_expand(layer(), 2),
+    "kfac_expand, paired": with_pairs(quantities.kfac_expand(layer(), 2)),
+    "kfac_reduce": simplify(quantities.kfac_reduce(layer(), 2)),
+}
+"""Networks of every structure, to see which of them a primitive matches."""
+
+
+def matched(primitive: Primitive) -> set[str]:
+    """Names of the networks that a primitive offers to evaluate."""
+    return {name for name, net in OTHERS.items() if list(primitive(net, target()))}

@@ -1,0 +1,80 @@
+"""Self-Gram: a half multiplied with itself, in chunks and one triangle of tiles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from tests.compiler.common import (
+    LARGE,
+    OTHERS,
+    TINY,
+    assert_all_evaluate,
+    layer,
+    matched,
+    target,
+)
+from tests.strategies import BATCHES, convs, examples
+from tn_extensions import Conv, TensorNetwork, quantities
+from tn_extensions.compiler.plan import _cheapest
+from tn_extensions.compiler.primitives import gram as lowered
+from tn_extensions.compiler.primitives.base import Lowering, Target
+from tn_extensions.compiler.sink import Sink
+from tn_extensions.network import simplify
+
+
+def gram(network: TensorNetwork, target: Target) -> list[Lowering]:
+    """The primitive with the planner's way of evaluating halves."""
+    return list(lowered(network, target, _cheapest))
+
+
+@examples(40)
+@given(convs(), BATCHES, st.sampled_from([LARGE, TINY]))
+def test_factors(conv: Conv, batch_size: int, budget: int) -> None:
+    for quantity in (quantities.kfac_expand, quantities.kfac_reduce):
+        network = quantity(conv, batch_size)
+        assert assert_all_evaluate(gram, network, budget) >= 1
+        assert_all_evaluate(gram, simplify(network), budget)
+
+
+def test_matches_mirrored_networks_without_pairs() -> None:
+    assert matched(gram) == {"kfac_expand", "kfac_reduce"}
+
+
+@pytest.mark.parametrize("channels", [255, 512, 700])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("budget", [LARGE, TINY])
+def test_triangle_of_several_tiles(
+    channels: int, groups: int, batch_size: int, budget: int
+) -> None:
+    conv = Conv.make(groups * channels, groups, 1, 3, groups=groups)
+    network = simplify(quantities.kfac_expand(conv, batch_size))
+    x = torch.randn(batch_size, groups * channels, 3).double()
+    split = x.view(batch_size, groups, channels, 3)
+    expected = torch.einsum("ngai,ngbi->gab", split, split)
+    # content that is not symmetric stays so
+    before = torch.randn(groups, channels, channels).double()
+    for lowering in gram(network, target(budget)):
+        fresh = torch.full_like(before, torch.nan)
+        lowering.run({"x": x}, Sink(fresh, 0.5, fresh=True))
+        assert_close(fresh, 0.5 * expected)
+        assert torch.equal(fresh, fresh.mT)
+        added = before.clone()
+        lowering.run({"x": x}, Sink(added, 0.5, fresh=False))
+        assert_close(added, before + 0.5 * expected)
+
+
+def test_chunks_respect_the_budget() -> None:
+    network = OTHERS["kfac_expand"].replace()
+    conv = layer(input_size=(12, 12))
+    network = simplify(quantities.kfac_expand(conv, 16))
+    one = min(lowering.cost.peak for lowering in gram(network, target(TINY)))
+    for count in (1, 3, 16):
+        budget = 2 * 8 * one * count
+        fitting = [way for way in gram(network, target(budget))]
+        assert all(8 * way.cost.peak <= budget for way in fitting)
+    assert max(way.cost.peak for way in gram(network, target(LARGE))) > one

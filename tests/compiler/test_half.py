@@ -1,0 +1,92 @@
+"""Halves of mirrored networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from numpy.testing import assert_allclose
+
+from tests.compiler.common import OTHERS, layer, with_pairs
+from tests.reference import dense
+from tests.strategies import BATCHES, convs, examples, noise
+from tn_extensions import Conv, quantities
+from tn_extensions.compiler.half import Half, chunk_axis, resized
+from tn_extensions.network import simplify
+
+
+@examples(40)
+@given(convs(), BATCHES)
+def test_half_times_itself_is_the_network(conv: Conv, batch_size: int) -> None:
+    x = noise((batch_size, conv.in_channels, *conv.input_size))
+    for quantity in (quantities.kfac_expand, quantities.kfac_reduce):
+        network = quantity(conv, batch_size)
+        half = Half.of(network)
+        assert half is not None and half.dims == ()
+        value = dense.evaluate(half.network(), {"x": x})
+        expected = dense.evaluate(network, {"x": x})
+        assert_allclose(value @ value.swapaxes(1, 2), expected, atol=1e-10)
+
+
+def test_roles_follow_from_structure() -> None:
+    half = Half.of(quantities.kfac_expand(layer(), 3))
+    assert half is not None
+    assert half.operand.name == "x"
+    assert half.batch == ("g",)
+    assert half.columns == half.unpaired_columns == ("ci", "k1", "k2")
+    assert set(half.rows) == {"n", "o1", "o2"}
+    assert len(half.patterns) == 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_paired_dimensions(count: int) -> None:
+    half = Half.of(with_pairs(quantities.kfac_expand(layer(), 3), count))
+    assert half is not None
+    assert len(half.dims) == count
+    assert len(half.patterns) == 2 - count
+    assert len(half.unpaired_columns) == 3 - count
+    for dim in half.dims:
+        assert dim.read.startswith("i") and dim.free == f"k{dim.read[1]}"
+        offsets = [progression.offset for progression in dim.progressions]
+        assert offsets == [-1, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["conv", "unfold_input", "patch_sum"])
+def test_other_networks_have_no_half(name: str) -> None:
+    assert Half.of(OTHERS[name]) is None
+
+
+def test_one_sided_outputs_have_no_half() -> None:
+    network = quantities.kfac_expand(layer(), 3)
+    group, columns, copies = network.output
+    assert Half.of(network.replace(output=[group, copies, columns])) is not None
+    assert Half.of(network.replace(output=[columns, group, copies])) is None
+    assert Half.of(network.replace(output=[columns, copies])) is None
+    other = network.operands[1]
+    renamed = type(other)("y", other.axes)
+    assert Half.of(network.replace([other], [renamed])) is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_chunks_of_the_batch_add_up(size: int) -> None:
+    x = noise((5, 2, 6, 6))
+    network = simplify(quantities.kfac_expand(layer(), 5))
+    half = Half.of(network)
+    assert half is not None
+    axis = chunk_axis(half.operand, half.sizes, half.rows)
+    assert axis == 0
+    total = sum(
+        dense.evaluate(
+            resized(network, "x", axis, len(chunk)), {"x": chunk}
+        )
+        for chunk in torch.from_numpy(x).split(size)
+        for chunk in [chunk.numpy()]
+    )
+    assert_allclose(total, dense.evaluate(network, {"x": x}), atol=1e-10)
+
+
+def test_axes_that_are_read_otherwise_are_no_chunks() -> None:
+    half = Half.of(quantities.kfac_expand(layer(), 5))
+    assert half is not None
+    # channels split into groups, and the batch is not among these
+    assert chunk_axis(half.operand, half.sizes, ("g", "ci")) == -1

@@ -1,0 +1,66 @@
+"""Operands as strided views."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from torch.testing import assert_close
+
+from tests.network.rules.common import NETWORKS, arrays_of
+from tests.reference import dense
+from tests.strategies import examples
+from tn_extensions import TensorNetwork
+from tn_extensions.compiler.strided import grouped, pad, view
+from tn_extensions.network import Axis, Operand, simplify
+
+
+@examples(30)
+@given(NETWORKS)
+def test_view_reads_the_affine_positions(network: TensorNetwork) -> None:
+    network = simplify(network)
+    arrays = arrays_of(network)
+    for operand in network.operands:
+        # strides and an offset of its own, as in a slice of something larger
+        padded = torch.zeros([size + 2 for size in operand.shape[::-1]]).double()
+        tensor = padded[tuple(slice(1, -1) for _ in operand.shape)].permute(
+            *reversed(range(len(operand.shape)))
+        )
+        tensor.copy_(torch.from_numpy(arrays[operand.name]))
+        result = view(tensor, operand, operand.indices, network.sizes)
+        expected = dense.operand(operand, arrays[operand.name], network.sizes)
+        assert_close(result, torch.from_numpy(expected))
+        assert result.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+
+
+def test_absent_indices_have_size_one() -> None:
+    operand = Operand("x", (Axis.of(6, ("a", 2), ("b", 3)),))
+    sizes = {"a": 2, "b": 3, "c": 5}
+    result = view(torch.arange(6), operand, ("b", "c", "a"), sizes)
+    assert result.tolist() == [[[0, 3]], [[1, 4]], [[2, 5]]]
+
+
+def test_empty_operands() -> None:
+    operand = Operand("x", (Axis.of(0, ("a", 0)), Axis.of(3, ("b", 3))))
+    result = view(torch.empty(0, 3), operand, ("b", "a"), {"a": 0, "b": 3})
+    assert result.shape == (3, 0)
+
+
+def test_pad_fills_zeros_on_the_sides() -> None:
+    ones = torch.ones(2, 3)
+    assert pad(ones, {}) is ones
+    assert pad(ones, {0: (0, 0), 1: (0, 0)}) is ones
+    result = pad(ones, {1: (1, 2)})
+    assert result.tolist() == [[0, 1, 1, 1, 0, 0]] * 2
+    assert pad(ones, {0: (0, 1), 1: (2, 0)}).shape == (3, 5)
+    assert pad(ones, {0: (0, 1)}).tolist() == [[1] * 3, [1] * 3, [0] * 3]
+
+
+@pytest.mark.parametrize(
+    ("groups", "shape"), [((1, 2, 1), (2, 12, 5)), ((0, 4), (1, 120)), ((4, 0), (120, 1))]
+)
+def test_grouped_merges_axes(groups: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    tensor = torch.arange(120).reshape(2, 3, 4, 5)
+    result = grouped(tensor, groups)
+    assert result.shape == shape
+    assert torch.equal(result.flatten(), tensor.flatten())

@@ -1,0 +1,149 @@
+"""Timing alternates, and peak memory is what the call allocates."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from experiments import measure
+from experiments.measure import (
+    MemoryNotMeasured,
+    medians,
+    peak_memory,
+    time_side_by_side,
+)
+
+MIB = 2**20
+linux_only = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="reads /proc"
+)
+
+
+class _Clock:
+    """A clock that only the timed calls advance."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.calls: list[str] = []
+        monkeypatch.setattr(measure.time, "perf_counter", lambda: self.now)
+
+    def call(self, name: str, *durations: float) -> Callable[[], None]:
+        """A call that takes the given times in turn, the last one for ever."""
+        left = list(durations)
+
+        def run() -> None:
+            self.calls.append(name)
+            self.now += left.pop(0) if len(left) > 1 else left[0]
+
+        return run
+
+
+def test_rounds_alternate_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Clock(monkeypatch)
+    times = time_side_by_side({name: clock.call(name, 1.0) for name in "abc"}, rounds=5)
+    assert "".join(clock.calls) == "abc" + "abcbcacababcbca"
+    assert times == {name: [pytest.approx(1.0)] * 5 for name in "abc"}
+
+
+def test_warm_up_is_not_counted_and_median_is_robust(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = _Clock(monkeypatch)
+    call = clock.call("slow first", 100.0, 1.0, 1.0, 50.0, 3.0, 2.0)
+    times = time_side_by_side({"slow first": call}, rounds=5)
+    assert times["slow first"] == pytest.approx([1.0, 1.0, 50.0, 3.0, 2.0])
+    assert medians(times) == {"slow first": pytest.approx(2.0)}
+
+
+def test_short_calls_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Clock(monkeypatch)
+    times = time_side_by_side(
+        {"short": clock.call("short", 1e-4)}, rounds=5, min_seconds=1e-3
+    )
+    assert times["short"] == pytest.approx([1e-4] * 5)
+    assert len(clock.calls) >= 2 + 5 * 10
+
+
+def test_too_few_rounds_are_refused() -> None:
+    with pytest.raises(ValueError, match="rounds must be at least 5, got 4"):
+        time_side_by_side({"nothing": lambda: None}, rounds=4)
+
+
+def test_garbage_collector_rests_and_returns() -> None:
+    states: list[bool] = []
+
+    def fail_late() -> None:
+        states.append(gc.isenabled())
+        if len(states) == 8:
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        time_side_by_side({"fails": fail_late}, rounds=9, min_seconds=0)
+    assert gc.isenabled()
+    assert not any(states[2:])
+
+
+def _prepare_temporary(
+    temporary: int, result: int
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    def call(temporary: int) -> Tensor:
+        extra = torch.ones(temporary)
+        # both are alive at once, else the result would hide what is freed before
+        return torch.ones(result).mul_(extra.sum())
+
+    return partial(call, 1000), partial(call, temporary)
+
+
+@linux_only
+@pytest.mark.parametrize("mib", [0, 1, 64])
+def test_peak_is_what_the_call_allocates_beyond_its_result(mib: int) -> None:
+    prepare = partial(_prepare_temporary, mib * MIB // 4, 16 * MIB // 4)
+    assert peak_memory(prepare) / MIB == pytest.approx(mib, abs=0.6)
+
+
+@linux_only
+def test_every_measurement_has_a_process_of_its_own() -> None:
+    large = partial(_prepare_temporary, 64 * MIB // 4, 1)
+    small = partial(_prepare_temporary, 2 * MIB // 4, 1)
+    peaks = [peak_memory(prepare) / MIB for prepare in (large, small, large)]
+    assert peaks == pytest.approx([64, 2, 64], abs=0.6)
+
+
+def _prepare_parallel() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    x = torch.ones(1024, 1024)
+    return (lambda: x @ x), (lambda: x @ x + x)
+
+
+@linux_only
+def test_children_can_run_parallel_regions() -> None:
+    # a fork after the first parallel region would hang here
+    assert peak_memory(_prepare_parallel, threads=2) / MIB == pytest.approx(4, abs=3)
+
+
+def _fail() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    raise ValueError("no such input")
+
+
+def _die() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("prepare", "reason"), [(_fail, "ValueError: no such input"), (_die, "was killed")]
+)
+def test_failures_are_reported(
+    prepare: Callable[[], tuple[Callable[[], Tensor], Callable[[], Tensor]]],
+    reason: str,
+) -> None:
+    with pytest.raises(MemoryNotMeasured, match=reason):
+        peak_memory(prepare)

@@ -1,0 +1,125 @@
+"""The fixed point of all rules: its trace, its value and its cost."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.network.rules.common import (
+    FLAT_NETWORKS,
+    NETWORKS,
+    assert_same_value,
+    optimal_flops,
+)
+from tests.strategies import convs, examples
+from tn_extensions import Conv, TensorNetwork, quantities
+from tn_extensions.compiler.cost import rates
+from tn_extensions.compiler.plan import _ways
+from tn_extensions.compiler.primitives.base import Target
+from tn_extensions.network import simplify
+from tn_extensions.network.rules import pair
+from tn_extensions.network.simplify import RULES
+
+
+@examples(60)
+@given(NETWORKS)
+def test_trace_replays(network: TensorNetwork) -> None:
+    result, steps = simplify(network, trace=True)
+    rules = {rule.__name__: rule for rule in RULES}
+    current = network
+    for step in steps:
+        assert step.before == current
+        current = rules[step.rule](current)
+        assert current == step.after
+        assert str(step).startswith(f"{step.rule}: ")
+    assert current == result == simplify(network)
+    assert simplify(result) == result
+    assert simplify(result, trace=True)[1] == ()
+
+
+@examples(60)
+@given(NETWORKS)
+def test_value_is_kept(network: TensorNetwork) -> None:
+    assert_same_value(network, simplify(network))
+
+
+@examples(60)
+@given(NETWORKS, st.randoms(use_true_random=False))
+def test_value_is_kept_in_random_order(
+    network: TensorNetwork, rng: random.Random
+) -> None:
+    rules = [*RULES, pair]
+    current, names = network, []
+    for _ in range(200):
+        applied = [(rule.__name__, rule(current)) for rule in rules]
+        choices = [(name, result) for name, result in applied if result is not None]
+        if not choices:
+            break
+        name, current = rng.choice(choices)
+        names.append(name)
+    else:
+        raise AssertionError(f"no end: {names}")
+    assert_same_value(network, current, names)
+
+
+@examples(30)
+@given(NETWORKS, st.permutations(RULES))
+def test_any_order_of_rules_ends_at_the_same_value(network, order) -> None:
+    assert_same_value(network, simplify(network, order))
+
+
+@examples(40)
+@given(FLAT_NETWORKS)
+def test_best_contraction_never_gets_dearer(network: TensorNetwork) -> None:
+    costs = [optimal_flops(network)]
+    costs += [optimal_flops(step.after) for step in simplify(network, trace=True)[1]]
+    assert costs == sorted(costs, reverse=True)
+
+
+@examples(30)
+@given(convs(max_dims=2))
+def test_planner_finds_no_dearer_way_after_rewriting(conv: Conv) -> None:
+    target = Target(rates("cpu"), 4, 2**28)
+    wide = replace(
+        conv, in_channels=16 * conv.in_channels, out_channels=16 * conv.out_channels
+    )
+
+    def best(network: TensorNetwork) -> float:
+        return min(way.cost.seconds for way in _ways(network, target))
+
+    for quantity in (quantities.conv, quantities.kfac_expand, quantities.kfac_reduce):
+        network = quantity(wide, 8)
+        # primitives of the same work may count their calls differently
+        assert best(simplify(network)) <= best(network) + 2 * target.rates.call
+
+
+@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
+@pytest.mark.parametrize("quantity", [quantities.conv, quantities.kfac_expand])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 1},
+        {"kernel_size": 1, "stride": 2},
+        {"kernel_size": 2, "stride": 2},
+        {"kernel_size": 2, "stride": 3},
+    ],
+)
+def test_dense_convolutions_lose_their_patterns(quantity, options, num_dims) -> None:
+    sizes = {"kernel_size": (options["kernel_size"],) * num_dims}
+    conv = Conv.make(2, 2, input_size=(6,) * num_dims, **(options | sizes))
+    assert simplify(quantity(conv, 2)).patterns == ()
+
+
+def test_reduce_needs_no_output_positions() -> None:
+    network = simplify(quantities.kfac_reduce(Conv.make(3, 3, (3, 3), (8, 8)), 2))
+    assert not any(index.startswith("o") for index in network.indices)
+
+
+def test_other_rules_may_be_given() -> None:
+    network = quantities.kfac_expand(Conv.make(2, 2, 3, 8), 2)
+    assert simplify(network, ()) == network
+    assert len(simplify(network, (pair,)).pairs) == 1

@@ -1,0 +1,264 @@
+"""Hyper-parameters against torch's own modules."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.messages import assert_in_form
+from tests.strategies import MODULES, convs, examples, module_input, modules
+from tn_extensions import Conv, ConvDim
+
+MAKE: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 6,
+    "kernel_size": 3,
+    "input_size": (8, 7),
+}
+
+
+@examples(60)
+@given(modules())
+def test_sizes_are_those_of_the_module(case: tuple[Any, tuple[int, ...]]) -> None:
+    module, sizes = case
+    conv = Conv.from_module(module, sizes)
+    output = module(module_input(module, sizes, 1))
+    assert conv.output_size == tuple(output.shape[2:])
+    assert conv.out_channels == output.shape[1]
+    assert conv.weight_shape == tuple(module.weight.shape)
+    assert conv.num_dims == len(sizes)
+    assert conv.transposed == module.transposed
+    assert conv.groups == module.groups
+    assert conv.stride == module.stride
+    assert conv.dilation == module.dilation
+    assert conv.padding_mode == module.padding_mode
+
+
+@examples(40)
+@given(modules(transposed=True), st.data())
+def test_output_size_of_transposed_modules(case: Any, data: st.DataObject) -> None:
+    module, sizes = case
+    least = Conv.from_module(module, sizes)
+    least_sizes = [d.output_size - d.output_padding for d in least.dims]
+    wanted = tuple(
+        # torch itself is stricter than it says: only the stride bounds output_size
+        size + data.draw(st.integers(0, dim.stride - 1))
+        for size, dim in zip(least_sizes, least.dims, strict=True)
+    )
+    conv = Conv.from_module(module, sizes, output_size=wanted)
+    output = module(module_input(module, sizes, 1), output_size=wanted)
+    assert conv.output_size == tuple(output.shape[2:]) == wanted
+
+
+@pytest.mark.parametrize("num_dims", [1, 2, 3])
+def test_input_size_may_be_a_scalar_or_a_torch_size(num_dims: int) -> None:
+    module = MODULES[False][num_dims - 1](1, 1, 3)
+    size = torch.empty((5,) * num_dims).shape
+    conv = Conv.from_module(module, 5)
+    assert conv == Conv.from_module(module, size)
+    assert conv.input_size == (5,) * num_dims
+
+
+@examples(40)
+@given(convs(max_dims=4, padding_modes=("zeros", "replicate")))
+def test_make_collects_what_the_dimensions_hold(conv: Conv) -> None:
+    made = Conv.make(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.input_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        transposed=conv.transposed,
+        output_padding=conv.output_padding,
+        padding_mode=conv.padding_mode,
+    )
+    assert made == conv
+    assert hash(made) == hash(conv)
+
+
+def test_scalars_broadcast() -> None:
+    conv = Conv.make(**MAKE, stride=2, padding=1, dilation=2)
+    assert conv.kernel_size == (3, 3)
+    assert conv.stride == conv.dilation == (2, 2)
+    assert conv.padding == ((1, 1), (1, 1))
+    assert Conv.make(1, 1, 3, 5).num_dims == 1
+
+
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+def test_same_pads_the_right_more_and_keeps_the_size(
+    kernel_size: int, dilation: int
+) -> None:
+    conv = Conv.make(1, 1, kernel_size, 9, padding="same", dilation=dilation)
+    total = dilation * (kernel_size - 1)
+    assert conv.padding == ((total // 2, (total + 1) // 2),)
+    assert conv.output_size == (9,)
+    module = nn.Conv1d(1, 1, kernel_size, padding="same", dilation=dilation)
+    assert Conv.from_module(module, 9) == conv
+
+
+def test_valid_means_no_padding() -> None:
+    assert Conv.make(**MAKE, padding="valid") == Conv.make(**MAKE, padding=0)
+
+
+def test_lists_are_as_good_as_tuples() -> None:
+    lists = Conv.make(4, 6, [3, 3], [8, 7], padding=[[1, 2], [0, 1]])
+    assert lists == Conv.make(4, 6, (3, 3), (8, 7), padding=((1, 2), (0, 1)))
+    assert hash(lists) is not None
+
+
+def test_conv_is_frozen_and_hashable() -> None:
+    conv = Conv.make(**MAKE)
+    with pytest.raises(FrozenInstanceError):
+        conv.groups = 2  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        conv.dims[0].stride = 2  # type: ignore[misc]
+    assert {conv: 1}[Conv.make(**MAKE)] == 1
+    assert conv != Conv.make(**MAKE, stride=2)
+
+
+@examples(40)
+@given(convs(transposed=False, padding_modes=("reflect", "replicate", "circular")))
+def test_explicit_padding_moves_into_the_input(conv: Conv) -> None:
+    padded = conv.explicitly_padded
+    assert conv.pads_explicitly == any(map(any, conv.padding))
+    assert not padded.pads_explicitly
+    assert padded.output_size == conv.output_size
+    assert padded.input_size == tuple(
+        size + sum(pair)
+        for size, pair in zip(conv.input_size, conv.padding, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "argument"),
+    [
+        ({"in_channels": 0}, "Conv", "in_channels"),
+        ({"groups": 3}, "Conv", "in_channels"),
+        ({"groups": 4}, "Conv", "out_channels"),
+        ({"groups": 0}, "Conv", "groups"),
+        ({"kernel_size": 0}, "Conv.make", "kernel_size"),
+        ({"dilation": 0}, "Conv.make", "dilation"),
+        ({"stride": 0}, "ConvDim", "stride"),
+        ({"input_size": (0, 3)}, "ConvDim", "input_size"),
+        ({"padding": -1}, "ConvDim", "padding[0]"),
+        ({"padding": ((0, -1), 0)}, "ConvDim", "padding[1]"),
+        ({"padding": ((0, 1, 2), 0)}, "Conv.make", "padding"),
+        ({"kernel_size": (3, 3, 3)}, "Conv.make", "input_size"),
+        ({"stride": (1,)}, "Conv.make", "stride"),
+        ({"kernel_size": 9}, "ConvDim", "output_size"),
+        ({"padding": "full"}, "Conv.make", "padding"),
+        ({"padding": "same", "stride": 2}, "Conv.make", "stride"),
+        ({"padding": "same", "transposed": True}, "Conv.make", "padding"),
+        ({"output_padding": 1}, "ConvDim", "output_padding"),
+        ({"transposed": True, "output_padding": 1}, "ConvDim", "output_padding"),
+        ({"transposed": True, "output_padding": -1}, "ConvDim", "output_padding"),
+        ({"transposed": True, "padding": 20}, "ConvDim", "output_size"),
+        ({"padding_mode": "mirror"}, "Conv", "padding_mode"),
+        ({"padding_mode": "reflect", "transposed": True}, "Conv", "padding_mode"),
+        ({"padding_mode": "reflect", "padding": 7}, "Conv", "padding"),
+        ({"padding_mode": "circular", "padding": 8}, "Conv", "padding"),
+        ({"input_size": (), "kernel_size": ()}, "Conv", "dims"),
+    ],
+)
+def test_impossible_hyper_parameters(
+    change: dict[str, Any], name: str, argument: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        Conv.make(**(MAKE | change))
+    assert_in_form(caught.value, name, argument)
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "argument"),
+    [
+        ({"in_channels": 4.0}, "Conv", "in_channels"),
+        ({"groups": True}, "Conv", "groups"),
+        ({"kernel_size": 3.0}, "Conv.make", "kernel_size"),
+        ({"stride": "2"}, "ConvDim", "stride"),
+        ({"input_size": (8.0, 7)}, "ConvDim", "input_size"),
+        ({"padding": 0.5}, "ConvDim", "padding[0]"),
+    ],
+)
+def test_hyper_parameters_of_the_wrong_kind(
+    change: dict[str, Any], name: str, argument: str
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        Conv.make(**(MAKE | change))
+    assert_in_form(caught.value, name, argument)
+
+
+def test_dimensions_agree_on_being_transposed() -> None:
+    with pytest.raises(ValueError) as caught:
+        Conv(1, 1, (ConvDim(4, 3), ConvDim(4, 3, transposed=True)))
+    assert_in_form(caught.value, "Conv", "dims")
+
+
+@pytest.mark.parametrize("largest", ["reflect", "circular"])
+def test_padding_modes_go_as_far_as_torch_does(largest: Any) -> None:
+    limit = 4 if largest == "reflect" else 5
+    conv = Conv.make(1, 1, 2, 5, padding=limit, padding_mode=largest)
+    module = nn.Conv1d(1, 1, 2, padding=limit, padding_mode=largest)
+    assert module(torch.ones(1, 1, 5)).shape[2:] == conv.output_size
+
+
+@pytest.mark.parametrize("module", [nn.Linear(2, 2), nn.ReLU(), None, 3, nn.Conv2d])
+def test_from_module_refuses_other_modules(module: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        Conv.from_module(module, (4, 4))
+    assert_in_form(caught.value, "Conv.from_module", "module")
+
+
+@pytest.mark.parametrize(
+    ("module", "sizes", "argument"),
+    [
+        (nn.LazyConv2d(2, 3), {"input_size": (4, 4)}, "module"),
+        (nn.Conv2d(2, 2, 3), {"input_size": (4, 4, 4)}, "input_size"),
+        (
+            nn.Conv2d(2, 2, 3),
+            {"input_size": (4, 4), "output_size": (3, 3)},
+            "output_size",
+        ),
+        (
+            nn.ConvTranspose2d(2, 2, 3, 2),
+            {"input_size": (4, 4), "output_size": (11, 9)},
+            "output_size",
+        ),
+        (
+            nn.ConvTranspose2d(2, 2, 3, 2),
+            {"input_size": (4, 4), "output_size": (9, 8)},
+            "output_size",
+        ),
+        (
+            nn.ConvTranspose2d(2, 2, 3, 2),
+            {"input_size": (4, 4), "output_size": (9,)},
+            "output_size",
+        ),
+    ],
+)
+def test_from_module_refuses_sizes(
+    module: Any, sizes: dict[str, Any], argument: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        Conv.from_module(module, **sizes)
+    assert_in_form(caught.value, "Conv.from_module", argument)
+
+
+def test_initialised_lazy_module_is_read() -> None:
+    module = nn.LazyConv2d(2, 3)
+    module(torch.ones(1, 5, 4, 4))
+    assert Conv.from_module(module, (4, 4)) == Conv.make(5, 2, 3, (4, 4))
+
+
+def test_output_size_that_a_plain_convolution_has_is_accepted() -> None:
+    module = nn.Conv2d(2, 2, 3)
+    assert Conv.from_module(module, (4, 4), (2, 2)) == Conv.from_module(module, (4, 4))

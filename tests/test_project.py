@@ -1,0 +1,150 @@
+"""The package's metadata, what its wheel holds, and the shape of its files."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import tn_extensions
+
+ROOT = Path(__file__).parents[1]
+CODE = ("tn_extensions", "experiments", "tests")
+MODULES = sorted(path for name in CODE for path in (ROOT / name).rglob("*.py"))
+PACKAGE_MODULES = sorted((ROOT / "tn_extensions").rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built from a copy: setuptools writes into the source tree."""
+    source = tmp_path_factory.mktemp("source")
+    for name in CODE:
+        ignored = shutil.ignore_patterns("__pycache__", "results")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    target = tmp_path_factory.mktemp("wheel")
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options, "-w", target, source],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (path,) = target.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    (name,) = (n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
+    return Parser().parsestr(wheel.read(name).decode())
+
+
+def test_wheel_holds_the_typed_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    names = {n for n in wheel.namelist() if ".dist-info/" not in n}
+    files = [*PACKAGE_MODULES, ROOT / "tn_extensions/py.typed"]
+    assert names == {relative(path) for path in files}
+    assert any(n.endswith("LICENSE") for n in wheel.namelist())
+
+
+def test_wheel_metadata(metadata: Message) -> None:
+    assert metadata["Name"] == "tn-extensions"
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert "MIT" in {metadata["License"], metadata["License-Expression"]}
+    required = {
+        re.split("[^a-z_-]", line)[0]
+        for line in metadata.get_all("Requires-Dist", [])
+        if "extra ==" not in line
+    }
+    packages = {"backpack-for-pytorch", "curvlinops-for-pytorch", "opt_einsum"}
+    assert required == packages | {"numpy", "torch"}
+    extras = set(metadata.get_all("Provides-Extra", []))
+    assert extras == {"bench", "demo", "dev", "lint", "test"}
+
+
+def test_version_has_one_source(metadata: Message) -> None:
+    version = tn_extensions.__version__
+    assert metadata["Version"] == version
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", version)
+    # a dependency's version may be the same by chance, in quotes it is ours
+    quoted = re.compile(f"[\"']{re.escape(version)}[\"']")
+    files = [*MODULES, ROOT / "setup.cfg", ROOT / "pyproject.toml"]
+    places = [relative(p) for p in files if quoted.search(p.read_text("utf-8"))]
+    assert places == ["tn_extensions/__init__.py"]
+
+
+def test_installs_what_is_imported() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = config["options.extras_require"]
+    required = config["options"]["install_requires"]
+    everything = required + extras["test"] + extras["bench"] + extras["demo"]
+    distributions = {
+        "backpack": "backpack-for-pytorch",
+        "curvlinops": "curvlinops-for-pytorch",
+        "importlinter": "import-linter",
+        "sklearn": "scikit-learn",
+    }
+    for scope, available in (
+        (["tn_extensions"], required),
+        (["experiments"], required + extras["bench"] + extras["demo"]),
+        (["tests"], everything),
+    ):
+        names = {re.split("[^A-Za-z_-]", line)[0] for line in available.split()}
+        known = sys.stdlib_module_names | {*CODE}
+        for package in imported(scope) - known:
+            assert distributions.get(package, package) in names, f"{scope}: {package}"
+
+
+def imported(folders: list[str]) -> set[str]:
+    """Top-level packages that the modules in some folders import."""
+    packages = set()
+    for path in (
+        path for path in MODULES if path.relative_to(ROOT).parts[0] in folders
+    ):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                packages |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                packages.add(str(node.module).split(".")[0])
+    return packages
+
+
+def test_changelog_has_unreleased_entries() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    versions = re.findall(r"^## \[(.+?)\]", text, re.MULTILINE)
+    assert versions[0] == "Unreleased"
+    unreleased = text.split("## [")[1]
+    assert re.search(r"^### (Added|Changed|Fixed|Removed)\n\n- ", unreleased, re.M)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_module_says_what_it_is(path: Path) -> None:
+    tree = ast.parse(path.read_text("utf-8"))
+    # an empty __init__.py only makes a folder a package
+    assert ast.get_docstring(tree) or (path.name == "__init__.py" and not tree.body)
+    assert not {"common", "helper", "helpers", "misc", "util", "utils"} & {
+        path.stem,
+        *path.relative_to(ROOT).parts,
+    }
+
+
+@pytest.mark.parametrize("path", PACKAGE_MODULES, ids=relative)
+def test_package_modules_are_small(path: Path) -> None:
+    lines = len(path.read_text("utf-8").splitlines())
+    assert lines <= 400
