@@ -54,21 +54,29 @@ class Rates:
 
     Args:
         gemm: Large matrix products.
+        batched: Batches of small matrix products.
         correlate: Native weight gradients of convolutions, many channels.
         correlate_depthwise: The same, one channel per group.
         copy: Contiguous copies.
+        cached_copy: Contiguous copies that stay in the cache.
+        cache: Bytes that do.
         scatter: Elements per second through strided views with short rows.
         call: Overhead of one kernel.
         half_size: Side of a matrix product at which its rate is half of ``gemm``.
+        batched_half_size: The same for ``batched``.
     """
 
     gemm: float
+    batched: float
     correlate: float
     correlate_depthwise: float
     copy: float
+    cached_copy: float
+    cache: float
     scatter: float
     call: float
-    half_size: float = 10.0
+    half_size: float
+    batched_half_size: float
 
     def product(
         self, rows: int, columns: int, inner: int, batch: int = 1, itemsize: int = 4
@@ -76,36 +84,49 @@ class Rates:
         """Cost of a (batched) matrix product."""
         flops = float(batch) * rows * columns * inner
         moved = itemsize * batch * (rows * inner + inner * columns + rows * columns)
+        rate, half = self.gemm, self.half_size
+        if batch > 1:
+            rate, half = self.batched, self.batched_half_size
         share = 1.0
         for side in (rows, columns, inner):
-            share *= side / (side + self.half_size)
-        seconds = max(flops / (self.gemm * max(share, 1e-3)), moved / self.copy)
+            share *= side / (side + half)
+        seconds = max(flops / (rate * max(share, 1e-3)), moved / self.cached_copy)
         return Cost(flops, moved, 1, 0, seconds + self.call)
 
     def move(self, elements: float, itemsize: int = 4, run: float = 64) -> Cost:
         """Cost of a copy whose contiguous runs have ``run`` elements."""
         moved = 2.0 * itemsize * elements
-        seconds = max(moved / self.copy, elements / (self.scatter * max(run, 1) ** 0.5))
+        copy = self.cached_copy if itemsize * elements <= self.cache else self.copy
+        seconds = max(moved / copy, elements / (self.scatter * max(run, 1) ** 0.5))
         return Cost(0, moved, 1, 0, seconds + self.call)
 
 
 RATES: dict[str, Rates] = {
     "cpu": Rates(
         gemm=2.2e11,
-        correlate=2.0e11,
+        batched=3.5e10,
+        correlate=1.6e11,
         correlate_depthwise=3.5e9,
         copy=1.6e10,
+        cached_copy=4e10,
+        cache=2e7,
         scatter=6e8,
         call=6e-6,
+        half_size=12.0,
+        batched_half_size=1.0,
     ),
     "cuda": Rates(
         gemm=2.5e13,
+        batched=1e13,
         correlate=1.0e13,
         correlate_depthwise=2e11,
         copy=2.0e12,
+        cached_copy=4e12,
+        cache=4e7,
         scatter=2e11,
         call=8e-6,
         half_size=64.0,
+        batched_half_size=32.0,
     ),
 }
 """Constants by device type; others are priced as a CPU."""

@@ -23,6 +23,9 @@ from tn_extensions.network import TensorNetwork
 _TILE = 256
 """Smallest tile of a triangle: smaller ones cost the matrix product its speed."""
 
+_SHORT = 128
+"""Rows up to which writing the result takes longer than computing it twice."""
+
 Lower = Callable[[TensorNetwork, Target], Lowering]
 
 
@@ -68,7 +71,7 @@ def _chunked(
     def run(tensors: Tensors, sink: Sink) -> None:
         tensor = tensors[name]
         # later chunks add to one triangle of a fresh target, which is mirrored at last
-        late = sink.fresh and size < total
+        late = sink.fresh and size < total and tiles > 1
         for start in range(0, total, size):
             count = min(size, total - start)
             chunk = tensor if axis < 0 else tensor.narrow(axis, start, count)
@@ -77,12 +80,12 @@ def _chunked(
             add_self_gram(lowering.view({name: chunk}), sink, mirrored=not late)
             sink.fresh = False
         if late:
-            mirror_triangle(sink.out)
+            mirror_triangle(sink.out, rows)
 
     one = lowerings[size]
     groups, columns = network.shape[:2]
     rows = prod(half.sizes[index] for index in half.rows) // ceil(total / size)
-    tiles = len(_tiles(columns))
+    tiles = len(_tiles(columns, rows))
     product = target.rates.product(
         ceil(columns / tiles), columns, rows, groups, target.itemsize
     ).times(tiles * (tiles + 1) / (2 * tiles))
@@ -100,8 +103,9 @@ def _chunked(
     return Lowering(f"gram({one.primitive})", steps, cost, run)
 
 
-def _tiles(columns: int) -> list[tuple[int, int]]:
-    count = max(1, min(16, columns // _TILE))
+def _tiles(columns: int, rows: int) -> list[tuple[int, int]]:
+    """Bounds of the tiles whose upper triangle is computed."""
+    count = 1 if rows <= _SHORT else max(1, min(16, columns // _TILE))
     bounds = [round(number * columns / count) for number in range(count + 1)]
     return list(zip(bounds, bounds[1:], strict=False))
 
@@ -117,7 +121,7 @@ def add_self_gram(half: Tensor, sink: Sink, mirrored: bool) -> None:
     out = sink.out
     if half.shape[0] == 1:
         half, out = half[0], out[0]
-    tiles = _tiles(half.shape[-2])
+    tiles = _tiles(*half.shape[-2:])
     for start, stop in tiles:
         left = right = half
         if len(tiles) > 1:
@@ -131,10 +135,9 @@ def add_self_gram(half: Tensor, sink: Sink, mirrored: bool) -> None:
         sink.put(out[..., stop:, start:stop], block[..., stop - start :].mT)
 
 
-def mirror_triangle(out: Tensor) -> None:
-    """Copy the upper triangle of tiles to the lower one."""
-    columns = out.shape[-1]
-    for start, stop in _tiles(columns):
+def mirror_triangle(out: Tensor, rows: int) -> None:
+    """Copy the upper triangle of tiles (of a half with some rows) to the lower one."""
+    for start, stop in _tiles(out.shape[-1], rows):
         for low in range(start, stop, 64):
             high = min(low + 64, stop)
             torch.Tensor.copy_(out[..., stop:, low:high], out[..., low:high, stop:].mT)

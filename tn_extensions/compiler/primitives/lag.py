@@ -47,8 +47,11 @@ def _lower(
     name = half.operand.name
     axis = chunk_axis(half.operand, half.sizes, half.rows)
     total = half.operand.axes[axis].extent if axis >= 0 else 1
-    one = products.held / total * target.itemsize
-    size = total if axis < 0 else max(1, min(total, int(target.budget // (2 * one))))
+    one = products.held / total
+    held = target.budget // (2 * target.itemsize)
+    if products.groups > 1 and not products.kept:  # small products: what they read should stay in the cache
+        held = min(held, _CACHED_ELEMENTS)
+    size = total if axis < 0 else max(1, min(total, int(held // one)))
     parts = {total: products}
     for count in {size, total % size} - {0, total}:
         smaller = Half.of(resized(network, name, axis, count))
@@ -76,6 +79,9 @@ def _lower(
 _BLOCK_ELEMENTS = 2**19
 """Elements of a product that are held at a time, so that they stay in the cache."""
 
+
+_CACHED_ELEMENTS = 2**21
+"""Elements of the operand that are worked on at a time with groups."""
 
 _WIDE = 128
 """Columns from which on products are worked on in pieces of few positions."""

@@ -211,8 +211,8 @@ def _estimate(
         sizes = sizes[1:]
         inner = prod(sizes)
         touched = outer * inner * (dim.size + 3 * len(dim.ranges))
-        passes = rates.move(touched / 2, itemsize, inner).times(1)
-        cost = cost + passes + Cost(calls=4, seconds=4 * rates.call)
+        run = inner if inner > 1 else dim.size
+        cost = cost + rates.move(touched / 2, itemsize, run) + Cost(calls=4, seconds=4 * rates.call)
         outer *= len(dim.ranges)
         steps.append(f"sum windows of {dim.read}: common rows, then borders")
     if len(factors) == 1:
