@@ -1,0 +1,124 @@
+"""KFAC, KFLR and KFRA with BackPACK's names, arguments, savefields and values."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from backpack.extensions import secondorder
+from torch import Tensor
+from torch.nn import Module
+
+from tn_extensions.backpack.modules import CONVOLUTIONS, Approx, module_extensions
+from tn_extensions.errors import describe
+
+
+class _Kronecker(secondorder.hbp.HBP):
+    """What the three extensions share: our modules, and the approximation's name."""
+
+    approx: Approx
+
+    def _set_up(self, approx: Approx) -> None:
+        if approx not in get_args(Approx):
+            rule = f"be one of {', '.join(map(repr, get_args(Approx)))}"
+            name = type(self).__name__
+            raise ValueError(describe(name, "approx", rule, repr(approx)))
+        self.approx = approx
+        self._known = module_extensions()
+        for kind, extension in self._known.items():
+            self.set_module_extension(kind, extension, overwrite=True)
+
+    def __call__(
+        self, module: Module, g_inp: tuple[Tensor, ...], g_out: tuple[Tensor, ...]
+    ) -> None:
+        """Run at a module; subclasses of convolutions that compute the same count."""
+        kind = type(module)
+        for base in CONVOLUTIONS:
+            if (
+                kind not in self._known
+                and isinstance(module, base)
+                and kind.forward is base.forward
+                and kind._conv_forward is base._conv_forward
+            ):
+                self._known[kind] = self._known[base]
+                self.set_module_extension(kind, self._known[base], overwrite=True)
+        super().__call__(module, g_inp, g_out)
+
+    def accumulate_backpropagated_quantities(self, existing: Any, other: Any) -> Any:
+        """Sum what arrives at a branching point."""
+        return existing + other
+
+
+class KFAC(_Kronecker, secondorder.hbp.KFAC):
+    """Kronecker factors of the GGN with Monte-Carlo samples, in ``parameter.kfac``.
+
+    A drop-in for BackPACK's: the same values where that is right, and right for groups,
+    ``padding='same'``, every ``padding_mode``, ``output_padding`` and ``output_size`` of
+    ``Conv1d/2d/3d`` and ``ConvTranspose1d/2d/3d``. The input is never unfolded as a
+    whole. BatchNorm and adaptive pooling are backpropagated through; BatchNorm's
+    parameters are skipped with a warning (with batch statistics it couples samples,
+    which is backpropagated as automatic differentiation does).
+
+    The weight's savefield is ``[B, A]``, the bias's ``[B]``. ``B`` is over output
+    channels ``CO``, ``A`` over ``(ci, k)`` with ``k`` fastest. With ``G > 1`` groups
+    there is one pair per group: ``B`` is ``[G, CO, CO]``, ``A`` is ``[G, CI * K, CI *
+    K]`` with ``CO``, ``CI`` channels per group. For transposed convolutions ``B (x) A``
+    approximates the GGN of ``weight.transpose(0, 1)``, as in BackPACK (per group, the
+    weight ``[CI, CO, K]`` with its first two axes exchanged).
+
+    Args:
+        mc_samples: Number of samples.
+        approx: ``"backpack"`` (stock's scaling), or ``"expand"`` and ``"reduce"`` as
+            Eschenhagen et al. define them:
+            ``"backpack"``: ``B = sum_{v,n} (sum_o S)(sum_o S)^T``,
+            ``A = 1/N sum_{n,o} U U^T``;
+            ``"expand"``: ``B = sum_{v,n,o} S S^T``, ``A = 1/(N O) sum_{n,o} U U^T``;
+            ``"reduce"``: ``B`` as ``"backpack"``,
+            ``A = 1/(N O^2) sum_n (sum_o U)(sum_o U)^T``.
+
+    Raises:
+        ValueError: If ``approx`` does not exist.
+
+    References:
+        Grosse and Martens, "A Kronecker-factored approximate Fisher matrix for
+        convolution layers", ICML 2016.
+        Eschenhagen et al., "Kronecker-factored approximate curvature for modern neural
+        network architectures", NeurIPS 2023.
+    """
+
+    def __init__(self, mc_samples: int = 1, approx: Approx = "backpack") -> None:
+        super().__init__(mc_samples=mc_samples)
+        self._set_up(approx)
+
+
+class KFLR(_Kronecker, secondorder.hbp.KFLR):
+    """Kronecker factors of the exact GGN, in ``parameter.kflr``; else as :class:`KFAC`.
+
+    Args:
+        approx: See :class:`KFAC`.
+
+    Raises:
+        ValueError: If ``approx`` does not exist.
+    """
+
+    def __init__(self, approx: Approx = "backpack") -> None:
+        super().__init__()
+        self._set_up(approx)
+
+
+class KFRA(_Kronecker, secondorder.hbp.KFRA):
+    """Kronecker factors from a batch-averaged GGN, in ``parameter.kfra``.
+
+    The average ``M`` over the batch of the GGN with respect to a layer's output takes
+    the place of ``sum_{v,n} S S^T``; else as :class:`KFAC`. BatchNorm is supported with
+    its running statistics only.
+
+    Args:
+        approx: See :class:`KFAC`.
+
+    Raises:
+        ValueError: If ``approx`` does not exist.
+    """
+
+    def __init__(self, approx: Approx = "backpack") -> None:
+        super().__init__()
+        self._set_up(approx)
