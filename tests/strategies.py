@@ -143,7 +143,8 @@ def modules(
                         "stride": dim.stride,
                         "dilation": dim.dilation,
                         "padding": (max(dim.padding),) * 2,
-                        "output_padding": dim.output_padding,
+                        # so that any output_size is positive
+                        "output_padding": 0,
                         "transposed": True,
                     }
                 ),

@@ -76,9 +76,7 @@ def test_chunks_of_the_batch_add_up(size: int) -> None:
     axis = chunk_axis(half.operand, half.sizes, half.rows)
     assert axis == 0
     total = sum(
-        dense.evaluate(
-            resized(network, "x", axis, len(chunk)), {"x": chunk}
-        )
+        dense.evaluate(resized(network, "x", axis, len(chunk)), {"x": chunk})
         for chunk in torch.from_numpy(x).split(size)
         for chunk in [chunk.numpy()]
     )

@@ -12,15 +12,20 @@ from tn_extensions.compiler.sink import Sink
 
 @pytest.mark.parametrize("fresh", [True, False])
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4)])
-def test_values_and_products_are_scaled(fresh: bool, shape: tuple[int, ...]) -> None:
-    left, right = noise_tensor((*shape[:-1], 5)), noise_tensor((*shape[:-2], 5, 4))
-    before = torch.full(shape, torch.nan if fresh else 2.0, dtype=torch.float64)
-    expected = 0.5 * (left @ right) + (0 if fresh else 2)
-    for method in ("put", "put_product"):
-        sink = Sink(before.clone(), 0.5, fresh)
-        arguments = (left @ right,) if method == "put" else (left, right)
-        getattr(sink, method)(sink.out, *arguments)
-        assert_close(sink.out, expected)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_and_products_are_scaled(
+    fresh: bool, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    *lead, rows, columns = shape
+    left = noise_tensor((*lead, rows, 5), dtype)
+    right = noise_tensor((*lead, columns, 5), dtype)
+    before = torch.full(shape, torch.nan if fresh else 2.0, dtype=dtype)
+    expected = 0.5 * (left @ right.mT) + (0 if fresh else 2)
+    value, product = (Sink(before.clone(), 0.5, fresh) for _ in range(2))
+    value.put(value.out, left @ right.mT)
+    product.put_product(product.out, left, right)
+    assert_close(value.out, expected)
+    assert_close(product.out, expected)
 
 
 def test_views_of_the_target_leave_the_rest_alone() -> None:

@@ -30,7 +30,9 @@ def test_view_reads_the_affine_positions(network: TensorNetwork) -> None:
         result = view(tensor, operand, operand.indices, network.sizes)
         expected = dense.operand(operand, arrays[operand.name], network.sizes)
         assert_close(result, torch.from_numpy(expected))
-        assert result.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+        assert (
+            result.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+        )
 
 
 def test_absent_indices_have_size_one() -> None:
@@ -57,7 +59,8 @@ def test_pad_fills_zeros_on_the_sides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "shape"), [((1, 2, 1), (2, 12, 5)), ((0, 4), (1, 120)), ((4, 0), (120, 1))]
+    ("groups", "shape"),
+    [((1, 2, 1), (2, 12, 5)), ((0, 4), (1, 120)), ((4, 0), (120, 1))],
 )
 def test_grouped_merges_axes(groups: tuple[int, ...], shape: tuple[int, ...]) -> None:
     tensor = torch.arange(120).reshape(2, 3, 4, 5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import opt_einsum
 from numpy.typing import NDArray
 
 from tn_extensions.conv import Conv, ConvDim
@@ -39,11 +40,13 @@ def contract(
 ) -> Array:
     """Einsum with named indices."""
     numbers: dict[str, int] = {}
-    arguments: list[object] = []
-    for array, indices in arrays:
-        labels = [numbers.setdefault(index, len(numbers)) for index in indices]
-        arguments += [array, labels]
-    return np.einsum(*arguments, [numbers[j] for j in output], optimize=True)
+    terms = []
+    for _, indices in arrays:
+        labels = (numbers.setdefault(index, len(numbers)) for index in indices)
+        terms.append("".join(map(opt_einsum.get_symbol, labels)))
+    result = "".join(opt_einsum.get_symbol(numbers[index]) for index in output)
+    equation = f"{','.join(terms)}->{result}"
+    return np.asarray(opt_einsum.contract(equation, *(array for array, _ in arrays)))
 
 
 def pair(node: Pair, sizes: Sizes) -> Array:
@@ -57,7 +60,7 @@ def operand(node: Operand, array: Array, sizes: Sizes) -> Array:
     """Gather the entries at the positions of each axis."""
     assert array.shape == node.shape
     where = [position(axis.position, node.indices, sizes) for axis in node.axes]
-    return array[tuple(where)]
+    return np.asarray(array[tuple(where)])
 
 
 def nodes(

@@ -104,7 +104,7 @@ class Rates:
 RATES: dict[str, Rates] = {
     "cpu": Rates(
         gemm=2.2e11,
-        batched=3.5e10,
+        batched=2.4e10,
         correlate=1.6e11,
         correlate_depthwise=3.5e9,
         copy=1.6e10,

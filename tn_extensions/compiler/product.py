@@ -14,13 +14,16 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-PIECE = 512
+PIECE = 448
 """Terms that are summed at a time, so that float32 sums stay accurate."""
 
 _SMALL = 2**19
 """Multiply-adds below which the overhead of a call decides."""
 
-_WORTH_COPYING = 100
+_FEW = 64
+"""Terms below which writing the result takes longer than the product."""
+
+WORTH_COPYING = 100
 """Multiply-adds per copied element above which contiguous pieces pay."""
 
 
@@ -49,17 +52,17 @@ def uses_onednn(left: Tensor, right: Tensor) -> bool:
         return False
     rows, terms = left.shape
     columns = right.shape[0]
-    if rows * columns * terms < _SMALL or not _prefers_onednn():
+    if terms < _FEW or rows * columns * terms < _SMALL or not _prefers_onednn():
         return False
     if _piece_size(left) >= terms and left.is_contiguous() and right.is_contiguous():
         return True
     copied = rows if right is left else rows + columns
-    return rows * columns >= _WORTH_COPYING * copied
+    return rows * columns >= WORTH_COPYING * copied
 
 
 def _piece_size(left: Tensor) -> int:
     terms = left.shape[1]
-    return ceil(terms / max(1, round(terms / PIECE)))
+    return ceil(terms / max(1, ceil(terms / PIECE)))
 
 
 def _onednn(left: Tensor, right: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ def test_expand(conv: Conv, batch_size: int, budget: int) -> None:
         {"stride": 2},
         {"stride": 3},
         {"dilation": 2},
-        {"stride": 2, "dilation": 3},
-        {"padding": 4},
+        {"stride": 2, "dilation": 3, "padding": 3},
+        {"padding": 3},
         {"padding": 0},
     ],
 )

@@ -22,8 +22,7 @@ from tn_extensions.network import simplify
 def test_sums_of_patches(conv: Conv, batch_size: int) -> None:
     for quantity in (quantities.patch_sum, quantities.patch_total):
         network = simplify(quantity(conv, batch_size))
-        count = assert_all_evaluate(window, network)
-        assert count or not network.patterns
+        assert_all_evaluate(window, network)
 
 
 def test_matches_summed_patterns_of_one_operand() -> None:

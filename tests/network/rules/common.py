@@ -67,9 +67,7 @@ def assert_same_value(
 
 def optimal_flops(network: TensorNetwork) -> float:
     """Multiply-adds of the best pairwise contraction, patterns being dense."""
-    shapes = [
-        tuple(network.sizes[j] for j in node.indices) for node in network.nodes
-    ]
+    shapes = [tuple(network.sizes[j] for j in node.indices) for node in network.nodes]
     _, info = opt_einsum.contract_path(
         network.equation(), *shapes, shapes=True, optimize="optimal"
     )

@@ -55,9 +55,7 @@ def shared_over(index: str, conv: Conv) -> TensorNetwork:
 
 @examples(40)
 @given(convs(max_dims=2), st.data())
-def test_pairs_over_outputs_and_kernel_entries(
-    conv: Conv, data: st.DataObject
-) -> None:
+def test_pairs_over_outputs_and_kernel_entries(conv: Conv, data: st.DataObject) -> None:
     ends = ["k1", "o1", "i1"]
     ends.remove("o1" if conv.transposed else "i1")
     index = data.draw(st.sampled_from(ends))

@@ -20,7 +20,7 @@ from tn_extensions.compiler.half import Half, PairedDim, chunk_axis, resized
 from tn_extensions.compiler.lags import LagClass, Window, lag_classes
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dim
-from tn_extensions.compiler.product import PIECE, multiply
+from tn_extensions.compiler.product import PIECE, WORTH_COPYING, multiply
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import letters, prime
@@ -51,7 +51,11 @@ def _lower(
     held = target.budget // (2 * target.itemsize)
     if products.groups > 1 and not products.kept:  # small products: what they read should stay in the cache
         held = min(held, _CACHED_ELEMENTS)
-    size = total if axis < 0 else max(1, min(total, int(held // one)))
+    size = max(1, min(total, int(held // one)))
+    if products.in_pieces and products.width < 2 * WORTH_COPYING:
+        # too narrow to copy: rows are to fit into one piece
+        size = max(1, min(size, PIECE * total // products.rows))
+    size = total if axis < 0 else size
     parts = {total: products}
     for count in {size, total % size} - {0, total}:
         smaller = Half.of(resized(network, name, axis, count))
@@ -80,7 +84,7 @@ _BLOCK_ELEMENTS = 2**19
 """Elements of a product that are held at a time, so that they stay in the cache."""
 
 
-_CACHED_ELEMENTS = 2**21
+_CACHED_ELEMENTS = 2**22
 """Elements of the operand that are worked on at a time with groups."""
 
 _WIDE = 128
@@ -146,7 +150,12 @@ class LagProducts:
         """Estimate."""
         rates, itemsize = target.rates, target.itemsize
         sizes = self.half.sizes
-        run = min(self.rows, sizes[self.half.rows[-1]] if self.half.rows else 1)
+        # kept positions come before the rows, against their order in memory
+        run = sizes[self.half.rows[-1]] if self.half.rows and not self.kept else 1
+        if self.dim.read in self.half.operand.axes[-1].position.indices:
+            run = min(run, 8)
+        elif self.step > 1:
+            run = min(run, 12)
         total = rates.move(prod(self.unfolding.shape), itemsize, run)
         if self.unfolding.padded_elements:
             total = total + rates.move(self.unfolding.padded_elements, itemsize)

@@ -212,7 +212,8 @@ def _estimate(
         inner = prod(sizes)
         touched = outer * inner * (dim.size + 3 * len(dim.ranges))
         run = inner if inner > 1 else dim.size
-        cost = cost + rates.move(touched / 2, itemsize, run) + Cost(calls=4, seconds=4 * rates.call)
+        cost = cost + rates.move(touched / 2, itemsize, run)
+        cost = cost + Cost(calls=4, seconds=2 * rates.call)
         outer *= len(dim.ranges)
         steps.append(f"sum windows of {dim.read}: common rows, then borders")
     if len(factors) == 1:
@@ -231,8 +232,8 @@ def _estimate(
 
 
 def _skinny(rows: int, inner: int, columns: int, target: Target) -> Cost:
-    """Product with a matrix of few columns: one read, at half the rate of a copy."""
+    """Product with a matrix of few columns: one read, slower than a copy."""
     cost = target.rates.product(rows, columns, inner, itemsize=target.itemsize)
     moved = target.itemsize * rows * inner
-    seconds = max(cost.seconds, 2 * moved / target.rates.copy)
+    seconds = max(cost.seconds, 2.5 * moved / target.rates.copy)
     return Cost(cost.flops, moved, 1, 0, seconds)

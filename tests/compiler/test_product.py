@@ -1,0 +1,44 @@
+"""Products are the same whichever library multiplies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tests.strategies import noise_tensor
+from tn_extensions.compiler import product
+from tn_extensions.compiler.product import multiply
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("shape", [(96, 80, 100), (200, 150, 1500), (3, 4, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", ["rows", "columns", "batch of one", "batch"])
+def test_product(
+    onednn: bool,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    layout: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    available = torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(product, "_prefers_onednn", lambda: onednn and available)
+    rows, columns, terms = shape
+    left = noise_tensor((rows, terms)).to(dtype)
+    right = noise_tensor((columns, terms)).to(dtype)
+    if layout == "columns":
+        left, right = left.mT.contiguous().mT, right.mT.contiguous().mT
+    elif layout.startswith("batch"):
+        size = 1 if layout == "batch of one" else 2
+        left, right = left.expand(size, -1, -1), right.expand(size, -1, -1)
+    expected = left.double() @ right.double().mT
+    result = multiply(left, right)
+    assert result.dtype == dtype
+    assert_close(result.double(), expected, rtol=1e-5, atol=1e-6 * terms)
+    assert_close(
+        multiply(left, left).double(),
+        left.double() @ left.double().mT,
+        rtol=1e-5,
+        atol=1e-6 * terms,
+    )

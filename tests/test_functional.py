@@ -1,0 +1,646 @@
+"""The quantities on tensors against Jacobians of torch's own modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.compiler.common import target
+from tests.messages import assert_in_form
+from tests.reference import dense
+from tests.reference.jacobian import kfac_factor, patches
+from tests.strategies import (
+    MODULES,
+    convs,
+    examples,
+    module_input,
+    modules,
+    noise,
+    noise_tensor,
+)
+from tn_extensions import Conv, functional, quantities
+from tn_extensions.compiler.plan import _ways
+from tn_extensions.compiler.sink import Sink
+from tn_extensions.conv import PADDING_MODES
+from tn_extensions.network import simplify
+
+APPROX = ("expand", "reduce")
+FACTORS = {"expand": functional.kfac_expand, "reduce": functional.kfac_reduce}
+HALF = (torch.float16, torch.bfloat16)
+
+Case = tuple[Any, tuple[int, ...]]
+
+
+def made(case: Case, batch_size: int = 2, **options: Any) -> tuple[Any, Tensor, Conv]:
+    """Module, input and hyper-parameters."""
+    module, sizes = case
+    x = module_input(module, sizes, batch_size)
+    return module, x, Conv.from_module(module, sizes, **options)
+
+
+def factor_size(conv: Conv, bias: bool = False) -> int:
+    """Rows of a factor."""
+    columns = conv.in_channels // conv.groups
+    for size in conv.kernel_size:
+        columns *= size
+    return columns + bias
+
+
+def simple(num_dims: int = 2, **change: Any) -> tuple[Tensor, Conv]:
+    """An input and an ordinary convolution."""
+    options = {"kernel_size": 3, "padding": 1, "input_size": (6,) * num_dims} | change
+    conv = Conv.make(4, 2, **options)
+    return noise_tensor((3, 4, *conv.input_size)), conv
+
+
+class TestValues:
+    """Against torch's modules, over all of their hyper-parameters."""
+
+    @examples(60)
+    @given(modules(), st.sampled_from([1, 3]))
+    def test_conv(self, case: Case, batch_size: int) -> None:
+        module, x, conv = made(case, batch_size)
+        module.bias = None
+        assert_close(functional.conv(x, module.weight, conv), module(x))
+
+    @examples(40)
+    @given(modules(), st.sampled_from([1, 3]))
+    def test_unfold_input_and_patch_mean(self, case: Case, batch_size: int) -> None:
+        module, x, conv = made(case, batch_size)
+        u = patches(module, x)
+        assert_close(functional.unfold_input(x, conv), u.flatten(1, 2))
+        assert_close(functional.patch_mean(x, conv), u.mean(-1))
+
+    @pytest.mark.parametrize("approx", APPROX)
+    @examples(60)
+    @given(modules(), st.sampled_from([1, 2, 3]), st.booleans())
+    def test_factors(
+        self, approx: str, case: Case, batch_size: int, bias: bool
+    ) -> None:
+        module, x, conv = made(case, batch_size)
+        factor = FACTORS[approx](x, conv, bias=bias)
+        assert_close(factor, kfac_factor(module, x, approx, bias))
+
+    @pytest.mark.parametrize("approx", APPROX)
+    @examples(20)
+    @given(modules(transposed=True), st.data())
+    def test_output_size(self, approx: str, case: Case, data: st.DataObject) -> None:
+        module, sizes = case
+        least = Conv.from_module(module, sizes)
+        wanted = tuple(
+            dim.output_size
+            - dim.output_padding
+            + data.draw(st.integers(0, dim.stride - 1))
+            for dim in least.dims
+        )
+        module, x, conv = made(case, output_size=wanted)
+        expected = kfac_factor(module, x, approx, output_size=wanted)
+        assert_close(FACTORS[approx](x, conv), expected)
+
+    @pytest.mark.parametrize("approx", APPROX)
+    @pytest.mark.parametrize("mode", PADDING_MODES)
+    @pytest.mark.parametrize("num_dims", [1, 2, 3])
+    @pytest.mark.parametrize("padding", [2, "same"])
+    def test_padding_modes(
+        self, approx: str, mode: str, num_dims: int, padding: Any
+    ) -> None:
+        make = MODULES[False][num_dims - 1]
+        module = make(2, 2, 2, padding=padding, padding_mode=mode).double()
+        sizes = (5, 4, 3)[:num_dims]
+        _, x, conv = made((module, sizes))
+        assert_close(FACTORS[approx](x, conv), kfac_factor(module, x, approx))
+        assert_close(functional.conv(x, module.weight, conv), no_bias(module)(x))
+
+    @examples(20)
+    @given(convs(max_dims=4, min_dims=4, padding_modes=PADDING_MODES), st.booleans())
+    def test_four_dimensions(self, conv: Conv, bias: bool) -> None:
+        array, weight = (
+            noise((2, conv.in_channels, *conv.input_size)),
+            noise(conv.weight_shape),
+        )
+        x = torch.from_numpy(array)
+        y = functional.conv(x, torch.from_numpy(weight), conv)
+        assert_close(y, torch.from_numpy(dense.convolve(conv, array, weight)))
+        u = torch.from_numpy(dense.patches(conv, array))
+        assert_close(functional.unfold_input(x, conv), u.flatten(1, 2))
+        for approx in APPROX:
+            expected = torch.from_numpy(dense.factor(conv, array, approx, bias))
+            assert_close(FACTORS[approx](x, conv, bias=bias), expected)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"stride": 2, "padding": 3},
+            {"dilation": (2, 1), "padding": (0, 1)},
+            {"kernel_size": 1},
+            {"kernel_size": 2, "stride": 2, "padding": 0},
+        ],
+    )
+    def test_order_is_that_of_torchs_unfold(self, options: dict[str, Any]) -> None:
+        options = {"kernel_size": (3, 2), "padding": 1} | options
+        x, conv = simple(**options, input_size=(6, 8))
+        assert_close(functional.unfold_input(x, conv), F.unfold(x, **options))
+
+
+def no_bias(module: Any) -> Any:
+    """The module without its bias."""
+    module.bias = None
+    return module
+
+
+class TestArguments:
+    """``bias``, ``scale`` and ``out``."""
+
+    @pytest.mark.parametrize("approx", APPROX)
+    @examples(25)
+    @given(modules(max_dims=2), st.booleans(), st.sampled_from([0.25, -2, 0, 1e-3]))
+    def test_scale_replaces_the_default(
+        self, approx: str, case: Case, bias: bool, scale: float
+    ) -> None:
+        module, x, conv = made(case, 3)
+        default = 1 / 3
+        if approx == "reduce":
+            default /= functional.unfold_input(x, conv).shape[-1] ** 2
+        expected = kfac_factor(module, x, approx, bias) * (scale / default)
+        assert_close(FACTORS[approx](x, conv, bias=bias, scale=scale), expected)
+
+    @pytest.mark.parametrize("approx", APPROX)
+    @pytest.mark.parametrize("layout", ["plain", "rows", "columns", "transposed"])
+    @examples(15)
+    @given(modules(max_dims=2), st.booleans(), st.sampled_from([None, 0.5]))
+    def test_out_is_added_to_in_place(
+        self, approx: str, layout: str, case: Case, bias: bool, scale: float | None
+    ) -> None:
+        module, x, conv = made(case, 2)
+        size = factor_size(conv, bias)
+        whole = noise_tensor((2 * conv.groups, 2 * size, 2 * size + 1))
+        before, mask = whole.clone(), torch.ones_like(whole)
+        view, inside = (
+            {
+                "plain": lambda t: t[: conv.groups, :size, :size],
+                "rows": lambda t: t[::2, 1::2, 1 : size + 1],
+                "columns": lambda t: t[conv.groups :, :size, 1::2],
+                "transposed": lambda t: t[::2, :size, :size].mT,
+            }[layout](tensor)
+            for tensor in (whole, mask)
+        )
+        inside.zero_()
+        old = view.clone()  # noise, so not symmetric
+        out = FACTORS[approx](x, conv, bias=bias, scale=scale, out=view)
+        assert out is view
+        added = FACTORS[approx](x, conv, bias=bias, scale=scale)
+        assert_close(view, old + added)
+        assert_close(added, FACTORS[approx](x, conv, bias=bias, scale=scale))
+        assert torch.equal(whole * mask, before * mask)
+
+    @pytest.mark.parametrize("approx", APPROX)
+    def test_factors_accumulate_over_batches(self, approx: str) -> None:
+        x, conv = simple()
+        out = torch.zeros(1, factor_size(conv), factor_size(conv)).double()
+        storage = out.untyped_storage().data_ptr()
+        for part in x.split(1):
+            FACTORS[approx](part, conv, scale=0.5, out=out)
+        assert out.untyped_storage().data_ptr() == storage
+        assert_close(out, FACTORS[approx](x, conv, scale=0.5))
+
+    @pytest.mark.parametrize("approx", APPROX)
+    def test_inputs_are_left_alone(self, approx: str) -> None:
+        x, conv = simple()
+        before = x.clone()
+        FACTORS[approx](x, conv, bias=True)
+        assert torch.equal(x, before)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "channels last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1),
+    "batch last": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "every other": lambda x: torch.stack([x, x + 1], -1).flatten(-2)[..., ::2],
+    "part of a batch": lambda x: torch.cat([x, x])[len(x) :],
+    "part of channels": lambda x: torch.cat([x, x], 1)[:, x.shape[1] :],
+    "expanded batch": lambda x: x[:1].expand_as(x),
+    "expanded channels": lambda x: x[:, :1].expand_as(x),
+    "expanded space": lambda x: x[..., :1].expand_as(x),
+}
+
+
+class TestInputs:
+    """Layouts, types and sizes of inputs."""
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @examples(12)
+    @given(modules())
+    def test_strides_do_not_matter(self, layout: str, case: Case) -> None:
+        module, x, conv = made(case, 3)
+        x = LAYOUTS[layout](x)
+        plain = x.contiguous()
+        for call in (*FACTORS.values(), functional.unfold_input, functional.patch_mean):
+            assert_close(call(x, conv), call(plain, conv))
+        y = functional.conv(x, module.weight, conv)
+        assert_close(y, functional.conv(plain, module.weight, conv))
+
+    @pytest.mark.parametrize("approx", APPROX)
+    @examples(20)
+    @given(modules(), st.booleans())
+    def test_empty_batches(self, approx: str, case: Case, bias: bool) -> None:
+        _, x, conv = made(case, 0)
+        size = factor_size(conv, bias)
+        factor = FACTORS[approx](x, conv, bias=bias)
+        assert torch.equal(factor, torch.zeros(conv.groups, size, size).double())
+        out = noise_tensor(factor.shape)
+        before = out.clone()
+        assert FACTORS[approx](x, conv, bias=bias, out=out) is out
+        assert torch.equal(out, before)
+
+    @examples(20)
+    @given(modules())
+    def test_empty_batches_of_differentiable_functions(self, case: Case) -> None:
+        module, x, conv = made(case, 0)
+        full = module_input(module, conv.input_size, 1)
+        y = functional.conv(x, module.weight, conv)
+        assert y.shape == (0, *no_bias(module)(full).shape[1:])
+        u = functional.unfold_input(full, conv)
+        assert functional.unfold_input(x, conv).shape == (0, *u.shape[1:])
+        mean = functional.patch_mean(full, conv)
+        assert functional.patch_mean(x, conv).shape == (0, *mean.shape[1:])
+        assert y.dtype == mean.dtype == torch.float64
+
+    @pytest.mark.parametrize("approx", APPROX)
+    @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("options", [{}, {"padding_mode": "reflect"}])
+    def test_lower_precisions_accumulate_in_float32(
+        self, approx: str, dtype: torch.dtype, bias: bool, options: dict[str, Any]
+    ) -> None:
+        x, conv = simple(input_size=(20, 20), **options)
+        x = x.to(dtype)
+        exact = FACTORS[approx](x.double(), conv, bias=bias)
+        factor = FACTORS[approx](x, conv, bias=bias)
+        assert factor.dtype == torch.float32
+        scale = exact.abs().max().item()
+        assert_close(factor.double(), exact, rtol=1e-5, atol=1e-6 * scale)
+        out = torch.zeros_like(factor)
+        assert_close(FACTORS[approx](x, conv, bias=bias, out=out), factor)
+
+    @pytest.mark.parametrize("dtype", HALF)
+    def test_other_functions_return_float32(self, dtype: torch.dtype) -> None:
+        x, conv = simple()
+        x, weight = x.to(dtype), noise_tensor(conv.weight_shape, dtype)
+        results = {
+            "conv": functional.conv(x, weight, conv),
+            "unfold_input": functional.unfold_input(x, conv),
+            "patch_mean": functional.patch_mean(x, conv),
+        }
+        expected = {
+            "conv": F.conv2d(x.double(), weight.double(), padding=1),
+            "unfold_input": F.unfold(x.double(), 3, padding=1),
+            "patch_mean": F.unfold(x.double(), 3, padding=1).mean(-1)[:, None],
+        }
+        for name, result in results.items():
+            assert result.dtype == torch.float32
+            assert_close(result.double(), expected[name], rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("approx", APPROX)
+    @pytest.mark.parametrize("dtype", HALF)
+    @pytest.mark.parametrize("options", [{}, {"kernel_size": 1, "padding": 0}])
+    def test_autocast_does_not_change_factors(
+        self, approx: str, dtype: torch.dtype, options: dict[str, Any]
+    ) -> None:
+        x, conv = simple(**options)
+        x = x.float()
+        expected = FACTORS[approx](x, conv, bias=True)
+        with torch.autocast("cpu", dtype=dtype):
+            factor = FACTORS[approx](x, conv, bias=True)
+        assert factor.dtype == torch.float32
+        assert torch.equal(factor, expected)
+
+    def test_autocast_is_restored(self) -> None:
+        x, conv = simple()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            functional.kfac_expand(x.float(), conv)
+            assert torch.is_autocast_enabled("cpu")
+            assert (x.float()[0, 0] @ x.float()[0, 0]).dtype == torch.bfloat16
+
+    @pytest.mark.parametrize("approx", APPROX)
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_factors_are_detached(self, approx: str, bias: bool) -> None:
+        x, conv = simple()
+        factor = FACTORS[approx](x.requires_grad_(), conv, bias=bias)
+        assert not factor.requires_grad
+        out = torch.zeros_like(factor)
+        assert not FACTORS[approx](x, conv, bias=bias, out=out).requires_grad
+        assert x.grad is None and x.requires_grad
+
+    @pytest.mark.parametrize("approx", APPROX)
+    def test_inference_mode(self, approx: str) -> None:
+        x, conv = simple()
+        expected = FACTORS[approx](x, conv)
+        with torch.inference_mode():
+            assert_close(FACTORS[approx](x, conv), expected)
+
+
+class TestDerivatives:
+    """``conv``, ``unfold_input`` and ``patch_mean`` are differentiable."""
+
+    @examples(20)
+    @given(modules(max_dims=2))
+    def test_gradcheck(self, case: Case) -> None:
+        module, x, conv = made(case)
+        x.requires_grad_()
+        weight = module.weight.detach().requires_grad_()
+        assert gradcheck(lambda x: functional.unfold_input(x, conv), x, fast_mode=True)
+        assert gradcheck(lambda x: functional.patch_mean(x, conv), x, fast_mode=True)
+        assert gradcheck(
+            lambda x, w: functional.conv(x, w, conv), (x, weight), fast_mode=True
+        )
+
+    @examples(30)
+    @given(modules())
+    def test_gradients_are_those_of_the_module(self, case: Case) -> None:
+        module, x, conv = made(case)
+        x.requires_grad_()
+        y = no_bias(module)(x)
+        upstream = noise_tensor(y.shape)
+        expected = torch.autograd.grad(y, (x, module.weight), upstream)
+        ours = functional.conv(x, module.weight, conv)
+        result = torch.autograd.grad(ours, (x, module.weight), upstream)
+        for one, other in zip(result, expected, strict=True):
+            assert_close(one, other)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"padding": 0},
+            {"kernel_size": 1, "padding": 0},
+            {"kernel_size": 1, "padding": 0, "stride": 2},
+            {"kernel_size": 2, "padding": 0, "stride": 2},
+            {"kernel_size": 6, "padding": 0},
+            {"padding_mode": "circular"},
+        ],
+    )
+    @pytest.mark.parametrize("num_dims", [1, 2, 3])
+    def test_unfold_input_is_a_new_tensor(
+        self, options: dict[str, Any], num_dims: int
+    ) -> None:
+        x, conv = simple(num_dims, **options)
+        before = x.clone()
+        u = functional.unfold_input(x, conv)
+        assert u.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+        u.add_(1)
+        assert torch.equal(x, before)
+        # writing to an entry changes that entry only
+        v = functional.unfold_input(x, conv)
+        v[0, 0, 0] += 1
+        changed = (v != functional.unfold_input(x, conv)).sum()
+        assert changed == 1
+
+
+FRAMED = [
+    {},
+    {"stride": 2},
+    {"dilation": 2, "padding": 2},
+    {"padding": 0},
+    {"groups": 8},
+    {"groups": 32},
+]
+
+
+class TestAccuracy:
+    """Errors in float32 are no larger than those of unfolding."""
+
+    @pytest.mark.parametrize("options", FRAMED)
+    @pytest.mark.parametrize("frame", [1.0, 1e4])
+    def test_a_heavy_border_costs_no_digits(
+        self, options: dict[str, Any], frame: float
+    ) -> None:
+        options = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1} | options
+        groups = options["groups"]
+        conv = Conv.make(32, 32, 3, (28, 28), **options)
+        x = noise_tensor((4, 32, 28, 28)).float()
+        x[..., 1:-1, 1:-1] /= frame
+        options.pop("groups")
+
+        def unfolded(x: Tensor) -> Tensor:
+            u = F.unfold(x, 3, **options).unflatten(1, (groups, -1))
+            return torch.einsum("ngap,ngbp->gab", u, u)
+
+        exact = unfolded(x.double())
+        # entries that are small among large ones are compared to their own size
+        size = exact.diagonal(dim1=1, dim2=2).sqrt()
+        scale = size[:, :, None] * size[:, None]
+
+        def error(factor: Tensor) -> float:
+            return ((factor.double() - exact).abs() / scale).max().item()
+
+        limit = 2 * error(unfolded(x)) + 8 * torch.finfo(torch.float32).eps
+        network = quantities.kfac_expand(conv, 4)
+        for way in _ways(simplify(network), target(itemsize=4)):
+            if way.primitive == "einsum" and way.cost.flops > 1e9:
+                continue  # takes seconds, and is what no plan chooses
+            out = torch.full(network.shape, torch.nan)
+            way.run({"x": x}, Sink(out, 1.0, fresh=True))
+            assert error(out) <= limit, (error(out), way.primitive, way.steps)
+
+    def test_reduce_does_not_cancel(self) -> None:
+        x, conv = simple(input_size=(40, 40))
+        x[..., 1:-1, 1:-1] /= 1e4
+        exact = functional.kfac_reduce(x, conv)
+        factor = functional.kfac_reduce(x.float(), conv)
+        assert_close(factor.double(), exact, rtol=1e-5, atol=1e-6 * exact.max().item())
+
+
+class Forbid(TorchDispatchMode):
+    """No operation on tensors may run."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
+            raise AssertionError(f"{func} ran before the arguments were checked")
+        return func(*args, **kwargs)
+
+
+X = torch.ones(2, 4, 6, 6)
+CONV = Conv.make(4, 2, 3, (6, 6))
+WEIGHT = torch.ones(CONV.weight_shape)
+CALLS: dict[str, Callable[..., Any]] = {
+    "conv": lambda x, conv: functional.conv(x, WEIGHT, conv),
+    "unfold_input": functional.unfold_input,
+    "patch_mean": functional.patch_mean,
+    "kfac_expand": functional.kfac_expand,
+    "kfac_reduce": functional.kfac_reduce,
+    "plan": lambda x, conv: functional.plan("kfac_expand", x, conv),
+}
+
+
+def assert_refused(
+    call: Callable[[], Any], error: type[Exception], name: str, argument: str
+) -> None:
+    """Exactly this error, in form, before anything is computed."""
+    with pytest.raises(Exception) as caught, Forbid():
+        call()
+    assert type(caught.value) is error, caught.value
+    assert_in_form(caught.value, name, argument)
+
+
+class TestBadInput:
+    """Refused in a line, before any computation."""
+
+    @pytest.mark.parametrize("name", CALLS)
+    @pytest.mark.parametrize(
+        ("x", "error", "argument"),
+        [
+            (X[0], ValueError, "x.dim()"),
+            (X[None], ValueError, "x.dim()"),
+            (X[..., 0], ValueError, "x.dim()"),
+            (X[:, :3], ValueError, "x.shape[1]"),
+            (X[:0, :3], ValueError, "x.shape[1]"),
+            (X[..., :5], ValueError, "x.shape[2:]"),
+            (X.int(), TypeError, "x"),
+            (X.bool(), TypeError, "x"),
+            (X.to(torch.complex64), TypeError, "x"),
+            (X.numpy(), TypeError, "x"),
+            (None, TypeError, "x"),
+            ([[1.0]], TypeError, "x"),
+        ],
+        ids=str,
+    )
+    def test_inputs(
+        self, name: str, x: Any, error: type[Exception], argument: str
+    ) -> None:
+        assert_refused(lambda: CALLS[name](x, CONV), error, name, argument)
+
+    @pytest.mark.parametrize("name", CALLS)
+    @pytest.mark.parametrize("conv", [None, nn.Conv2d(4, 2, 3), 3, (3, 3)], ids=str)
+    def test_convs_of_the_wrong_kind(self, name: str, conv: Any) -> None:
+        assert_refused(lambda: CALLS[name](X, conv), TypeError, name, "conv")
+
+    @pytest.mark.parametrize("name", CALLS)
+    def test_convs_that_do_not_fit(self, name: str) -> None:
+        for conv, argument in (
+            (Conv.make(4, 2, 3, 6), "x.dim()"),
+            (Conv.make(2, 2, 3, (6, 6)), "x.shape[1]"),
+            (Conv.make(4, 2, 3, (6, 7)), "x.shape[2:]"),
+        ):
+            assert_refused(lambda c=conv: CALLS[name](X, c), ValueError, name, argument)
+
+    @pytest.mark.parametrize(
+        ("weight", "error", "argument"),
+        [
+            (WEIGHT[:1], ValueError, "weight.shape"),
+            (WEIGHT.mT[..., :2], ValueError, "weight.shape"),
+            (WEIGHT.double(), ValueError, "weight.dtype"),
+            (WEIGHT.half(), ValueError, "weight.dtype"),
+            (WEIGHT.to("meta"), ValueError, "weight.device"),
+            (WEIGHT.long(), TypeError, "weight"),
+            (WEIGHT.numpy(), TypeError, "weight"),
+            (None, TypeError, "weight"),
+        ],
+        ids=str,
+    )
+    def test_weights(self, weight: Any, error: type[Exception], argument: str) -> None:
+        call = lambda: functional.conv(X, weight, CONV)  # noqa: E731
+        assert_refused(call, error, "conv", argument)
+
+    @pytest.mark.parametrize("approx", APPROX)
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("batch_size", [0, 2])
+    @pytest.mark.parametrize(
+        ("change", "error", "argument"),
+        [
+            (lambda out: out[0], ValueError, "out.shape"),
+            (lambda out: out[:, 1:, 1:], ValueError, "out.shape"),
+            (lambda out: out.repeat(2, 1, 1), ValueError, "out.shape"),
+            (lambda out: out.double(), ValueError, "out.dtype"),
+            (lambda out: out.half(), ValueError, "out.dtype"),
+            (lambda out: out.long(), ValueError, "out.dtype"),
+            (lambda out: out.to("meta"), ValueError, "out.device"),
+            (lambda out: out.numpy(), TypeError, "out"),
+            (lambda out: [out], TypeError, "out"),
+        ],
+    )
+    def test_out(
+        self,
+        approx: str,
+        bias: bool,
+        batch_size: int,
+        change: Callable[[Tensor], Any],
+        error: type[Exception],
+        argument: str,
+    ) -> None:
+        size = factor_size(CONV, bias)
+        out, x = change(torch.full((1, size, size), 7.0)), X[:batch_size]
+
+        def call() -> Tensor:
+            return FACTORS[approx](x, CONV, bias=bias, out=out)
+
+        assert_refused(call, error, f"kfac_{approx}", argument)
+        if isinstance(out, Tensor) and out.device.type != "meta":
+            assert torch.equal(out, torch.full_like(out, 7))
+
+    @pytest.mark.parametrize("approx", APPROX)
+    def test_out_shares_no_memory_with_x(self, approx: str) -> None:
+        conv = Conv.make(4, 2, 1, (6, 6))
+        x = torch.ones(2, 4, 6, 6)
+        out = x.view(-1)[:16].view(1, 4, 4)
+
+        def call() -> Tensor:
+            return FACTORS[approx](x, conv, out=out)
+
+        assert_refused(call, ValueError, f"kfac_{approx}", "out")
+        assert torch.equal(x, torch.ones_like(x))
+
+    @pytest.mark.parametrize("approx", APPROX)
+    @pytest.mark.parametrize("scale", ["1", [1.0], True, 1j, torch.ones(2)], ids=str)
+    def test_scale(self, approx: str, scale: Any) -> None:
+        out = torch.full((1, 36, 36), 7.0)
+
+        def call() -> Tensor:
+            return FACTORS[approx](X, CONV, scale=scale, out=out)
+
+        assert_refused(call, TypeError, f"kfac_{approx}", "scale")
+        assert torch.equal(out, torch.full_like(out, 7))
+
+    @pytest.mark.parametrize("approx", APPROX)
+    def test_out_is_untouched_after_any_error(self, approx: str) -> None:
+        out = torch.full((1, 36, 36), 7.0)
+        for x in (X[:, :3], X[..., :5], X.int(), X.double(), X[0], None):
+            with pytest.raises((TypeError, ValueError)):
+                FACTORS[approx](x, CONV, out=out)
+            assert torch.equal(out, torch.full_like(out, 7))
+
+    @pytest.mark.parametrize("quantity", ["unfold", "", None, "ggn_gram", "plan"])
+    def test_quantities_that_do_not_exist(self, quantity: Any) -> None:
+        def call() -> Any:
+            return functional.plan(quantity, X, CONV)
+
+        assert_refused(call, ValueError, "plan", "quantity")
+
+    @pytest.mark.parametrize("approx", APPROX)
+    def test_empty_batch_has_no_nan(self, approx: str) -> None:
+        factor = FACTORS[approx](X[:0], CONV, bias=True)
+        assert torch.equal(factor, torch.zeros(1, 37, 37))
+
+
+@pytest.mark.parametrize("name", ["kfac_expand", "kfac_reduce", "patch_sum", "conv"])
+def test_plans_can_be_looked_at(name: Any) -> None:
+    x, conv = simple()
+    chosen = functional.plan(name, x.float(), conv)
+    assert "chosen" in str(chosen)
+    half = functional.plan(name, x.half(), conv)
+    assert half is chosen  # computed in float32
+    assert functional.plan(name, x, conv) is not chosen
