@@ -129,7 +129,10 @@ def modules(
         options |= {"padding": tuple(max(pair) for pair in conv.padding)}
     elif draw(st.integers(0, 3)) == 0:
         options |= {"stride": 1, "padding": draw(st.sampled_from(["same", "valid"]))}
-        spans = (d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation))
+        spans = (
+            d * (k - 1) + 1
+            for k, d in zip(conv.kernel_size, conv.dilation, strict=True)
+        )
         sizes = tuple(map(max, sizes, spans))
     else:
         options |= {"padding": tuple(max(pair) for pair in conv.padding)}

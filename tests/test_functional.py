@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.compiler.common import target
+from tests.compiler.lowerings import target
 from tests.messages import assert_in_form
 from tests.reference import dense
 from tests.reference.jacobian import kfac_factor, patches

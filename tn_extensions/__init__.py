@@ -1,4 +1,4 @@
-"""Curvature of convolutions as compiled tensor networks, for BackPACK and curvlinops."""
+"""Curvature of convolutions as tensor networks, for BackPACK and curvlinops."""
 
 from tn_extensions import functional, quantities
 from tn_extensions.compiler import memory_budget

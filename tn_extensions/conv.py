@@ -6,105 +6,19 @@ input, kernel and output along one spatial dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast, get_args
 
+from tn_extensions.conv_dim import ConvDim, check_int
 from tn_extensions.errors import describe
+
+__all__ = ["PADDING_MODES", "Conv", "ConvDim", "PaddingMode"]
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 PADDING_MODES: tuple[PaddingMode, ...] = get_args(PaddingMode)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class ConvDim:
-    """One spatial dimension of a convolution.
-
-    The output size is
-
-    ``O = floor((I + l + r - d (K - 1) - 1) / s) + 1`` or, transposed,
-    ``O = s (I - 1) - l - r + d (K - 1) + 1 + output_padding``
-
-    with stride ``s``, dilation ``d`` and padding ``(l, r)``.
-
-    Args:
-        input_size: Size ``I`` of the module's input.
-        kernel_size: Size ``K`` of the kernel.
-        stride: Stride ``s``.
-        dilation: Dilation ``d``.
-        padding: Padding ``(l, r)`` on the left and right.
-        transposed: Whether the convolution is transposed.
-        output_padding: Positions appended to the output of a transposed convolution.
-
-    Raises:
-        ValueError: If no convolution with these hyper-parameters exists.
-    """
-
-    input_size: int
-    kernel_size: int
-    stride: int = 1
-    dilation: int = 1
-    padding: tuple[int, int] = (0, 0)
-    transposed: bool = False
-    output_padding: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("input_size", "kernel_size", "stride", "dilation"):
-            _check_int("ConvDim", name, getattr(self, name), minimum=1)
-        for name, size in zip(("padding[0]", "padding[1]"), self.padding, strict=True):
-            _check_int("ConvDim", name, size, minimum=0)
-        _check_int("ConvDim", "output_padding", self.output_padding, minimum=0)
-        if not self.transposed and self.output_padding:
-            raise ValueError(
-                describe(
-                    "ConvDim",
-                    "output_padding",
-                    "be 0 for a convolution that is not transposed",
-                    self.output_padding,
-                    "Set transposed=True",
-                )
-            )
-        if self.transposed and self.output_padding >= max(self.stride, self.dilation):
-            raise ValueError(
-                describe(
-                    "ConvDim",
-                    "output_padding",
-                    f"be smaller than stride = {self.stride} or "
-                    f"dilation = {self.dilation}",
-                    self.output_padding,
-                )
-            )
-        if self.output_size < 1:
-            raise ValueError(
-                describe(
-                    "ConvDim",
-                    "output_size",
-                    "be positive",
-                    f"{self.output_size} (input_size = {self.input_size}, "
-                    f"kernel_size = {self.kernel_size}, padding = {self.padding}, "
-                    f"dilation = {self.dilation})",
-                    "Enlarge the input or the padding",
-                )
-            )
-
-    @property
-    def output_size(self) -> int:
-        """Size ``O`` of the module's output."""
-        span = self.dilation * (self.kernel_size - 1) + 1
-        total = sum(self.padding)
-        if self.transposed:
-            grown = self.stride * (self.input_size - 1) + span
-            return grown - total + self.output_padding
-        return (self.input_size + total - span) // self.stride + 1
-
-    @property
-    def explicitly_padded(self) -> ConvDim:
-        """The same dimension on an input that carries its padding already."""
-        return replace(
-            self, input_size=self.input_size + sum(self.padding), padding=(0, 0)
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,45 +48,30 @@ class Conv:
 
     def __post_init__(self) -> None:
         if not self.dims:
-            raise ValueError(
-                describe("Conv", "dims", "hold at least one dimension", self.dims)
-            )
+            rule = "hold at least one dimension"
+            raise ValueError(describe("Conv", "dims", rule, self.dims))
         if len({dim.transposed for dim in self.dims}) > 1:
-            raise ValueError(
-                describe("Conv", "dims", "agree on being transposed", self.dims)
-            )
-        _check_int("Conv", "groups", self.groups, minimum=1)
+            rule = "agree on being transposed"
+            raise ValueError(describe("Conv", "dims", rule, self.dims))
+        check_int("Conv", "groups", self.groups, minimum=1)
         for name in ("in_channels", "out_channels"):
             channels = getattr(self, name)
-            _check_int("Conv", name, channels, minimum=1)
+            check_int("Conv", name, channels, minimum=1)
             if channels % self.groups:
-                raise ValueError(
-                    describe(
-                        "Conv", name, f"be divisible by groups = {self.groups}", channels
-                    )
-                )
+                rule = f"be divisible by groups = {self.groups}"
+                raise ValueError(describe("Conv", name, rule, channels))
         if self.padding_mode not in PADDING_MODES:
-            raise ValueError(
-                describe(
-                    "Conv",
-                    "padding_mode",
-                    f"be one of {', '.join(map(repr, PADDING_MODES))}",
-                    repr(self.padding_mode),
-                )
-            )
+            rule = f"be one of {', '.join(map(repr, PADDING_MODES))}"
+            mode = repr(self.padding_mode)
+            raise ValueError(describe("Conv", "padding_mode", rule, mode))
         if self.padding_mode != "zeros":
             self._check_padding_mode()
 
     def _check_padding_mode(self) -> None:
         if self.transposed:
-            raise ValueError(
-                describe(
-                    "Conv",
-                    "padding_mode",
-                    "be 'zeros' for a transposed convolution",
-                    repr(self.padding_mode),
-                )
-            )
+            rule = "be 'zeros' for a transposed convolution"
+            mode = repr(self.padding_mode)
+            raise ValueError(describe("Conv", "padding_mode", rule, mode))
         for dim in self.dims:
             # reflection leaves the border out, wrapping around at most once
             limit = {
@@ -244,7 +143,7 @@ class Conv:
         lengths = {
             name: len(value)
             for name, value in given.items()
-            if isinstance(value, Iterable) and not isinstance(value, str)
+            if isinstance(value, Sequence) and not isinstance(value, str)
         }
         num_dims = max(lengths.values(), default=1)
         for name, length in lengths.items():
@@ -263,7 +162,7 @@ class Conv:
         dilations = _broadcast(dilation, num_dims)
         for name, sizes in (("kernel_size", kernel_sizes), ("dilation", dilations)):
             for size in sizes:
-                _check_int("Conv.make", name, size, minimum=1)
+                check_int("Conv.make", name, size, minimum=1)
         paddings = _parse_padding(
             padding, kernel_sizes, strides, dilations, transposed, num_dims
         )
@@ -364,7 +263,7 @@ class Conv:
                 describe(
                     "Conv.from_module",
                     "output_size",
-                    f"equal {self.output_size} for a convolution that is not transposed",
+                    f"equal {self.output_size}, for want of transposition",
                     output_size,
                 )
             )
@@ -458,15 +357,6 @@ class Conv:
         return replace(self, dims=dims, padding_mode="zeros")
 
 
-def _check_int(callable_name: str, name: str, value: object, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            describe(callable_name, name, "be an int", f"{type(value).__name__} {value!r}")
-        )
-    if value < minimum:
-        raise ValueError(describe(callable_name, name, f"be at least {minimum}", value))
-
-
 def _broadcast(value: T | Sequence[T], num_dims: int) -> tuple[T, ...]:
     if isinstance(value, Sequence):
         return tuple(value)
@@ -485,25 +375,23 @@ def _parse_padding(
     if isinstance(padding, str):
         if padding not in ("same", "valid") or transposed:
             kinds = "numbers" if transposed else "numbers, 'same' or 'valid'"
-            raise ValueError(
-                describe("Conv.make", "padding", f"be {kinds}", repr(padding))
-            )
+            value = repr(padding)
+            raise ValueError(describe("Conv.make", "padding", f"be {kinds}", value))
         if padding == "valid":
             return ((0, 0),) * num_dims
         if any(s != 1 for s in stride):
-            raise ValueError(
-                describe("Conv.make", "stride", "be 1 with padding = 'same'", stride)
-            )
+            rule = "be 1 with padding = 'same'"
+            raise ValueError(describe("Conv.make", "stride", rule, stride))
         totals = (d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True))
         return tuple((total // 2, total - total // 2) for total in totals)
 
     def pair(entry: int | tuple[int, int]) -> tuple[int, int]:
         if isinstance(entry, Sequence):
             if len(entry) != 2:
-                raise ValueError(
-                    describe("Conv.make", "padding", "hold numbers or pairs", padding)
-                )
+                rule = "hold numbers or pairs"
+                raise ValueError(describe("Conv.make", "padding", rule, padding))
             return cast("tuple[int, int]", tuple(entry))
         return (entry, entry)
 
-    return tuple(pair(entry) for entry in _broadcast(padding, num_dims))
+    entries = padding if isinstance(padding, Sequence) else (padding,) * num_dims
+    return tuple(pair(entry) for entry in cast("Sequence[int]", entries))

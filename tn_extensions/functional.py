@@ -5,9 +5,9 @@ convolutions of any number of dimensions, transposed or not, with groups and eve
 padding mode, and inputs of any strides (channels-last, say). Half-precision inputs
 (float16, bfloat16) are computed and returned in float32.
 
-Symbols: ``N`` batch, ``G`` groups, ``CI`` input channels per group, ``K`` and ``O`` total
-number of kernel entries and output positions, ``U`` the unfolded input, ``[N, G, CI * K,
-O]``, its patches in torch's order.
+Symbols: ``N`` batch, ``G`` groups, ``CI`` input channels per group, ``K`` and ``O``
+total number of kernel entries and output positions, ``U`` the unfolded input, ``[N, G,
+CI * K, O]``, its patches in torch's order.
 """
 
 from __future__ import annotations
@@ -320,7 +320,9 @@ def _check_tensor(name: str, argument: str, value: Any) -> None:
     if not value.is_floating_point():
         rule = "be a floating point tensor"
         raise TypeError(
-            describe(name, argument, rule, value.dtype, f"Convert with {argument}.float()")
+            describe(
+                name, argument, rule, value.dtype, f"Convert with {argument}.float()"
+            )
         )
 
 
@@ -378,6 +380,4 @@ def _check_out(
         raise ValueError(describe(name, "out.shape", rule, list(out.shape)))
     _check_like(name, "out", out, dtype, x)
     if out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() and x.numel():
-        raise ValueError(
-            describe(name, "out", "have memory of its own", "memory of x")
-        )
+        raise ValueError(describe(name, "out", "have memory of its own", "memory of x"))

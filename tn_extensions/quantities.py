@@ -70,21 +70,21 @@ class _Indices:
         """The kernel, as torch stores it."""
         first, second = ("ci", "co") if self.conv.transposed else ("co", "ci")
         spatial = (self.axis(index) for index in self.kernel)
-        return Operand(
-            "weight", (self.axis("g", first), self.axis(second), *spatial)
-        )
+        return Operand("weight", (self.axis("g", first), self.axis(second), *spatial))
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
         """``i = s o + d k - l`` per dimension, seen from the convolution's side."""
-        names = (self.output, self.input) if self.conv.transposed else (
-            self.input,
-            self.output,
+        names = (
+            (self.output, self.input)
+            if self.conv.transposed
+            else (
+                self.input,
+                self.output,
+            )
         )
         return tuple(
-            Pattern(
-                i, Affine(((o, dim.stride), (k, dim.dilation)), -dim.padding[0])
-            )
+            Pattern(i, Affine(((o, dim.stride), (k, dim.dilation)), -dim.padding[0]))
             for i, o, k, dim in zip(*names, self.kernel, self.conv.dims, strict=True)
         )
 

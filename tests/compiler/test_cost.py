@@ -32,12 +32,12 @@ def test_products_are_no_faster_than_the_device(
     entries = rows * inner + inner * columns + rows * columns
     assert cost.bytes == itemsize * entries
     assert cost.seconds >= cost.flops / speed.gemm + speed.call
-    assert cost.seconds >= cost.bytes / speed.copy + speed.call
+    assert cost.seconds >= cost.bytes / speed.cached_copy + speed.call
     larger = speed.product(rows + 1, columns, inner, itemsize=itemsize)
     assert larger.seconds >= cost.seconds
     batch = speed.product(rows, columns, inner, batch=3, itemsize=itemsize)
     assert batch.flops == 3 * cost.flops
-    assert batch.seconds <= 3 * cost.seconds
+    assert batch.seconds >= batch.flops / speed.batched + speed.call
 
 
 @pytest.mark.parametrize("device", RATES)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from numpy.testing import assert_allclose
 
-from tests.compiler.common import OTHERS, layer, with_pairs
+from tests.compiler.lowerings import OTHERS, layer, with_pairs
 from tests.reference import dense
 from tests.strategies import BATCHES, convs, examples, noise
 from tn_extensions import Conv, quantities

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from tests.compiler.common import (
+from tests.compiler.lowerings import (
     LARGE,
     TINY,
     assert_evaluates,
     layer,
     target,
 )
-from tests.network.rules.common import QUANTITIES, arrays_of
+from tests.network.rules.identities import QUANTITIES, arrays_of
 from tests.reference import dense
 from tests.strategies import BATCHES, convs, examples, noise_tensor
 from tn_extensions import Conv, TensorNetwork, functional, memory_budget, quantities

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from torch.testing import assert_close
 
-from tests.network.rules.common import NETWORKS, arrays_of
+from tests.network.rules.identities import NETWORKS, arrays_of
 from tests.reference import dense
 from tests.strategies import examples
 from tn_extensions import TensorNetwork

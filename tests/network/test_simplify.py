@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.network.rules.common import (
+from tests.network.rules.identities import (
     FLAT_NETWORKS,
     NETWORKS,
     assert_same_value,

@@ -1,1 +1,1 @@
-"""Slow, obvious twins of what the package computes; nothing here uses its fast paths."""
+"""Slow, obvious twins of what the package computes; its fast paths are not used."""

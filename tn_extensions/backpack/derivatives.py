@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from backpack.core.derivatives.basederivatives import BaseDerivatives
 from torch import Tensor
-from torch.nn import Module
 
 from tn_extensions.conv import Conv, PaddingMode
 from tn_extensions.errors import describe
@@ -23,7 +22,7 @@ class LinearDerivatives(BaseDerivatives):
     """Derivatives of a map that is linear in its input, sample by sample."""
 
     @abstractmethod
-    def input_vjp(self, module: Module, g: Tensor) -> Tensor:
+    def input_vjp(self, module: Any, g: Tensor) -> Tensor:
         """Apply the transposed input Jacobian to a batch of output-shaped vectors.
 
         Args:
@@ -34,13 +33,13 @@ class LinearDerivatives(BaseDerivatives):
             Products, ``[B, *input0.shape[1:]]``.
         """
 
-    def hessian_is_zero(self, module: Module) -> bool:
+    def hessian_is_zero(self, module: Any) -> bool:
         """A linear map has no curvature of its own."""
         return True
 
     def _jac_t_mat_prod(
         self,
-        module: Module,
+        module: Any,
         g_inp: tuple[Tensor, ...],
         g_out: tuple[Tensor, ...],
         mat: Tensor,
@@ -52,7 +51,7 @@ class LinearDerivatives(BaseDerivatives):
 
     def ea_jac_t_mat_jac_prod(
         self,
-        module: Module,
+        module: Any,
         g_inp: tuple[Tensor, ...],
         g_out: tuple[Tensor, ...],
         mat: Tensor,
@@ -64,9 +63,9 @@ class LinearDerivatives(BaseDerivatives):
 
 
 class ConvDerivatives(LinearDerivatives):
-    """Derivatives of all (transposed) convolutions with all padding modes and groups."""
+    """Derivatives of (transposed) convolutions, all padding modes and groups."""
 
-    def input_vjp(self, module: Module, g: Tensor) -> Tensor:
+    def input_vjp(self, module: Any, g: Tensor) -> Tensor:
         """Apply the transposed Jacobian by torch's native kernel.
 
         Padding that is uneven or holds data is made explicit; its adjoint adds what the
@@ -94,11 +93,13 @@ class ConvDerivatives(LinearDerivatives):
         if padded is conv:
             return result
         for axis, dim in enumerate(conv.dims, start=2):
-            result = _unpad(result, axis, dim.input_size, dim.padding, conv.padding_mode)
+            result = _unpad(
+                result, axis, dim.input_size, dim.padding, conv.padding_mode
+            )
         return result
 
 
-def conv_of(module: Module) -> Conv:
+def conv_of(module: Any) -> Conv:
     """Hyper-parameters of a convolution that ran a forward pass."""
     return Conv.from_module(module, module.input0.shape[2:], module.output.shape[2:])
 
@@ -127,7 +128,7 @@ def _unpad(
 class AdaptiveAvgPoolDerivatives(LinearDerivatives):
     """Derivatives of adaptive average pooling in any number of dimensions."""
 
-    def input_vjp(self, module: Module, g: Tensor) -> Tensor:
+    def input_vjp(self, module: Any, g: Tensor) -> Tensor:
         """Spread each output evenly over the positions that it averages."""
         sizes = zip(module.input0.shape[2:], module.output.shape[2:], strict=True)
         for axis, (size, count) in enumerate(sizes, start=2):
@@ -149,7 +150,7 @@ class BatchNormDerivatives(LinearDerivatives):
     batch-averaged GGN (KFRA) cannot be propagated then.
     """
 
-    def input_vjp(self, module: Module, g: Tensor) -> Tensor:
+    def input_vjp(self, module: Any, g: Tensor) -> Tensor:
         """Scale the channels; only with fixed statistics."""
         if _uses_batch_statistics(module):
             raise NotImplementedError(
@@ -166,7 +167,7 @@ class BatchNormDerivatives(LinearDerivatives):
 
     def _jac_t_mat_prod(
         self,
-        module: Module,
+        module: Any,
         g_inp: tuple[Tensor, ...],
         g_out: tuple[Tensor, ...],
         mat: Tensor,

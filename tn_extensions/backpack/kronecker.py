@@ -31,7 +31,8 @@ class _Kronecker(secondorder.hbp.HBP):
         self, module: Module, g_inp: tuple[Tensor, ...], g_out: tuple[Tensor, ...]
     ) -> None:
         """Run at a module; subclasses of convolutions that compute the same count."""
-        kind = type(module)
+        kind: Any = type(module)
+        base: Any
         for base in CONVOLUTIONS:
             if (
                 kind not in self._known
@@ -52,8 +53,8 @@ class KFAC(_Kronecker, secondorder.hbp.KFAC):
     """Kronecker factors of the GGN with Monte-Carlo samples, in ``parameter.kfac``.
 
     A drop-in for BackPACK's: the same values where that is right, and right for groups,
-    ``padding='same'``, every ``padding_mode``, ``output_padding`` and ``output_size`` of
-    ``Conv1d/2d/3d`` and ``ConvTranspose1d/2d/3d``. The input is never unfolded as a
+    ``padding='same'``, every ``padding_mode``, ``output_padding`` and ``output_size``
+    of ``Conv1d/2d/3d`` and ``ConvTranspose1d/2d/3d``. The input is never unfolded as a
     whole. BatchNorm and adaptive pooling are backpropagated through; BatchNorm's
     parameters are skipped with a warning (with batch statistics it couples samples,
     which is backpropagated as automatic differentiation does).

@@ -6,8 +6,16 @@ from typing import Any, Literal
 from warnings import warn
 
 import torch
-from backpack.core.derivatives import avgpool1d, avgpool3d, elu, leakyrelu, logsigmoid
-from backpack.core.derivatives import maxpool1d, maxpool3d, selu
+from backpack.core.derivatives import (
+    avgpool1d,
+    avgpool3d,
+    elu,
+    leakyrelu,
+    logsigmoid,
+    maxpool1d,
+    maxpool3d,
+    selu,
+)
 from backpack.extensions.secondorder.hbp.hbp_options import BackpropStrategy
 from backpack.extensions.secondorder.hbp.hbpbase import HBPBaseModule
 from torch import Tensor, nn
@@ -28,9 +36,9 @@ Approx = Literal["backpack", "expand", "reduce"]
 class KroneckerConv(HBPBaseModule):
     """Kronecker factors of convolutions, transposed or not, of any dimension.
 
-    With patches ``U`` (``[N, G, D, O]``), ``D = CI * K``, and a square root ``S`` of the
-    loss GGN with respect to the output (``[V, N, G, CO, O]``; it holds the averaging
-    over the batch), the factors of a group are
+    With patches ``U`` (``[N, G, D, O]``), ``D = CI * K``, and a square root ``S`` of
+    the loss GGN with respect to the output (``[V, N, G, CO, O]``; it holds the
+    averaging over the batch), the factors of a group are
 
     | approx | output factor ``B`` | input factor ``A`` |
     | - | - | - |
@@ -43,7 +51,7 @@ class KroneckerConv(HBPBaseModule):
         super().__init__(ConvDerivatives(), params=["weight", "bias"])
 
     def weight(
-        self, ext: Any, module: Module, g_inp: Any, g_out: Any, backproped: Tensor
+        self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Tensor
     ) -> list[Tensor]:
         """Factors ``[B, A]`` of the weight."""
         return [
@@ -52,7 +60,7 @@ class KroneckerConv(HBPBaseModule):
         ]
 
     def bias(
-        self, ext: Any, module: Module, g_inp: Any, g_out: Any, backproped: Tensor
+        self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Tensor
     ) -> list[Tensor]:
         """Factor ``[B]`` of the bias."""
         if BackpropStrategy.is_batch_average(ext.get_backprop_strategy()):
@@ -62,7 +70,7 @@ class KroneckerConv(HBPBaseModule):
         return [_squeezed(factor)]
 
     @staticmethod
-    def _input_factor(approx: Approx, module: Module) -> Tensor:
+    def _input_factor(approx: Approx, module: Any) -> Tensor:
         conv = conv_of(module)
         x = module.input0
         if approx == "reduce":
@@ -74,7 +82,7 @@ class KroneckerConv(HBPBaseModule):
         return _squeezed(functional.kfac_expand(x, conv, scale=scale))
 
     @staticmethod
-    def _from_sqrt(approx: Approx, module: Module, sqrt: Tensor) -> Tensor:
+    def _from_sqrt(approx: Approx, module: Any, sqrt: Tensor) -> Tensor:
         per_group = sqrt.flatten(3).unflatten(2, (module.groups, -1))
         if approx != "expand":
             per_group = per_group.sum(-1, keepdim=True)
@@ -82,11 +90,11 @@ class KroneckerConv(HBPBaseModule):
         return flat @ flat.mT
 
     @staticmethod
-    def _from_average(approx: Approx, module: Module, average: Tensor) -> Tensor:
+    def _from_average(approx: Approx, module: Any, average: Tensor) -> Tensor:
         groups = module.groups
         channels = module.out_channels // groups
-        split = average.view(groups, channels, -1, groups, channels, average.shape[0] // (
-            groups * channels))
+        positions = average.shape[0] // (groups * channels)
+        split = average.view(groups, channels, positions, groups, channels, positions)
         equation = "gaogbo->gab" if approx == "expand" else "gaogbp->gab"
         return torch.einsum(equation, split)
 
@@ -99,9 +107,7 @@ def _squeezed(factor: Tensor) -> Tensor:
 class SkipParameters(HBPBaseModule):
     """Backpropagates, and warns that a module's parameters get no factors."""
 
-    def __call__(
-        self, extension: Any, module: Module, g_inp: Any, g_out: Any
-    ) -> None:
+    def __call__(self, extension: Any, module: Any, g_inp: Any, g_out: Any) -> None:
         """Warn of each parameter that is left out, then backpropagate."""
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:

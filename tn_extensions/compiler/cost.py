@@ -90,7 +90,8 @@ class Rates:
         share = 1.0
         for side in (rows, columns, inner):
             share *= side / (side + half)
-        seconds = max(flops / (rate * max(share, 1e-3)), moved / self.cached_copy)
+        copy = self.cached_copy if moved <= self.cache else self.copy
+        seconds = max(flops / (rate * max(share, 1e-3)), moved / copy)
         return Cost(flops, moved, 1, 0, seconds + self.call)
 
     def move(self, elements: float, itemsize: int = 4, run: float = 64) -> Cost:

@@ -1,7 +1,7 @@
 """Mirrored networks: a half times its primed copy.
 
-Nearly every curvature quantity has this form. Primitives that exploit it see the network
-through a :class:`Half`, whose roles follow from structure alone.
+Nearly every curvature quantity has this form. Primitives that exploit it see the
+network through a :class:`Half`, whose roles follow from structure alone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Half:
 
     @classmethod
     def of(cls, network: TensorNetwork) -> Half | None:
-        """The half of a network with axes ``(batch, columns, columns')``; None if not."""
+        """The half of a network ``(batch, columns, columns')``; None if not one."""
         if len(network.output) != 3 or not is_mirrored(network):
             return None
         batch, columns, copies = network.output
@@ -121,7 +121,9 @@ def _paired_dim(
     return PairedDim(pair, read, free[0] if free else None, tuple(progressions))
 
 
-def chunk_axis(operand: Operand, sizes: Mapping[str, int], indices: tuple[str, ...]) -> int:
+def chunk_axis(
+    operand: Operand, sizes: Mapping[str, int], indices: tuple[str, ...]
+) -> int:
     """Axis of the operand that runs plainly through one of the indices, else -1.
 
     Such an axis (the batch) can be worked on in chunks.

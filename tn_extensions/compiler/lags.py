@@ -59,9 +59,7 @@ def lag_classes(progressions: Sequence[Progression]) -> tuple[LagClass, ...]:
             begin, end = max(a.begin, b.begin), min(a.end, b.end)
             if a.residue != b.residue or begin >= end:
                 continue
-            (u_a, phase_a), (u_b, phase_b) = (
-                divmod(p.offset, p.step) for p in (a, b)
-            )
+            (u_a, phase_a), (u_b, phase_b) = (divmod(p.offset, p.step) for p in (a, b))
             window = Window(a.free, b.free, u_a + begin, u_a + end)
             classes[phase_a, phase_b, u_b - u_a].append(window)
     return tuple(
@@ -75,7 +73,8 @@ class Member(NamedTuple):
     Args:
         value: What the value reads.
         partners: The values it meets, by increasing lag.
-        window: Positions ``u`` to sum over, as wide as the lags allow: where all of them
+        window: Positions ``u`` to sum over, as wide as the lags allow: where all of
+        them
             lead outside of the operand, it does not matter.
     """
 

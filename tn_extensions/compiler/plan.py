@@ -101,7 +101,9 @@ class Plan:
 def _si(number: float) -> str:
     for unit in ("", "k", "M", "G", "T"):
         if abs(number) < 1000:
-            return f"{number:.3g} {unit}".rstrip() if not unit else f"{number:.3g} {unit}"
+            return (
+                f"{number:.3g} {unit}".rstrip() if not unit else f"{number:.3g} {unit}"
+            )
         number /= 1000
     return f"{number:.3g} P"
 

@@ -17,7 +17,8 @@ class Sink:
     Args:
         out: The target.
         scale: Factor of everything that is written.
-        fresh: Whether ``out`` is uninitialised, so that the first value replaces what is
+        fresh: Whether ``out`` is uninitialised, so that the first value replaces what
+        is
             there. Primitives that write in several rounds set it to false after one.
     """
 
@@ -33,7 +34,7 @@ class Sink:
             target.add_(value, alpha=self.scale)
 
     def put_product(self, target: Tensor, left: Tensor, right: Tensor) -> None:
-        """Write (or add) the scaled product ``left @ right^T`` to a view of the target."""
+        """Write (or add) the scaled product ``left @ right^T`` to a view."""
         if uses_onednn(left, right):
             self.put(target, multiply(left, right))
             return

@@ -47,7 +47,9 @@ class TensorNetwork:
         missing = [index for index in self.indices if index not in sizes]
         if missing:
             raise ValueError(
-                describe("TensorNetwork", "sizes", "hold every index", f"no {missing[0]!r}")
+                describe(
+                    "TensorNetwork", "sizes", "hold every index", f"no {missing[0]!r}"
+                )
             )
         kept = {index: sizes[index] for index in self.indices}
         object.__setattr__(self, "sizes", kept)
@@ -69,7 +71,7 @@ class TensorNetwork:
                             "TensorNetwork",
                             f"axis {number} of operand {operand.name!r}",
                             f"be read within its {axis.extent} entries",
-                            f"positions {low} to {high} through {axis.position.indices}",
+                            f"{low} to {high} through {axis.position.indices}",
                         )
                     )
 
@@ -139,8 +141,8 @@ class TensorNetwork:
     def equation(self) -> str:
         """The contraction as an einsum equation, nodes in order, output split up.
 
-        There is no limit on the number of indices: symbols beyond the alphabet are those
-        of opt_einsum.
+        There is no limit on the number of indices: symbols beyond the alphabet are
+        those of opt_einsum.
         """
         symbol = letters(self.indices)
         terms = ("".join(symbol[j] for j in node.indices) for node in self.nodes)
@@ -170,9 +172,7 @@ class TensorNetwork:
         Args:
             rename: Map from old to new names (others stay), or a function.
         """
-        change = (
-            rename if callable(rename) else lambda index: rename.get(index, index)
-        )
+        change = rename if callable(rename) else lambda index: rename.get(index, index)
         return TensorNetwork(
             (node.rename(change) for node in self.nodes),
             (map(change, axis) for axis in self.output),

@@ -1,8 +1,9 @@
 """Nodes of a tensor network: operands, index patterns and pairs of patterns.
 
-All of them are built from one notion, an affine position ``start + sum stride * index``:
-an axis of an operand is read at such a position (so that slices, reshapes and strided
-views are the same thing), and an index pattern is one where such a position is hit.
+All of them are built from one notion, an affine position ``start + sum stride *
+index``: an axis of an operand is read at such a position (so that slices, reshapes and
+strided views are the same thing), and an index pattern is one where such a position is
+hit.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tn_extensions.network.index import letters
 
 Rename = Callable[[str], str]
 Sizes = Mapping[str, int]
@@ -228,10 +231,14 @@ class Pattern:
             ``begin == end``.
         """
         free = [j for j in self.indices if j not in (read, shared)]
-        stride, size = (self.position.stride(free[0]), sizes[free[0]]) if free else (0, 1)
+        stride, size = (
+            (self.position.stride(free[0]), sizes[free[0]]) if free else (0, 1)
+        )
         starts = [self.position.start + stride * value for value in range(size)]
         build = self._hit if read == self.index else self._hitting
-        return [build(value, at, read, shared, sizes) for value, at in enumerate(starts)]
+        return [
+            build(value, at, read, shared, sizes) for value, at in enumerate(starts)
+        ]
 
     def _hit(
         self, free: int, at: int, read: str, shared: str, sizes: Sizes
@@ -286,14 +293,15 @@ class Pair:
     def dense(self, sizes: Sizes) -> NDArray[np.float64]:
         """The pair as an array over :attr:`indices`."""
         sizes = {**sizes, self.shared: self.size}
-        number = {j: n for n, j in enumerate((*self.indices, self.shared))}
-        return np.einsum(
-            self.first.dense(sizes),
-            [number[j] for j in self.first.indices],
-            self.second.dense(sizes),
-            [number[j] for j in self.second.indices],
-            [number[j] for j in self.indices],
+        symbol = letters([*self.indices, self.shared])
+        terms = (
+            "".join(symbol[j] for j in node.indices)
+            for node in (self.first, self.second, self)
         )
+        first, second, result = terms
+        equation = f"{first},{second}->{result}"
+        dense = np.einsum(equation, self.first.dense(sizes), self.second.dense(sizes))
+        return np.asarray(dense, dtype=np.float64)
 
 
 Node = Operand | Pattern | Pair

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from tests.compiler.common import OTHERS, assert_all_evaluate, matched, with_pairs
-from tests.network.rules.common import NETWORKS
+from tests.compiler.lowerings import OTHERS, assert_all_evaluate, matched, with_pairs
+from tests.network.rules.identities import NETWORKS
 from tests.network.test_network import chain
 from tests.strategies import BATCHES, convs, examples
 from tn_extensions import Conv, TensorNetwork, quantities

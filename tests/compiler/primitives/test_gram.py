@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from tests.compiler.common import (
+from tests.compiler.lowerings import (
     LARGE,
     OTHERS,
     TINY,
@@ -74,6 +74,6 @@ def test_chunks_respect_the_budget() -> None:
     one = min(lowering.cost.peak for lowering in gram(network, target(TINY)))
     for count in (1, 3, 16):
         budget = 2 * 8 * one * count
-        fitting = [way for way in gram(network, target(budget))]
+        fitting = list(gram(network, target(budget)))
         assert all(8 * way.cost.peak <= budget for way in fitting)
     assert max(way.cost.peak for way in gram(network, target(LARGE))) > one

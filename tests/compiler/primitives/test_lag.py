@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.compiler.common import (
+from tests.compiler.lowerings import (
     LARGE,
     TINY,
     assert_all_evaluate,

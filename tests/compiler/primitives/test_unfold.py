@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from tests.compiler.common import assert_all_evaluate, layer, matched, target
+from tests.compiler.lowerings import assert_all_evaluate, layer, matched, target
 from tests.strategies import BATCHES, convs, examples
 from tn_extensions import Conv, quantities
 from tn_extensions.compiler.primitives.unfold import unfold, unfolding

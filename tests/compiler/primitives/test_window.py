@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from torch.testing import assert_close
 
-from tests.compiler.common import assert_all_evaluate, layer, matched, target
-from tests.network.rules.common import arrays_of
+from tests.compiler.lowerings import assert_all_evaluate, layer, matched, target
+from tests.network.rules.identities import arrays_of
 from tests.reference import dense
 from tests.strategies import BATCHES, convs, examples, noise_tensor
 from tn_extensions import Conv, quantities

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from tests.network.rules.common import (
+from tests.network.rules.identities import (
     FLAT_NETWORKS,
     NETWORKS,
     assert_never_dearer,

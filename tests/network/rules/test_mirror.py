@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from numpy.testing import assert_allclose
 
-from tests.network.rules.common import FLAT_NETWORKS, arrays_of, optimal_flops
+from tests.network.rules.identities import FLAT_NETWORKS, arrays_of, optimal_flops
 from tests.reference import dense
 from tests.strategies import BATCHES, convs, examples
 from tn_extensions import Conv, TensorNetwork, quantities

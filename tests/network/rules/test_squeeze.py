@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from tests.network.rules.common import (
+from tests.network.rules.identities import (
     FLAT_NETWORKS,
     NETWORKS,
     assert_never_dearer,

@@ -4,16 +4,16 @@ The lag sums of an input with itself are the weight gradient of a convolution of
 input whose output gradient is the input again, with a kernel as wide as there are lags.
 Lags of different sign are summed apart: one half of them mirrors the other, and at most
 lags other than zero the windows of all kernel positions coincide. Where they don't, the
-native kernel sums over what they share, and each position adds its borders, one dimension
-after the other, by small matrix products.
+native kernel sums over what they share, and each position adds its borders, one
+dimension after the other, by small matrix products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from tn_extensions.compiler.lags import LagGroup, Member, lag_groups
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dim
 from tn_extensions.compiler.product import multiply
+from tn_extensions.compiler.regions import Region, first_sign, interior, padding
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import pad
 from tn_extensions.network import TensorNetwork
@@ -33,7 +34,7 @@ _BLOCK_BYTES = 6 * 2**20
 """Lag sums that are held at a time, so that they stay in the cache."""
 
 _TERMS = 2048
-"""Terms that the native kernel adds up at a time, so that float32 sums stay accurate."""
+"""Terms that the native kernel adds up at a time, so that sums stay accurate."""
 
 
 def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
@@ -65,65 +66,6 @@ def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     yield Lowering("correlate", steps, work.cost(), run)
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
-    """Positions of one dimension, and the lags at which they are multiplied.
-
-    Args:
-        begin: First position.
-        step: Distance of positions.
-        count: Number of positions.
-        lag: Smallest lag.
-        spacing: Distance of lags.
-        lags: Number of lags.
-    """
-
-    begin: int
-    step: int
-    count: int
-    lag: int
-    spacing: int
-    lags: int
-
-    @classmethod
-    def of(cls, group: LagGroup, members: Sequence[Member], window: range) -> Region:
-        """A window, at all lags from members to partners."""
-        ends = [
-            (m.partners[0].offset - m.value.offset, m.partners[-1].offset - m.value.offset)
-            for m in members
-        ]
-        first, last = min(low for low, _ in ends), max(high for _, high in ends)
-        return cls(
-            group.phase + group.step * window.start,
-            group.step,
-            len(window),
-            first,
-            group.spacing,
-            (last - first) // group.spacing + 1,
-        )
-
-    @property
-    def own(self) -> slice:
-        """The positions."""
-        return slice(self.begin, self.begin + self.step * self.count, self.step)
-
-    @property
-    def read(self) -> range:
-        """From the first to the last position that a lag leads to."""
-        span = self.step * (self.count - 1) + self.spacing * (self.lags - 1)
-        return range(self.begin + self.lag, self.begin + self.lag + span + 1)
-
-    def part(self, begin: int, size: int) -> Region:
-        """Some of the positions."""
-        count = min(size, self.count - begin)
-        return replace(self, begin=self.begin + self.step * begin, count=count)
-
-    def within(self, other: Region) -> slice:
-        """Where the lags are among those of a region with more of them."""
-        begin = (self.lag - other.lag) // self.spacing
-        return slice(begin, begin + self.lags)
-
-
 class Correlation:
     """Lag sums of a half with itself along all of its joined dimensions."""
 
@@ -134,9 +76,9 @@ class Correlation:
         self.groups = prod(sizes[j] for j in half.batch)
         self.channels = prod(sizes[j] for j in half.unpaired_columns)
         lag_choices = [lag_groups(d.progressions, sizes[d.read]) for d in half.dims]
-        self.choices = [c for c in product(*lag_choices) if _first_sign(c) >= 0]
+        self.choices = [c for c in product(*lag_choices) if first_sign(c) >= 0]
         self.padding = [
-            _padding(groups, sizes[dim.read])
+            padding(groups, sizes[dim.read])
             for groups, dim in zip(lag_choices, half.dims, strict=True)
         ]
         self.covers = all(
@@ -146,7 +88,7 @@ class Correlation:
             for groups, dim in zip(lag_choices, half.dims, strict=True)
         )
         lags = max(
-            (prod(region.lags for region in _interior(c)) for c in self.choices),
+            (prod(region.lags for region in interior(c)) for c in self.choices),
             default=1,
         )
         # blocks of groups where there are several, else of output channels
@@ -172,15 +114,15 @@ class Correlation:
         blocks = ceil(self.blocked / self.block)
         pairs = float(self.groups * self.channels**2)
         for choice in self.choices:
-            interior = _interior(choice)
-            taps = prod(region.lags for region in interior)
-            flops = pairs * self.rows * taps * prod(r.count for r in interior)
+            common = interior(choice)
+            taps = prod(region.lags for region in common)
+            flops = pairs * self.rows * taps * prod(r.count for r in common)
             # few taps and short rows leave the native kernel's registers idle
-            width = interior[-1].count
+            width = common[-1].count
             share = filled * width / (width + 2) * taps / (taps + 1)
             seconds = flops / (rate * share) if width else 0.0
             seconds += pairs * taps * itemsize * 2 / rates.copy
-            calls = blocks * len(self.chunks(interior))
+            calls = blocks * len(self.chunks(common))
             total = total + Cost(flops, 0, calls, 0, seconds + 5 * rates.call * calls)
             for regions, border in self._all_borders(choice):
                 inner = self.rows * prod(region.count for region in regions)
@@ -207,7 +149,7 @@ class Correlation:
         self, choice: Sequence[LagGroup]
     ) -> Iterator[tuple[list[Region], bool]]:
         """Regions that are added while going through all members, for the estimate."""
-        interior = _interior(choice)
+        common = interior(choice)
         for depth in range(1, len(choice) + 1):
             for members in product(*(group.members for group in choice[:depth])):
                 regions = [
@@ -217,7 +159,7 @@ class Correlation:
                 borders = choice[depth - 1].borders(members[-1])
                 window = range(sum(map(len, borders)))
                 last = Region.of(choice[depth - 1], members[-1:], window)
-                yield [*regions[:-1], last, *interior[depth:]], bool(borders)
+                yield [*regions[:-1], last, *common[depth:]], bool(borders)
 
     def chunks(self, regions: Sequence[Region]) -> list[tuple[slice, list[Region]]]:
         """Parts of the rows and of the first region that are short enough to sum.
@@ -271,28 +213,8 @@ class Correlation:
         return split.permute(0, *rest, *copies[0], *free, *copies[1])
 
 
-def _interior(choice: Sequence[LagGroup]) -> list[Region]:
-    """What all members sum over, at all of their lags."""
-    return [Region.of(group, group.members, group.common) for group in choice]
-
-
-def _first_sign(choice: Sequence[LagGroup]) -> int:
-    """Sign of the first lag that is not zero; zero if all are."""
-    return next((group.sign for group in choice if group.sign), 0)
-
-
-def _padding(groups: Sequence[LagGroup], size: int) -> tuple[int, int]:
-    """Zeros that lags read beyond an operand's axis."""
-    reads = [_interior([group])[0].read for group in groups]
-    for group in groups:
-        reads += [Region.of(group, [m], m.window).read for m in group.members]
-    low = min((read.start for read in reads), default=0)
-    high = max((read.stop for read in reads), default=0)
-    return max(-low, 0), max(high - size, 0)
-
-
 class Walk:
-    """Goes through the kernel positions that lag groups, one a dimension, contribute to.
+    """Goes through the kernel positions that one lag group a dimension serves.
 
     Sums are tensors ``[G, rows, rest', lags...]`` with flattened channels; ``regions``
     say which positions have been summed and which lags are held.
@@ -311,9 +233,9 @@ class Walk:
         self.lead = (groups, left.shape[1] // groups, right.shape[1] // groups)
 
     def put_all(self, views: Sequence[Tensor], sink: Sink) -> None:
-        """Write the sums of all kernel positions, and their mirror image if it differs."""
-        targets = views[:1] if _first_sign(self.choice) == 0 else views
-        regions = _interior(self.choice)
+        """Write the sums of all kernel positions, mirrored if that differs."""
+        targets = views[:1] if first_sign(self.choice) == 0 else views
+        regions = interior(self.choice)
         self._descend(0, self._native(regions), regions, [], targets, sink)
 
     def _descend(
@@ -406,7 +328,8 @@ class Walk:
         own = [member.value.free for member in chosen]
         where = [_as_slice(member.partners) for member in chosen]
         for view in views:
-            part = view[(..., *own, *where)]
+            where_to: tuple[Any, ...] = (..., *own, *where)
+            part = view[where_to]
             sink.put(part, sums.reshape(part.shape))
 
 
@@ -425,7 +348,7 @@ def weight_gradient(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Native weight gradient of an unpadded convolution: ``[C_out, C_in / G, K...]``."""
+    """Native weight gradient without padding: ``[C_out, C_in / G, K...]``."""
     shape = (g.shape[1], x.shape[1] // groups, *kernel)
     # torch asks for a weight but reads its shape only
     weight = x.new_empty(1).expand(shape)

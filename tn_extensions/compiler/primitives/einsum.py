@@ -60,7 +60,9 @@ def einsum(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
         sink.put(sink.out, compute(tensors))
 
     flops = float(info.opt_cost) / 2
-    moved = 2 * target.itemsize * float(sum(map(prod, shapes)) + info.largest_intermediate)
+    moved = (
+        2 * target.itemsize * float(sum(map(prod, shapes)) + info.largest_intermediate)
+    )
     cost = target.rates.move(moved / (2 * target.itemsize), target.itemsize, 8)
     # a permuted operand is copied before it is multiplied, and shapes are odd
     seconds = cost.seconds + 3 * flops / target.rates.gemm

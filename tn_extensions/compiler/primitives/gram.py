@@ -1,8 +1,8 @@
 """Self-Gram: evaluate the half in chunks, multiply it with itself, one triangle.
 
 With an unfolded half this is the stock way, bounded in memory; with a dense half (1x1,
-patchify, down-sampling) it is a strided view and a matrix product; with window sums it is
-KFAC-reduce's outer product.
+patchify, down-sampling) it is a strided view and a matrix product; with window sums it
+is KFAC-reduce's outer product.
 """
 
 from __future__ import annotations

@@ -49,7 +49,9 @@ def _lower(
     total = half.operand.axes[axis].extent if axis >= 0 else 1
     one = products.held / total
     held = target.budget // (2 * target.itemsize)
-    if products.groups > 1 and not products.kept:  # small products: what they read should stay in the cache
+    if (
+        products.groups > 1 and not products.kept
+    ):  # small products: what they read should stay in the cache
         held = min(held, _CACHED_ELEMENTS)
     size = max(1, min(total, int(held // one)))
     if products.in_pieces and products.width < 2 * WORTH_COPYING:
@@ -101,7 +103,9 @@ class LagProducts:
         sizes = half.sizes
         self.groups = prod(sizes[j] for j in half.batch)
         self.rows = prod(sizes[j] for j in half.rows)
-        self.width = prod(unfolding.shape) // (self.groups * self.rows * sizes[dim.read])
+        self.width = prod(unfolding.shape) // (
+            self.groups * self.rows * sizes[dim.read]
+        )
         self.kept = tuple(other for other in half.dims if other is not dim)
         self.rest = tuple(j for j in half.columns if j != dim.free)
         # wide products want contiguous operands that are short enough to sum
@@ -109,9 +113,11 @@ class LagProducts:
         self.piece = max(1, PIECE // self.rows) if self.in_pieces else sizes[dim.read]
         # without groups, rows of the products are worked on in blocks
         self.blocked = 1
-        if self.groups == 1 and self.rest and self.rest[0] not in {
-            other.free for other in self.kept
-        }:
+        if (
+            self.groups == 1
+            and self.rest
+            and self.rest[0] not in {other.free for other in self.kept}
+        ):
             self.blocked = sizes[self.rest[0]]
         wanted = max(1, _BLOCK_ELEMENTS * self.blocked // (self.groups * self.width**2))
         self.block = ceil(self.blocked / ceil(self.blocked / min(wanted, self.blocked)))
@@ -168,9 +174,9 @@ class LagProducts:
                 )
                 if self.kept:
                     total = total + rates.product(
-                        self.groups * self.width**2 // prod(
-                            sizes[d.read] ** 2 for d in self.kept
-                        ),
+                        self.groups
+                        * self.width**2
+                        // prod(sizes[d.read] ** 2 for d in self.kept),
                         prod(sizes[str(d.free)] ** 2 for d in self.kept),
                         prod(sizes[d.read] ** 2 for d in self.kept),
                         itemsize=itemsize,
@@ -213,8 +219,8 @@ class LagProducts:
             block = slice(start, min(start + self.block, self.blocked))
             # a block of channels is a block of rows: channels come first
             rows = self.width // self.blocked
-            window = slice(block.start * rows, block.stop * rows)
-            left = [part[:, window] for part in phases]
+            own = slice(block.start * rows, block.stop * rows)
+            left = [part[:, own] for part in phases]
             parts = views
             if self.blocked > 1:
                 axis = 2 + len(batch)
@@ -237,7 +243,7 @@ class LagProducts:
                         view[first, second].zero_()
 
     def _phases(self, unfolded: Tensor) -> list[Tensor]:
-        """The operand at each phase, ``[G, width, u, rows]``, laid out for the products."""
+        """The operand at each phase, ``[G, width, u, rows]``, laid out to multiply."""
         first = len(self.half.batch)
         axis = unfolded.dim() - 1 - len(self.half.rows)
         phases = []

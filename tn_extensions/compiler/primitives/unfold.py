@@ -78,8 +78,9 @@ class UnfoldedDim:
         return max(-low, 0), max(high - self.size + 1, 0)
 
 
-def unfolded_dim(pattern: Pattern, operand: Operand, sizes: Mapping[str, int]
-                 ) -> UnfoldedDim | None:
+def unfolded_dim(
+    pattern: Pattern, operand: Operand, sizes: Mapping[str, int]
+) -> UnfoldedDim | None:
     """How to read an operand through a pattern; None if it is not of that form."""
     read = [index for index in pattern.indices if index in operand.indices]
     if len(read) != 1 or pattern.summed or len(pattern.indices) > 3:
@@ -153,9 +154,9 @@ class Unfolding:
         self.padding = {
             len(self.kept) + number: dim.padding for number, dim in enumerate(self.dims)
         }
-        padded = prod(
-            dim.size + sum(dim.padding) for dim in self.dims
-        ) * prod(sizes[index] for index in self.kept)
+        padded = prod(dim.size + sum(dim.padding) for dim in self.dims) * prod(
+            sizes[index] for index in self.kept
+        )
         self.padded_elements = padded if any(map(any, self.padding.values())) else 0
 
     def base(self, tensor: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ class Unfolding:
 
 
 def unfolding(network: TensorNetwork) -> Unfolding | None:
-    """The unfolding that a network of one operand and patterns amounts to, if it does."""
+    """The unfolding that a network of one operand amounts to, if it does."""
     if len(network.operands) != 1 or network.pairs:
         return None
     (operand,) = network.operands

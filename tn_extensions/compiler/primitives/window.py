@@ -1,8 +1,8 @@
 """Window sums: an operand whose patterns have been summed to windows of positions.
 
-Windows of one length differ only at their borders, so a dimension's sum can be taken once
-over what is common and completed by the border rows; small maps are better multiplied
-with the (Kronecker product of the) window matrices.
+Windows of one length differ only at their borders, so a dimension's sum can be taken
+once over what is common and completed by the border rows; small maps are better
+multiplied with the (Kronecker product of the) window matrices.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _KRONECKER_LIMIT = 1024
 
 @dataclass(frozen=True, slots=True)
 class WindowDim:
-    """A dimension of windows: value ``k`` sums ``range_k`` of the index that is read."""
+    """A dimension of windows: ``k`` sums a range of the index that is read."""
 
     read: str
     free: str | None
@@ -57,9 +57,7 @@ def window_dim(
     if len(read) != 1 or len(free) > 1:
         return None
     label = free[0] if free else None
-    stride, values = (
-        (pattern.position.stride(label), sizes[label]) if label else (0, 1)
-    )
+    stride, values = (pattern.position.stride(label), sizes[label]) if label else (0, 1)
     starts = [pattern.position.start + stride * value for value in range(values)]
     if read[0] == pattern.index and len(pattern.summed) == 1 and others == 1:
         step, count = pattern.summed[0]
@@ -170,7 +168,8 @@ def _multiply(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
 def sum_windows(x: Tensor, ranges: Sequence[range]) -> Tensor:
     """Sums of ``x`` over ranges of axis 1: ``[M, I, R] -> [M, K, R]``.
 
-    What all ranges of a phase share is summed once; the rest is added, never subtracted.
+    What all ranges of a phase share is summed once; the rest is added, never
+    subtracted.
     """
     result = x.new_empty(x.shape[0], len(ranges), x.shape[2])
     phases: dict[int, list[int]] = {}

@@ -1,7 +1,7 @@
 """Dense: a pattern that touches each position at most once is a view of its operand.
 
-``K = s, d = 1`` without padding is a reshape, ``K = 1`` a strided slice, a single term a
-slice: all of them insert the pattern's position into the operand's axis.
+``K = s, d = 1`` without padding is a reshape, ``K = 1`` a strided slice, a single term
+a slice: all of them insert the pattern's position into the operand's axis.
 """
 
 from __future__ import annotations

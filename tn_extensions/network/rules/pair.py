@@ -1,8 +1,8 @@
 """Pair: two patterns that share a summed index become one node without it.
 
 Over ``o`` this is the lag structure of KFAC-expand, over ``k`` that of the unfolded
-input's Gram matrix, over ``i`` that of transposed convolutions. Whether it pays is up to
-the planner, so the rule is not among those that :func:`simplify` applies by itself.
+input's Gram matrix, over ``i`` that of transposed convolutions. Whether it pays is up
+to the planner, so the rule is not among those that :func:`simplify` applies by itself.
 """
 
 from __future__ import annotations

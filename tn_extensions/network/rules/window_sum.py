@@ -1,7 +1,7 @@
 """Window sum: a pattern's term that nothing else carries is summed within the pattern.
 
-``sum_o P[k, o, i]`` indicates an arithmetic progression; KFAC-reduce needs this ``K x I``
-matrix only. By symmetry of the terms the same rule is the kernel sum over ``k``.
+``sum_o P[k, o, i]`` indicates an arithmetic progression; KFAC-reduce needs this ``K x
+I`` matrix only. By symmetry of the terms the same rule is the kernel sum over ``k``.
 """
 
 from __future__ import annotations

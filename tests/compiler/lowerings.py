@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch.testing import assert_close
 
-from tests.network.rules.common import arrays_of
+from tests.network.rules.identities import arrays_of
 from tests.reference import dense
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.compiler.cost import rates
