@@ -22,7 +22,7 @@ from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import grouped, view
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 
-_KRONECKER_LIMIT = 1024
+_KRONECKER_LIMIT = 256
 """Positions up to which the dimensions' window matrices are multiplied out."""
 
 
