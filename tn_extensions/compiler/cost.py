@@ -90,7 +90,8 @@ class Rates:
         share = 1.0
         for side in (rows, columns, inner):
             share *= side / (side + half)
-        copy = self.cached_copy if moved <= self.cache else self.copy
+        # batches are small products, one after the other
+        copy = self.copy if moved > self.cache and batch == 1 else self.cached_copy
         seconds = max(flops / (rate * max(share, 1e-3)), moved / copy)
         return Cost(flops, moved, 1, 0, seconds + self.call)
 
@@ -98,7 +99,7 @@ class Rates:
         """Cost of a copy whose contiguous runs have ``run`` elements."""
         moved = 2.0 * itemsize * elements
         copy = self.cached_copy if itemsize * elements <= self.cache else self.copy
-        seconds = max(moved / copy, elements / (self.scatter * max(run, 1) ** 0.5))
+        seconds = max(moved / copy, elements / (self.scatter * run**0.5))
         return Cost(0, moved, 1, 0, seconds + self.call)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress, product
 
 import torch
 from torch import Tensor
@@ -158,19 +159,10 @@ def _cheapest(network: TensorNetwork, target: Target) -> Lowering:
 def _variants(network: TensorNetwork) -> Iterator[TensorNetwork]:
     """The network with each subset of the possible pairs joined."""
     indices = pairable(network)
-    if not indices:
-        yield network
-        return
-    yield from _variants_without(network, indices)
-
-
-def _variants_without(
-    network: TensorNetwork, indices: tuple[str, ...]
-) -> Iterator[TensorNetwork]:
-    if not indices:
-        yield network
-        return
-    yield from _variants_without(network, indices[1:])
-    joined = pair(network, indices[0])
-    assert joined is not None
-    yield from _variants_without(joined, indices[1:])
+    for joined in product((False, True), repeat=len(indices)):
+        variant = network
+        for index in compress(indices, joined):
+            paired = pair(variant, index)
+            assert paired is not None
+            variant = paired
+        yield variant

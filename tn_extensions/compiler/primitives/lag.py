@@ -9,6 +9,7 @@ nothing cancels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from math import ceil, prod
 
 import torch
@@ -157,9 +158,11 @@ class LagProducts:
         rates, itemsize = target.rates, target.itemsize
         sizes = self.half.sizes
         # kept positions come before the rows, against their order in memory
-        run = sizes[self.half.rows[-1]] if self.half.rows and not self.kept else 1
+        run = 1.0
+        if self.half.rows and not self.kept:
+            run = sizes[self.half.rows[-1]]
         if self.dim.read in self.half.operand.axes[-1].position.indices:
-            run = min(run, 8)
+            run = min(run, 8) if not self.kept else 0.5
         elif self.step > 1:
             run = min(run, 12)
         total = rates.move(prod(self.unfolding.shape), itemsize, run)
@@ -181,9 +184,13 @@ class LagProducts:
                         prod(sizes[d.read] ** 2 for d in self.kept),
                         itemsize=itemsize,
                     )
+                    total = total + Cost(calls=6, seconds=6 * rates.call)
         blocks = sum(len(group.windows) for group in self.classes)
-        writes = rates.move(self.groups * columns**2, itemsize, 2)
-        overhead = rates.move(self.groups * result**2, itemsize).times(2 * blocks)
+        # at the last kernel position, entries of a block are evenly spaced
+        last = self.half.columns[-1] == self.dim.free
+        spaced = 4 if last and self.groups == 1 else 1
+        writes = rates.move(self.groups * columns**2, itemsize, spaced)
+        overhead = rates.move(self.groups * result**2, itemsize).times(blocks)
         return total + writes + overhead
 
     def _keep(self) -> tuple[str, tuple[Constant, ...]]:
@@ -196,7 +203,7 @@ class LagProducts:
         terms = [[*left, *copies], *(other.pair.indices for other in self.kept)]
         symbol = letters([j for term in terms for j in term] + wanted)
         text = ",".join("".join(symbol[j] for j in term) for term in terms)
-        constants = (Constant(d.pair.dense(half.sizes)) for d in self.kept)
+        constants = (Constant(partial(d.pair.dense, half.sizes)) for d in self.kept)
         return f"{text}->{''.join(symbol[j] for j in wanted)}", tuple(constants)
 
     def add(self, tensor: Tensor, sink: Sink) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from math import prod
 
 import numpy as np
@@ -114,7 +114,7 @@ def _lower(
     summed = [j for j in operand.indices if j not in (*kept, *reads)]
     order = (*kept, *summed, *reads)
     factors = _factors(trailing)
-    constants = [Constant(np.ascontiguousarray(factor.T)) for factor in factors]
+    constants = [Constant(partial(np.ascontiguousarray, f.T)) for f in factors]
     sizes, name = network.sizes, operand.name
     free = [dim.free for dim in dims if dim.free is not None]
     present = [*kept, *free]
