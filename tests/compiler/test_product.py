@@ -1,46 +1,53 @@
-"""Matrix products by either library: values, accuracy, and when oneDNN is asked."""
+"""Products are the same whichever library multiplies."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch.testing import assert_close
 
+from tests.strategies import noise_tensor
 from tn_extensions.compiler import product
-from tn_extensions.compiler.product import PIECE, multiply, uses_onednn
+from tn_extensions.compiler.product import multiply, uses_onednn
 
 
-@pytest.fixture(params=[True, False], ids=["oneDNN", "default"])
-def prefers_onednn(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> bool:
-    """Decide for one of the libraries."""
-    if request.param and not torch.backends.mkldnn.is_available():
-        pytest.skip("torch was built without oneDNN")
-    monkeypatch.setattr(product, "_prefers_onednn", lambda: request.param)
-    return bool(request.param)
-
-
-@pytest.mark.parametrize("terms", [1, PIECE - 1, PIECE + 1, 3 * PIECE])
-@pytest.mark.parametrize("strided", [False, True])
-def test_product_is_right(prefers_onednn: bool, terms: int, strided: bool) -> None:
-    left = torch.rand(256, terms, dtype=torch.float64).float()
-    right = torch.rand(300, 2 * terms, dtype=torch.float64).float()[:, ::2]
-    if not strided:
-        right = right.contiguous()
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("shape", [(96, 80, 100), (200, 150, 1500), (3, 4, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", ["rows", "columns", "batch of one", "batch"])
+def test_product(
+    onednn: bool,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    layout: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    available = torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(product, "_prefers_onednn", lambda: onednn and available)
+    rows, columns, terms = shape
+    left = noise_tensor((rows, terms)).to(dtype)
+    right = noise_tensor((columns, terms)).to(dtype)
+    if layout == "columns":
+        left, right = left.mT.contiguous().mT, right.mT.contiguous().mT
+    elif layout.startswith("batch"):
+        size = 1 if layout == "batch of one" else 2
+        left, right = left.expand(size, -1, -1), right.expand(size, -1, -1)
     expected = left.double() @ right.double().mT
-    torch.testing.assert_close(
-        multiply(left, right).double(), expected, rtol=1e-5, atol=0
+    result = multiply(left, right)
+    assert result.dtype == dtype
+    assert_close(result.double(), expected, rtol=1e-5, atol=1e-6 * terms)
+    assert_close(
+        multiply(left, left).double(),
+        left.double() @ left.double().mT,
+        rtol=1e-5,
+        atol=1e-6 * terms,
     )
 
 
-def test_product_with_itself(prefers_onednn: bool) -> None:
-    half = torch.randn(1, 200, 1000)
-    result = multiply(half, half)
-    assert result.shape == (1, 200, 200)
-    torch.testing.assert_close(result, half @ half.mT, rtol=1e-4, atol=1e-3)
-
-
-def test_long_sums_stay_accurate(prefers_onednn: bool) -> None:
+@pytest.mark.parametrize("onednn", [True, False])
+def test_long_sums_stay_accurate(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    available = torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(product, "_prefers_onednn", lambda: onednn and available)
     half = torch.rand(128, 40_000)
     exact = half.double() @ half.double().mT
     error = (multiply(half, half) - exact).abs().max() / exact.max()
