@@ -206,7 +206,7 @@ class Correlation:
         """The result as ``[G, rest..., rest'..., k1, k2, ..., k1', k2', ...]``."""
         half = self.half
         sizes = [half.sizes[j] for j in half.columns]
-        split = out.reshape(self.groups, *sizes, *sizes)
+        split = out.view(self.groups, *sizes, *sizes)
         rest = [half.columns.index(j) + 1 for j in half.unpaired_columns]
         free = [half.columns.index(str(dim.free)) + 1 for dim in half.dims]
         copies = [[axis + len(sizes) for axis in axes] for axes in (rest, free)]

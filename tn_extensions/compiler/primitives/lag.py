@@ -215,7 +215,7 @@ class LagProducts:
         assert dim.free is not None
         place = len(batch) + half.columns.index(dim.free)
         views = [
-            out.reshape(*batch, *columns, *columns).movedim(
+            out.view(*batch, *columns, *columns).movedim(
                 (place, place + len(columns)), (0, 1)
             )
             for out in (sink.out, sink.out.mT)
