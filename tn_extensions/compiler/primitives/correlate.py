@@ -22,7 +22,7 @@ from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.lags import LagGroup, Member, lag_groups
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
-from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dim
+from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dims
 from tn_extensions.compiler.product import multiply
 from tn_extensions.compiler.regions import Region, first_sign, interior, padding
 from tn_extensions.compiler.sink import Sink
@@ -44,9 +44,8 @@ def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
         return
     if not 1 <= len(half.dims) <= 3 or any(dim.free is None for dim in half.dims):
         return
-    dims = [unfolded_dim(p, half.operand, half.sizes) for p in half.patterns]
-    found = [dim for dim in dims if dim is not None]
-    if len(found) != len(dims):
+    found = unfolded_dims(half.patterns, half.operand, half.sizes)
+    if found is None:
         return
     reads = tuple(dim.read for dim in half.dims)
     order = (*half.rows, *half.batch, *half.unpaired_columns, *reads)

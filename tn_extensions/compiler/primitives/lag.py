@@ -20,7 +20,7 @@ from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half, PairedDim, chunk_axis, resized
 from tn_extensions.compiler.lags import LagClass, Window, lag_classes
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
-from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dim
+from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dims
 from tn_extensions.compiler.product import PIECE, WORTH_COPYING, multiply
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
@@ -129,9 +129,8 @@ class LagProducts:
     @classmethod
     def of(cls, half: Half, dim: PairedDim) -> LagProducts | None:
         """Products along a paired dimension of a half; None if it cannot be read."""
-        dims = [unfolded_dim(p, half.operand, half.sizes) for p in half.patterns]
-        found = [unfolded for unfolded in dims if unfolded is not None]
-        if len(found) != len(dims):
+        found = unfolded_dims(half.patterns, half.operand, half.sizes)
+        if found is None:
             return None
         kept = {other.free: other.read for other in half.dims if other is not dim}
         if None in kept:

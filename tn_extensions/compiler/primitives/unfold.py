@@ -102,6 +102,15 @@ def unfolded_dim(
     return UnfoldedDim(read[0], free, shared, sizes[read[0]], residues)
 
 
+def unfolded_dims(
+    patterns: Iterable[Pattern], operand: Operand, sizes: Mapping[str, int]
+) -> list[UnfoldedDim] | None:
+    """How to read an operand through patterns; None if it cannot be through one."""
+    dims = [unfolded_dim(pattern, operand, sizes) for pattern in patterns]
+    found = [dim for dim in dims if dim is not None]
+    return found if len(found) == len(dims) else None
+
+
 def _residues(
     progressions: Sequence[Progression], stride: int, shared_size: int
 ) -> tuple[Residue, ...]:
@@ -216,12 +225,13 @@ def unfolding(network: TensorNetwork) -> Unfolding | None:
     if len(network.operands) != 1 or network.pairs:
         return None
     (operand,) = network.operands
-    dims = [unfolded_dim(p, operand, network.sizes) for p in network.patterns]
-    found = [dim for dim in dims if dim is not None]
+    found = unfolded_dims(network.patterns, operand, network.sizes)
+    if found is None:
+        return None
     kept = {*operand.indices} - {dim.read for dim in found}
     for dim in found:
         kept |= {index for index in (dim.free, dim.shared) if index is not None}
-    if len(found) != len(dims) or kept != set(network.output_indices):
+    if kept != set(network.output_indices):
         return None
     return Unfolding(operand, found, network.output_indices, network.sizes)
 
