@@ -7,8 +7,15 @@ from typing import Any, get_args
 from backpack.extensions import secondorder
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.utils.parametrize import is_parametrized
 
-from tn_extensions.backpack.modules import CONVOLUTIONS, Approx, module_extensions
+from tn_extensions.backpack.modules import (
+    CONVOLUTIONS,
+    Approx,
+    branches_refused,
+    column_per_sample,
+    module_extensions,
+)
 from tn_extensions.errors import describe
 
 
@@ -16,6 +23,8 @@ class _Kronecker(secondorder.hbp.HBP):
     """What the three extensions share: our modules, and the approximation's name."""
 
     approx: Approx
+    # of the loss Hessian's square root, for each sample; the loss sets it
+    num_columns: int | None
 
     def _set_up(self, approx: Approx) -> None:
         if approx not in get_args(Approx):
@@ -23,6 +32,7 @@ class _Kronecker(secondorder.hbp.HBP):
             name = type(self).__name__
             raise ValueError(describe(name, "approx", rule, repr(approx)))
         self.approx = approx
+        self.num_columns = None
         self._known = module_extensions()
         for kind, extension in self._known.items():
             self.set_module_extension(kind, extension, overwrite=True)
@@ -39,14 +49,12 @@ class _Kronecker(secondorder.hbp.HBP):
                 and isinstance(module, base)
                 and kind.forward is base.forward
                 and kind._conv_forward is base._conv_forward
+                # its weight is a result, which cannot carry a savefield
+                and not is_parametrized(module)
             ):
                 self._known[kind] = self._known[base]
                 self.set_module_extension(kind, self._known[base], overwrite=True)
         super().__call__(module, g_inp, g_out)
-
-    def accumulate_backpropagated_quantities(self, existing: Any, other: Any) -> Any:
-        """Sum what arrives at a branching point."""
-        return existing + other
 
 
 class KFAC(_Kronecker, secondorder.hbp.KFAC):
@@ -55,9 +63,7 @@ class KFAC(_Kronecker, secondorder.hbp.KFAC):
     A drop-in for BackPACK's: the same values where that is right, and right for groups,
     ``padding='same'``, every ``padding_mode``, ``output_padding`` and ``output_size``
     of ``Conv1d/2d/3d`` and ``ConvTranspose1d/2d/3d``. The input is never unfolded as a
-    whole. BatchNorm and adaptive pooling are backpropagated through; BatchNorm's
-    parameters are skipped with a warning (with batch statistics it couples samples,
-    which is backpropagated as automatic differentiation does).
+    whole.
 
     The weight's savefield is ``[B, A]``, the bias's ``[B]``. ``B`` is over output
     channels ``CO``, ``A`` over ``(ci, k)`` with ``k`` fastest. With ``G > 1`` groups
@@ -66,10 +72,17 @@ class KFAC(_Kronecker, secondorder.hbp.KFAC):
     approximates the GGN of ``weight.transpose(0, 1)``, as in BackPACK (per group, the
     weight ``[CI, CO, K]`` with its first two axes exchanged).
 
+    BatchNorm, pooling (average, maximum and their adaptive forms) and sums of branches
+    are backpropagated through. BatchNorm's parameters are skipped with a warning. In
+    train mode it couples the samples: a Monte-Carlo sample is then backpropagated for
+    all of them jointly, as automatic differentiation does. The mixed terms this brings
+    in vanish on average, so that factors are unbiased.
+
     Args:
         mc_samples: Number of samples.
         approx: ``"backpack"`` (stock's scaling), or ``"expand"`` and ``"reduce"`` as
-            Eschenhagen et al. define them:
+            Eschenhagen et al. define them. With ``O`` output positions, patches ``U``,
+            and a square root ``S`` of the loss GGN with respect to the output:
             ``"backpack"``: ``B = sum_{v,n} (sum_o S)(sum_o S)^T``,
             ``A = 1/N sum_{n,o} U U^T``;
             ``"expand"``: ``B = sum_{v,n,o} S S^T``, ``A = 1/(N O) sum_{n,o} U U^T``;
@@ -86,7 +99,7 @@ class KFAC(_Kronecker, secondorder.hbp.KFAC):
         network architectures", NeurIPS 2023.
     """
 
-    def __init__(self, mc_samples: int = 1, approx: Approx = "backpack") -> None:
+    def __init__(self, mc_samples: int = 1, *, approx: Approx = "backpack") -> None:
         super().__init__(mc_samples=mc_samples)
         self._set_up(approx)
 
@@ -94,6 +107,9 @@ class KFAC(_Kronecker, secondorder.hbp.KFAC):
 class KFLR(_Kronecker, secondorder.hbp.KFLR):
     """Kronecker factors of the exact GGN, in ``parameter.kflr``; else as :class:`KFAC`.
 
+    Below a BatchNorm in train mode, which couples the samples, each sample has columns
+    of its own: exact, but ``N`` times the memory and work of fixed statistics.
+
     Args:
         approx: See :class:`KFAC`.
 
@@ -101,25 +117,49 @@ class KFLR(_Kronecker, secondorder.hbp.KFLR):
         ValueError: If ``approx`` does not exist.
     """
 
-    def __init__(self, approx: Approx = "backpack") -> None:
+    def __init__(self, *, approx: Approx = "backpack") -> None:
         super().__init__()
         self._set_up(approx)
+
+    def accumulate_backpropagated_quantities(
+        self, existing: Tensor, other: Tensor
+    ) -> Tensor:
+        """Sum what arrives at a branching point."""
+        if len(existing) != len(other):
+            # only one of the branches has a BatchNorm that couples samples
+            existing, other = (
+                column_per_sample(sqrt) if len(sqrt) == self.num_columns else sqrt
+                for sqrt in (existing, other)
+            )
+        return existing + other
 
 
 class KFRA(_Kronecker, secondorder.hbp.KFRA):
     """Kronecker factors from a batch-averaged GGN, in ``parameter.kfra``.
 
     The average ``M`` over the batch of the GGN with respect to a layer's output takes
-    the place of ``sum_{v,n} S S^T``; else as :class:`KFAC`. BatchNorm is supported with
-    its running statistics only.
+    the place of ``sum_{v,n} S S^T``; else as :class:`KFAC`. A BatchNorm in train mode
+    turns ``M`` into ``1/N sum_{n,m} J_nm^T M J_nm``, ``J_nm`` the Jacobian of sample
+    ``n``'s output with respect to sample ``m``'s input.
 
     Args:
         approx: See :class:`KFAC`.
 
     Raises:
         ValueError: If ``approx`` does not exist.
+        NotImplementedError: On backpropagation, if the model has branches.
     """
 
-    def __init__(self, approx: Approx = "backpack") -> None:
+    def __init__(self, *, approx: Approx = "backpack") -> None:
         super().__init__()
         self._set_up(approx)
+
+    def accumulate_backpropagated_quantities(
+        self, existing: Tensor, other: Tensor
+    ) -> Tensor:
+        """Refuse: averages of branches do not add up.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(branches_refused(type(self).__name__))

@@ -7,27 +7,35 @@ from warnings import warn
 
 import torch
 from backpack.core.derivatives import (
-    avgpool1d,
-    avgpool3d,
+    bcewithlogitsloss,
+    crossentropyloss,
     elu,
     leakyrelu,
     logsigmoid,
-    maxpool1d,
-    maxpool3d,
+    mseloss,
     selu,
 )
-from backpack.extensions.secondorder.hbp.hbp_options import BackpropStrategy
+from backpack.custom_module.branching import SumModule
+from backpack.custom_module.scale_module import ScaleModule
+from backpack.extensions.secondorder.hbp.custom_module import HBPSumModule
+from backpack.extensions.secondorder.hbp.hbp_options import (
+    BackpropStrategy,
+    LossHessianStrategy,
+)
 from backpack.extensions.secondorder.hbp.hbpbase import HBPBaseModule
+from backpack.extensions.secondorder.hbp.losses import HBPLoss
 from torch import Tensor, nn
 from torch.nn import Module
 
 from tn_extensions import functional
 from tn_extensions.backpack.derivatives import (
-    AdaptiveAvgPoolDerivatives,
     BatchNormDerivatives,
     ConvDerivatives,
+    LinearModuleDerivatives,
+    MaxPoolDerivatives,
     conv_of,
 )
+from tn_extensions.backpack.derivatives.batchnorm import uses_batch_statistics
 from tn_extensions.errors import describe
 
 Approx = Literal["backpack", "expand", "reduce"]
@@ -49,6 +57,12 @@ class KroneckerConv(HBPBaseModule):
 
     def __init__(self) -> None:
         super().__init__(ConvDerivatives(), params=["weight", "bias"])
+
+    def __call__(self, extension: Any, module: Any, g_inp: Any, g_out: Any) -> None:
+        """Save factors, then backpropagate."""
+        # BackPACK takes an output_size given by position for a second input
+        vars(module).pop("input1", None)
+        super().__call__(extension, module, g_inp, g_out)
 
     def weight(
         self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Tensor
@@ -94,7 +108,7 @@ class KroneckerConv(HBPBaseModule):
         groups = module.groups
         channels = module.out_channels // groups
         positions = average.shape[0] // (groups * channels)
-        split = average.view(groups, channels, positions, groups, channels, positions)
+        split = average.reshape(2 * (groups, channels, positions))
         equation = "gaogbo->gab" if approx == "expand" else "gaogbp->gab"
         return torch.einsum(equation, split)
 
@@ -104,8 +118,11 @@ def _squeezed(factor: Tensor) -> Tensor:
     return factor[0] if factor.shape[0] == 1 else factor
 
 
-class SkipParameters(HBPBaseModule):
-    """Backpropagates, and warns that a module's parameters get no factors."""
+class BatchNorm(HBPBaseModule):
+    """Backpropagates through batch normalisation, and warns that it gets no factors."""
+
+    def __init__(self) -> None:
+        super().__init__(BatchNormDerivatives())
 
     def __call__(self, extension: Any, module: Any, g_inp: Any, g_out: Any) -> None:
         """Warn of each parameter that is left out, then backpropagate."""
@@ -114,12 +131,84 @@ class SkipParameters(HBPBaseModule):
                 message = describe(
                     type(extension).__name__,
                     f"{type(module).__name__}.{name}",
-                    "belong to a layer with Kronecker factors",
+                    "belong to a convolution or Linear to have Kronecker factors",
                     f"a parameter of shape {list(parameter.shape)}",
-                    f"It is skipped and gets no {extension.savefield!r}",
+                    f"It is skipped and has no {extension.savefield!r}",
                 )
                 warn(message, UserWarning, stacklevel=2)
         super().__call__(extension, module, g_inp, g_out)
+
+    def backpropagate_sqrt(
+        self, ext: Any, module: Any, g_inp: Any, g_out: Any, H: Tensor
+    ) -> Tensor:
+        """Backpropagate a square root; an exact one by a column for each sample.
+
+        Where samples are coupled, columns of different samples may no longer share a
+        ``v``. Monte-Carlo samples may: they are independent with mean zero, so that
+        their mixed terms vanish on average.
+        """
+        exact = ext.get_loss_hessian_strategy() == LossHessianStrategy.EXACT
+        if exact and uses_batch_statistics(module) and len(H) == ext.num_columns:
+            H = column_per_sample(H)
+        result: Tensor = super().backpropagate_sqrt(ext, module, g_inp, g_out, H)
+        return result
+
+    def second_order_module_effects(self, module: Any, g_inp: Any, g_out: Any) -> None:
+        """The GGN leaves the curvature of modules out."""
+        return
+
+
+def column_per_sample(sqrt: Tensor) -> Tensor:
+    """Give each sample columns of its own: ``[V, N, ...]`` to ``[V * N, N, ...]``.
+
+    Args:
+        sqrt: Square root of a GGN that has a block for each sample.
+
+    Returns:
+        Square root of the same GGN. The column ``(v, n)`` is zero outside sample ``n``.
+    """
+    num_data = sqrt.shape[1]
+    sample = torch.arange(num_data, device=sqrt.device)
+    columns = sqrt.new_zeros(len(sqrt), num_data, *sqrt.shape[1:])
+    columns[:, sample, sample] = sqrt
+    return columns.flatten(0, 1)
+
+
+class Loss(HBPLoss):
+    """Starts backpropagation in the model's dtype, and notes the columns per sample."""
+
+    def backpropagate(
+        self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: None
+    ) -> Tensor:
+        """Hessian of the loss, or a square root of it."""
+        hessian: Tensor = super().backpropagate(ext, module, g_inp, g_out, backproped)
+        ext.num_columns = len(hessian)
+        return hessian.to(module.input0.dtype)
+
+
+class Sum(HBPSumModule):
+    """Backpropagates a square root through a sum of branches."""
+
+    def backpropagate_batch_average(
+        self, ext: Any, module: Any, g_inp: Any, g_out: Any, H: Tensor
+    ) -> Tensor:
+        """Refuse: terms between branches would be needed.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(branches_refused(type(ext).__name__))
+
+
+def branches_refused(extension: str) -> str:
+    """What to tell a user whose model has branches that the extension cannot do."""
+    return describe(
+        extension,
+        "model",
+        "be a chain of modules",
+        "one with branches, between which terms of the average are unknown",
+        "Supported with branches: KFAC, KFLR",
+    )
 
 
 CONVOLUTIONS: tuple[type[Module], ...] = (
@@ -133,23 +222,44 @@ CONVOLUTIONS: tuple[type[Module], ...] = (
 
 
 def module_extensions() -> dict[type[Module], HBPBaseModule]:
-    """Extensions by module type: convolutions, and modules to backpropagate through."""
-    conv, norm = KroneckerConv(), SkipParameters(BatchNormDerivatives())
-    pool = HBPBaseModule(AdaptiveAvgPoolDerivatives())
-    result: dict[type[Module], HBPBaseModule] = dict.fromkeys(CONVOLUTIONS, conv)
-    result |= dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), norm)
-    result |= dict.fromkeys(
-        (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), pool
-    )
-    # BackPACK has their derivatives, but its Kronecker extensions do not list them
-    known = {
-        nn.MaxPool1d: maxpool1d.MaxPool1DDerivatives,
-        nn.MaxPool3d: maxpool3d.MaxPool3DDerivatives,
-        nn.AvgPool1d: avgpool1d.AvgPool1DDerivatives,
-        nn.AvgPool3d: avgpool3d.AvgPool3DDerivatives,
-        nn.LeakyReLU: leakyrelu.LeakyReLUDerivatives,
-        nn.ELU: elu.ELUDerivatives,
-        nn.SELU: selu.SELUDerivatives,
-        nn.LogSigmoid: logsigmoid.LogSigmoidDerivatives,
+    """Extensions by module type: those that differ from stock's or that stock lacks."""
+    result: dict[type[Module], HBPBaseModule] = {
+        nn.MSELoss: Loss(mseloss.MSELossDerivatives()),
+        nn.CrossEntropyLoss: Loss(crossentropyloss.CrossEntropyLossDerivatives()),
+        nn.BCEWithLogitsLoss: Loss(bcewithlogitsloss.BCELossWithLogitsDerivatives()),
+        SumModule: Sum(),
+        # BackPACK has their derivatives, but its Kronecker extensions do not list them
+        nn.LeakyReLU: HBPBaseModule(leakyrelu.LeakyReLUDerivatives()),
+        nn.ELU: HBPBaseModule(elu.ELUDerivatives()),
+        nn.SELU: HBPBaseModule(selu.SELUDerivatives()),
+        nn.LogSigmoid: HBPBaseModule(logsigmoid.LogSigmoidDerivatives()),
     }
-    return result | {kind: HBPBaseModule(made()) for kind, made in known.items()}
+    result |= dict.fromkeys(CONVOLUTIONS, KroneckerConv())
+    result |= dict.fromkeys(
+        (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), BatchNorm()
+    )
+    result |= dict.fromkeys(
+        (
+            nn.AvgPool1d,
+            nn.AvgPool2d,
+            nn.AvgPool3d,
+            nn.AdaptiveAvgPool1d,
+            nn.AdaptiveAvgPool2d,
+            nn.AdaptiveAvgPool3d,
+            nn.Identity,
+            ScaleModule,
+        ),
+        HBPBaseModule(LinearModuleDerivatives()),
+    )
+    result |= dict.fromkeys(
+        (
+            nn.MaxPool1d,
+            nn.MaxPool2d,
+            nn.MaxPool3d,
+            nn.AdaptiveMaxPool1d,
+            nn.AdaptiveMaxPool2d,
+            nn.AdaptiveMaxPool3d,
+        ),
+        HBPBaseModule(MaxPoolDerivatives()),
+    )
+    return result

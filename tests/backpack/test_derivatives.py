@@ -1,0 +1,198 @@
+"""Backpropagation through modules equals multiplication with their Jacobians."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from backpack.custom_module.scale_module import ScaleModule
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from tests.reference.curvature import jacobian
+from tests.strategies import (
+    MODULES,
+    examples,
+    module_input,
+    modules,
+    noise_tensor,
+)
+from tn_extensions import Conv
+from tn_extensions.backpack.derivatives import (
+    BatchNormDerivatives,
+    ConvDerivatives,
+    LinearModuleDerivatives,
+    MaxPoolDerivatives,
+)
+
+COLUMNS = 2
+
+
+def check(derivatives: Any, module: Any, x: Tensor, *args: Any) -> None:
+    """Both ways of backpropagating, given the module's input."""
+    module.input0, module.output = x, module(x, *args).detach()
+    j = jacobian(lambda x: module(x, *args), x)
+
+    mat = noise_tensor((COLUMNS, *module.output.shape))
+    wanted = torch.einsum("ncmi,vnc->vmi", j, mat.flatten(2))
+    actual = derivatives.jac_t_mat_prod(module, None, None, mat)
+    assert_close(actual, wanted.reshape(COLUMNS, *x.shape), rtol=1e-9, atol=1e-11)
+
+    root = noise_tensor((module.output[0].numel(), COLUMNS))
+    block = root @ root.T
+    wanted = torch.einsum("ncmi,cd,ndmj->ij", j, block, j) / len(x)
+    actual = derivatives.ea_jac_t_mat_jac_prod(module, None, None, block)
+    assert_close(actual, wanted, rtol=1e-9, atol=1e-11)
+
+
+@examples(120)
+@given(modules(), st.sampled_from([1, 3]))
+def test_convolutions(case: Any, batch_size: int) -> None:
+    module, sizes = case
+    check(ConvDerivatives(), module, module_input(module, sizes, batch_size))
+
+
+@examples(30)
+@given(modules(transposed=True), st.data())
+def test_output_size(case: Any, data: st.DataObject) -> None:
+    module, sizes = case
+    smallest = [
+        dim.output_size - dim.output_padding
+        for dim in Conv.from_module(module, sizes).dims
+    ]
+    size = [
+        data.draw(st.integers(least, least + stride - 1))
+        for least, stride in zip(smallest, module.stride, strict=True)
+    ]
+    check(ConvDerivatives(), module, module_input(module, sizes, 2), size)
+
+
+def options_of(num_dims: int, mode: str) -> list[dict[str, Any]]:
+    """Uneven 'same', and padding as wide as the mode allows."""
+    last: dict[str, Any] = {"padding_mode": mode, "groups": 2}
+    return [
+        last | {"kernel_size": (2, 4, 2)[:num_dims], "padding": "same"},
+        last | {"kernel_size": 3, "padding": (3, 1, 2)[:num_dims], "stride": 2},
+        last | {"kernel_size": 2, "padding": 2, "dilation": (3, 1, 2)[:num_dims]},
+    ]
+
+
+@pytest.mark.parametrize("num_dims", [1, 2, 3])
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_padding(num_dims: int, mode: str) -> None:
+    for options in options_of(num_dims, mode):
+        module = MODULES[False][num_dims - 1](2, 4, **options).double()
+        check(ConvDerivatives(), module, noise_tensor((2, 2, *(4, 4, 3)[:num_dims])))
+
+
+def test_convolution_of_other_layouts_and_dtypes() -> None:
+    module: Any = nn.Conv2d(4, 6, 3, padding="same", padding_mode="circular", groups=2)
+    x = noise_tensor((2, 4, 5, 6))
+    check(ConvDerivatives(), module.double(), x.to(memory_format=torch.channels_last))
+    mat = noise_tensor((COLUMNS, 2, 5, 6, 6)).movedim(-1, 2)
+    full = ConvDerivatives().jac_t_mat_prod(module, None, None, mat)
+    half = ConvDerivatives().jac_t_mat_prod(module, None, None, mat.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert_close(half.double(), full, rtol=0.05, atol=0.05)
+
+
+LINEAR = [
+    (nn.AvgPool1d(2), (5,)),
+    (nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False), (6, 5)),
+    (nn.AvgPool2d(2, ceil_mode=True, divisor_override=3), (5, 5)),
+    (nn.AvgPool3d((1, 2, 2)), (2, 4, 3)),
+    (nn.AdaptiveAvgPool1d(3), (7,)),
+    (nn.AdaptiveAvgPool2d((2, None)), (5, 3)),
+    (nn.AdaptiveAvgPool2d(4), (3, 5)),
+    (nn.AdaptiveAvgPool3d((1, 2, 3)), (3, 3, 4)),
+    (nn.Identity(), (3,)),
+    (ScaleModule(0.5), (3,)),
+]
+MAX = [
+    (nn.MaxPool1d(2), (5,)),
+    (nn.MaxPool2d(3, stride=2, padding=1, dilation=(2, 1)), (7, 6)),
+    (nn.MaxPool2d(2, stride=1, ceil_mode=True), (4, 5)),
+    (nn.MaxPool3d(2), (4, 2, 3)),
+    (nn.AdaptiveMaxPool1d(3), (7,)),
+    (nn.AdaptiveMaxPool2d((2, 3)), (5, 4)),
+    (nn.AdaptiveMaxPool3d(2), (3, 2, 4)),
+]
+
+
+@pytest.mark.parametrize(("module", "sizes"), LINEAR, ids=str)
+def test_linear_modules(module: nn.Module, sizes: tuple[int, ...]) -> None:
+    check(LinearModuleDerivatives(), module, noise_tensor((3, 2, *sizes)))
+
+
+@pytest.mark.parametrize(("module", "sizes"), MAX, ids=str)
+def test_maximum_pooling(module: Any, sizes: tuple[int, ...]) -> None:
+    x = noise_tensor((3, 2, *sizes))
+    check(MaxPoolDerivatives(), module, x)
+    assert not module.return_indices
+
+    mat = noise_tensor((COLUMNS, *module.output.shape))
+    full = MaxPoolDerivatives().jac_t_mat_prod(module, None, None, mat)
+    some = [2, 0]
+    part = MaxPoolDerivatives().jac_t_mat_prod(
+        module, None, None, mat[:, some], subsampling=some
+    )
+    assert torch.equal(part, full[:, some])
+
+
+BATCH_NORMS = [
+    (nn.BatchNorm1d, ()),
+    (nn.BatchNorm1d, (3,)),
+    (nn.BatchNorm2d, (2, 3)),
+    (nn.BatchNorm3d, (2, 1, 2)),
+]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(("kind", "sizes"), BATCH_NORMS)
+def test_batch_norm(
+    kind: type[nn.Module], sizes: tuple[int, ...], affine: bool, training: bool
+) -> None:
+    # a large eps counts in the derivative of the standard deviation
+    module: Any = kind(2, affine=affine, eps=0.1)
+    module = module.double()
+    with torch.no_grad():
+        module.running_mean.copy_(torch.tensor([0.3, -1]))
+        module.running_var.copy_(torch.tensor([0.5, 2]))
+        if affine:
+            module.weight.copy_(torch.tensor([-1.5, 0.7]))
+    module.train(training)
+    check(BatchNormDerivatives(), module, noise_tensor((4, 2, *sizes)))
+
+
+def test_batch_norm_without_running_statistics() -> None:
+    module = nn.BatchNorm2d(2, track_running_stats=False).double().eval()
+    check(BatchNormDerivatives(), module, noise_tensor((4, 2, 3, 2)))
+
+
+def test_batch_norm_of_a_part_of_the_batch() -> None:
+    module: Any = nn.BatchNorm1d(2).double()
+    module.input0 = noise_tensor((4, 2))
+    module.output = module(module.input0)
+    mat = noise_tensor((COLUMNS, 2, 2))
+    with pytest.raises(NotImplementedError) as caught:
+        BatchNormDerivatives().jac_t_mat_prod(
+            module, None, None, mat, subsampling=[0, 1]
+        )
+    assert "subsampling must be None" in str(caught.value)
+    module.eval()
+    scaled = BatchNormDerivatives().jac_t_mat_prod(
+        module, None, None, mat, subsampling=[0, 1]
+    )
+    assert scaled.shape == mat.shape
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_hessians_that_are_zero(training: bool) -> None:
+    module = nn.BatchNorm1d(2).train(training)
+    assert BatchNormDerivatives().hessian_is_zero(module) != training
+    assert ConvDerivatives().hessian_is_zero(nn.Conv1d(1, 1, 1))
+    assert MaxPoolDerivatives().hessian_is_zero(nn.MaxPool1d(1))

@@ -1,0 +1,22 @@
+"""Input derivatives of modules, right for all of their hyper-parameters.
+
+The stock derivatives of convolutions and pooling are wrong or unsupported for some
+hyper-parameters; these go through torch's own kernels instead.
+"""
+
+from tn_extensions.backpack.derivatives.batchnorm import BatchNormDerivatives
+from tn_extensions.backpack.derivatives.conv import ConvDerivatives, conv_of
+from tn_extensions.backpack.derivatives.linear import (
+    LinearDerivatives,
+    LinearModuleDerivatives,
+)
+from tn_extensions.backpack.derivatives.maxpool import MaxPoolDerivatives
+
+__all__ = [
+    "BatchNormDerivatives",
+    "ConvDerivatives",
+    "LinearDerivatives",
+    "LinearModuleDerivatives",
+    "MaxPoolDerivatives",
+    "conv_of",
+]

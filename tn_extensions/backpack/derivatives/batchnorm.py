@@ -1,0 +1,114 @@
+"""Derivatives of batch normalisation."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+import torch
+from backpack.core.derivatives.basederivatives import BaseDerivatives
+from torch import Tensor, einsum
+
+from tn_extensions.errors import describe
+
+
+class BatchNormDerivatives(BaseDerivatives):
+    """Derivatives of batch normalisation in any number of dimensions.
+
+    With fixed statistics it scales each channel. With those of the batch (train mode,
+    or no running statistics) it couples the samples: with ``T`` entries per channel,
+    normalised inputs ``x`` and the scale ``s`` of a channel, its symmetric Jacobian is
+    ``s (I - 1/T (1 1^T + x x^T))`` over all samples and positions.
+    """
+
+    def hessian_is_zero(self, module: Any) -> bool:
+        """With fixed statistics, the map is linear."""
+        return not uses_batch_statistics(module)
+
+    def _jac_t_mat_prod(
+        self,
+        module: Any,
+        g_inp: tuple[Tensor, ...],
+        g_out: tuple[Tensor, ...],
+        mat: Tensor,
+        subsampling: list[int] | None = None,
+    ) -> Tensor:
+        """Backpropagate ``[V, N, ...]``, for each ``v`` all samples jointly."""
+        x = module.input0.detach()
+        if not uses_batch_statistics(module):
+            return mat * _per_channel(_fixed_scale(module), x)
+        if subsampling is not None:
+            raise NotImplementedError(
+                describe(
+                    "BatchNormDerivatives",
+                    "subsampling",
+                    "be None where batch statistics couple all samples",
+                    subsampling,
+                    "Call module.eval()",
+                )
+            )
+        normalized, scale = _normalize(module, x)
+        axes = [1, *range(3, mat.dim())]
+        centered = mat - mat.mean(axes, keepdim=True)
+        centered -= normalized * (mat * normalized).mean(axes, keepdim=True)
+        return centered * _per_channel(scale, x)
+
+    def ea_jac_t_mat_jac_prod(
+        self,
+        module: Any,
+        g_inp: tuple[Tensor, ...],
+        g_out: tuple[Tensor, ...],
+        mat: Tensor,
+    ) -> Tensor:
+        """Backpropagate a batch-averaged GGN block.
+
+        ``1/N sum_{n,m} J_nm^T M J_nm`` with ``J_nm`` the Jacobian of sample ``n``'s
+        output with respect to sample ``m``'s input.
+        """
+        x = module.input0.detach()
+        num_data, num_channels = x.shape[:2]
+        blocks = mat.reshape(2 * (num_channels, x.shape[2:].numel()))
+        if uses_batch_statistics(module):
+            normalized, scale = _normalize(module, x)
+            flat = normalized.reshape(num_data, num_channels, -1)
+            # J_nm = s (delta_nm I - u_n u_m^T), a row of u for each position
+            total = flat.numel() // num_channels
+            u = torch.stack([torch.ones_like(flat), flat], dim=-1) / sqrt(total)
+            mean = einsum("ncpa,ncqa->cpq", u, u) / num_data
+            inner = einsum("ncpa,cpdq,ndqb->cdab", u, blocks, u) / num_data
+            blocks = (
+                blocks
+                - einsum("cpr,crdq->cpdq", mean, blocks)
+                - einsum("cpdr,drq->cpdq", blocks, mean)
+                + einsum("ncpa,cdab,ndqb->cpdq", u, inner, u)
+            )
+        else:
+            scale = _fixed_scale(module)
+        scaled = blocks * scale.view(-1, 1, 1, 1) * scale.view(-1, 1)
+        return scaled.reshape(mat.shape)
+
+
+def uses_batch_statistics(module: Any) -> bool:
+    """Whether the batch's statistics normalise, so that samples are coupled."""
+    return bool(module.training) or module.running_mean is None
+
+
+def _fixed_scale(module: Any) -> Tensor:
+    return _times_weight(torch.rsqrt(module.running_var + module.eps), module)
+
+
+def _normalize(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised input, and each channel's scale."""
+    axes = [0, *range(2, x.dim())]
+    var, mean = torch.var_mean(x, axes, correction=0)
+    inverse = torch.rsqrt(var + module.eps)
+    normalized = (x - _per_channel(mean, x)) * _per_channel(inverse, x)
+    return normalized, _times_weight(inverse, module)
+
+
+def _times_weight(inverse: Tensor, module: Any) -> Tensor:
+    return inverse if module.weight is None else inverse * module.weight.detach()
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 2))

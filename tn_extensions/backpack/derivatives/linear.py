@@ -1,0 +1,74 @@
+"""Derivatives of maps that are linear in their input."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from backpack.core.derivatives.basederivatives import BaseDerivatives
+from torch import Tensor
+
+
+class LinearDerivatives(BaseDerivatives):
+    """Derivatives of a map that is linear and treats all samples alike.
+
+    Its Jacobian depends on no sample, so one transposed Jacobian serves both of
+    BackPACK's ways of backpropagating curvature, with any number of vectors.
+    """
+
+    @abstractmethod
+    def input_vjp(self, module: Any, g: Tensor) -> Tensor:
+        """Apply the transposed input Jacobian to a batch of output-shaped vectors.
+
+        Args:
+            module: Module with ``input0`` and ``output`` of a forward pass.
+            g: Vectors, ``[B, *output.shape[1:]]`` for any ``B``.
+
+        Returns:
+            Products, ``[B, *input0.shape[1:]]``.
+        """
+
+    def hessian_is_zero(self, module: Any) -> bool:
+        """A linear map has no curvature of its own."""
+        return True
+
+    def _jac_t_mat_prod(
+        self,
+        module: Any,
+        g_inp: tuple[Tensor, ...],
+        g_out: tuple[Tensor, ...],
+        mat: Tensor,
+        subsampling: list[int] | None = None,
+    ) -> Tensor:
+        """Backpropagate ``[V, N, ...]``, for instance a square root of the GGN."""
+        columns = mat.shape[:2]
+        return self.input_vjp(module, mat.flatten(0, 1)).unflatten(0, columns)
+
+    def ea_jac_t_mat_jac_prod(
+        self,
+        module: Any,
+        g_inp: tuple[Tensor, ...],
+        g_out: tuple[Tensor, ...],
+        mat: Tensor,
+    ) -> Tensor:
+        """Backpropagate a batch-averaged GGN block, ``J^T M J``."""
+        shape = module.output.shape[1:]
+        half = self.input_vjp(module, mat.unflatten(-1, shape)).flatten(1)
+        return self.input_vjp(module, half.T.unflatten(-1, shape)).flatten(1).T
+
+
+class LinearModuleDerivatives(LinearDerivatives):
+    """Derivatives of any linear module, by automatic differentiation.
+
+    For modules whose forward pass costs little: it is repeated.
+    """
+
+    def input_vjp(self, module: Any, g: Tensor) -> Tensor:
+        """Differentiate the forward pass, which is the same at every input."""
+        with torch.enable_grad():
+            x = g.new_zeros(g.shape[0], *module.input0.shape[1:], requires_grad=True)
+            # not called as a module, for that would run BackPACK's hooks
+            y = module.forward(x)
+        (product,) = torch.autograd.grad(y, x, g)
+        return product
