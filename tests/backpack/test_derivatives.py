@@ -48,7 +48,7 @@ def check(derivatives: Any, module: Any, x: Tensor, *args: Any) -> None:
     assert_close(actual, wanted, rtol=1e-9, atol=1e-11)
 
 
-@examples(120)
+@examples(60)
 @given(modules(), st.sampled_from([1, 3]))
 def test_convolutions(case: Any, batch_size: int) -> None:
     module, sizes = case

@@ -231,8 +231,8 @@ def _estimate(
 
 
 def _skinny(rows: int, inner: int, columns: int, target: Target) -> Cost:
-    """Product with a matrix of few columns: one read, slower than a copy."""
+    """Product with a matrix of few columns: one read, the slower the more they are."""
     cost = target.rates.product(rows, columns, inner, itemsize=target.itemsize)
     moved = target.itemsize * rows * inner
-    seconds = max(cost.seconds, 2.5 * moved / target.rates.copy)
+    seconds = max(cost.seconds, (1 + columns / 6) * moved / target.rates.copy)
     return Cost(cost.flops, moved, 1, 0, seconds)
