@@ -10,9 +10,10 @@ near the borders.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import pairwise, product
+from typing import Literal, NamedTuple
 
 from tn_extensions.network.nodes import Progression
 
@@ -74,8 +75,7 @@ class Member(NamedTuple):
         value: What the value reads.
         partners: The values it meets, by increasing lag.
         window: Positions ``u`` to sum over, as wide as the lags allow: where all of
-        them
-            lead outside of the operand, it does not matter.
+            them lead outside of the operand, it does not matter.
     """
 
     value: Progression
@@ -83,45 +83,53 @@ class Member(NamedTuple):
     window: range
 
 
+class Segment(NamedTuple):
+    """Positions ``u`` that each of some members sums over."""
+
+    window: range
+    members: tuple[Member, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class LagGroup:
-    """Members of one phase with their partners at lags of one sign.
+    """Members of one phase with their partners at some of the lags.
 
     Args:
-        sign: Sign of the lags; the result at negative ones mirrors that at positive.
         phase: Phase that the members read.
         step: Distance of positions within the phase.
         spacing: Distance of the lags.
         members: The members.
     """
 
-    sign: int
     phase: int
     step: int
     spacing: int
     members: tuple[Member, ...]
 
     @property
-    def common(self) -> range:
-        """Positions ``u`` in all windows; possibly none."""
-        begin = max(member.window.start for member in self.members)
-        return range(begin, max(begin, min(m.window.stop for m in self.members)))
-
-    def borders(self, member: Member) -> list[range]:
-        """What a member sums beyond the common positions."""
-        common, window = self.common, member.window
-        if not common:
-            return [window]
-        sides = range(window.start, common.start), range(common.stop, window.stop)
-        return [side for side in sides if side]
+    def segments(self) -> tuple[Segment, ...]:
+        """The pieces that the ends of all windows cut them into."""
+        windows = [member.window for member in self.members]
+        cuts = sorted({end for w in windows for end in (w.start, w.stop)})
+        return tuple(
+            Segment(range(begin, end), found)
+            for begin, end in pairwise(cuts)
+            if (found := tuple(m for m in self.members if begin in m.window))
+        )
 
 
-def lag_groups(progressions: Sequence[Progression], size: int) -> tuple[LagGroup, ...]:
-    """Group the values that read anything by residue, phase and sign of the lag.
+Lags = Literal["zero", "positive", "nonzero"]
+
+
+def lag_groups(
+    progressions: Sequence[Progression], size: int, lags: Lags
+) -> tuple[LagGroup, ...]:
+    """Group the values that read anything by residue and phase.
 
     Args:
         progressions: What each value of the free index reads.
         size: Size of the operand's axis.
+        lags: Which partners count.
     """
     by_residue: dict[int, list[Progression]] = defaultdict(list)
     for progression in progressions:
@@ -130,19 +138,47 @@ def lag_groups(progressions: Sequence[Progression], size: int) -> tuple[LagGroup
     for values in by_residue.values():
         values.sort(key=lambda value: value.offset)
         spacing = values[1].offset - values[0].offset if len(values) > 1 else 1
-        members: dict[tuple[int, int], list[Member]] = defaultdict(list)
+        by_phase: dict[int, list[Member]] = defaultdict(list)
         for number, value in enumerate(values):
-            partners = {-1: values[:number], 0: [value], 1: values[number + 1 :]}
-            for sign, met in partners.items():
-                if met and value.begin < value.end:
-                    window = _widest(value, met, size)
-                    member = Member(value, tuple(met), window)
-                    members[sign, value.offset % value.step].append(member)
+            met = {
+                "zero": [value],
+                "positive": values[number + 1 :],
+                "nonzero": [other for other in values if other is not value],
+            }[lags]
+            if met and value.begin < value.end:
+                window = _widest(value, met, size)
+                by_phase[value.offset % value.step].append(
+                    Member(value, tuple(met), window)
+                )
         groups += [
-            LagGroup(sign, phase, values[0].step, spacing, tuple(found))
-            for (sign, phase), found in sorted(members.items())
+            LagGroup(phase, values[0].step, spacing, tuple(members))
+            for phase, members in sorted(by_phase.items())
         ]
     return tuple(groups)
+
+
+def positive_lags(
+    dims: Sequence[tuple[Sequence[Progression], int]],
+) -> Iterator[tuple[bool, tuple[LagGroup, ...]]]:
+    """Groups for each dimension, at lags whose first nonzero entry is positive.
+
+    Together with lag zero these are half of all lags; the others mirror them.
+
+    Args:
+        dims: Progressions and size of the operand's axis, for each dimension.
+
+    Yields:
+        Whether the lags have a mirror image, and a group for each dimension.
+    """
+    for leading in range(len(dims) + 1):
+        kinds: list[tuple[Lags, ...]] = [("zero",)] * leading
+        kinds += [("positive",), *[("nonzero", "zero")] * len(dims)]
+        found = (
+            [group for kind in choice for group in lag_groups(*dim, kind)]
+            for dim, choice in zip(dims, kinds, strict=False)
+        )
+        for groups in product(*found):
+            yield leading < len(dims), groups
 
 
 def _widest(value: Progression, partners: Sequence[Progression], size: int) -> range:

@@ -10,6 +10,7 @@ from itertools import compress, product
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.allocate import empty
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.compiler.cost import Cost, rates
 from tn_extensions.compiler.primitives import PRIMITIVES, gram
@@ -90,7 +91,7 @@ class Plan:
             return result if scale == 1.0 else result * scale
         if out is None:
             like = next(iter(tensors.values()))
-            out, accumulate = like.new_empty(self.network.shape), False
+            out, accumulate = empty(self.network.shape, like), False
         if out.stride(-1) == 1 or out.shape[-1] == 1:
             lowering.run(tensors, Sink(out, scale, fresh=not accumulate))
         else:  # matrix products write rows

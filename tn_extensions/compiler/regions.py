@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from tn_extensions.compiler.lags import LagGroup, Member
+from tn_extensions.compiler.lags import LagGroup, Member, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,29 +29,23 @@ class Region:
     lags: int
 
     @classmethod
-    def of(cls, group: LagGroup, members: Sequence[Member], window: range) -> Region:
-        """A window, at all lags from members to partners."""
-        ends = [
-            (
-                m.partners[0].offset - m.value.offset,
-                m.partners[-1].offset - m.value.offset,
-            )
-            for m in members
-        ]
-        first, last = min(low for low, _ in ends), max(high for _, high in ends)
+    def of(cls, group: LagGroup, segment: Segment) -> Region:
+        """A segment, at all lags from its members to their partners."""
+        first = min(lags_of(member)[0] for member in segment.members)
+        last = max(lags_of(member)[-1] for member in segment.members)
         return cls(
-            group.phase + group.step * window.start,
+            group.phase + group.step * segment.window.start,
             group.step,
-            len(window),
+            len(segment.window),
             first,
             group.spacing,
             (last - first) // group.spacing + 1,
         )
 
     @property
-    def own(self) -> slice:
+    def own(self) -> range:
         """The positions."""
-        return slice(self.begin, self.begin + self.step * self.count, self.step)
+        return range(self.begin, self.begin + self.step * self.count, self.step)
 
     @property
     def read(self) -> range:
@@ -64,27 +58,21 @@ class Region:
         count = min(size, self.count - begin)
         return replace(self, begin=self.begin + self.step * begin, count=count)
 
-    def within(self, other: Region) -> slice:
-        """Where the lags are among those of a region with more of them."""
-        begin = (self.lag - other.lag) // self.spacing
-        return slice(begin, begin + self.lags)
+    def within(self, member: Member) -> slice:
+        """Where a member's lags are among these, from its first to its last."""
+        first, last = lags_of(member)[0], lags_of(member)[-1]
+        begin = (first - self.lag) // self.spacing
+        return slice(begin, begin + (last - first) // self.spacing + 1)
 
 
-def interior(choice: Sequence[LagGroup]) -> list[Region]:
-    """What all members sum over, at all of their lags."""
-    return [Region.of(group, group.members, group.common) for group in choice]
+def lags_of(member: Member) -> list[int]:
+    """A member's lags, increasing."""
+    return [partner.offset - member.value.offset for partner in member.partners]
 
 
-def first_sign(choice: Sequence[LagGroup]) -> int:
-    """Sign of the first lag that is not zero; zero if all are."""
-    return next((group.sign for group in choice if group.sign), 0)
-
-
-def padding(groups: Sequence[LagGroup], size: int) -> tuple[int, int]:
+def padding(regions: Iterable[Region], size: int) -> tuple[int, int]:
     """Zeros that lags read beyond an operand's axis."""
-    reads = [interior([group])[0].read for group in groups]
-    for group in groups:
-        reads += [Region.of(group, [m], m.window).read for m in group.members]
+    reads = [region.read for region in regions]
     low = min((read.start for read in reads), default=0)
     high = max((read.stop for read in reads), default=0)
     return max(-low, 0), max(high - size, 0)

@@ -2,39 +2,68 @@
 
 The lag sums of an input with itself are the weight gradient of a convolution of that
 input whose output gradient is the input again, with a kernel as wide as there are lags.
-Lags of different sign are summed apart: one half of them mirrors the other, and at most
-lags other than zero the windows of all kernel positions coincide. Where they don't, the
-native kernel sums over what they share, and each position adds its borders, one
-dimension after the other, by small matrix products.
+Lags of different sign are summed apart: one half of them mirrors the other, and at lags
+other than zero the windows of all kernel positions mostly coincide. Where they don't,
+their ends cut them into segments; the sums over boxes of segments are added, never
+subtracted, so that nothing cancels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from math import ceil, prod
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.half import Half
-from tn_extensions.compiler.lags import LagGroup, Member, lag_groups
+from tn_extensions.compiler.half import Half, chunk_axis
+from tn_extensions.compiler.lags import LagGroup, Member, positive_lags
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dims
 from tn_extensions.compiler.product import multiply
-from tn_extensions.compiler.regions import Region, first_sign, interior, padding
+from tn_extensions.compiler.regions import Region, padding
 from tn_extensions.compiler.sink import Sink
-from tn_extensions.compiler.strided import pad
 from tn_extensions.network import TensorNetwork
-from tn_extensions.network.nodes import Progression
 
-_BLOCK_BYTES = 6 * 2**20
+_BLOCK_BYTES = 24 * 2**20
 """Lag sums that are held at a time, so that they stay in the cache."""
 
-_TERMS = 2048
-"""Terms that the native kernel adds up at a time, so that sums stay accurate."""
+_CHUNK_BYTES = 4 * 2**20
+"""Copies of the operand that are held at a time, likewise."""
+
+_TERMS = 4096
+_LINES = 64
+"""Terms, and lines of them, that the native kernel adds up at a time.
+
+It adds up lines one by one, so long sums lose digits.
+"""
+
+_PART_BYTES = 3 * 2**19
+"""Lag sums that the native kernel computes at a time: more outgrow its cache."""
+
+_THIN = 8
+"""Positions of a dimension below which lags are unfolded and multiplied instead."""
+
+Key = tuple[int, ...]
+
+
+class Entry(NamedTuple):
+    """What the result holds at kernel positions of a row and a column.
+
+    Args:
+        row: Kernel position, an index for each dimension.
+        column: Likewise.
+        mirrored: Whether rows and columns of the value have been exchanged.
+        value: Channels by channels, for each group.
+    """
+
+    row: Key
+    column: Key
+    mirrored: bool
+    value: Tensor
 
 
 def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
@@ -44,162 +73,250 @@ def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
         return
     if not 1 <= len(half.dims) <= 3 or any(dim.free is None for dim in half.dims):
         return
-    found = unfolded_dims(half.patterns, half.operand, half.sizes)
-    if found is None:
+    if unfolded_dims(half.patterns, half.operand, half.sizes) is None:
         return
-    reads = tuple(dim.read for dim in half.dims)
-    order = (*half.rows, *half.batch, *half.unpaired_columns, *reads)
-    unfolding = Unfolding(half.operand, found, order, half.sizes)
-    work = Correlation(half, unfolding, target)
+    work = Correlation(half, target)
 
     def run(tensors: Tensors, sink: Sink) -> None:
         work.add(tensors[half.operand.name], sink)
 
+    chunks = ceil(work.total / work.chunk)
     steps = (
-        f"copy x to {work.rows} x {work.groups * work.channels} x "
-        f"{[half.sizes[read] for read in reads]}",
-        f"{len(work.choices)} native weight gradients for half of the lags, "
-        f"in blocks of {work.block} rows",
-        "add borders by matrix products, scatter lags to kernel positions",
+        f"in {chunks} chunk(s) of {work.chunk}: copy x to {work.shape}, channels last",
+        f"{sum(len(c.boxes) for c in work.choices)} native weight gradients for half "
+        f"of the lags, in blocks of {work.block} rows",
+        "add up the boxes of each kernel position, scatter lags to kernel positions",
     )
     yield Lowering("correlate", steps, work.cost(), run)
+
+
+class Choice:
+    """A lag group for each dimension, and the boxes of their segments."""
+
+    def __init__(self, mirrored: bool, groups: Sequence[LagGroup]) -> None:
+        self.mirrored, self.groups = mirrored, tuple(groups)
+        self.segments = [group.segments for group in groups]
+        self.regions = [
+            [Region.of(group, segment) for segment in group.segments]
+            for group in groups
+        ]
+        self.boxes: dict[Key, list[Region]] = {
+            key: [regions[j] for regions, j in zip(self.regions, key, strict=True)]
+            for key in product(*(range(len(regions)) for regions in self.regions))
+        }
+
+    def entries(self, sums: Mapping[Key, Tensor]) -> Iterator[Entry]:
+        """The sums of each pair of kernel positions, from those over boxes.
+
+        Args:
+            sums: Sums ``[G, rows, rows', lags...]`` by box.
+        """
+        for members, value in self._add_segments(sums, ()):
+            own = tuple(member.value.free for member in members)
+            for partners in product(*(member.partners for member in members)):
+                met = tuple(partner.free for partner in partners)
+                where = [
+                    (partner.offset - member.partners[0].offset) // group.spacing
+                    for partner, member, group in zip(
+                        partners, members, self.groups, strict=True
+                    )
+                ]
+                found = select(value, where)
+                yield Entry(own, met, False, found)
+                if self.mirrored:
+                    yield Entry(met, own, True, found.mT)
+
+    def _add_segments(
+        self, sums: Mapping[Key, Tensor], chosen: tuple[Member, ...]
+    ) -> Iterator[tuple[tuple[Member, ...], Tensor]]:
+        """Sums of each combination of members, at the lags from its first to its last.
+
+        Of the boxes, those dimensions are left over for which no member was chosen.
+        """
+        axis = len(chosen)
+        if axis == len(self.groups):
+            yield chosen, sums[()]
+            return
+        for member in self.groups[axis].members:
+            parts: dict[Key, Tensor] = {}
+            for (segment, *rest), value in sums.items():
+                if member not in self.segments[axis][segment].members:
+                    continue
+                lags = self.regions[axis][segment].within(member)
+                part = value[(*(slice(None),) * (3 + axis), lags)]
+                key = tuple(rest)
+                parts[key] = parts[key] + part if key in parts else part
+            yield from self._add_segments(parts, (*chosen, member))
 
 
 class Correlation:
     """Lag sums of a half with itself along all of its joined dimensions."""
 
-    def __init__(self, half: Half, unfolding: Unfolding, target: Target) -> None:
-        self.half, self.unfolding, self.target = half, unfolding, target
+    def __init__(self, half: Half, target: Target) -> None:
+        self.half, self.target = half, target
         sizes = half.sizes
         self.rows = prod(sizes[j] for j in half.rows)
         self.groups = prod(sizes[j] for j in half.batch)
         self.channels = prod(sizes[j] for j in half.unpaired_columns)
-        lag_choices = [lag_groups(d.progressions, sizes[d.read]) for d in half.dims]
-        self.choices = [c for c in product(*lag_choices) if first_sign(c) >= 0]
+        dims = [(dim.progressions, sizes[dim.read]) for dim in half.dims]
+        self.choices = [Choice(*found) for found in positive_lags(dims)]
         self.padding = [
-            padding(groups, sizes[dim.read])
-            for groups, dim in zip(lag_choices, half.dims, strict=True)
+            padding((r for c in self.choices for r in c.regions[axis]), sizes[dim.read])
+            for axis, dim in enumerate(half.dims)
         ]
+        # whether every entry of the result is written
         self.covers = all(
-            sum(len(group.members) for group in groups if group.sign == 0)
-            == len(dim.progressions)
-            and len({value.residue for value in dim.progressions}) == 1
-            for groups, dim in zip(lag_choices, half.dims, strict=True)
+            len({value.residue for value in dim.progressions}) == 1
+            and all(value.begin < value.end for value in dim.progressions)
+            for dim in half.dims
         )
-        lags = max(
-            (prod(region.lags for region in interior(c)) for c in self.choices),
-            default=1,
-        )
+        # chunks of the batch, as far as it is a plain axis
+        self.axis = chunk_axis(half.operand, sizes, half.rows)
+        self.total = half.operand.axes[self.axis].extent if self.axis >= 0 else 1
+        space = [sizes[dim.read] for dim in half.dims]
+        padded = [n + sum(pad) for n, pad in zip(space, self.padding, strict=True)]
+        self.shape = [self.rows, *padded, self.groups * self.channels]
+        limit = min(_CHUNK_BYTES, target.budget // 4) // target.itemsize
+        self.chunk = max(1, min(self.total, limit * self.total // prod(self.shape)))
+        self.shape[0] = self.chunk * self.rows // self.total
         # blocks of groups where there are several, else of output channels
         self.blocked = self.groups
         if self.groups == 1 and len(half.unpaired_columns) == 1:
             self.blocked = self.channels
-        per_entry = self.groups * self.channels**2 * lags // self.blocked
-        held = 3 * per_entry * target.itemsize
-        wanted = max(min(16, self.blocked), min(_BLOCK_BYTES, target.budget) // held)
-        blocks = ceil(self.blocked / wanted)
-        self.block = ceil(self.blocked / blocks)
-        self.held = ceil(held * self.block / target.itemsize)
-        self.held += 3 * prod(unfolding.shape)
+        taps = [prod(r.lags for r in box) for c in self.choices for box in c.boxes.values()]
+        entries = self.groups * self.channels**2
+        one = entries * (sum(taps) + 2 * max(taps, default=0)) / self.blocked
+        limit = min(_BLOCK_BYTES, target.budget // 2) // target.itemsize
+        wanted = min(self.blocked, max(16, int(limit / max(one, 1))))
+        self.block = ceil(self.blocked / ceil(self.blocked / wanted))
+        # copies of boxes are as large as the chunk at most
+        self.held = ceil(one * self.block) + 3 * prod(self.shape)
 
     def cost(self) -> Cost:
         """Estimate."""
         rates, itemsize = self.target.rates, self.target.itemsize
-        total = rates.move(prod(self.unfolding.shape), itemsize).times(3)
+        total = rates.move(prod(self.shape), itemsize, 16).times(
+            ceil(self.total / self.chunk)
+        )
         depthwise = self.channels < 4
         rate = rates.correlate_depthwise if depthwise else rates.correlate
         # channels come in vectors of 16
         filled = 1.0 if depthwise else self.channels / (16 * ceil(self.channels / 16))
         blocks = ceil(self.blocked / self.block)
         pairs = float(self.groups * self.channels**2)
+        chunks = ceil(self.total / self.chunk)
         for choice in self.choices:
-            common = interior(choice)
-            taps = prod(region.lags for region in common)
-            flops = pairs * self.rows * taps * prod(r.count for r in common)
-            # few taps and short rows leave the native kernel's registers idle
-            width = common[-1].count
-            share = filled * width / (width + 2) * taps / (taps + 1)
-            seconds = flops / (rate * share) if width else 0.0
-            seconds += pairs * taps * itemsize * 2 / rates.copy
-            calls = blocks * len(self.chunks(common))
-            total = total + Cost(flops, 0, calls, 0, seconds + 5 * rates.call * calls)
-            for regions, border in self._all_borders(choice):
-                inner = self.rows * prod(region.count for region in regions)
-                taps = prod(region.lags for region in regions)
-                if border:
-                    gather = rates.move(
-                        self.groups * self.channels * taps * inner, itemsize, 16
-                    )
-                    matmul = rates.product(
-                        ceil(self.blocked / blocks) if self.groups == 1 else 1,
-                        self.channels * taps,
-                        inner,
-                        self.groups if self.groups > 1 else blocks,
-                        itemsize,
-                    )
-                    clone = rates.move(pairs * taps, itemsize, 16)
-                    total = total + gather + matmul + clone
-                total = total + Cost(seconds=2 * blocks * rates.call)
+            for box in choice.boxes.values():
+                taps = prod(region.lags for region in box)
+                flops = pairs * self.rows * taps * prod(r.count for r in box)
+                calls = blocks * chunks * len(self.pieces(box, self.shape[0]))
+                seconds = flops / (rate * filled)
+                seconds += calls * (4 * rates.call + pairs * taps * itemsize / rates.cached_copy)
+                total = total + Cost(flops, 0, calls, 0, seconds)
         columns = self.channels * prod(len(dim.progressions) for dim in self.half.dims)
-        total = total + rates.move(self.groups * columns**2, itemsize, 2)
+        total = total + rates.move(self.groups * columns**2, itemsize, 4)
         return total.holding(self.held)
 
-    def _all_borders(
-        self, choice: Sequence[LagGroup]
-    ) -> Iterator[tuple[list[Region], bool]]:
-        """Regions that are added while going through all members, for the estimate."""
-        common = interior(choice)
-        for depth in range(1, len(choice) + 1):
-            for members in product(*(group.members for group in choice[:depth])):
-                regions = [
-                    Region.of(group, [member], member.window)
-                    for group, member in zip(choice, members, strict=False)
-                ]
-                borders = choice[depth - 1].borders(members[-1])
-                window = range(sum(map(len, borders)))
-                last = Region.of(choice[depth - 1], members[-1:], window)
-                yield [*regions[:-1], last, *common[depth:]], bool(borders)
-
-    def chunks(self, regions: Sequence[Region]) -> list[tuple[slice, list[Region]]]:
-        """Parts of the rows and of the first region that are short enough to sum.
-
-        The native kernel adds up its terms one by one, so long sums lose digits.
-        """
-        area = max(1, prod(region.count for region in regions))
-        first, *others = regions
-        pieces = ceil(area / _TERMS)
-        size = max(1, ceil(first.count / pieces))
-        rows = max(1, _TERMS * first.count // (area * size)) if pieces == 1 else 1
+    def pieces(
+        self, box: Sequence[Region], rows: int
+    ) -> list[tuple[slice, list[Region]]]:
+        """Parts of the rows and of the first region that are short enough to sum."""
+        first, *others = box
+        if is_thin(box):
+            return [(slice(0, rows), list(box))]
+        area, lines = prod(r.count for r in box), prod(r.count for r in box[:-1])
+        cuts = max(ceil(area / _TERMS), ceil(lines / (2 * _LINES)))
+        size = ceil(first.count / cuts)
+        count = max(1, min(_TERMS // area, _LINES // lines))
         return [
-            (slice(start, start + rows), [first.part(begin, size), *others])
-            for start in range(0, self.rows, rows)
+            (slice(start, start + count), [first.part(begin, size), *others])
+            for start in range(0, rows, count)
             for begin in range(0, first.count, size)
         ]
 
     def add(self, tensor: Tensor, sink: Sink) -> None:
         """Add all lag sums of a tensor to the sink."""
-        sizes = self.half.sizes
-        space = [sizes[dim.read] for dim in self.half.dims]
-        unfolded = self.unfolding.tensor(tensor)
-        x = unfolded.reshape(self.rows, self.groups * self.channels, *space)
-        padded = pad(x, dict(enumerate(self.padding, start=2)))
-        views = [self._view(out) for out in (sink.out, sink.out.mT)]
+        view = self._view(sink.out)
         if sink.fresh and not self.covers:
             sink.out.zero_()
             sink.fresh = False
         for start in range(0, self.blocked, self.block):
-            block = slice(start, min(start + self.block, self.blocked))
-            left, right, parts = x, padded, views
-            if self.groups > 1:
-                merged = slice(block.start * self.channels, block.stop * self.channels)
-                left, right = x[:, merged], padded[:, merged]
-                parts = [view[block] for view in views]
-            elif self.blocked > 1:
-                left = x[:, block]
-                parts = [view[:, block] for view in views]
-            groups = block.stop - block.start if self.groups > 1 else 1
-            for choice in self.choices:
-                Walk(self, left, right, groups, choice).put_all(parts, sink)
+            stop = min(start + self.block, self.blocked)
+            sums = self._sums(tensor, start, stop)
+            entries = [
+                entry
+                for choice, found in zip(self.choices, sums, strict=True)
+                for entry in choice.entries(found)
+            ]
+            # what lies close together is written together
+            for entry in sorted(entries, key=lambda entry: entry[:2]):
+                target = select(view, (*entry.row, *entry.column))
+                if self.blocked > 1:
+                    axis = 0 if self.groups > 1 else 1 + entry.mirrored
+                    target = target.narrow(axis, start, stop - start)
+                sink.put(target, entry.value.reshape(target.shape))
+
+    def _sums(self, tensor: Tensor, start: int, stop: int) -> list[dict[Key, Tensor]]:
+        """Sums over all boxes, for a block of the rows of the result."""
+        result: list[dict[Key, Tensor]] = [{} for _ in self.choices]
+        right = slice(0, self.groups * self.channels)
+        left, groups = right, self.groups
+        if self.groups > 1:
+            left = right = slice(start * self.channels, stop * self.channels)
+            groups = stop - start
+        elif self.blocked > 1:
+            left = slice(start, stop)
+        for padded in self._chunks(tensor):
+            for choice, sums in zip(self.choices, result, strict=True):
+                for key, box in choice.boxes.items():
+                    for rows, regions in self.pieces(box, len(padded)):
+                        part = self._box(padded[rows], regions, left, right, groups)
+                        sums[key] = sums[key].add_(part) if key in sums else part
+        return result
+
+    def _chunks(self, tensor: Tensor) -> Iterator[Tensor]:
+        """The padded operand, ``[rows, space..., G * channels]``, chunk by chunk."""
+        half = self.half
+        reads = tuple(dim.read for dim in half.dims)
+        order = (*half.rows, *reads, *half.batch, *half.unpaired_columns)
+        buffer = tensor.new_zeros(self.shape)
+        inner: list[slice] = [
+            slice(low, low + half.sizes[read])
+            for read, (low, _) in zip(reads, self.padding, strict=True)
+        ]
+        for start in range(0, self.total, self.chunk):
+            count = min(self.chunk, self.total - start)
+            sizes, part = dict(half.sizes), tensor
+            if self.axis >= 0:
+                part = tensor.narrow(self.axis, start, count)
+                ((index, _),) = half.operand.axes[self.axis].position.terms
+                sizes[index] = count
+            found = unfolded_dims(half.patterns, half.operand, sizes)
+            assert found is not None
+            unfolded = Unfolding(half.operand, found, order, sizes).tensor(part)
+            padded = buffer[: count * self.rows // self.total]
+            target = padded[(slice(None), *inner)]
+            target.copy_(unfolded.reshape(target.shape))
+            yield padded
+
+    def _box(
+        self,
+        padded: Tensor,
+        regions: Sequence[Region],
+        left: slice,
+        right: slice,
+        groups: int,
+    ) -> Tensor:
+        """Sums over a box, ``[G, rows, rows', lags...]``."""
+        own: list[slice] = [slice(None)]
+        read: list[slice] = [slice(None)]
+        for region, (low, _) in zip(regions, self.padding, strict=True):
+            own.append(slice(region.own.start + low, region.own.stop + low, region.step))
+            read.append(slice(region.read.start + low, region.read.stop + low))
+        evaluate = _product if is_thin(regions) else _native
+        return evaluate(
+            padded[(*own, left)], padded[(*read, right)], regions, groups
+        )
 
     def _view(self, out: Tensor) -> Tensor:
         """The result as ``[G, rest..., rest'..., k1, k2, ..., k1', k2', ...]``."""
@@ -212,131 +329,72 @@ class Correlation:
         return split.permute(0, *rest, *copies[0], *free, *copies[1])
 
 
-class Walk:
-    """Goes through the kernel positions that one lag group a dimension serves.
-
-    Sums are tensors ``[G, rows, rest', lags...]`` with flattened channels; ``regions``
-    say which positions have been summed and which lags are held.
-    """
-
-    def __init__(
-        self,
-        work: Correlation,
-        left: Tensor,
-        right: Tensor,
-        groups: int,
-        choice: Sequence[LagGroup],
-    ) -> None:
-        self.work, self.left, self.right = work, left, right
-        self.groups, self.choice = groups, choice
-        self.lead = (groups, left.shape[1] // groups, right.shape[1] // groups)
-
-    def put_all(self, views: Sequence[Tensor], sink: Sink) -> None:
-        """Write the sums of all kernel positions, mirrored if that differs."""
-        targets = views[:1] if first_sign(self.choice) == 0 else views
-        regions = interior(self.choice)
-        self._descend(0, self._native(regions), regions, [], targets, sink)
-
-    def _descend(
-        self,
-        axis: int,
-        sums: Tensor,
-        regions: list[Region],
-        chosen: list[Member],
-        views: Sequence[Tensor],
-        sink: Sink,
-    ) -> None:
-        """Complete the sums along an axis for each member, then along the next."""
-        if axis == len(self.choice):
-            self._put(sums, chosen, views, sink)
-            return
-        group = self.choice[axis]
-        for member in group.members:
-            region = Region.of(group, [member], member.window)
-            value = sums[(*(slice(None),) * (3 + axis), region.within(regions[axis]))]
-            borders = group.borders(member)
-            if borders:
-                value = value.clone(memory_format=torch.contiguous_format)
-            for border in borders:
-                strip = Region.of(group, [member], border)
-                self._add_product(value, [*regions[:axis], strip, *regions[axis + 1 :]])
-            done = [*regions[:axis], region, *regions[axis + 1 :]]
-            self._descend(axis + 1, value, done, [*chosen, member], views, sink)
-
-    def _boxes(
-        self, regions: Sequence[Region], rows: slice = slice(None)
-    ) -> tuple[Tensor, Tensor]:
-        """The positions, and all that their lags lead to."""
-        left, right = self.left[rows], self.right[rows]
-        for axis, region in enumerate(regions, start=2):
-            shift = self.work.padding[axis - 2][0]
-            index = (slice(None),) * axis
-            left = left[(*index, region.own)]
-            read = region.read
-            right = right[(*index, slice(read.start + shift, read.stop + shift))]
-        return left, right
-
-    def _native(self, regions: Sequence[Region]) -> Tensor:
-        """Sums over a box of positions by the native kernel."""
-        kernel = [region.lags for region in regions]
-        total: Tensor | None = None
-        if all(region.count for region in regions):
-            for rows, parts in self.work.chunks(regions):
-                left, right = self._boxes(parts, rows)
-                step, spacing = zip(*((r.step, r.spacing) for r in parts), strict=True)
-                part = weight_gradient(right, left, kernel, step, spacing, self.groups)
-                total = part if total is None else total.add_(part)
-        if total is None:
-            return self.left.new_zeros(*self.lead, *kernel)
-        return total.reshape(*self.lead, *kernel)
-
-    def _add_product(self, sums: Tensor, regions: Sequence[Region]) -> None:
-        """Add the sums over a thin box of positions by a matrix product, in place."""
-        if any(region.count == 0 for region in regions):
-            return
-        left, right = self._boxes(regions)
-        # right: [N, C', read...] -> [C', lags..., N, positions...]
-        stride = right.stride()
-        shape = [right.shape[1], *(r.lags for r in regions), right.shape[0]]
-        shape += [r.count for r in regions]
-        strides = [stride[1]]
-        strides += [s * r.spacing for s, r in zip(stride[2:], regions, strict=True)]
-        strides += [stride[0]]
-        strides += [s * r.step for s, r in zip(stride[2:], regions, strict=True)]
-        shifted = right.as_strided(shape, strides, right.storage_offset())
-        groups, rows, columns = self.lead
-        columns *= prod(r.lags for r in regions)
-        left = left.transpose(0, 1).reshape(groups, rows, -1)
-        shifted = shifted.reshape(groups, columns, -1)
-        sums.view(groups, rows, columns).add_(multiply(left, shifted))
-
-    def _put(
-        self,
-        sums: Tensor,
-        chosen: Sequence[Member],
-        views: Sequence[Tensor],
-        sink: Sink,
-    ) -> None:
-        """Write the sums from one kernel position to its partners."""
-        flips = [
-            3 + axis
-            for axis, member in enumerate(chosen)
-            if member.partners[0].free > member.partners[-1].free
-        ]
-        sums = sums.flip(flips) if flips else sums
-        own = [member.value.free for member in chosen]
-        where = [_as_slice(member.partners) for member in chosen]
-        for view in views:
-            where_to: tuple[Any, ...] = (..., *own, *where)
-            part = view[where_to]
-            sink.put(part, sums.reshape(part.shape))
+def is_thin(regions: Sequence[Region]) -> bool:
+    """Whether a box is a border, on which the native kernel is slow."""
+    return min(region.count for region in regions) < _THIN
 
 
-def _as_slice(partners: Sequence[Progression]) -> slice:
-    """Where the partners are, in increasing order."""
-    values = sorted(partner.free for partner in partners)
-    step = values[1] - values[0] if len(values) > 1 else 1
-    return slice(values[0], values[-1] + 1, step)
+def _product(
+    left: Tensor, right: Tensor, regions: Sequence[Region], groups: int
+) -> Tensor:
+    """Sums over a box by a matrix product with the lags unfolded."""
+    rows, *strides, channel = right.stride()
+    lags, counts = ([r.lags for r in regions], [r.count for r in regions])
+    # [rows, read..., G * C'] -> [G, lags..., C', rows, positions...]
+    size, columns = left.shape[-1] // groups, right.shape[-1] // groups
+    shifted = right.as_strided(
+        [groups, *lags, columns, right.shape[0], *counts],
+        [
+            channel * columns,
+            *(s * r.spacing for s, r in zip(strides, regions, strict=True)),
+            channel,
+            rows,
+            *(s * r.step for s, r in zip(strides, regions, strict=True)),
+        ],
+        right.storage_offset(),
+    )
+    terms = len(left) * prod(counts)
+    # terms first in memory, as they come
+    order = [len(lags) + 2, *range(len(lags) + 3, shifted.dim()), *range(len(lags) + 2)]
+    shifted = shifted.permute(order).reshape(terms, groups, -1)
+    left = left.reshape(terms, groups, size)
+    value = multiply(left.permute(1, 2, 0), shifted.permute(1, 2, 0))
+    return value.view(groups, size, *lags, columns).movedim(-1, 2)
+
+
+def _native(
+    left: Tensor, right: Tensor, regions: Sequence[Region], groups: int
+) -> Tensor:
+    """Sums over a box by the native kernel."""
+    geometry = (
+        [region.lags for region in regions],
+        [region.step for region in regions],
+        [region.spacing for region in regions],
+        groups,
+    )
+    left, right = left.movedim(-1, 1), right.contiguous().movedim(-1, 1)
+    rows, columns = left.shape[1], right.shape[1] // groups
+    entry = columns * prod(geometry[0]) * left.element_size()
+    parts = ceil(rows * entry / _PART_BYTES) if groups == 1 else 1
+    if parts == 1:
+        sums = weight_gradient(right, left, *geometry)
+    else:
+        sums = left.new_empty(rows, *geometry[0], columns).movedim(-1, 1)
+        for part, out in zip(
+            left.chunk(parts, dim=1), sums.chunk(parts, dim=0), strict=True
+        ):
+            out.copy_(weight_gradient(right, part, *geometry))
+    return sums.unflatten(0, (groups, -1))
+
+
+def select(tensor: Tensor, index: Sequence[int]) -> Tensor:
+    """One position of each of the last dimensions, in a single call."""
+    lead = tensor.dim() - len(index)
+    shape, stride = tensor.shape, tensor.stride()
+    offset = sum(at * step for at, step in zip(index, stride[lead:], strict=True))
+    return tensor.as_strided(
+        shape[:lead], stride[:lead], tensor.storage_offset() + offset
+    )
 
 
 def weight_gradient(

@@ -1,0 +1,51 @@
+"""Memory for large results."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+_HUGE_PAGE = 2**21
+_ALWAYS_FRESH = 2**25
+"""Bytes from which on the C library returns memory to the system when it is freed.
+
+Smaller blocks may lie in memory that has been touched before.
+"""
+
+
+def empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """An uninitialised tensor of dtype and device of another one.
+
+    The first touch of fresh memory is a page fault every 4 KiB, which takes several
+    times as long as writing a large factor. Linux spares them if asked for pages of 2
+    MiB; where it does not offer them, nothing changes.
+    """
+    result = like.new_empty(tuple(shape))
+    advise = _madvise()
+    size = result.numel() * result.element_size()
+    if advise is not None and result.device.type == "cpu" and size > _ALWAYS_FRESH:
+        begin = result.data_ptr()
+        first = -(-begin // _HUGE_PAGE) * _HUGE_PAGE
+        last = (begin + size) // _HUGE_PAGE * _HUGE_PAGE
+        if last > first:
+            advise(first, last - first, mmap.MADV_HUGEPAGE)
+    return result
+
+
+@lru_cache(maxsize=1)
+def _madvise() -> Any:
+    """The system call, or None where there is none."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    try:
+        advise = ctypes.CDLL(None).madvise
+    except (AttributeError, OSError):
+        return None
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    advise.restype = ctypes.c_int
+    return advise
