@@ -57,6 +57,7 @@ class Rates:
         batched: Batches of small matrix products.
         correlate: Native weight gradients of convolutions, many channels.
         correlate_depthwise: The same, one channel per group.
+        depthwise: Native depthwise convolutions with large kernels.
         copy: Contiguous copies.
         cached_copy: Contiguous copies that stay in the cache.
         cache: Bytes that do.
@@ -70,6 +71,7 @@ class Rates:
     batched: float
     correlate: float
     correlate_depthwise: float
+    depthwise: float
     copy: float
     cached_copy: float
     cache: float
@@ -109,6 +111,7 @@ RATES: dict[str, Rates] = {
         batched=2.4e10,
         correlate=1.6e11,
         correlate_depthwise=3.5e9,
+        depthwise=2e10,
         copy=1.6e10,
         cached_copy=4e10,
         cache=2e7,
@@ -122,6 +125,7 @@ RATES: dict[str, Rates] = {
         batched=1e13,
         correlate=1.0e13,
         correlate_depthwise=2e11,
+        depthwise=2e11,
         copy=2.0e12,
         cached_copy=4e12,
         cache=4e7,

@@ -118,7 +118,7 @@ class LagGroup:
         )
 
 
-Lags = Literal["zero", "positive", "nonzero"]
+Lags = Literal["zero", "positive", "nonzero", "not negative", "all"]
 
 
 def lag_groups(
@@ -144,6 +144,8 @@ def lag_groups(
                 "zero": [value],
                 "positive": values[number + 1 :],
                 "nonzero": [other for other in values if other is not value],
+                "not negative": values[number:],
+                "all": values,
             }[lags]
             if met and value.begin < value.end:
                 window = _widest(value, met, size)
@@ -157,28 +159,39 @@ def lag_groups(
     return tuple(groups)
 
 
-def positive_lags(
-    dims: Sequence[tuple[Sequence[Progression], int]],
-) -> Iterator[tuple[bool, tuple[LagGroup, ...]]]:
-    """Groups for each dimension, at lags whose first nonzero entry is positive.
+_SPLIT: tuple[Lags, ...] = ("zero", "positive", "nonzero")
 
-    Together with lag zero these are half of all lags; the others mirror them.
+
+def positive_lags(
+    dims: Sequence[tuple[Sequence[Progression], int]], split: bool
+) -> Iterator[tuple[LagGroup, ...]]:
+    """Groups for each dimension that hold lag zero, and of other lags one half.
+
+    Those whose first nonzero entry is positive; the others mirror them.
 
     Args:
         dims: Progressions and size of the operand's axis, for each dimension.
+        split: Whether to keep lags apart that are zero in some dimension. Often, only
+            their windows differ between kernel positions. Without, there are fewer
+            groups, with a few mirror images among the lags.
 
     Yields:
-        Whether the lags have a mirror image, and a group for each dimension.
+        A group for each dimension.
     """
-    for leading in range(len(dims) + 1):
-        kinds: list[tuple[Lags, ...]] = [("zero",)] * leading
-        kinds += [("positive",), *[("nonzero", "zero")] * len(dims)]
-        found = (
-            [group for kind in choice for group in lag_groups(*dim, kind)]
-            for dim, choice in zip(dims, kinds, strict=False)
+    zero, positive, nonzero = (
+        [lag_groups(*dim, kind) for dim in dims]
+        for kind in _SPLIT
+    )
+    if not split:
+        first, *others = dims
+        yield from product(
+            lag_groups(*first, "not negative"),
+            *(lag_groups(*dim, "all") for dim in others),
         )
-        for groups in product(*found):
-            yield leading < len(dims), groups
+        return
+    for leading in range(len(dims) + 1):
+        later = [a + b for a, b in zip(nonzero, zero, strict=True)][leading + 1 :]
+        yield from product(*zero[:leading], *positive[leading : leading + 1], *later)
 
 
 def _widest(value: Progression, partners: Sequence[Progression], size: int) -> range:

@@ -2,13 +2,21 @@
 
 from tn_extensions.compiler.primitives.base import Primitive
 from tn_extensions.compiler.primitives.correlate import correlate
+from tn_extensions.compiler.primitives.depthwise import depthwise
 from tn_extensions.compiler.primitives.einsum import einsum
 from tn_extensions.compiler.primitives.gram import gram
 from tn_extensions.compiler.primitives.lag import lag
 from tn_extensions.compiler.primitives.unfold import unfold
 from tn_extensions.compiler.primitives.window import window
 
-PRIMITIVES: tuple[Primitive, ...] = (unfold, window, lag, correlate, einsum)
+PRIMITIVES: tuple[Primitive, ...] = (
+    unfold,
+    window,
+    lag,
+    correlate,
+    depthwise,
+    einsum,
+)
 """Primitives that need nothing of the planner; :func:`gram` plans its half, too."""
 
 __all__ = ["PRIMITIVES", "gram"]

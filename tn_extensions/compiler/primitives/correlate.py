@@ -18,13 +18,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.boxes import BoxGrid, Key, Region, number_of_sums, padding
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half, chunk_axis
-from tn_extensions.compiler.lags import LagGroup, Member, positive_lags
+from tn_extensions.compiler.lags import Member, positive_lags
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dims
 from tn_extensions.compiler.product import multiply
-from tn_extensions.compiler.regions import Region, padding
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
 
@@ -47,25 +47,6 @@ _PART_BYTES = 3 * 2**19
 _THIN = 8
 """Positions of a dimension below which lags are unfolded and multiplied instead."""
 
-Key = tuple[int, ...]
-
-
-class Entry(NamedTuple):
-    """What the result holds at kernel positions of a row and a column.
-
-    Args:
-        row: Kernel position, an index for each dimension.
-        column: Likewise.
-        mirrored: Whether rows and columns of the value have been exchanged.
-        value: Channels by channels, for each group.
-    """
-
-    row: Key
-    column: Key
-    mirrored: bool
-    value: Tensor
-
-
 def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     """Correlate the half with itself along all joined dimensions."""
     half = Half.of(network)
@@ -83,70 +64,11 @@ def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     chunks = ceil(work.total / work.chunk)
     steps = (
         f"in {chunks} chunk(s) of {work.chunk}: copy x to {work.shape}, channels last",
-        f"{sum(len(c.boxes) for c in work.choices)} native weight gradients for half "
+        f"{sum(len(g.boxes) for g in work.grids)} native weight gradients for half "
         f"of the lags, in blocks of {work.block} rows",
         "add up the boxes of each kernel position, scatter lags to kernel positions",
     )
     yield Lowering("correlate", steps, work.cost(), run)
-
-
-class Choice:
-    """A lag group for each dimension, and the boxes of their segments."""
-
-    def __init__(self, mirrored: bool, groups: Sequence[LagGroup]) -> None:
-        self.mirrored, self.groups = mirrored, tuple(groups)
-        self.segments = [group.segments for group in groups]
-        self.regions = [
-            [Region.of(group, segment) for segment in group.segments]
-            for group in groups
-        ]
-        self.boxes: dict[Key, list[Region]] = {
-            key: [regions[j] for regions, j in zip(self.regions, key, strict=True)]
-            for key in product(*(range(len(regions)) for regions in self.regions))
-        }
-
-    def entries(self, sums: Mapping[Key, Tensor]) -> Iterator[Entry]:
-        """The sums of each pair of kernel positions, from those over boxes.
-
-        Args:
-            sums: Sums ``[G, rows, rows', lags...]`` by box.
-        """
-        for members, value in self._add_segments(sums, ()):
-            own = tuple(member.value.free for member in members)
-            for partners in product(*(member.partners for member in members)):
-                met = tuple(partner.free for partner in partners)
-                where = [
-                    (partner.offset - member.partners[0].offset) // group.spacing
-                    for partner, member, group in zip(
-                        partners, members, self.groups, strict=True
-                    )
-                ]
-                found = select(value, where)
-                yield Entry(own, met, False, found)
-                if self.mirrored:
-                    yield Entry(met, own, True, found.mT)
-
-    def _add_segments(
-        self, sums: Mapping[Key, Tensor], chosen: tuple[Member, ...]
-    ) -> Iterator[tuple[tuple[Member, ...], Tensor]]:
-        """Sums of each combination of members, at the lags from its first to its last.
-
-        Of the boxes, those dimensions are left over for which no member was chosen.
-        """
-        axis = len(chosen)
-        if axis == len(self.groups):
-            yield chosen, sums[()]
-            return
-        for member in self.groups[axis].members:
-            parts: dict[Key, Tensor] = {}
-            for (segment, *rest), value in sums.items():
-                if member not in self.segments[axis][segment].members:
-                    continue
-                lags = self.regions[axis][segment].within(member)
-                part = value[(*(slice(None),) * (3 + axis), lags)]
-                key = tuple(rest)
-                parts[key] = parts[key] + part if key in parts else part
-            yield from self._add_segments(parts, (*chosen, member))
 
 
 class Correlation:
@@ -159,9 +81,14 @@ class Correlation:
         self.groups = prod(sizes[j] for j in half.batch)
         self.channels = prod(sizes[j] for j in half.unpaired_columns)
         dims = [(dim.progressions, sizes[dim.read]) for dim in half.dims]
-        self.choices = [Choice(*found) for found in positive_lags(dims)]
+        split, merged = (
+            [BoxGrid(groups) for groups in positive_lags(dims, split)]
+            for split in (True, False)
+        )
+        # lags apart pay where the windows of all kernel positions coincide
+        self.grids = min(split, merged, key=number_of_sums)
         self.padding = [
-            padding((r for c in self.choices for r in c.regions[axis]), sizes[dim.read])
+            padding((r for g in self.grids for r in g.regions[axis]), sizes[dim.read])
             for axis, dim in enumerate(half.dims)
         ]
         # whether every entry of the result is written
@@ -183,7 +110,7 @@ class Correlation:
         self.blocked = self.groups
         if self.groups == 1 and len(half.unpaired_columns) == 1:
             self.blocked = self.channels
-        taps = [prod(r.lags for r in box) for c in self.choices for box in c.boxes.values()]
+        taps = [prod(r.lags for r in box) for g in self.grids for box in g.boxes.values()]
         entries = self.groups * self.channels**2
         one = entries * (sum(taps) + 2 * max(taps, default=0)) / self.blocked
         limit = min(_BLOCK_BYTES, target.budget // 2) // target.itemsize
@@ -205,8 +132,8 @@ class Correlation:
         blocks = ceil(self.blocked / self.block)
         pairs = float(self.groups * self.channels**2)
         chunks = ceil(self.total / self.chunk)
-        for choice in self.choices:
-            for box in choice.boxes.values():
+        for grid in self.grids:
+            for box in grid.boxes.values():
                 taps = prod(region.lags for region in box)
                 flops = pairs * self.rows * taps * prod(r.count for r in box)
                 calls = blocks * chunks * len(self.pieces(box, self.shape[0]))
@@ -245,20 +172,20 @@ class Correlation:
             sums = self._sums(tensor, start, stop)
             entries = [
                 entry
-                for choice, found in zip(self.choices, sums, strict=True)
-                for entry in choice.entries(found)
+                for grid, found in zip(self.grids, sums, strict=True)
+                for entry in _entries(grid, found)
             ]
             # what lies close together is written together
             for entry in sorted(entries, key=lambda entry: entry[:2]):
                 target = select(view, (*entry.row, *entry.column))
                 if self.blocked > 1:
-                    axis = 0 if self.groups > 1 else 1 + entry.mirrored
+                    axis = 0 if self.groups > 1 else 1 + entry.exchanged
                     target = target.narrow(axis, start, stop - start)
                 sink.put(target, entry.value.reshape(target.shape))
 
     def _sums(self, tensor: Tensor, start: int, stop: int) -> list[dict[Key, Tensor]]:
         """Sums over all boxes, for a block of the rows of the result."""
-        result: list[dict[Key, Tensor]] = [{} for _ in self.choices]
+        result: list[dict[Key, Tensor]] = [{} for _ in self.grids]
         right = slice(0, self.groups * self.channels)
         left, groups = right, self.groups
         if self.groups > 1:
@@ -267,8 +194,8 @@ class Correlation:
         elif self.blocked > 1:
             left = slice(start, stop)
         for padded in self._chunks(tensor):
-            for choice, sums in zip(self.choices, result, strict=True):
-                for key, box in choice.boxes.items():
+            for grid, sums in zip(self.grids, result, strict=True):
+                for key, box in grid.boxes.items():
                     for rows, regions in self.pieces(box, len(padded)):
                         part = self._box(padded[rows], regions, left, right, groups)
                         sums[key] = sums[key].add_(part) if key in sums else part
@@ -327,6 +254,54 @@ class Correlation:
         free = [half.columns.index(str(dim.free)) + 1 for dim in half.dims]
         copies = [[axis + len(sizes) for axis in axes] for axes in (rest, free)]
         return split.permute(0, *rest, *copies[0], *free, *copies[1])
+
+
+class Entry(NamedTuple):
+    """What the result holds at two kernel positions.
+
+    Args:
+        row: Kernel position of the rows.
+        column: Kernel position of the columns.
+        exchanged: Whether the value is a mirror image.
+        value: Channels by channels, for each group.
+    """
+
+    row: Key
+    column: Key
+    exchanged: bool
+    value: Tensor
+
+
+def _entries(grid: BoxGrid, sums: Mapping[Key, Tensor]) -> Iterator[Entry]:
+    """Each pair of kernel positions, from sums ``[G, rows, rows', lags...]`` by box."""
+    for members, value in _add_segments(grid, sums, ()):
+        for pair in grid.pairs(members):
+            found = select(value, pair.lag)
+            yield Entry(pair.row, pair.column, False, found)
+            if pair.mirrored:
+                yield Entry(pair.column, pair.row, True, found.mT)
+
+
+def _add_segments(
+    grid: BoxGrid, sums: Mapping[Key, Tensor], chosen: tuple[Member, ...]
+) -> Iterator[tuple[tuple[Member, ...], Tensor]]:
+    """Sums of each combination of members, at the lags from its first to its last.
+
+    Of the boxes, those dimensions are left over for which no member was chosen.
+    """
+    axis = len(chosen)
+    if axis == len(grid.groups):
+        yield chosen, sums[()]
+        return
+    for member in grid.groups[axis].members:
+        parts: dict[Key, Tensor] = {}
+        for (segment, *rest), value in sums.items():
+            if member in grid.segments[axis][segment].members:
+                lags = grid.regions[axis][segment].within(member)
+                part = value[(*(slice(None),) * (3 + axis), lags)]
+                key = tuple(rest)
+                parts[key] = parts[key] + part if key in parts else part
+        yield from _add_segments(grid, parts, (*chosen, member))
 
 
 def is_thin(regions: Sequence[Region]) -> bool:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
+from typing import NamedTuple
 
 from tn_extensions.compiler.lags import LagGroup, Member, Segment
+
+
+Key = tuple[int, ...]
+"""An index for each dimension."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,70 @@ class Region:
 def lags_of(member: Member) -> list[int]:
     """A member's lags, increasing."""
     return [partner.offset - member.value.offset for partner in member.partners]
+
+
+class KernelPair(NamedTuple):
+    """Two kernel positions that meet at a lag.
+
+    Args:
+        row: The first position.
+        column: The second.
+        lag: Index of the lag, counted from the first lag of the members.
+        mirrored: Whether the exchanged pair is the mirror image (else it is the same).
+    """
+
+    row: Key
+    column: Key
+    lag: Key
+    mirrored: bool
+
+
+class BoxGrid:
+    """A lag group for each dimension, and the boxes that their segments span.
+
+    Args:
+        groups: The lag groups.
+    """
+
+    def __init__(self, groups: Sequence[LagGroup]) -> None:
+        self.groups = tuple(groups)
+        self.segments = [group.segments for group in groups]
+        self.regions = [
+            [Region.of(group, segment) for segment in group.segments]
+            for group in groups
+        ]
+        numbers = product(*(range(len(regions)) for regions in self.regions))
+        self.boxes: dict[Key, list[Region]] = {
+            key: [regions[j] for regions, j in zip(self.regions, key, strict=True)]
+            for key in numbers
+        }
+
+    def pairs(self, members: Sequence[Member]) -> Iterator[KernelPair]:
+        """Which kernel positions some members meet; of mirror images, one."""
+        for partners in product(*(member.partners for member in members)):
+            lags = [
+                partner.offset - member.value.offset
+                for partner, member in zip(partners, members, strict=True)
+            ]
+            sign = next((lag for lag in lags if lag), 0)
+            if sign >= 0:
+                yield KernelPair(
+                    tuple(member.value.free for member in members),
+                    tuple(partner.free for partner in partners),
+                    tuple(
+                        (lag - lags_of(member)[0]) // group.spacing
+                        for lag, member, group in zip(
+                            lags, members, self.groups, strict=True
+                        )
+                    ),
+                    sign > 0,
+                )
+
+
+def number_of_sums(grids: Iterable[BoxGrid]) -> int:
+    """How many lags are summed over in all boxes."""
+    boxes = (box for grid in grids for box in grid.boxes.values())
+    return sum(prod(region.lags for region in box) for box in boxes)
 
 
 def padding(regions: Iterable[Region], size: int) -> tuple[int, int]:
