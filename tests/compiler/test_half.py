@@ -11,7 +11,7 @@ from tests.compiler.lowerings import OTHERS, layer, with_pairs
 from tests.reference import dense
 from tests.strategies import BATCHES, convs, examples, noise
 from tn_extensions import Conv, quantities
-from tn_extensions.compiler.half import Half, chunk_axis, resized
+from tn_extensions.compiler.half import Half
 from tn_extensions.network import simplify
 
 
@@ -65,26 +65,3 @@ def test_one_sided_outputs_have_no_half() -> None:
     other = network.operands[1]
     renamed = type(other)("y", other.axes)
     assert Half.of(network.replace([other], [renamed])) is None
-
-
-@pytest.mark.parametrize("size", [1, 2, 5])
-def test_chunks_of_the_batch_add_up(size: int) -> None:
-    x = noise((5, 2, 6, 6))
-    network = simplify(quantities.kfac_expand(layer(), 5))
-    half = Half.of(network)
-    assert half is not None
-    axis = chunk_axis(half.operand, half.sizes, half.rows)
-    assert axis == 0
-    total = sum(
-        dense.evaluate(resized(network, "x", axis, len(chunk)), {"x": chunk})
-        for chunk in torch.from_numpy(x).split(size)
-        for chunk in [chunk.numpy()]
-    )
-    assert_allclose(total, dense.evaluate(network, {"x": x}), atol=1e-10)
-
-
-def test_axes_that_are_read_otherwise_are_no_chunks() -> None:
-    half = Half.of(quantities.kfac_expand(layer(), 5))
-    assert half is not None
-    # channels split into groups, and the batch is not among these
-    assert chunk_axis(half.operand, half.sizes, ("g", "ci")) == -1

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from itertools import product
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import conv_dims, examples
-from tn_extensions.compiler.lags import (
-    LagGroup,
-    Member,
-    Segment,
-    lag_classes,
-    positive_lags,
-)
+from tn_extensions.compiler.lags import lag_classes
 from tn_extensions.conv import ConvDim
 from tn_extensions.network import Affine, Pair, Pattern
 from tn_extensions.network.nodes import Progression
@@ -62,52 +53,3 @@ def test_windows_of_lag_classes_hold_all_terms_once(dim: ConvDim) -> None:
                 if window.first != window.second:
                     rebuilt[window.second, window.first, to, at] += 1
     assert np.array_equal(rebuilt, dense_pair(dim))
-
-
-@examples(80)
-@given(st.lists(DIMS, min_size=1, max_size=2))
-def test_positive_lags_and_their_mirror_images_hold_all_terms_once(
-    dims: list[ConvDim],
-) -> None:
-    parts = [pair_of(dim) for dim in dims]
-    expected = reduce(np.multiply.outer, (dense_pair(dim) for dim in dims))
-    rebuilt = np.zeros_like(expected)
-    choices = positive_lags([(values, size) for _, values, size in parts])
-    for mirrored, groups in choices:
-        for segments in product(*(group.segments for group in groups)):
-            members = (segment.members for segment in segments)
-            for chosen in product(*members):
-                for partners in product(*(member.partners for member in chosen)):
-                    add_terms(rebuilt, dims, groups, segments, chosen, partners)
-                    if mirrored:
-                        add_terms(
-                            rebuilt, dims, groups, segments, chosen, partners, True
-                        )
-    assert np.array_equal(rebuilt, expected)
-
-
-def add_terms(
-    rebuilt: np.ndarray,
-    dims: list[ConvDim],
-    groups: tuple[LagGroup, ...],
-    segments: tuple[Segment, ...],
-    chosen: tuple[Member, ...],
-    partners: tuple[Progression, ...],
-    mirrored: bool = False,
-) -> None:
-    """Count the terms of a box for some members and their partners."""
-    for box in product(*(segment.window for segment in segments)):
-        where: tuple[int, ...] = ()
-        for dim, group, u, member, partner in zip(
-            dims, groups, box, chosen, partners, strict=True
-        ):
-            lag = partner.offset - member.value.offset
-            assert lag % group.spacing == 0
-            at = group.phase + group.step * u
-            assert 0 <= at < dim.input_size
-            if not 0 <= at + lag < dim.input_size:
-                break
-            free, read = (member.value.free, partner.free), (at, at + lag)
-            where += (*free[::-1], *read[::-1]) if mirrored else (*free, *read)
-        else:
-            rebuilt[where] += 1

@@ -108,8 +108,8 @@ class Rates:
 RATES: dict[str, Rates] = {
     "cpu": Rates(
         gemm=2.2e11,
-        batched=2.4e10,
-        correlate=1.6e11,
+        batched=3e10,
+        correlate=1.7e11,
         correlate_depthwise=3.5e9,
         depthwise=2e10,
         copy=1.6e10,
@@ -118,7 +118,7 @@ RATES: dict[str, Rates] = {
         scatter=6e8,
         call=6e-6,
         half_size=12.0,
-        batched_half_size=1.0,
+        batched_half_size=2.0,
     ),
     "cuda": Rates(
         gemm=2.5e13,

@@ -7,9 +7,9 @@ network through a :class:`Half`, whose roles follow from structure alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from tn_extensions.network import Axis, Operand, Pattern, TensorNetwork
+from tn_extensions.network import Operand, Pattern, TensorNetwork
 from tn_extensions.network.index import is_primed, prime
 from tn_extensions.network.nodes import Pair, Progression
 from tn_extensions.network.rules import is_mirrored, mirror
@@ -119,38 +119,3 @@ def _paired_dim(
     sizes = {**network.sizes, pair.shared: pair.size}
     progressions = pattern.progressions(read, pair.shared, sizes)
     return PairedDim(pair, read, free[0] if free else None, tuple(progressions))
-
-
-def chunk_axis(
-    operand: Operand, sizes: Mapping[str, int], indices: tuple[str, ...]
-) -> int:
-    """Axis of the operand that runs plainly through one of the indices, else -1.
-
-    Such an axis (the batch) can be worked on in chunks.
-    """
-    for number, axis in enumerate(operand.axes):
-        terms = axis.position.terms
-        if (
-            len(terms) == 1
-            and terms[0] == (terms[0][0], 1)
-            and terms[0][0] in indices
-            and axis.position.start == 0
-            and axis.extent == sizes[terms[0][0]]
-        ):
-            return number
-    return -1
-
-
-def resized(network: TensorNetwork, name: str, axis: int, size: int) -> TensorNetwork:
-    """The network on operands whose plain axis has another size."""
-
-    def resize(operand: Operand) -> Operand:
-        axes = list(operand.axes)
-        axes[axis] = Axis(axes[axis].position, size)
-        return replace(operand, axes=tuple(axes))
-
-    old = [operand for operand in network.operands if operand.name == name]
-    sizes = {j: size for operand in old for j in operand.axes[axis].position.indices}
-    # narrow first: positions are checked against the extent
-    nodes = [resize(node) if node in old else node for node in network.nodes]
-    return TensorNetwork(nodes, network.output, {**network.sizes, **sizes})

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from tn_extensions.compiler.boxes import BoxGrid, Key, Region, number_of_sums, padding
+from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.half import Half, chunk_axis
+from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.lags import Member, positive_lags
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dims
@@ -40,6 +41,9 @@ _LINES = 64
 
 It adds up lines one by one, so long sums lose digits.
 """
+
+_VECTOR = 16
+"""Channels that the native kernel works on at a time."""
 
 _PART_BYTES = 3 * 2**19
 """Lag sums that the native kernel computes at a time: more outgrow its cache."""
@@ -97,9 +101,8 @@ class Correlation:
             and all(value.begin < value.end for value in dim.progressions)
             for dim in half.dims
         )
-        # chunks of the batch, as far as it is a plain axis
-        self.axis = chunk_axis(half.operand, sizes, half.rows)
-        self.total = half.operand.axes[self.axis].extent if self.axis >= 0 else 1
+        self.chunks = Chunks.along(half.operand, sizes, half.rows)
+        self.total = self.chunks.total
         space = [sizes[dim.read] for dim in half.dims]
         padded = [n + sum(pad) for n, pad in zip(space, self.padding, strict=True)]
         self.shape = [self.rows, *padded, self.groups * self.channels]
@@ -122,27 +125,42 @@ class Correlation:
     def cost(self) -> Cost:
         """Estimate."""
         rates, itemsize = self.target.rates, self.target.itemsize
-        total = rates.move(prod(self.shape), itemsize, 16).times(
-            ceil(self.total / self.chunk)
-        )
-        depthwise = self.channels < 4
-        rate = rates.correlate_depthwise if depthwise else rates.correlate
-        # channels come in vectors of 16
-        filled = 1.0 if depthwise else self.channels / (16 * ceil(self.channels / 16))
-        blocks = ceil(self.blocked / self.block)
-        pairs = float(self.groups * self.channels**2)
         chunks = ceil(self.total / self.chunk)
+        blocks = ceil(self.blocked / self.block)
+        repeats = blocks * chunks
+        total = rates.move(prod(self.shape), itemsize, 16).times(repeats)
+        pairs = self.groups * self.channels**2
         for grid in self.grids:
             for box in grid.boxes.values():
-                taps = prod(region.lags for region in box)
-                flops = pairs * self.rows * taps * prod(r.count for r in box)
-                calls = blocks * chunks * len(self.pieces(box, self.shape[0]))
-                seconds = flops / (rate * filled)
-                seconds += calls * (4 * rates.call + pairs * taps * itemsize / rates.cached_copy)
-                total = total + Cost(flops, 0, calls, 0, seconds)
-        columns = self.channels * prod(len(dim.progressions) for dim in self.half.dims)
-        total = total + rates.move(self.groups * columns**2, itemsize, 4)
-        return total.holding(self.held)
+                pieces = repeats * len(self.pieces(box, self.shape[0]))
+                one = self._cost_of_box(box, repeats)
+                sums = prod(region.lags for region in box) * pairs / blocks
+                added = rates.move(sums, itemsize).times(pieces)
+                total = total + one + added + Cost(seconds=8 * rates.call * pieces)
+        # each pair of kernel positions is added up and written on its own
+        positions = prod(len(dim.progressions) for dim in self.half.dims)
+        added = rates.move(pairs * number_of_sums(self.grids), itemsize).times(2)
+        written = rates.move(pairs * positions**2, itemsize, 8)
+        overhead = Cost(seconds=positions**2 * blocks * rates.call)
+        return (total + added + written + overhead).holding(self.held)
+
+    def _cost_of_box(self, box: Sequence[Region], repeats: int) -> Cost:
+        rates, itemsize = self.target.rates, self.target.itemsize
+        lags = prod(region.lags for region in box)
+        terms = self.rows * prod(region.count for region in box)
+        if is_thin(box):
+            rows = ceil(self.channels * self.block / self.blocked)
+            rows = self.channels if self.groups > 1 else rows
+            terms = ceil(terms * self.chunk / self.total)
+            unfolded = rates.move(self.channels * self.groups * lags * terms, itemsize)
+            columns = self.channels * lags
+            one = rates.product(rows, columns, terms, self.groups, itemsize)
+            return (unfolded + one).times(repeats)
+        depthwise = self.channels < _VECTOR // 4
+        filled = self.channels / (_VECTOR * ceil(self.channels / _VECTOR))
+        rate = rates.correlate_depthwise if depthwise else rates.correlate * filled
+        flops = float(self.groups * self.channels**2) * lags * terms
+        return Cost(flops, 0, repeats, 0, flops / rate)
 
     def pieces(
         self, box: Sequence[Region], rows: int
@@ -211,13 +229,8 @@ class Correlation:
             slice(low, low + half.sizes[read])
             for read, (low, _) in zip(reads, self.padding, strict=True)
         ]
-        for start in range(0, self.total, self.chunk):
-            count = min(self.chunk, self.total - start)
-            sizes, part = dict(half.sizes), tensor
-            if self.axis >= 0:
-                part = tensor.narrow(self.axis, start, count)
-                ((index, _),) = half.operand.axes[self.axis].position.terms
-                sizes[index] = count
+        for count, part in self.chunks.split(tensor, self.chunk):
+            sizes = {**half.sizes, self.chunks.index: count}
             found = unfolded_dims(half.patterns, half.operand, sizes)
             assert found is not None
             unfolded = Unfolding(half.operand, found, order, sizes).tensor(part)

@@ -81,14 +81,14 @@ class DepthwiseSums:
         channels = self.rows * self.groups
         total, held = Cost(), 0
         for box in self.boxes:
-            flops = float(channels) * prod(r.count * r.lags for r in box)
+            lags = channels * prod(region.lags for region in box)
+            flops = float(lags) * prod(region.count for region in box)
             read = channels * prod(len(region.read) for region in box)
             calls = len(list(self._pieces(box)))
-            total = total + Cost(
-                flops, 4 * itemsize * read, calls, 0, flops / rates.depthwise
-            )
-            total = total + Cost(seconds=8 * itemsize * read / rates.cached_copy)
-            total = total + Cost(seconds=5 * calls * rates.call)
+            moved = itemsize * (4.0 * read + 2.0 * lags)
+            seconds = flops / rates.depthwise + moved / rates.cached_copy
+            seconds += (24 * calls + channels / 100) * rates.call
+            total = total + Cost(flops, moved, calls, 0, seconds)
             held = max(held, min(read, max(self.chunk, read // channels)))
         lags = number_of_sums(self.grids)
         entries = prod(self.half.sizes[str(dim.free)] ** 2 for dim in self.half.dims)

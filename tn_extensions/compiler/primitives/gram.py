@@ -7,18 +7,25 @@ is KFAC-reduce's outer product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from math import ceil, prod
 
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.half import Half, chunk_axis, resized
+from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.product import multiply
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
+
+_CACHED_ELEMENTS = 2**21
+"""Elements of a half that stay in the cache."""
+
+_FEW_GROUPS = 8
+"""Groups below which a batch of products is too short."""
 
 _TILE = 256
 """Smallest tile of a triangle: smaller ones cost the matrix product its speed."""
@@ -39,18 +46,22 @@ def gram(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lower
     groups = prod(half.sizes[index] for index in half.batch)
     if not (columns and rows and groups):
         return
-    name = half.operand.name
-    axis = chunk_axis(half.operand, half.sizes, half.rows)
-    total = half.operand.axes[axis].extent if axis >= 0 else 1
-    for size in _chunk_sizes(total, groups * columns * rows, target):
-        yield _chunked(network, target, lower, half, (name, axis, total, size))
+    elements = groups * columns * rows
+    for indices, kept in ((half.rows, False), (half.batch, True)):
+        chunks = Chunks.along(half.operand, half.sizes, indices, kept)
+        if chunks.axis >= 0 or not kept:
+            for size in _chunk_sizes(chunks, elements, target):
+                yield _chunked(network, target, lower, half, chunks, size)
 
 
-def _chunk_sizes(total: int, elements: int, target: Target) -> Iterator[int]:
-    """One sample at a time, and as many as the budget (or the cache) allows."""
+def _chunk_sizes(chunks: Chunks, elements: int, target: Target) -> list[int]:
+    """One at a time, and as many as the budget (or the cache) allows."""
+    total = chunks.total
     fits = max(1, min(total, target.budget * total // (2 * elements * target.itemsize)))
-    sizes = {1, fits, min(fits, ceil(2**21 * total / elements))}
-    return iter(sorted(sizes))
+    if chunks.kept:  # pays where groups are small and many
+        size = min(total, _CACHED_ELEMENTS * total // (8 * elements))
+        return [size] if _FEW_GROUPS <= size <= fits else []
+    return sorted({1, fits, min(fits, ceil(_CACHED_ELEMENTS * total / elements))})
 
 
 def _chunked(
@@ -58,44 +69,45 @@ def _chunked(
     target: Target,
     lower: Lower,
     half: Half,
-    chunking: tuple[str, int, int, int],
+    chunks: Chunks,
+    size: int,
 ) -> Lowering:
-    name, axis, total, size = chunking
-    lowerings: dict[int, Lowering] = {}
-    for count in {size, total % size} - {0}:
-        alone = half.network()
-        if axis >= 0:
-            alone = resized(alone, name, axis, count)
-        lowerings[count] = lower(alone, target)
+    total = chunks.total
+    lowerings = {
+        count: lower(chunks.network(half.network(), count), target)
+        for count in {size, total % size} - {0}
+    }
+    groups, columns = network.shape[:2]
+    rows = prod(half.sizes[index] for index in half.rows)
+    number = ceil(total / size)
+    if chunks.kept:
+        groups = ceil(groups / number)
+    else:
+        rows //= number
+    tiles = len(_tiles(columns, rows))
 
     def run(tensors: Tensors, sink: Sink) -> None:
-        tensor = tensors[name]
         # later chunks add to one triangle of a fresh target, which is mirrored at last
-        late = sink.fresh and size < total and tiles > 1
-        for start in range(0, total, size):
-            count = min(size, total - start)
-            chunk = tensor if axis < 0 else tensor.narrow(axis, start, count)
+        late = sink.fresh and number > 1 and tiles > 1 and not chunks.kept
+        parts = chunks.split(tensors[chunks.name], size)
+        for (count, part), out in zip(parts, chunks.targets(sink, size), strict=True):
             lowering = lowerings[count]
             assert lowering.view is not None
-            add_self_gram(lowering.view({name: chunk}), sink, mirrored=not late)
-            sink.fresh = False
+            value = lowering.view({chunks.name: part})
+            add_self_gram(value, out, mirrored=not late)
         if late:
             mirror_triangle(sink.out, rows)
 
     one = lowerings[size]
-    groups, columns = network.shape[:2]
-    rows = prod(half.sizes[index] for index in half.rows) // ceil(total / size)
-    tiles = len(_tiles(columns, rows))
     product = target.rates.product(
         ceil(columns / tiles), columns, rows, groups, target.itemsize
     ).times(tiles * (tiles + 1) / (2 * tiles))
     mirrored = target.rates.move(groups * columns**2 / 2, target.itemsize, 4)
-    chunks = ceil(total / size)
     held = groups * columns * rows + one.cost.peak
-    cost = (one.cost + product).times(chunks)
+    cost = (one.cost + product).times(number)
     cost = (cost + (mirrored if tiles > 1 else Cost())).holding(held)
     steps = (
-        f"in {chunks} chunk(s) of {size}:" if chunks > 1 else "at once:",
+        f"in {number} chunk(s) of {size} {chunks.index}:" if number > 1 else "at once:",
         *(f"  {step}" for step in one.steps),
         f"  [{groups} x] {columns} x {rows} @ {rows} x {columns}, "
         f"one triangle in {tiles} tile(s)",

@@ -15,9 +15,10 @@ from math import ceil, prod
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.constant import Constant
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.half import Half, PairedDim, chunk_axis, resized
+from tn_extensions.compiler.half import Half, PairedDim
 from tn_extensions.compiler.lags import LagClass, Window, lag_classes
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dims
@@ -45,23 +46,20 @@ def _lower(
     products = LagProducts.of(half, dim)
     if products is None:
         return None
-    name = half.operand.name
-    axis = chunk_axis(half.operand, half.sizes, half.rows)
-    total = half.operand.axes[axis].extent if axis >= 0 else 1
-    one = products.held / total
-    held = target.budget // (2 * target.itemsize)
-    if (
-        products.groups > 1 and not products.kept
-    ):  # small products: what they read should stay in the cache
-        held = min(held, _CACHED_ELEMENTS)
-    size = max(1, min(total, int(held // one)))
+    # where there are groups, what is worked on at a time should stay in the cache
+    limit = target.budget // (2 * target.itemsize)
+    limit = min(limit, _CACHED_ELEMENTS) if products.groups > 1 else limit
+    chunks = Chunks.along(half.operand, half.sizes, half.batch, kept=True)
+    if products.groups == 1 or products.held > limit * chunks.total:
+        chunks = Chunks.along(half.operand, half.sizes, half.rows)
+    total = chunks.total
+    size = max(1, min(total, limit * total // products.held))
     if products.in_pieces and products.width < 2 * WORTH_COPYING:
         # too narrow to copy: rows are to fit into one piece
         size = max(1, min(size, PIECE * total // products.rows))
-    size = total if axis < 0 else size
     parts = {total: products}
     for count in {size, total % size} - {0, total}:
-        smaller = Half.of(resized(network, name, axis, count))
+        smaller = Half.of(chunks.network(network, count))
         assert smaller is not None
         (chunk_dim,) = (other for other in smaller.dims if other.read == dim.read)
         part = LagProducts.of(smaller, chunk_dim)
@@ -69,16 +67,13 @@ def _lower(
         parts[count] = part
 
     def run(tensors: Tensors, sink: Sink) -> None:
-        tensor = tensors[name]
-        for start in range(0, total, size):
-            count = min(size, total - start)
-            chunk = tensor if axis < 0 else tensor.narrow(axis, start, count)
-            parts[count].add(chunk, sink)
-            sink.fresh = False
+        pieces = chunks.split(tensors[chunks.name], size)
+        for (count, piece), out in zip(pieces, chunks.targets(sink, size), strict=True):
+            parts[count].add(piece, out)
 
-    chunks = ceil(total / size)
-    cost = parts[size].cost(target).times(chunks).holding(parts[size].held)
-    steps = (*([f"in {chunks} chunks of {size}:"] if chunks > 1 else []),)
+    number = ceil(total / size)
+    cost = parts[size].cost(target).times(number).holding(parts[size].held)
+    steps = [f"in {number} chunks of {size} {chunks.index}:"] if number > 1 else []
     kind = "lag, rest kept" if len(half.dims) > 1 else "lag"
     return Lowering(kind, (*steps, *parts[size].steps), cost, run)
 
@@ -87,8 +82,8 @@ _BLOCK_ELEMENTS = 2**19
 """Elements of a product that are held at a time, so that they stay in the cache."""
 
 
-_CACHED_ELEMENTS = 2**22
-"""Elements of the operand that are worked on at a time with groups."""
+_CACHED_ELEMENTS = 3 * 2**18
+"""Elements that are held at a time where there are groups."""
 
 _WIDE = 128
 """Columns from which on products are worked on in pieces of few positions."""
@@ -183,7 +178,8 @@ class LagProducts:
                         prod(sizes[d.read] ** 2 for d in self.kept),
                         itemsize=itemsize,
                     )
-                    total = total + Cost(calls=6, seconds=6 * rates.call)
+                    copied = rates.move(self.groups * self.width**2, itemsize, 8)
+                    total = total + copied + Cost(calls=6, seconds=6 * rates.call)
         blocks = sum(len(group.windows) for group in self.classes)
         # at the last kernel position, entries of a block are evenly spaced
         last = self.half.columns[-1] == self.dim.free

@@ -1,0 +1,67 @@
+"""Chunks: parts of a network on parts of its operand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from tests.compiler.lowerings import layer
+from tests.reference import dense
+from tests.strategies import noise
+from tn_extensions import Conv, quantities
+from tn_extensions.compiler.chunks import Chunks
+from tn_extensions.compiler.half import Half
+from tn_extensions.compiler.sink import Sink
+from tn_extensions.network import Affine, Axis, Operand, simplify
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 6])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("kept", [False, True])
+def test_chunks_make_up_the_whole(size: int, channels: int, kept: bool) -> None:
+    conv = Conv.make(6 * channels, 6, 3, (5, 4), padding=1, groups=6)
+    x = noise((6, 6 * channels, 5, 4))
+    network = simplify(quantities.kfac_expand(conv, 6))
+    half = Half.of(network)
+    assert half is not None
+    indices = half.batch if kept else half.rows
+    chunks = Chunks.along(half.operand, half.sizes, indices, kept)
+    assert (chunks.axis, chunks.index) == ((1, "g") if kept else (0, "n"))
+    assert chunks.total == 6 and chunks.unit == (channels if kept else 1)
+
+    sink = Sink(torch.full(network.shape, torch.nan).double(), 1.0, fresh=True)
+    parts = chunks.split(torch.from_numpy(x), size)
+    for (count, part), target in zip(parts, chunks.targets(sink, size), strict=True):
+        smaller = chunks.network(network, count)
+        value = dense.evaluate(smaller, {"x": part.numpy()})
+        target.put(target.out, torch.from_numpy(np.ascontiguousarray(value)))
+    assert not sink.fresh
+    assert_allclose(sink.out.numpy(), dense.evaluate(network, {"x": x}), atol=1e-10)
+
+
+def test_one_chunk_where_nothing_can_be_cut() -> None:
+    half = Half.of(quantities.kfac_expand(layer(), 5))
+    assert half is not None
+    # channels are fast within their axis, groups are slow
+    chunks = Chunks.along(half.operand, half.sizes, ("ci",))
+    assert chunks.axis == -1 and chunks.total == 1
+    network = quantities.unfold_input(layer(), 5)
+    assert chunks.network(network, 1) == network
+    x = torch.ones(1)
+    assert [(n, part is x) for n, part in chunks.split(x, 1)] == [(1, True)]
+
+
+@pytest.mark.parametrize(
+    "position",
+    [
+        Affine((("a", 1),), 1),
+        Affine((("a", 2),)),
+        Affine((("a", 1), ("b", 1))),
+        Affine(()),
+    ],
+)
+def test_overlapping_and_partial_reads_are_no_chunks(position: Affine) -> None:
+    operand = Operand("x", (Axis(position, 5),))
+    assert Chunks.along(operand, {"a": 2, "b": 3}, ("a", "b")).axis == -1
