@@ -48,12 +48,17 @@ class Cost:
         return replace(self, peak=elements)
 
 
+_NARROW, _LONG = 100, 8192
+"""Sides below which short products are slow; see :mod:`.product` for why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rates:
     """Speeds of a device; multiply-adds per second, bytes per second, seconds.
 
     Args:
         gemm: Large matrix products.
+        narrow: Products of few rows or columns and few terms.
         batched: Batches of small matrix products.
         correlate: Native weight gradients of convolutions, many channels.
         correlate_depthwise: The same, one channel per group.
@@ -68,6 +73,7 @@ class Rates:
     """
 
     gemm: float
+    narrow: float
     batched: float
     correlate: float
     correlate_depthwise: float
@@ -81,14 +87,22 @@ class Rates:
     batched_half_size: float
 
     def product(
-        self, rows: int, columns: int, inner: int, batch: int = 1, itemsize: int = 4
+        self,
+        rows: int,
+        columns: int,
+        inner: int,
+        batch: int = 1,
+        itemsize: int = 4,
+        contiguous: bool = False,
     ) -> Cost:
-        """Cost of a (batched) matrix product."""
+        """Cost of a (batched) matrix product, of contiguous operands or of views."""
         flops = float(batch) * rows * columns * inner
         moved = itemsize * batch * (rows * inner + inner * columns + rows * columns)
         rate, half = self.gemm, self.half_size
         if batch > 1:
             rate, half = self.batched, self.batched_half_size
+        elif min(rows, columns) < _NARROW and not (contiguous and inner >= _LONG):
+            rate = self.narrow
         share = 1.0
         for side in (rows, columns, inner):
             share *= side / (side + half)
@@ -108,6 +122,7 @@ class Rates:
 RATES: dict[str, Rates] = {
     "cpu": Rates(
         gemm=2.2e11,
+        narrow=1e11,
         batched=3e10,
         correlate=1.7e11,
         correlate_depthwise=3.5e9,
@@ -115,13 +130,14 @@ RATES: dict[str, Rates] = {
         copy=1.6e10,
         cached_copy=4e10,
         cache=2e7,
-        scatter=6e8,
+        scatter=4e8,
         call=6e-6,
         half_size=12.0,
         batched_half_size=2.0,
     ),
     "cuda": Rates(
         gemm=2.5e13,
+        narrow=2.5e13,
         batched=1e13,
         correlate=1.0e13,
         correlate_depthwise=2e11,

@@ -17,6 +17,9 @@ from torch import Tensor
 PIECE = 448
 """Terms that are summed at a time, so that float32 sums stay accurate."""
 
+_LONG = 8192
+"""Terms from which on oneDNN cuts sums itself."""
+
 _SMALL = 2**19
 """Multiply-adds below which the overhead of a call decides."""
 
@@ -62,7 +65,7 @@ def uses_onednn(left: Tensor, right: Tensor) -> bool:
 
 def _piece_size(left: Tensor) -> int:
     terms = left.shape[1]
-    return ceil(terms / max(1, ceil(terms / PIECE)))
+    return terms if terms >= _LONG else ceil(terms / max(1, ceil(terms / PIECE)))
 
 
 def _onednn(left: Tensor, right: Tensor) -> Tensor:

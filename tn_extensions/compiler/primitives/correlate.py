@@ -159,6 +159,8 @@ class Correlation:
         depthwise = self.channels < _VECTOR // 4
         filled = self.channels / (_VECTOR * ceil(self.channels / _VECTOR))
         rate = rates.correlate_depthwise if depthwise else rates.correlate * filled
+        if self.groups > 1 and not depthwise and filled < 1:
+            rate /= 3
         flops = float(self.groups * self.channels**2) * lags * terms
         return Cost(flops, 0, repeats, 0, flops / rate)
 

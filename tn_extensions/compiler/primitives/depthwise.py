@@ -87,7 +87,7 @@ class DepthwiseSums:
             calls = len(list(self._pieces(box)))
             moved = itemsize * (4.0 * read + 2.0 * lags)
             seconds = flops / rates.depthwise + moved / rates.cached_copy
-            seconds += (24 * calls + channels / 100) * rates.call
+            seconds += (24 * calls + channels / 200) * rates.call
             total = total + Cost(flops, moved, calls, 0, seconds)
             held = max(held, min(read, max(self.chunk, read // channels)))
         lags = number_of_sums(self.grids)

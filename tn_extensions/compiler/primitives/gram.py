@@ -100,7 +100,7 @@ def _chunked(
 
     one = lowerings[size]
     product = target.rates.product(
-        ceil(columns / tiles), columns, rows, groups, target.itemsize
+        ceil(columns / tiles), columns, rows, groups, target.itemsize, contiguous=True
     ).times(tiles * (tiles + 1) / (2 * tiles))
     mirrored = target.rates.move(groups * columns**2 / 2, target.itemsize, 4)
     held = groups * columns * rows + one.cost.peak

@@ -166,6 +166,8 @@ class LagProducts:
         result = prod(sizes[j] for j in self.rest)
         for group in self.classes:
             for length in _lengths(group):
+                # operands are sliced, a result is added to its interior
+                total = total + Cost(seconds=3 * rates.call)
                 total = total + rates.product(
                     self.width, self.width, length * self.rows, self.groups, itemsize
                 )
