@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given
 from numpy.testing import assert_allclose
 
@@ -12,7 +11,6 @@ from tests.reference import dense
 from tests.strategies import BATCHES, convs, examples, noise
 from tn_extensions import Conv, quantities
 from tn_extensions.compiler.half import Half
-from tn_extensions.network import simplify
 
 
 @examples(40)

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from tn_extensions.compiler.lags import LagGroup, Member, Segment
 
-
 Key = tuple[int, ...]
 """An index for each dimension."""
 

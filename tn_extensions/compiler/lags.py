@@ -179,8 +179,7 @@ def positive_lags(
         A group for each dimension.
     """
     zero, positive, nonzero = (
-        [lag_groups(*dim, kind) for dim in dims]
-        for kind in _SPLIT
+        [lag_groups(*dim, kind) for dim in dims] for kind in _SPLIT
     )
     if not split:
         first, *others = dims

@@ -46,3 +46,13 @@ def grouped(tensor: Tensor, groups: Sequence[int]) -> Tensor:
         shape.append(prod(tensor.shape[start : start + length]))
         start += length
     return tensor.reshape(shape)
+
+
+def select(tensor: Tensor, index: Sequence[int]) -> Tensor:
+    """One position of each of the last dimensions, in a single call."""
+    lead = tensor.dim() - len(index)
+    shape, stride = tensor.shape, tensor.stride()
+    offset = sum(at * step for at, step in zip(index, stride[lead:], strict=True))
+    return tensor.as_strided(
+        shape[:lead], stride[:lead], tensor.storage_offset() + offset
+    )

@@ -11,22 +11,22 @@ subtracted, so that nothing cancels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import product
 from math import ceil, prod
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from tn_extensions.compiler.boxes import BoxGrid, Key, Region, number_of_sums, padding
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half
+from tn_extensions.compiler.lag_sums import is_thin, pieces, sum_box
 from tn_extensions.compiler.lags import Member, positive_lags
+from tn_extensions.compiler.native import MOST_DIMS
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dims
-from tn_extensions.compiler.product import multiply
 from tn_extensions.compiler.sink import Sink
+from tn_extensions.compiler.strided import select
 from tn_extensions.network import TensorNetwork
 
 _BLOCK_BYTES = 24 * 2**20
@@ -35,28 +35,18 @@ _BLOCK_BYTES = 24 * 2**20
 _CHUNK_BYTES = 4 * 2**20
 """Copies of the operand that are held at a time, likewise."""
 
-_TERMS = 4096
-_LINES = 64
-"""Terms, and lines of them, that the native kernel adds up at a time.
-
-It adds up lines one by one, so long sums lose digits.
-"""
-
 _VECTOR = 16
 """Channels that the native kernel works on at a time."""
 
-_PART_BYTES = 3 * 2**19
-"""Lag sums that the native kernel computes at a time: more outgrow its cache."""
-
-_THIN = 8
-"""Positions of a dimension below which lags are unfolded and multiplied instead."""
 
 def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     """Correlate the half with itself along all joined dimensions."""
     half = Half.of(network)
     if half is None or 0 in half.sizes.values():
         return
-    if not 1 <= len(half.dims) <= 3 or any(dim.free is None for dim in half.dims):
+    if not 1 <= len(half.dims) <= MOST_DIMS or any(
+        dim.free is None for dim in half.dims
+    ):
         return
     if unfolded_dims(half.patterns, half.operand, half.sizes) is None:
         return
@@ -113,7 +103,9 @@ class Correlation:
         self.blocked = self.groups
         if self.groups == 1 and len(half.unpaired_columns) == 1:
             self.blocked = self.channels
-        taps = [prod(r.lags for r in box) for g in self.grids for box in g.boxes.values()]
+        taps = [
+            prod(r.lags for r in box) for g in self.grids for box in g.boxes.values()
+        ]
         entries = self.groups * self.channels**2
         one = entries * (sum(taps) + 2 * max(taps, default=0)) / self.blocked
         limit = min(_BLOCK_BYTES, target.budget // 2) // target.itemsize
@@ -132,11 +124,11 @@ class Correlation:
         pairs = self.groups * self.channels**2
         for grid in self.grids:
             for box in grid.boxes.values():
-                pieces = repeats * len(self.pieces(box, self.shape[0]))
+                calls = repeats * len(pieces(box, self.shape[0]))
                 one = self._cost_of_box(box, repeats)
                 sums = prod(region.lags for region in box) * pairs / blocks
-                added = rates.move(sums, itemsize).times(pieces)
-                total = total + one + added + Cost(seconds=8 * rates.call * pieces)
+                added = rates.move(sums, itemsize).times(calls)
+                total = total + one + added + Cost(seconds=8 * rates.call * calls)
         # each pair of kernel positions is added up and written on its own
         positions = prod(len(dim.progressions) for dim in self.half.dims)
         added = rates.move(pairs * number_of_sums(self.grids), itemsize).times(2)
@@ -163,23 +155,6 @@ class Correlation:
             rate /= 3
         flops = float(self.groups * self.channels**2) * lags * terms
         return Cost(flops, 0, repeats, 0, flops / rate)
-
-    def pieces(
-        self, box: Sequence[Region], rows: int
-    ) -> list[tuple[slice, list[Region]]]:
-        """Parts of the rows and of the first region that are short enough to sum."""
-        first, *others = box
-        if is_thin(box):
-            return [(slice(0, rows), list(box))]
-        area, lines = prod(r.count for r in box), prod(r.count for r in box[:-1])
-        cuts = max(ceil(area / _TERMS), ceil(lines / (2 * _LINES)))
-        size = ceil(first.count / cuts)
-        count = max(1, min(_TERMS // area, _LINES // lines))
-        return [
-            (slice(start, start + count), [first.part(begin, size), *others])
-            for start in range(0, rows, count)
-            for begin in range(0, first.count, size)
-        ]
 
     def add(self, tensor: Tensor, sink: Sink) -> None:
         """Add all lag sums of a tensor to the sink."""
@@ -216,7 +191,7 @@ class Correlation:
         for padded in self._chunks(tensor):
             for grid, sums in zip(self.grids, result, strict=True):
                 for key, box in grid.boxes.items():
-                    for rows, regions in self.pieces(box, len(padded)):
+                    for rows, regions in pieces(box, len(padded)):
                         part = self._box(padded[rows], regions, left, right, groups)
                         sums[key] = sums[key].add_(part) if key in sums else part
         return result
@@ -253,12 +228,11 @@ class Correlation:
         own: list[slice] = [slice(None)]
         read: list[slice] = [slice(None)]
         for region, (low, _) in zip(regions, self.padding, strict=True):
-            own.append(slice(region.own.start + low, region.own.stop + low, region.step))
+            own.append(
+                slice(region.own.start + low, region.own.stop + low, region.step)
+            )
             read.append(slice(region.read.start + low, region.read.stop + low))
-        evaluate = _product if is_thin(regions) else _native
-        return evaluate(
-            padded[(*own, left)], padded[(*read, right)], regions, groups
-        )
+        return sum_box(padded[(*own, left)], padded[(*read, right)], regions, groups)
 
     def _view(self, out: Tensor) -> Tensor:
         """The result as ``[G, rest..., rest'..., k1, k2, ..., k1', k2', ...]``."""
@@ -317,100 +291,3 @@ def _add_segments(
                 key = tuple(rest)
                 parts[key] = parts[key] + part if key in parts else part
         yield from _add_segments(grid, parts, (*chosen, member))
-
-
-def is_thin(regions: Sequence[Region]) -> bool:
-    """Whether a box is a border, on which the native kernel is slow."""
-    return min(region.count for region in regions) < _THIN
-
-
-def _product(
-    left: Tensor, right: Tensor, regions: Sequence[Region], groups: int
-) -> Tensor:
-    """Sums over a box by a matrix product with the lags unfolded."""
-    rows, *strides, channel = right.stride()
-    lags, counts = ([r.lags for r in regions], [r.count for r in regions])
-    # [rows, read..., G * C'] -> [G, lags..., C', rows, positions...]
-    size, columns = left.shape[-1] // groups, right.shape[-1] // groups
-    shifted = right.as_strided(
-        [groups, *lags, columns, right.shape[0], *counts],
-        [
-            channel * columns,
-            *(s * r.spacing for s, r in zip(strides, regions, strict=True)),
-            channel,
-            rows,
-            *(s * r.step for s, r in zip(strides, regions, strict=True)),
-        ],
-        right.storage_offset(),
-    )
-    terms = len(left) * prod(counts)
-    # terms first in memory, as they come
-    order = [len(lags) + 2, *range(len(lags) + 3, shifted.dim()), *range(len(lags) + 2)]
-    shifted = shifted.permute(order).reshape(terms, groups, -1)
-    left = left.reshape(terms, groups, size)
-    value = multiply(left.permute(1, 2, 0), shifted.permute(1, 2, 0))
-    return value.view(groups, size, *lags, columns).movedim(-1, 2)
-
-
-def _native(
-    left: Tensor, right: Tensor, regions: Sequence[Region], groups: int
-) -> Tensor:
-    """Sums over a box by the native kernel."""
-    geometry = (
-        [region.lags for region in regions],
-        [region.step for region in regions],
-        [region.spacing for region in regions],
-        groups,
-    )
-    left, right = left.movedim(-1, 1), right.contiguous().movedim(-1, 1)
-    rows, columns = left.shape[1], right.shape[1] // groups
-    entry = columns * prod(geometry[0]) * left.element_size()
-    parts = ceil(rows * entry / _PART_BYTES) if groups == 1 else 1
-    if parts == 1:
-        sums = weight_gradient(right, left, *geometry)
-    else:
-        sums = left.new_empty(rows, *geometry[0], columns).movedim(-1, 1)
-        for part, out in zip(
-            left.chunk(parts, dim=1), sums.chunk(parts, dim=0), strict=True
-        ):
-            out.copy_(weight_gradient(right, part, *geometry))
-    return sums.unflatten(0, (groups, -1))
-
-
-def select(tensor: Tensor, index: Sequence[int]) -> Tensor:
-    """One position of each of the last dimensions, in a single call."""
-    lead = tensor.dim() - len(index)
-    shape, stride = tensor.shape, tensor.stride()
-    offset = sum(at * step for at, step in zip(index, stride[lead:], strict=True))
-    return tensor.as_strided(
-        shape[:lead], stride[:lead], tensor.storage_offset() + offset
-    )
-
-
-def weight_gradient(
-    x: Tensor,
-    g: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """Native weight gradient without padding: ``[C_out, C_in / G, K...]``."""
-    shape = (g.shape[1], x.shape[1] // groups, *kernel)
-    # torch asks for a weight but reads its shape only
-    weight = x.new_empty(1).expand(shape)
-    zeros = [0] * len(kernel)
-    _, result, _ = torch.ops.aten.convolution_backward(
-        g,
-        x,
-        weight,
-        None,
-        list(stride),
-        zeros,
-        list(dilation),
-        False,
-        zeros,
-        groups,
-        [False, True, False],
-    )
-    return result

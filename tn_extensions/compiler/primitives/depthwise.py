@@ -24,6 +24,7 @@ from tn_extensions.compiler.constant import Constant
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.lags import positive_lags
+from tn_extensions.compiler.native import MOST_DIMS, depthwise_convolution
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import view
@@ -35,15 +36,13 @@ _CHUNK_BYTES = 2**20
 _TERMS = 1024
 """Terms that the native kernel adds up one by one, so that sums stay accurate."""
 
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
 
 def depthwise(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     """Correlate each channel with itself along all dimensions."""
     half = Half.of(network)
     if half is None or half.patterns or 0 in half.sizes.values():
         return
-    if len(half.dims) not in _CONVOLUTIONS or any(d.free is None for d in half.dims):
+    if not 1 <= len(half.dims) <= MOST_DIMS or any(d.free is None for d in half.dims):
         return
     if prod(half.sizes[index] for index in half.unpaired_columns) != 1:
         return
@@ -141,15 +140,13 @@ def _correlate(x: Tensor, box: Sequence[Region]) -> Tensor:
         right = right.narrow(axis, inside.start, len(inside))
         padding = [inside.start - read.start, read.stop - inside.stop, *padding]
     right = F.pad(right, padding) if any(padding) else right
-    convolve = _CONVOLUTIONS[len(box)]
-    sums = convolve(
-        right.reshape(1, rows * groups, *right.shape[2:]),
-        left.reshape(rows * groups, 1, *left.shape[2:]),
+    sums = depthwise_convolution(
+        right.reshape(rows * groups, *right.shape[2:]),
+        left.reshape(rows * groups, *left.shape[2:]),
         stride=[region.spacing for region in box],
         dilation=[region.step for region in box],
-        groups=rows * groups,
     )
-    return sums.view(rows, groups, *sums.shape[2:])
+    return sums.view(rows, groups, *sums.shape[1:])
 
 
 def _positions(half: Half, grids: Sequence[BoxGrid]) -> NDArray[np.float64]:
@@ -163,7 +160,9 @@ def _positions(half: Half, grids: Sequence[BoxGrid]) -> NDArray[np.float64]:
         for key, box in grid.boxes.items():
             block = np.zeros([*(region.lags for region in box), *sizes, *sizes])
             segments = zip(grid.segments, key, strict=True)
-            for members in product(*(found[number].members for found, number in segments)):
+            for members in product(
+                *(found[number].members for found, number in segments)
+            ):
                 first = [
                     region.within(member).start
                     for region, member in zip(box, members, strict=True)

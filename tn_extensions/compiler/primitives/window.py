@@ -114,7 +114,7 @@ def _lower(
     summed = [j for j in operand.indices if j not in (*kept, *reads)]
     order = (*kept, *summed, *reads)
     factors = _factors(trailing)
-    constants = [Constant(partial(np.ascontiguousarray, f.T)) for f in factors]
+    constants = [Constant(partial(np.asarray, factor)) for factor in factors]
     sizes, name = network.sizes, operand.name
     free = [dim.free for dim in dims if dim.free is not None]
     present = [*kept, *free]
@@ -158,10 +158,10 @@ def _multiply(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     if not factors:
         return x
     if len(factors) == 1:
-        return x.flatten(1) @ factors[0]
-    x = x @ factors[-1]
+        return x.flatten(1) @ factors[0].mT
+    x = x @ factors[-1].mT
     for axis, factor in reversed(list(enumerate(factors[:-1], start=1))):
-        x = factor.mT @ x.flatten(axis + 1)
+        x = factor @ x.flatten(axis + 1)
     return x
 
 
@@ -211,8 +211,11 @@ def _estimate(
         inner = prod(sizes)
         touched = outer * inner * (dim.size + 3 * len(dim.ranges))
         run = inner if inner > 1 else dim.size
-        cost = cost + rates.move(touched / 2, itemsize, run)
+        # a copy would read and write, a sum reads
+        cost = cost + rates.move(touched / 4, itemsize, run)
         cost = cost + Cost(calls=4, seconds=2 * rates.call)
+        if inner == 1:  # sums of short rows, one by one
+            cost = cost + Cost(seconds=outer * len(dim.ranges) * rates.call / 120)
         outer *= len(dim.ranges)
         steps.append(f"sum windows of {dim.read}: common rows, then borders")
     if len(factors) == 1:
@@ -232,7 +235,7 @@ def _estimate(
 
 def _skinny(rows: int, inner: int, columns: int, target: Target) -> Cost:
     """Product with a matrix of few columns: one read, the slower the more they are."""
-    cost = target.rates.product(rows, columns, inner, itemsize=target.itemsize)
     moved = target.itemsize * rows * inner
-    seconds = max(cost.seconds, (1 + columns / 6) * moved / target.rates.copy)
-    return Cost(cost.flops, moved, 1, 0, seconds)
+    read = moved * (1 + columns / 10) / target.rates.cached_copy
+    overhead = (1 + rows / 1500) * target.rates.call
+    return Cost(float(rows) * inner * columns, moved, 1, 0, read + overhead)

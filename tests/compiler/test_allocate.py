@@ -1,0 +1,47 @@
+"""Large results are ordinary tensors, wherever their memory comes from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tn_extensions.compiler import allocate
+
+
+@pytest.mark.parametrize("size", [0, 3, 2**22])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("supported", [True, False])
+def test_empty(
+    size: int, dtype: torch.dtype, supported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allocate, "_ALWAYS_FRESH", 2**23)
+    if not supported:
+        monkeypatch.setattr(allocate, "_madvise", lambda: None)
+    like = torch.ones(2, dtype=dtype)
+    result = allocate.empty((size, 1), like)
+    assert result.shape == (size, 1) and result.dtype == dtype
+    assert result.is_contiguous() and result.device == like.device
+    result.fill_(2.0)
+    assert result.sum() == 2 * size
+
+
+def test_only_large_tensors_on_cpu_ask_for_huge_pages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def advise(begin: int, length: int, _: int) -> int:
+        asked.append((begin, length))
+        return 0
+
+    monkeypatch.setattr(allocate, "_madvise", lambda: advise)
+    like = torch.ones(2)
+    allocate.empty((1000,), like)
+    allocate.empty((2**26,), like.to("meta"))
+    assert not asked
+    tensor = allocate.empty((2**24,), like)
+    ((begin, length),) = asked
+    assert begin % 2**21 == length % 2**21 == 0
+    assert tensor.data_ptr() <= begin
+    assert begin + length <= tensor.data_ptr() + 2**26
+    assert length >= 2**26 - 2**22

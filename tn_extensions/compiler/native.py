@@ -1,0 +1,80 @@
+"""Torch's own kernels of convolutions, as sums over positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {
+    1: F.conv1d,
+    2: F.conv2d,
+    3: F.conv3d,
+}
+MOST_DIMS = max(_CONVOLUTIONS)
+"""Spatial dimensions up to which torch has kernels."""
+
+
+def weight_gradient(
+    x: Tensor,
+    g: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Weight gradient of a convolution without padding: ``[C_out, C_in / G, K...]``."""
+    shape = (g.shape[1], x.shape[1] // groups, *kernel)
+    # torch asks for a weight but reads its shape only
+    weight = x.new_empty(1).expand(shape)
+    zeros = [0] * len(kernel)
+    with _as_exact_as_products(x):
+        _, result, _ = torch.ops.aten.convolution_backward(
+            g,
+            x,
+            weight,
+            None,
+            list(stride),
+            zeros,
+            list(dilation),
+            False,
+            zeros,
+            groups,
+            [False, True, False],
+        )
+    return result
+
+
+def depthwise_convolution(
+    x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Convolve each channel ``[C, I...]`` with its own kernel ``[C, K...]``."""
+    convolve = _CONVOLUTIONS[len(stride)]
+    with _as_exact_as_products(x):
+        result = convolve(
+            x[None],
+            weight[:, None],
+            stride=list(stride),
+            dilation=list(dilation),
+            groups=len(x),
+        )
+    return result[0]
+
+
+@contextmanager
+def _as_exact_as_products(x: Tensor) -> Iterator[None]:
+    """On CUDA, convolutions may round their inputs where matrix products do not."""
+    if not x.is_cuda:
+        yield
+        return
+    rounds = torch.backends.cuda.matmul.allow_tf32
+    with torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled,
+        benchmark=torch.backends.cudnn.benchmark,
+        deterministic=torch.backends.cudnn.deterministic,
+        allow_tf32=rounds,
+    ):
+        yield
