@@ -1,7 +1,7 @@
 """Curvature of convolutions as tensor networks, for BackPACK and curvlinops."""
 
 from tn_extensions import functional, quantities
-from tn_extensions.compiler import memory_budget
+from tn_extensions.compiler import calibrate, memory_budget
 from tn_extensions.conv import Conv, ConvDim
 from tn_extensions.network import TensorNetwork
 
@@ -11,6 +11,7 @@ __all__ = [
     "Conv",
     "ConvDim",
     "TensorNetwork",
+    "calibrate",
     "functional",
     "memory_budget",
     "quantities",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,10 @@ class Cost:
 
 
 _NARROW, _LONG = 100, 8192
-"""Sides below which short products are slow; see :mod:`.product` for why."""
+"""Rows or columns, and terms, below which products are slow.
+
+See :mod:`~tn_extensions.compiler.product` for why.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class Rates:
 
     Args:
         gemm: Large matrix products.
-        narrow: Products of few rows or columns and few terms.
+        narrow: Products of few rows or columns and few terms, or not contiguous.
         batched: Batches of small matrix products.
         correlate: Native weight gradients of convolutions, many channels.
         correlate_depthwise: The same, one channel per group.
@@ -98,18 +102,22 @@ class Rates:
         """Cost of a (batched) matrix product, of contiguous operands or of views."""
         flops = float(batch) * rows * columns * inner
         moved = itemsize * batch * (rows * inner + inner * columns + rows * columns)
-        rate, half = self.gemm, self.half_size
+        rate = self.gemm
         if batch > 1:
-            rate, half = self.batched, self.batched_half_size
-        elif min(rows, columns) < _NARROW and not (contiguous and inner >= _LONG):
-            rate = self.narrow
-        share = 1.0
-        for side in (rows, columns, inner):
-            share *= side / (side + half)
+            rate = self.batched
+        elif not (contiguous and inner >= _LONG):
+            wide = max(1.0, min(rows, columns) / _NARROW)
+            rate = min(rate, self.narrow * wide**0.8)
+        share = self.share(rows, columns, inner, batched=batch > 1)
         # batches are small products, one after the other
         copy = self.copy if moved > self.cache and batch == 1 else self.cached_copy
         seconds = max(flops / (rate * max(share, 1e-3)), moved / copy)
         return Cost(flops, moved, 1, 0, seconds + self.call)
+
+    def share(self, *sides: int, batched: bool = False) -> float:
+        """The share of its rate that a product of these sides reaches."""
+        half = self.batched_half_size if batched else self.half_size
+        return prod(side / (side + half) for side in sides)
 
     def move(self, elements: float, itemsize: int = 4, run: float = 64) -> Cost:
         """Cost of a copy whose contiguous runs have ``run`` elements."""
@@ -119,7 +127,7 @@ class Rates:
         return Cost(0, moved, 1, 0, seconds + self.call)
 
 
-RATES: dict[str, Rates] = {
+FITTED: dict[str, Rates] = {
     "cpu": Rates(
         gemm=2.2e11,
         narrow=1e11,
@@ -151,7 +159,10 @@ RATES: dict[str, Rates] = {
         batched_half_size=32.0,
     ),
 }
-"""Constants by device type; others are priced as a CPU."""
+"""Constants by device type, fitted to the times of whole plans."""
+
+RATES = dict(FITTED)
+"""The constants in force; other device types are priced as a CPU."""
 
 
 def rates(device_type: str) -> Rates:

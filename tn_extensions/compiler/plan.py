@@ -127,6 +127,11 @@ def plan(
     return _plan(network, dtype.itemsize, device, current_budget())
 
 
+def forget_plans() -> None:
+    """Plan anew from now on, since the constants have changed."""
+    _plan.cache_clear()
+
+
 @lru_cache(maxsize=4096)
 def _plan(network: TensorNetwork, itemsize: int, device: str, budget: int) -> Plan:
     target = Target(rates(device), itemsize, budget)
