@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
+
+from tn_extensions.compiler.cost import FITTED, RATES
+from tn_extensions.compiler.plan import forget_plans
 
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci")
@@ -17,3 +22,13 @@ torch.set_num_threads(1)
 def seeded() -> None:
     """Seed torch, so that a test does not depend on those before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def uncalibrated() -> Iterator[None]:
+    """Let no test plan with what another one has measured."""
+    yield
+    if RATES != FITTED:
+        RATES.clear()
+        RATES.update(FITTED)
+        forget_plans()

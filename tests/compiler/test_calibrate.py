@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import fields
 
 import pytest
@@ -12,17 +11,7 @@ from torch.testing import assert_close
 from tests.messages import assert_in_form
 from tests.strategies import noise_tensor
 from tn_extensions import Conv, calibrate, functional
-from tn_extensions.compiler.cost import FITTED, RATES, rates
-from tn_extensions.compiler.plan import forget_plans
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    """Leave the constants as they were."""
-    yield
-    RATES.clear()
-    RATES.update(FITTED)
-    forget_plans()
+from tn_extensions.compiler.cost import RATES, rates
 
 
 def test_measures_all_rates_and_plans_anew() -> None:
@@ -53,6 +42,12 @@ def test_devices_that_are_not_there(device: str) -> None:
         calibrate(device)
     assert_in_form(error.value, "calibrate", "device")
     assert before == RATES
+
+
+def test_kind_of_device() -> None:
+    with pytest.raises(TypeError) as error:
+        calibrate(0)  # type: ignore[arg-type]
+    assert_in_form(error.value, "calibrate", "device")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

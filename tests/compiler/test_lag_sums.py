@@ -46,7 +46,9 @@ def test_sums_of_a_box(
     x = noise_tensor((2, *sizes, 6 * groups))
     own = [slice(r.own.start, r.own.stop, r.step) for r in box]
     reads = [slice(r.read.start - r.lag, r.read.stop - r.lag) for r in box]
-    result = sum_box(x[(slice(None), *own)], x[(slice(None), *reads)], box, groups)
+    thin = is_thin(box)
+    parts = x[(slice(None), *own)], x[(slice(None), *reads)]
+    result = sum_box(*parts, box, groups, thin)
     assert result.shape == (groups, 6, 6, *(region.lags for region in box))
     for lags in torch.cartesian_prod(*(torch.arange(r.lags) for r in box)).view(
         -1, len(box)

@@ -27,7 +27,9 @@ from tests.strategies import BATCHES, convs, examples, noise_tensor
 from tn_extensions import Conv, TensorNetwork, functional, memory_budget, quantities
 from tn_extensions.compiler import Plan, plan
 from tn_extensions.compiler.budget import current_budget
+from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.plan import _ways
+from tn_extensions.compiler.primitives.base import Lowering
 from tn_extensions.network import simplify
 
 # the package's attribute of this name is the function
@@ -97,10 +99,28 @@ def test_summary_is_a_line() -> None:
 
 def test_the_cheapest_way_is_chosen() -> None:
     chosen = factor_plan()
-    costs = [other.cost.seconds for other in chosen.rejected]
-    assert costs == sorted(costs)
-    assert chosen.cost.seconds <= costs[0]
+
+    def key(way: Lowering) -> float:
+        held = way.cost.peak * chosen.target.itemsize
+        return way.cost.seconds + held / module._FIRST_TOUCH
+
+    ways = [chosen.lowering, *chosen.rejected]
+    assert [key(way) for way in ways] == sorted(map(key, ways))
     assert chosen.cost is chosen.lowering.cost
+
+
+def test_of_ways_about_as_fast_the_leaner_one_is_chosen() -> None:
+    target = factor_plan().target
+
+    def way(seconds: float, peak: int) -> Lowering:
+        cost = Cost(seconds=seconds, peak=peak)
+        return Lowering("some", (), cost, lambda tensors, sink: None)
+
+    order = module._preference(target)
+    assert order(way(1e-3, 10**3)) < order(way(0.99e-3, 10**6))
+    assert order(way(1e-3, 10**3)) > order(way(0.5e-3, 10**6))
+    # what does not fit comes last, however fast
+    assert order(way(1.0, 10)) < order(way(1e-6, 2 * target.budget))
 
 
 def test_plans_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:

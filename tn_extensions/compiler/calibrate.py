@@ -32,9 +32,9 @@ _REFERENCE: dict[str, dict[str, float]] = {
 }
 """What was measured where the constants of the cost model were fitted.
 
-Those hold for whole plans, whose steps find the caches cold and are called from Python;
-a single task in a loop is faster. How much faster one machine is than another does
-carry over.
+The fitted constants hold for whole plans, whose steps find the caches cold and are
+called from Python; a single task in a loop is faster. How much faster one machine is
+than another does carry over.
 """
 
 
@@ -52,17 +52,21 @@ def calibrate(device: str | torch.device = "cpu") -> Rates:
         The new constants.
 
     Raises:
+        TypeError: If ``device`` is of the wrong kind.
         ValueError: If there is no such device.
     """
+    if not isinstance(device, str | torch.device):
+        rule, kind = "be a str or a torch.device", type(device).__name__
+        raise TypeError(describe("calibrate", "device", rule, kind))
     try:
         chosen = torch.device(device)
         torch.ones(1, device=chosen).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as reason:
         rule = "be a device of this machine"
-        value = f"{str(device)!r} ({str(reason).splitlines()[0]})"
+        value = f"{str(device)!r} ({str(reason).partition(chr(10))[0]})"
         raise ValueError(describe("calibrate", "device", rule, value)) from None
     old = rates(chosen.type)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(chosen.type, enabled=False):
         measured = _measure(chosen, old)
     reference = _REFERENCE.get(chosen.type, {})
     for name, speed in reference.items():
@@ -77,32 +81,33 @@ def _measure(device: torch.device, old: Rates) -> dict[str, float]:
     # hosts are slow on small tasks, accelerators would idle
     scale = 1 if device.type == "cpu" else 4
 
-    def random(*shape: int) -> Tensor:
-        return torch.rand(shape, device=device)
+    def ones(*shape: int) -> Tensor:
+        return torch.ones(shape, dtype=torch.float32, device=device)
 
     def seconds(run: Callable[[], object]) -> float:
         return _seconds(run, device)
 
-    one = random(1)
+    one = ones(1)
     call = seconds(lambda: one + one)
 
     def rate(run: Callable[[], object], amount: float) -> float:
         return amount / max(seconds(run) - call, call / 10)
 
     side = 512 * scale
-    square, thin = random(side, side), random(24, 4096)
-    batch = random(256 * scale, 9, 1024)
-    images = random(8 * scale, 30, 32, 64).permute(0, 3, 1, 2)
+    square, thin = ones(side, side), ones(24, 4096)
+    batch = ones(256 * scale, 9, 1024)
+    images = ones(8 * scale, 30, 32, 64).permute(0, 3, 1, 2)
     inner = images[:, :, :28, 2:30]
-    channels = random(64 * scale, 28, 28)
-    large, small = random(2, 2**24), random(2, 2**18)
-    strided = random(2**10, 2**10)
-    one_each = random(8, 64 * scale, 30, 32)
+    channels = ones(64 * scale, 28, 28)
+    large, small = ones(2, 2**24), ones(2, 2**18)
+    strided = ones(2**10, 2**10)
+    one_each = ones(8, 64 * scale, 30, 32)
     return {
-        "gemm": rate(lambda: multiply(square, square), side**3) / old.share(side),
-        "narrow": rate(lambda: thin @ thin.mT, 24**2 * 4096) / old.share(24, 24),
+        "gemm": rate(lambda: multiply(square, square), side**3)
+        / old.share(side, side, side),
+        "narrow": rate(lambda: thin @ thin.mT, 24**2 * 4096) / old.share(24, 24, 4096),
         "batched": rate(lambda: batch @ batch.mT, batch.numel() * 9)
-        / old.share(9, 9, batched=True),
+        / old.share(9, 9, 1024, batched=True),
         "correlate": rate(
             lambda: weight_gradient(images, inner, (3, 5), (1, 1), (1, 1), 1),
             15.0 * 64 * inner.numel(),
@@ -149,5 +154,5 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

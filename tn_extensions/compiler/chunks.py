@@ -39,7 +39,12 @@ class Chunks:
         indices: tuple[str, ...],
         kept: bool = False,
     ) -> Chunks:
-        """Cut the first axis of the operand whose slowest index is among some."""
+        """Cut the first axis of the operand whose slowest index is among some.
+
+        What is kept has to be the only index of the result's first axis.
+        """
+        if kept and len(indices) != 1:
+            return cls(operand.name)
         for number, axis in enumerate(operand.axes):
             position = axis.position
             if not position.terms or position.start:
@@ -61,8 +66,10 @@ class Chunks:
             axes[self.axis] = Axis(axes[self.axis].position, count * self.unit)
             return replace(operand, axes=tuple(axes))
 
-        old = [operand for operand in network.operands if operand.name == self.name]
-        nodes = [cut(node) if node in old else node for node in network.nodes]
+        nodes = [
+            cut(node) if isinstance(node, Operand) and node.name == self.name else node
+            for node in network.nodes
+        ]
         sizes = {**network.sizes, self.index: count}
         return TensorNetwork(nodes, network.output, sizes)
 

@@ -15,7 +15,7 @@ class Cost:
         bytes: Bytes moved from and to memory.
         calls: Kernel launches.
         peak: Largest number of elements held beyond inputs and output.
-        seconds: Estimated time; set by :meth:`Rates.price`.
+        seconds: Estimated time.
     """
 
     flops: float = 0.0
@@ -49,7 +49,7 @@ class Cost:
         return replace(self, peak=elements)
 
 
-_NARROW, _LONG = 100, 8192
+_NARROW, LONG = 100, 8192
 """Rows or columns, and terms, below which products are slow.
 
 See :mod:`~tn_extensions.compiler.product` for why.
@@ -105,7 +105,7 @@ class Rates:
         rate = self.gemm
         if batch > 1:
             rate = self.batched
-        elif not (contiguous and inner >= _LONG):
+        elif not (contiguous and inner >= LONG):
             wide = max(1.0, min(rows, columns) / _NARROW)
             rate = min(rate, self.narrow * wide**0.8)
         share = self.share(rows, columns, inner, batched=batch > 1)

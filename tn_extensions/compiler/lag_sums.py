@@ -17,9 +17,10 @@ from tn_extensions.compiler.product import multiply
 
 _TERMS = 4096
 _LINES = 64
-"""Terms, and lines of them, that the native kernel adds up at a time.
+"""Terms, and lines of them, that the native kernel should add up at a time.
 
-It adds up lines one by one, so long sums lose digits.
+It adds up lines one by one, so long sums lose digits. A single sample may have twice as
+many lines.
 """
 
 _PART_BYTES = 3 * 2**19
@@ -35,22 +36,35 @@ def is_thin(regions: Sequence[Region]) -> bool:
 
 
 def pieces(box: Sequence[Region], rows: int) -> list[tuple[slice, list[Region]]]:
-    """Parts of some rows, and of the first region, that are short enough to sum."""
-    first, *others = box
-    if is_thin(box):
-        return [(slice(0, rows), list(box))]
-    area, lines = prod(r.count for r in box), prod(r.count for r in box[:-1])
-    cuts = max(ceil(area / _TERMS), ceil(lines / (2 * _LINES)))
-    size = ceil(first.count / cuts)
-    count = max(1, min(_TERMS // area, _LINES // lines))
+    """Parts of some rows, and of a box, that are short enough for the native kernel."""
+    parts = [list(box)]
+    for axis, region in enumerate(box):
+        cuts = ceil(max(_area(parts[0]) / _TERMS, _lines(parts[0]) / (2 * _LINES)))
+        size = max(_THIN, ceil(region.count / cuts))
+        parts = [
+            [*part[:axis], region.part(begin, size), *part[axis + 1 :]]
+            for part in parts
+            for begin in range(0, region.count, size)
+        ]
+    count = max(1, min(_TERMS // _area(parts[0]), _LINES // _lines(parts[0])))
     return [
-        (slice(start, start + count), [first.part(begin, size), *others])
+        (slice(start, start + count), part)
         for start in range(0, rows, count)
-        for begin in range(0, first.count, size)
+        for part in parts
     ]
 
 
-def sum_box(left: Tensor, right: Tensor, box: Sequence[Region], groups: int) -> Tensor:
+def _area(box: Sequence[Region]) -> int:
+    return prod(region.count for region in box)
+
+
+def _lines(box: Sequence[Region]) -> int:
+    return _area(box[:-1])
+
+
+def sum_box(
+    left: Tensor, right: Tensor, box: Sequence[Region], groups: int, thin: bool
+) -> Tensor:
     """Sums over a box, ``[G, C, C', lags...]``.
 
     Args:
@@ -59,8 +73,9 @@ def sum_box(left: Tensor, right: Tensor, box: Sequence[Region], groups: int) -> 
             ``[rows, reads..., G * C']``.
         box: The region of each dimension.
         groups: Number ``G`` of groups of channels that do not meet.
+        thin: Whether to unfold the lags, see :func:`is_thin`.
     """
-    evaluate = _product if is_thin(box) else _native
+    evaluate = _product if thin else _native
     return evaluate(left, right, box, groups)
 
 

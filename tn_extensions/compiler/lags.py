@@ -124,7 +124,7 @@ Lags = Literal["zero", "positive", "nonzero", "not negative", "all"]
 def lag_groups(
     progressions: Sequence[Progression], size: int, lags: Lags
 ) -> tuple[LagGroup, ...]:
-    """Group the values that read anything by residue and phase.
+    """Group by residue and phase the values that read anything, with their partners.
 
     Args:
         progressions: What each value of the free index reads.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ def weight_gradient(
     # torch asks for a weight but reads its shape only
     weight = x.new_empty(1).expand(shape)
     zeros = [0] * len(kernel)
-    with _as_exact_as_products(x):
+    with _exact(x):
         _, result, _ = torch.ops.aten.convolution_backward(
             g,
             x,
@@ -53,7 +54,7 @@ def depthwise_convolution(
 ) -> Tensor:
     """Convolve each channel ``[C, I...]`` with its own kernel ``[C, K...]``."""
     convolve = _CONVOLUTIONS[len(stride)]
-    with _as_exact_as_products(x):
+    with _exact(x):
         result = convolve(
             x[None],
             weight[:, None],
@@ -65,16 +66,16 @@ def depthwise_convolution(
 
 
 @contextmanager
-def _as_exact_as_products(x: Tensor) -> Iterator[None]:
-    """On CUDA, convolutions may round their inputs where matrix products do not."""
+def _exact(x: Tensor) -> Iterator[None]:
+    """On CUDA, keep convolutions from rounding their inputs to 10 bits."""
     if not x.is_cuda:
         yield
         return
-    rounds = torch.backends.cuda.matmul.allow_tf32
-    with torch.backends.cudnn.flags(
-        enabled=torch.backends.cudnn.enabled,
-        benchmark=torch.backends.cudnn.benchmark,
-        deterministic=torch.backends.cudnn.deterministic,
-        allow_tf32=rounds,
-    ):
+    cudnn: Any = torch.backends.cudnn
+    convolutions = cudnn.conv
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
         yield
+    finally:
+        convolutions.fp32_precision = before

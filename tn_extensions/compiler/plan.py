@@ -140,10 +140,17 @@ def _plan(network: TensorNetwork, itemsize: int, device: str, budget: int) -> Pl
     return Plan(network, trace, ways[0], tuple(ways[1:]), target)
 
 
+_FIRST_TOUCH = 4e10
+"""Bytes per second at which held memory becomes usable, fresh or not, on average."""
+
+
 def _preference(target: Target) -> Callable[[Lowering], tuple[float, float]]:
+    """What fits the budget, then what is fast and, at about one speed, lean."""
+
     def key(lowering: Lowering) -> tuple[float, float]:
         held = lowering.cost.peak * target.itemsize
-        return max(held - target.budget, 0), lowering.cost.seconds
+        seconds = lowering.cost.seconds + held / _FIRST_TOUCH
+        return max(held - target.budget, 0), seconds
 
     return key
 

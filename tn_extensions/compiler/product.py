@@ -1,7 +1,8 @@
 """Matrix products by the faster of the libraries that torch ships.
 
 On CPUs that MKL does not favour, oneDNN's products are about twice as fast in float32,
-but they sum terms one by one and want contiguous operands: hence the pieces.
+but they sum terms one by one (unless there are many), and want contiguous operands:
+hence the pieces.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.cost import LONG
+
 PIECE = 448
 """Terms that are summed at a time, so that float32 sums stay accurate."""
-
-_LONG = 8192
-"""Terms from which on oneDNN cuts sums itself."""
 
 _SMALL = 2**19
 """Multiply-adds below which the overhead of a call decides."""
@@ -65,7 +65,7 @@ def uses_onednn(left: Tensor, right: Tensor) -> bool:
 
 def _piece_size(left: Tensor) -> int:
     terms = left.shape[1]
-    return terms if terms >= _LONG else ceil(terms / max(1, ceil(terms / PIECE)))
+    return terms if terms >= LONG else ceil(terms / max(1, ceil(terms / PIECE)))
 
 
 def _onednn(left: Tensor, right: Tensor) -> Tensor:

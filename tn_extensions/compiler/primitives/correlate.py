@@ -2,10 +2,9 @@
 
 The lag sums of an input with itself are the weight gradient of a convolution of that
 input whose output gradient is the input again, with a kernel as wide as there are lags.
-Lags of different sign are summed apart: one half of them mirrors the other, and at lags
-other than zero the windows of all kernel positions mostly coincide. Where they don't,
-their ends cut them into segments; the sums over boxes of segments are added, never
-subtracted, so that nothing cancels.
+One half of the lags mirrors the other. Where the windows of the kernel positions
+differ, their ends cut them into segments; the sums over boxes of segments are added,
+never subtracted, so that nothing cancels.
 """
 
 from __future__ import annotations
@@ -35,8 +34,11 @@ _BLOCK_BYTES = 24 * 2**20
 _CHUNK_BYTES = 4 * 2**20
 """Copies of the operand that are held at a time, likewise."""
 
-_VECTOR = 16
-"""Channels that the native kernel works on at a time."""
+_VECTOR, _FEW, _UNALIGNED = 16, 4, 3
+"""Channels that the native kernel works on at a time, and below which it is depthwise.
+
+Groups that are no multiple of a vector take so many times as long as they would alone.
+"""
 
 
 def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
@@ -58,8 +60,8 @@ def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     chunks = ceil(work.total / work.chunk)
     steps = (
         f"in {chunks} chunk(s) of {work.chunk}: copy x to {work.shape}, channels last",
-        f"{sum(len(g.boxes) for g in work.grids)} native weight gradients for half "
-        f"of the lags, in blocks of {work.block} rows",
+        f"{sum(len(g.boxes) for g in work.grids)} boxes, half of the lags, by native "
+        f"weight gradients (borders by products), in blocks of {work.block} rows",
         "add up the boxes of each kernel position, scatter lags to kernel positions",
     )
     yield Lowering("correlate", steps, work.cost(), run)
@@ -103,16 +105,27 @@ class Correlation:
         self.blocked = self.groups
         if self.groups == 1 and len(half.unpaired_columns) == 1:
             self.blocked = self.channels
-        taps = [
-            prod(r.lags for r in box) for g in self.grids for box in g.boxes.values()
-        ]
-        entries = self.groups * self.channels**2
-        one = entries * (sum(taps) + 2 * max(taps, default=0)) / self.blocked
+        boxes = [box for grid in self.grids for box in grid.boxes.values()]
+        lags = max((prod(region.lags for region in box) for box in boxes), default=0)
+        # sums over boxes, those of one box anew, and half of the pairs of positions
+        positions = prod(len(dim.progressions) for dim in half.dims)
+        held = number_of_sums(self.grids) + 2 * lags + positions**2 // 2
+        one = self.groups * self.channels**2 * held / self.blocked
         limit = min(_BLOCK_BYTES, target.budget // 2) // target.itemsize
         wanted = min(self.blocked, max(16, int(limit / max(one, 1))))
         self.block = ceil(self.blocked / ceil(self.blocked / wanted))
-        # copies of boxes are as large as the chunk at most
-        self.held = ceil(one * self.block) + 3 * prod(self.shape)
+        # copies of large boxes, or borders with their lags unfolded
+        unfolded = max(
+            (
+                prod(region.lags * region.count for region in box)
+                for box in boxes
+                if is_thin(box)
+            ),
+            default=0,
+        )
+        unfolded *= self.shape[0] * self.shape[-1]
+        self.held = ceil(one * self.block)
+        self.held += prod(self.shape) + max(2 * prod(self.shape), unfolded)
 
     def cost(self) -> Cost:
         """Estimate."""
@@ -124,7 +137,9 @@ class Correlation:
         pairs = self.groups * self.channels**2
         for grid in self.grids:
             for box in grid.boxes.values():
-                calls = repeats * len(pieces(box, self.shape[0]))
+                calls = repeats
+                if not is_thin(box):
+                    calls *= len(pieces(box, self.shape[0]))
                 one = self._cost_of_box(box, repeats)
                 sums = prod(region.lags for region in box) * pairs / blocks
                 added = rates.move(sums, itemsize).times(calls)
@@ -141,18 +156,19 @@ class Correlation:
         lags = prod(region.lags for region in box)
         terms = self.rows * prod(region.count for region in box)
         if is_thin(box):
-            rows = ceil(self.channels * self.block / self.blocked)
-            rows = self.channels if self.groups > 1 else rows
+            groups = self.block if self.groups > 1 else 1
+            rows = self.channels if self.groups > 1 else self.block
+            rows = self.channels if self.blocked == 1 else rows
             terms = ceil(terms * self.chunk / self.total)
-            unfolded = rates.move(self.channels * self.groups * lags * terms, itemsize)
             columns = self.channels * lags
-            one = rates.product(rows, columns, terms, self.groups, itemsize)
+            unfolded = rates.move(columns * groups * terms, itemsize)
+            one = rates.product(rows, columns, terms, groups, itemsize)
             return (unfolded + one).times(repeats)
-        depthwise = self.channels < _VECTOR // 4
+        depthwise = self.channels < _FEW
         filled = self.channels / (_VECTOR * ceil(self.channels / _VECTOR))
         rate = rates.correlate_depthwise if depthwise else rates.correlate * filled
         if self.groups > 1 and not depthwise and filled < 1:
-            rate /= 3
+            rate /= _UNALIGNED
         flops = float(self.groups * self.channels**2) * lags * terms
         return Cost(flops, 0, repeats, 0, flops / rate)
 
@@ -191,9 +207,14 @@ class Correlation:
         for padded in self._chunks(tensor):
             for grid, sums in zip(self.grids, result, strict=True):
                 for key, box in grid.boxes.items():
-                    for rows, regions in pieces(box, len(padded)):
-                        part = self._box(padded[rows], regions, left, right, groups)
-                        sums[key] = sums[key].add_(part) if key in sums else part
+                    thin = is_thin(box)
+                    parts = [(slice(None), box)] if thin else pieces(box, len(padded))
+                    for rows, part in parts:
+                        own, read = self._cut(padded[rows], part)
+                        value = sum_box(
+                            own[..., left], read[..., right], part, groups, thin
+                        )
+                        sums[key] = sums[key].add_(value) if key in sums else value
         return result
 
     def _chunks(self, tensor: Tensor) -> Iterator[Tensor]:
@@ -216,23 +237,15 @@ class Correlation:
             target.copy_(unfolded.reshape(target.shape))
             yield padded
 
-    def _box(
-        self,
-        padded: Tensor,
-        regions: Sequence[Region],
-        left: slice,
-        right: slice,
-        groups: int,
-    ) -> Tensor:
-        """Sums over a box, ``[G, rows, rows', lags...]``."""
+    def _cut(self, padded: Tensor, box: Sequence[Region]) -> tuple[Tensor, Tensor]:
+        """The positions of a box, and all that their lags lead to."""
         own: list[slice] = [slice(None)]
         read: list[slice] = [slice(None)]
-        for region, (low, _) in zip(regions, self.padding, strict=True):
-            own.append(
-                slice(region.own.start + low, region.own.stop + low, region.step)
-            )
+        for region, (low, _) in zip(box, self.padding, strict=True):
+            stop = region.own.stop + low
+            own.append(slice(region.own.start + low, stop, region.step))
             read.append(slice(region.read.start + low, region.read.stop + low))
-        return sum_box(padded[(*own, left)], padded[(*read, right)], regions, groups)
+        return padded[tuple(own)], padded[tuple(read)]
 
     def _view(self, out: Tensor) -> Tensor:
         """The result as ``[G, rest..., rest'..., k1, k2, ..., k1', k2', ...]``."""

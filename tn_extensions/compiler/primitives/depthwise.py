@@ -8,10 +8,11 @@ Positions are cut into boxes as in :mod:`~tn_extensions.compiler.primitives.corr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import product
 from math import ceil, prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +20,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tn_extensions.compiler.boxes import BoxGrid, Region, number_of_sums
+from tn_extensions.compiler.boxes import Region
 from tn_extensions.compiler.constant import Constant
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.half import Half
-from tn_extensions.compiler.lags import positive_lags
+from tn_extensions.compiler.half import Half, PairedDim
+from tn_extensions.compiler.lags import LagGroup, Lags, lag_groups
 from tn_extensions.compiler.native import MOST_DIMS, depthwise_convolution
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.sink import Sink
@@ -32,6 +33,8 @@ from tn_extensions.network import TensorNetwork
 
 _CHUNK_BYTES = 2**20
 """Data that is read at a time; the native kernel makes copies in its own layout."""
+
+_LAGS: tuple[Lags, ...] = ("not negative", "all", "all")
 
 _TERMS = 1024
 """Terms that the native kernel adds up one by one, so that sums stay accurate."""
@@ -54,7 +57,7 @@ def depthwise(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     steps = (
         f"{len(work.boxes)} native depthwise convolutions of {half.operand.name} with "
         "itself for half of the lags, in chunks of samples and channels",
-        "add up the boxes of each pair of kernel positions by a matrix product",
+        "add up the boxes of each pair of kernel positions, dimension by dimension",
     )
     yield Lowering("depthwise", steps, work.cost(), run)
 
@@ -67,12 +70,18 @@ class DepthwiseSums:
         sizes = half.sizes
         self.rows = prod(sizes[index] for index in half.rows)
         self.groups = prod(sizes[index] for index in half.batch)
-        dims = [(dim.progressions, sizes[dim.read]) for dim in half.dims]
-        self.grids = [BoxGrid(groups) for groups in positive_lags(dims, split=False)]
-        self.boxes = [box for grid in self.grids for box in grid.boxes.values()]
-        self._positions = Constant(partial(_positions, half, self.grids))
+        # of all lags, one half: those that are not negative in the first dimension
+        self.dims = [
+            LagAxis(lag_groups(dim.progressions, sizes[dim.read], lags), dim)
+            for dim, lags in zip(half.dims, _LAGS, strict=False)
+        ]
         limit = min(_CHUNK_BYTES, target.budget // 8)
         self.chunk = max(1, limit // target.itemsize)
+
+    @property
+    def boxes(self) -> list[tuple[Segmented, ...]]:
+        """The boxes that the segments of all dimensions span."""
+        return list(product(*(dim.segments for dim in self.dims)))
 
     def cost(self) -> Cost:
         """Estimate."""
@@ -80,36 +89,33 @@ class DepthwiseSums:
         channels = self.rows * self.groups
         total, held = Cost(), 0
         for box in self.boxes:
-            lags = channels * prod(region.lags for region in box)
-            flops = float(lags) * prod(region.count for region in box)
-            read = channels * prod(len(region.read) for region in box)
-            calls = len(list(self._pieces(box)))
-            moved = itemsize * (4.0 * read + 2.0 * lags)
-            seconds = flops / rates.depthwise + moved / rates.cached_copy
-            seconds += (24 * calls + channels / 200) * rates.call
+            regions = [segment.region for segment in box]
+            lags = prod(region.lags for region in regions)
+            flops = float(channels * lags) * prod(region.count for region in regions)
+            # many lags keep the kernel's registers busy
+            rate = rates.depthwise * min(3.0, max(1.0, lags / 25))
+            read = channels * prod(len(region.read) for region in regions)
+            size, groups, rows = self._piece(regions)
+            calls = ceil(regions[0].count / size)
+            calls *= ceil(self.groups / groups) * ceil(self.rows / rows)
+            moved = itemsize * (4.0 * read + 2.0 * channels * lags)
+            seconds = flops / rate + moved / rates.cached_copy
+            seconds += (34 * calls + channels / 150) * rates.call
             total = total + Cost(flops, moved, calls, 0, seconds)
             held = max(held, min(read, max(self.chunk, read // channels)))
-        lags = number_of_sums(self.grids)
-        entries = prod(self.half.sizes[str(dim.free)] ** 2 for dim in self.half.dims)
-        product = rates.product(self.groups, entries, lags, itemsize=itemsize)
-        return (total + product).holding(4 * held + self.groups * (lags + entries))
+        sums = prod(dim.shape[0] for dim in self.dims)
+        entries = prod(dim.shape[1] for dim in self.dims)
+        added = rates.move(self.groups * (sums + 2 * entries), itemsize).times(3)
+        return (total + added).holding(4 * held + self.groups * (sums + 3 * entries))
 
-    def _pieces(
-        self, box: Sequence[Region]
-    ) -> Iterator[tuple[slice, slice, list[Region]]]:
-        """Rows, groups and parts of a box that are worked on at a time."""
+    def _piece(self, box: Sequence[Region]) -> tuple[int, int, int]:
+        """First positions, groups and rows of a box that are worked on at a time."""
         first, *others = box
         cuts = min(first.count, ceil(prod(region.count for region in box) / _TERMS))
         size = ceil(first.count / cuts)
-        for begin in range(0, first.count, size):
-            part = [first.part(begin, size), *others]
-            one = prod(len(region.read) for region in part)
-            groups = max(1, min(self.groups, self.chunk // one))
-            rows = max(1, min(self.rows, self.chunk // (one * groups)))
-            for row, group in product(
-                range(0, self.rows, rows), range(0, self.groups, groups)
-            ):
-                yield slice(row, row + rows), slice(group, group + groups), part
+        one = prod(len(region.read) for region in [first.part(0, size), *others])
+        groups = max(1, min(self.groups, self.chunk // one))
+        return size, groups, max(1, min(self.rows, self.chunk // (one * groups)))
 
     def add(self, tensor: Tensor, sink: Sink) -> None:
         """Add all lag sums of a tensor to the sink."""
@@ -117,15 +123,86 @@ class DepthwiseSums:
         order = (*half.rows, *half.batch, *(dim.read for dim in half.dims))
         x = view(tensor, half.operand, order, half.sizes)
         x = x.reshape(self.rows, self.groups, *(half.sizes[d.read] for d in half.dims))
-        found = []
+        sums = x.new_zeros(self.groups, *(dim.shape[0] for dim in self.dims))
         for box in self.boxes:
-            sums = x.new_zeros(self.groups, prod(region.lags for region in box))
-            for rows, groups, part in self._pieces(box):
-                sums[groups] += _correlate(x[rows, groups], part).flatten(2).sum(0)
-            found.append(sums)
-        positions = self._positions.like(x)
-        value = torch.cat(found, dim=1) @ positions
-        sink.put(sink.out, value.view(sink.out.shape))
+            first, *others = regions = [segment.region for segment in box]
+            size, groups, rows = self._piece(regions)
+            target = sums[(slice(None), *(segment.where for segment in box))]
+            for begin, row, group in product(
+                range(0, first.count, size),
+                range(0, self.rows, rows),
+                range(0, self.groups, groups),
+            ):
+                part = x[row : row + rows, group : group + groups]
+                found = _correlate(part, [first.part(begin, size), *others])
+                target[group : group + groups] += found.sum(0)
+        sink.put(sink.out, self._assemble(sums).reshape(sink.out.shape))
+
+    def _assemble(self, sums: Tensor) -> Tensor:
+        """From lags to pairs of kernel positions, ``[G, k1, k2, ..., k1', ...]``."""
+        first, *others = self.dims
+        for dim in others:  # appends k, k'
+            sums = torch.tensordot(sums, dim.meetings.like(sums), dims=([2], [0]))
+        number = 2 * len(others)
+        exchanged = sums.permute(0, 1, *(axis ^ 1 for axis in range(2, 2 + number)))
+        result = torch.tensordot(sums, first.meetings.like(sums), dims=([1], [0]))
+        mirrored = first.mirrored.like(sums)
+        result = result + torch.tensordot(exchanged, mirrored, dims=([1], [0]))
+        free = [str(dim.free) for dim in self.half.dims]
+        columns = [free.index(j) for j in self.half.columns if j in free]
+        axes = [number + 1 if axis == 0 else 2 * axis - 1 for axis in columns]
+        return result.permute(0, *axes, *(axis + 1 for axis in axes))
+
+
+class Segmented(NamedTuple):
+    """A segment of a dimension, and where its lags are among those of all segments."""
+
+    region: Region
+    where: slice
+
+
+class LagAxis:
+    """The lags of all segments of a dimension, one after the other.
+
+    ``meetings`` says which kernel positions meet at which of them, ``[lags, k, k']``,
+    and ``mirrored`` likewise at the mirror images, without lag zero.
+
+    Args:
+        groups: Lag groups.
+        dim: The dimension.
+    """
+
+    def __init__(self, groups: Sequence[LagGroup], dim: PairedDim) -> None:
+        self.segments: list[Segmented] = []
+        members: list[tuple[int, int, int]] = []
+        mirrored: list[tuple[int, int, int]] = []
+        end, size = 0, len(dim.progressions)
+        for group in groups:
+            for segment in group.segments:
+                region = Region.of(group, segment)
+                self.segments.append(Segmented(region, slice(end, end + region.lags)))
+                for member in segment.members:
+                    for partner in member.partners:
+                        lag = partner.offset - member.value.offset
+                        at = end + (lag - region.lag) // region.spacing
+                        row, column = member.value.free, partner.free
+                        members.append((at, row, column))
+                        if lag:
+                            mirrored.append((at, column, row))
+                end += region.lags
+        shape = (end, size, size)
+        self.shape = (end, size**2)
+        self.meetings = Constant(partial(_ones_at, shape, members))
+        self.mirrored = Constant(partial(_ones_at, shape, mirrored))
+
+
+def _ones_at(
+    shape: tuple[int, ...], where: Iterable[tuple[int, ...]]
+) -> NDArray[np.float64]:
+    result = np.zeros(shape)
+    for index in where:
+        result[index] = 1.0
+    return result
 
 
 def _correlate(x: Tensor, box: Sequence[Region]) -> Tensor:
@@ -147,30 +224,3 @@ def _correlate(x: Tensor, box: Sequence[Region]) -> Tensor:
         dilation=[region.step for region in box],
     )
     return sums.view(rows, groups, *sums.shape[1:])
-
-
-def _positions(half: Half, grids: Sequence[BoxGrid]) -> NDArray[np.float64]:
-    """Which lag sums each entry of the result adds up, ``[sums, K * K]``."""
-    free = [str(dim.free) for dim in half.dims]
-    columns = [index for index in half.columns if index in free]
-    sizes = [half.sizes[index] for index in columns]
-    order = [free.index(index) for index in columns]
-    blocks = []
-    for grid in grids:
-        for key, box in grid.boxes.items():
-            block = np.zeros([*(region.lags for region in box), *sizes, *sizes])
-            segments = zip(grid.segments, key, strict=True)
-            for members in product(
-                *(found[number].members for found, number in segments)
-            ):
-                first = [
-                    region.within(member).start
-                    for region, member in zip(box, members, strict=True)
-                ]
-                for pair in grid.pairs(members):
-                    lag = [a + b for a, b in zip(first, pair.lag, strict=True)]
-                    ends = [[end[axis] for axis in order] for end in pair[:2]]
-                    block[(*lag, *ends[0], *ends[1])] = 1.0
-                    block[(*lag, *ends[1], *ends[0])] = 1.0
-            blocks.append(block.reshape(-1, prod(sizes) ** 2))
-    return np.concatenate(blocks)

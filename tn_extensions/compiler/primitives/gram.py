@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from math import ceil, prod
 
-import torch
 from torch import Tensor
 
 from tn_extensions.compiler.chunks import Chunks
@@ -59,8 +58,8 @@ def _chunk_sizes(chunks: Chunks, elements: int, target: Target) -> list[int]:
     total = chunks.total
     fits = max(1, min(total, target.budget * total // (2 * elements * target.itemsize)))
     if chunks.kept:  # pays where groups are small and many
-        size = min(total, _CACHED_ELEMENTS * total // (8 * elements))
-        return [size] if _FEW_GROUPS <= size <= fits else []
+        size = max(_FEW_GROUPS, _CACHED_ELEMENTS * total // (8 * elements))
+        return [min(total, size)] if min(total, size) <= fits and total > 1 else []
     return sorted({1, fits, min(fits, ceil(_CACHED_ELEMENTS * total / elements))})
 
 
@@ -152,4 +151,4 @@ def mirror_triangle(out: Tensor, rows: int) -> None:
     for start, stop in _tiles(out.shape[-1], rows):
         for low in range(start, stop, 64):
             high = min(low + 64, stop)
-            torch.Tensor.copy_(out[..., stop:, low:high], out[..., low:high, stop:].mT)
+            out[..., stop:, low:high].copy_(out[..., low:high, stop:].mT)

@@ -1,0 +1,72 @@
+"""Native kernels against their definitions."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tests.strategies import noise_tensor
+from tn_extensions.compiler.native import (
+    MOST_DIMS,
+    depthwise_convolution,
+    weight_gradient,
+)
+
+DIMS = range(1, MOST_DIMS + 1)
+STRIDE, DILATION, KERNEL, OUTPUT = (2, 1, 3), (1, 3, 2), (2, 3, 1), (3, 2, 2)
+
+
+def positions(axis: int, at: int) -> slice:
+    """What a kernel position reads along a dimension."""
+    start, step = DILATION[axis] * at, STRIDE[axis]
+    return slice(start, start + step * (OUTPUT[axis] - 1) + 1, step)
+
+
+def input_size(num_dims: int) -> list[int]:
+    zipped = zip(STRIDE, DILATION, KERNEL, OUTPUT, strict=True)
+    return [s * (o - 1) + d * (k - 1) + 1 for s, d, k, o in zipped][:num_dims]
+
+
+@pytest.mark.parametrize("num_dims", DIMS)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("last", [False, True])
+def test_weight_gradient(num_dims: int, groups: int, last: bool) -> None:
+    x = noise_tensor((4, 2 * groups, *input_size(num_dims)))
+    g = noise_tensor((4, 3 * groups, *OUTPUT[:num_dims]))
+    if last:  # channels last in memory
+        x, g = (t.movedim(1, -1).contiguous().movedim(-1, 1) for t in (x, g))
+    arguments = KERNEL[:num_dims], STRIDE[:num_dims], DILATION[:num_dims]
+    result = weight_gradient(x, g, *arguments, groups)
+    assert result.shape == (3 * groups, 2, *KERNEL[:num_dims])
+    left = g.unflatten(1, (groups, 3)).flatten(3)
+    for at in product(*map(range, KERNEL[:num_dims])):
+        read = x[(..., *(positions(axis, k) for axis, k in enumerate(at)))]
+        right = read.unflatten(1, (groups, 2)).flatten(3)
+        expected = torch.einsum("ngao,ngbo->gab", left, right).flatten(0, 1)
+        assert_close(result[(..., *at)], expected)
+
+
+@pytest.mark.parametrize("num_dims", DIMS)
+def test_depthwise_convolution(num_dims: int) -> None:
+    x = noise_tensor((5, *input_size(num_dims)))
+    weight = noise_tensor((5, *KERNEL[:num_dims]))
+    arguments = STRIDE[:num_dims], DILATION[:num_dims]
+    expected = torch.zeros(5, *OUTPUT[:num_dims], dtype=x.dtype)
+    for at in product(*map(range, KERNEL[:num_dims])):
+        read = x[(..., *(positions(axis, k) for axis, k in enumerate(at)))]
+        expected += read * weight[(..., *at)].view(5, *[1] * num_dims)
+    assert_close(depthwise_convolution(x, weight, *arguments), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_rounding_on_cuda() -> None:
+    before = torch.backends.cudnn.conv.fp32_precision
+    x = torch.rand(4, 16, 12, 12, device="cuda")
+    arguments = x, x[:, :, :10, :10], (3, 3), (1, 1), (1, 1), 1
+    result = weight_gradient(*arguments)
+    expected = weight_gradient(*(t.double() for t in arguments[:2]), *arguments[2:])
+    assert_close(result.double(), expected, rtol=1e-5, atol=1e-4)
+    assert torch.backends.cudnn.conv.fp32_precision == before
