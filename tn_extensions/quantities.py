@@ -17,7 +17,17 @@ from tn_extensions.network import Affine, Axis, Operand, Pattern, TensorNetwork
 from tn_extensions.network.index import prime
 
 Quantity = Literal[
-    "conv", "unfold_input", "patch_sum", "patch_total", "kfac_expand", "kfac_reduce"
+    "conv",
+    "unfold_input",
+    "unfold_weight",
+    "weight_vjp",
+    "input_vjp",
+    "weight_jvp",
+    "input_jvp",
+    "patch_sum",
+    "patch_total",
+    "kfac_expand",
+    "kfac_reduce",
 ]
 """Names of the quantities."""
 
@@ -113,6 +123,39 @@ def unfold_input(conv: Conv, batch_size: int) -> TensorNetwork:
     return names.patches([("n",), ("g", "ci", *names.kernel), names.output])
 
 
+def unfold_weight(conv: Conv, batch_size: int = 1) -> TensorNetwork:
+    """Toeplitz matrix of the kernel, ``[C_out * O, C_in * I]``, the same for all data.
+
+    The Jacobian of the convolution by one sample of its input.
+    """
+    jacobian = _convolve(conv, 1).jacobian("x")
+    # [N, C_out, O..., N', C_in, I...], with one sample
+    output, operand = jacobian.output[1:], jacobian.output[conv.num_dims + 3 :]
+    output = output[: conv.num_dims + 1]
+    merged = (tuple(j for axis in axes for j in axis) for axes in (output, operand))
+    return jacobian.replace(output=merged)
+
+
+def weight_vjp(conv: Conv, batch_size: int) -> TensorNetwork:
+    """Gradient of the kernel, from the output's gradient ``g``; as the kernel."""
+    return _convolve(conv, batch_size).vjp("weight", "g")
+
+
+def input_vjp(conv: Conv, batch_size: int) -> TensorNetwork:
+    """Gradient of the input, from the output's gradient ``g``; as the input."""
+    return _convolve(conv, batch_size).vjp("x", "g")
+
+
+def weight_jvp(conv: Conv, batch_size: int) -> TensorNetwork:
+    """Change of the output with the kernel's change ``weight_dot``; as the output."""
+    return _convolve(conv, batch_size).jvp("weight", "weight_dot")
+
+
+def input_jvp(conv: Conv, batch_size: int) -> TensorNetwork:
+    """Change of the output with the input's change ``x_dot``; as the output."""
+    return _convolve(conv, batch_size).jvp("x", "x_dot")
+
+
 def patch_sum(conv: Conv, batch_size: int) -> TensorNetwork:
     """Sum of the patches over output positions, ``sum_o U``: ``[N, G, CI * K]``."""
     names = _Indices(conv, batch_size)
@@ -134,3 +177,7 @@ def kfac_expand(conv: Conv, batch_size: int) -> TensorNetwork:
 def kfac_reduce(conv: Conv, batch_size: int) -> TensorNetwork:
     """KFAC-reduce factor without scaling, ``sum_n (sum_o U)(sum_o U)^T``."""
     return _Indices(conv, batch_size).factor({"n", "g"})
+
+
+_convolve = conv
+"""The quantity, where an argument has its name."""

@@ -18,7 +18,7 @@ from tests.messages import assert_in_form
 from tests.reference import dense
 from tests.strategies import BATCHES, convs, examples, noise
 from tn_extensions import Conv, TensorNetwork, quantities
-from tn_extensions.network import Affine, Axis, Operand, Pattern
+from tn_extensions.network import Affine, Axis, Operand, Pattern, simplify
 
 
 def vector(name: str, index: str, size: int = 3) -> Operand:
@@ -222,3 +222,76 @@ def test_a_pattern_alone_is_a_network() -> None:
     network = TensorNetwork([pattern], [["i"], ["o", "k"]], sizes)
     expected = pattern.dense(sizes).swapaxes(1, 2).reshape(4, 12)
     assert_allclose(dense.evaluate(network, {}), expected)
+
+
+def differentiated(conv: Conv, batch_size: int) -> tuple[TensorNetwork, dict[str, Any]]:
+    """A convolution with its operands."""
+    network = quantities.conv(conv, batch_size)
+    operands = {o.name: noise(o.shape) for o in network.operands}
+    return network, operands
+
+
+@examples(40)
+@given(convs(max_dims=2), BATCHES, st.sampled_from(["x", "weight"]))
+def test_products_with_the_jacobian(conv: Conv, batch_size: int, name: str) -> None:
+    network, operands = differentiated(conv, batch_size)
+    jacobian = network.jacobian(name)
+    assert jacobian.shape == (*network.shape, *operands[name].shape)
+    matrix = dense.evaluate(jacobian, operands).reshape(-1, operands[name].size)
+
+    tangent, cotangent = noise(operands[name].shape) + 1, noise(network.shape)
+    jvp = network.jvp(name, "tangent")
+    others = {other: array for other, array in operands.items() if other != name}
+    assert jvp.shape == network.shape
+    result = dense.evaluate(jvp, {**others, "tangent": tangent})
+    assert_allclose(result.ravel(), matrix @ tangent.ravel(), atol=1e-10)
+
+    vjp = network.vjp(name, "cotangent")
+    assert vjp.shape == operands[name].shape
+    result = dense.evaluate(vjp, {**others, "cotangent": cotangent})
+    assert_allclose(result.ravel(), cotangent.ravel() @ matrix, atol=1e-10)
+    # a convolution is linear in each operand
+    value = dense.evaluate(network, operands)
+    assert_allclose(matrix @ operands[name].ravel(), value.ravel(), atol=1e-10)
+
+
+@examples(20)
+@given(convs(max_dims=1), BATCHES)
+def test_second_derivatives(conv: Conv, batch_size: int) -> None:
+    network, operands = differentiated(conv, batch_size)
+    second = network.jacobian("weight").jacobian("x")
+    assert second.shape == (*network.shape, *conv.weight_shape, *operands["x"].shape)
+    assert not second.operands
+    tensor = dense.evaluate(second, {}).reshape(
+        -1, operands["weight"].size, operands["x"].size
+    )
+    value = np.einsum(
+        "ywx,w,x->y", tensor, operands["weight"].ravel(), operands["x"].ravel()
+    )
+    assert_allclose(value, dense.evaluate(network, operands).ravel(), atol=1e-10)
+    other = network.jacobian("x").jacobian("weight")
+    swapped = dense.evaluate(other, {}).reshape(
+        -1, operands["x"].size, operands["weight"].size
+    )
+    assert_allclose(swapped.swapaxes(1, 2), tensor)
+
+
+@pytest.mark.parametrize("method", ["jacobian", "vjp", "jvp"])
+@pytest.mark.parametrize("name", ["x", "nothing"])
+def test_derivatives_need_the_operand_exactly_once(method: str, name: str) -> None:
+    network = quantities.kfac_expand(Conv.make(2, 2, 3, 5), 2)
+    arguments = (name,) if method == "jacobian" else (name, "vector")
+    with pytest.raises(ValueError) as caught:
+        getattr(network, method)(*arguments)
+    assert_in_form(caught.value, f"TensorNetwork.{method}", "name")
+
+
+@pytest.mark.parametrize("method", ["jacobian", "vjp"])
+def test_derivatives_by_a_part_of_an_operand_are_refused(method: str) -> None:
+    whole = quantities.conv(Conv.make(2, 2, 1, 5, stride=2), 2)
+    part = simplify(whole)
+    arguments = ("x",) if method == "jacobian" else ("x", "vector")
+    assert getattr(whole, method)(*arguments)
+    with pytest.raises(ValueError) as caught:
+        getattr(part, method)(*arguments)
+    assert_in_form(caught.value, f"TensorNetwork.{method}", "axis 2 of operand 'x'")

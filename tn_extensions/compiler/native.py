@@ -15,8 +15,49 @@ _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {
     2: F.conv2d,
     3: F.conv3d,
 }
+_TRANSPOSED: dict[int, Callable[..., Tensor]] = {
+    1: F.conv_transpose1d,
+    2: F.conv_transpose2d,
+    3: F.conv_transpose3d,
+}
 MOST_DIMS = max(_CONVOLUTIONS)
 """Spatial dimensions up to which torch has kernels."""
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Convolution ``[N, C_out, O...]``."""
+    return _CONVOLUTIONS[len(stride)](
+        x, weight, None, list(stride), list(padding), list(dilation), groups
+    )
+
+
+def transposed_convolution(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Transposed convolution ``[N, C_out, O...]``."""
+    return _TRANSPOSED[len(stride)](
+        x,
+        weight,
+        None,
+        list(stride),
+        list(padding),
+        list(output_padding),
+        groups,
+        list(dilation),
+    )
 
 
 def weight_gradient(
@@ -26,8 +67,9 @@ def weight_gradient(
     stride: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    padding: Sequence[int] | None = None,
 ) -> Tensor:
-    """Weight gradient of a convolution without padding: ``[C_out, C_in / G, K...]``."""
+    """Weight gradient of a convolution: ``[C_out, C_in / G, K...]``."""
     shape = (g.shape[1], x.shape[1] // groups, *kernel)
     # torch asks for a weight but reads its shape only
     weight = x.new_empty(1).expand(shape)
@@ -39,7 +81,7 @@ def weight_gradient(
             weight,
             None,
             list(stride),
-            zeros,
+            zeros if padding is None else list(padding),
             list(dilation),
             False,
             zeros,

@@ -13,7 +13,7 @@ from torch import Tensor
 from tn_extensions.compiler.allocate import empty
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.compiler.cost import Cost, rates
-from tn_extensions.compiler.primitives import PRIMITIVES, gram
+from tn_extensions.compiler.primitives import PRIMITIVES, convolve, gram
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import Step, TensorNetwork, simplify
@@ -136,7 +136,8 @@ def forget_plans() -> None:
 def _plan(network: TensorNetwork, itemsize: int, device: str, budget: int) -> Plan:
     target = Target(rates(device), itemsize, budget)
     simplified, trace = simplify(network, trace=True)
-    ways = sorted(_ways(simplified, target), key=_preference(target))
+    found = [*convolve(network, target), *_ways(simplified, target)]
+    ways = sorted(found, key=_preference(target))
     return Plan(network, trace, ways[0], tuple(ways[1:]), target)
 
 

@@ -9,8 +9,16 @@ from functools import cached_property
 from typing import Any
 
 from tn_extensions.errors import describe
-from tn_extensions.network.index import letters
-from tn_extensions.network.nodes import Node, Operand, Pair, Pattern, Rename
+from tn_extensions.network.index import letters, prime
+from tn_extensions.network.nodes import (
+    Affine,
+    Axis,
+    Node,
+    Operand,
+    Pair,
+    Pattern,
+    Rename,
+)
 
 Output = tuple[tuple[str, ...], ...]
 
@@ -215,12 +223,96 @@ class TensorNetwork:
         Raises:
             ValueError: If the network does not have that operand exactly once.
         """
+        return self.replace(removed=[self._only(name, "cut")], output=output)
+
+    def jacobian(self, name: str) -> TensorNetwork:
+        """Derivative by an operand: axes of the output, then those of the operand.
+
+        An index that output and operand share becomes two, joined by a pattern that is
+        an identity matrix. Of a network that is linear in several operands, Jacobians
+        of Jacobians are higher derivatives.
+
+        Args:
+            name: Name of the operand.
+
+        Raises:
+            ValueError: If the network does not have that operand exactly once, or reads
+                a part of it only.
+        """
+        operand = self._only(name, "jacobian")
+        axes = _whole_axes(operand, self.sizes, "jacobian")
+        fresh: dict[str, str] = {}
+        for index in set(self.output_indices) & set(operand.indices):
+            fresh[index] = prime(index)
+            while fresh[index] in self.sizes:
+                fresh[index] = prime(fresh[index])
+        deltas = [Pattern(j, Affine(((index, 1),))) for index, j in fresh.items()]
+        return self.replace(
+            [operand],
+            deltas,
+            {j: self.sizes[index] for index, j in fresh.items()},
+            (*self.output, *(tuple(fresh.get(j, j) for j in axis) for axis in axes)),
+        )
+
+    def vjp(self, name: str, cotangent: str) -> TensorNetwork:
+        """Vector-Jacobian product, with the shape of an operand.
+
+        Args:
+            name: Name of the operand.
+            cotangent: Name of the vector, an operand with the shape of the output.
+
+        Raises:
+            ValueError: As for :meth:`jacobian`.
+        """
+        operand = self._only(name, "vjp")
+        axes = _whole_axes(operand, self.sizes, "vjp")
+        vector = Operand(
+            cotangent,
+            tuple(
+                Axis.of(size, *((j, self.sizes[j]) for j in axis))
+                for axis, size in zip(self.output, self.shape, strict=True)
+            ),
+        )
+        return self.replace([operand], [vector], output=axes)
+
+    def jvp(self, name: str, tangent: str) -> TensorNetwork:
+        """Jacobian-vector product, with the shape of the output.
+
+        Args:
+            name: Name of the operand.
+            tangent: Name of the vector, an operand with the shape of the other.
+
+        Raises:
+            ValueError: If the network does not have that operand exactly once.
+        """
+        operand = self._only(name, "jvp")
+        return self.replace([operand], [Operand(tangent, operand.axes)])
+
+    def _only(self, name: str, method: str) -> Operand:
+        """The one operand of a name, in which the network is linear."""
         found = [operand for operand in self.operands if operand.name == name]
         if len(found) != 1:
             names = [operand.name for operand in self.operands]
+            callable_ = f"TensorNetwork.{method}"
+            rule = f"occur once in {names}"
+            raise ValueError(describe(callable_, "name", rule, repr(name)))
+        return found[0]
+
+
+def _whole_axes(operand: Operand, sizes: Mapping[str, int], method: str) -> Output:
+    """Indices of each axis, slowest first; refuses axes that are not read whole."""
+    axes = []
+    for number, axis in enumerate(operand.axes):
+        indices = axis.whole(sizes)
+        if indices is None:
             raise ValueError(
                 describe(
-                    "TensorNetwork.cut", "name", f"occur once in {names}", repr(name)
+                    f"TensorNetwork.{method}",
+                    f"axis {number} of operand {operand.name!r}",
+                    "be read whole and in order",
+                    axis.position,
+                    "Differentiate before simplifying",
                 )
             )
-        return self.replace(removed=found, output=output)
+        axes.append(indices)
+    return tuple(axes)

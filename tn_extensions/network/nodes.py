@@ -91,6 +91,16 @@ class Axis:
             stride *= size
         return cls(Affine(tuple(terms)), extent)
 
+    def whole(self, sizes: Sizes) -> tuple[str, ...] | None:
+        """The indices, slowest first, if they run through all of the axis in order."""
+        terms = sorted(
+            self.position.terms, key=lambda term: (-term[1], -sizes[term[0]])
+        )
+        indices = tuple(index for index, _ in terms)
+        split = [(index, sizes[index]) for index in indices]
+        full = Axis.of(prod(size for _, size in split), *split)
+        return indices if self == full else None
+
 
 @dataclass(frozen=True, slots=True)
 class Operand:

@@ -1,6 +1,7 @@
 """Ways of contracting a network, one a file."""
 
 from tn_extensions.compiler.primitives.base import Primitive
+from tn_extensions.compiler.primitives.convolution import convolve
 from tn_extensions.compiler.primitives.correlate import correlate
 from tn_extensions.compiler.primitives.depthwise import depthwise
 from tn_extensions.compiler.primitives.einsum import einsum
@@ -17,6 +18,9 @@ PRIMITIVES: tuple[Primitive, ...] = (
     depthwise,
     einsum,
 )
-"""Primitives that need nothing of the planner; :func:`gram` plans its half, too."""
+"""Primitives that need nothing of the planner; :func:`gram` plans its half, too.
 
-__all__ = ["PRIMITIVES", "gram"]
+:func:`convolve` sees networks before they are simplified: as torch knows them.
+"""
+
+__all__ = ["PRIMITIVES", "convolve", "gram"]

@@ -1,0 +1,67 @@
+"""Convolution: networks that torch has a kernel for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from tests.compiler.lowerings import OTHERS, assert_all_evaluate, layer, target
+from tests.strategies import BATCHES, convs, examples
+from tn_extensions import Conv, quantities
+from tn_extensions.compiler.primitives.convolution import convolve
+from tn_extensions.network import simplify
+
+LINEAR = ("conv", "weight_vjp", "input_vjp", "weight_jvp", "input_jvp")
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@examples(50)
+@given(convs(), BATCHES)
+def test_every_convolution(name: str, conv: Conv, batch_size: int) -> None:
+    network = getattr(quantities, name)(conv, batch_size)
+    assert assert_all_evaluate(convolve, network) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "transposed", "kind"),
+    [
+        ("conv", False, "native convolution"),
+        ("conv", True, "native transposed convolution"),
+        ("weight_vjp", False, "native weight gradient"),
+        ("weight_vjp", True, "native weight gradient"),
+        ("input_vjp", False, "native transposed convolution"),
+        ("input_vjp", True, "native convolution"),
+    ],
+)
+def test_kinds(name: str, transposed: bool, kind: str) -> None:
+    network = getattr(quantities, name)(layer(transposed=transposed), 2)
+    (way,) = convolve(network, target())
+    assert way.primitive == kind
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input_size": (3,) * 4},
+        {"kernel_size": 7, "padding": ((5, 0), (0, 6))},
+        {"stride": 5},
+    ],
+)
+def test_unusual(change: dict[str, Any]) -> None:
+    conv = layer(**({"input_size": (6, 6)} | change))
+    for name in LINEAR:
+        ways = list(convolve(getattr(quantities, name)(conv, 2), target()))
+        assert len(ways) == (conv.num_dims <= 3)
+
+
+def test_other_networks_are_left_alone() -> None:
+    for name, network in OTHERS.items():
+        assert bool(list(convolve(network, target()))) == (name == "conv")
+    # a view of an operand is not the tensor that torch would take
+    strided = quantities.conv(layer(kernel_size=1, padding=0, stride=2), 2)
+    assert list(convolve(strided, target()))
+    assert not list(convolve(simplify(strided), target()))
+    second = quantities.conv(layer(), 2).jacobian("weight").jacobian("x")
+    assert not list(convolve(second, target()))

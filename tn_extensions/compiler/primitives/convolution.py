@@ -1,0 +1,284 @@
+"""Convolution: a network that torch has a kernel for, whatever it is a derivative of.
+
+Two operands and one pattern per dimension, of whose three indices each operand carries
+one and the result the third. If the result carries a term, this is a convolution, of
+the operand with the index that is hit; if the first axis of that one is summed (the
+batch), torch calls it a weight gradient. If the result carries the index that is hit,
+it is a transposed convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tn_extensions.compiler.cost import Cost
+from tn_extensions.compiler.native import (
+    MOST_DIMS,
+    convolution,
+    transposed_convolution,
+    weight_gradient,
+)
+from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
+from tn_extensions.compiler.sink import Sink
+from tn_extensions.compiler.strided import grouped
+from tn_extensions.network import Operand, Pattern, TensorNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """A dimension: sizes of what is hit, of the kernel and of the outputs."""
+
+    image: int
+    kernel: int
+    outputs: int
+    stride: int
+    dilation: int
+    left: int
+
+    @property
+    def right(self) -> int:
+        """Padding on the right; negative if the last positions are not read."""
+        last = self.stride * (self.outputs - 1) + self.dilation * (self.kernel - 1)
+        return last - self.left - (self.image - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Who carries what.
+
+    Args:
+        image: The operand with most spatial structure: what is hit, or, of a transposed
+            convolution, the outputs.
+        kernel: The other operand.
+        spatial: The spatial index of image, kernel and result, for each dimension.
+        groups: Indices of both operands and the result.
+        contracted: Indices of both operands only.
+        rows: Indices of the image and the result.
+        columns: Indices of the kernel and the result.
+        dims: Geometry of each dimension.
+        transposed: Whether the result is hit.
+    """
+
+    image: Operand
+    kernel: Operand
+    spatial: tuple[tuple[str, str, str], ...]
+    groups: tuple[str, ...]
+    contracted: tuple[str, ...]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    dims: tuple[Geometry, ...]
+    transposed: bool
+
+    @classmethod
+    def of(cls, network: TensorNetwork) -> Roles | None:
+        """The roles in a network, if it is a convolution."""
+        patterns, sizes = network.patterns, network.sizes
+        if len(network.operands) != 2 or network.pairs:
+            return None
+        if not 1 <= len(patterns) <= MOST_DIMS or 0 in sizes.values():
+            return None
+        if not all(map(_is_whole, network.operands, [sizes] * 2)):
+            return None
+        kept = set(network.output_indices)
+        transposed = patterns[0].index in kept
+        first, second = network.operands
+        if not transposed and patterns[0].index not in first.indices:
+            first, second = second, first
+        spatial, dims = [], []
+        for pattern in patterns:
+            found = _dimension(pattern, first, second, kept, transposed)
+            if found is None:
+                return None
+            spatial.append(found)
+            image, kernel, result = found
+            hit, outputs = (result, image) if transposed else (image, result)
+            dims.append(
+                Geometry(
+                    sizes[hit],
+                    sizes[kernel],
+                    sizes[outputs],
+                    pattern.position.stride(outputs),
+                    pattern.position.stride(kernel),
+                    -pattern.position.start,
+                )
+            )
+        in_space = {index for found in spatial for index in found}
+        one, two = (
+            [index for index in operand.indices if index not in in_space]
+            for operand in (first, second)
+        )
+        alone = ({*one} ^ {*two}) - kept
+        if alone or any(d.stride < 1 or d.dilation < 1 for d in dims):
+            return None
+        both = [index for index in one if index in two]
+        return cls(
+            first,
+            second,
+            tuple(spatial),
+            tuple(index for index in both if index in kept),
+            tuple(index for index in both if index not in kept),
+            tuple(index for index in one if index not in two),
+            tuple(index for index in two if index not in one),
+            tuple(dims),
+            transposed,
+        )
+
+
+def _is_whole(operand: Operand, sizes: Mapping[str, int]) -> bool:
+    """Whether the operand is a tensor with an axis for each of its indices."""
+    axes = [axis.whole(sizes) for axis in operand.axes]
+    indices = [index for axis in axes for index in axis or ()]
+    return None not in axes and len(set(indices)) == len(indices)
+
+
+def _dimension(
+    pattern: Pattern, image: Operand, kernel: Operand, kept: set[str], transposed: bool
+) -> tuple[str, str, str] | None:
+    """Spatial index of image, kernel and result, if each carries one of a pattern's."""
+    if pattern.summed or len(pattern.indices) != 3 or len(set(pattern.indices)) != 3:
+        return None
+    found = []
+    for carried in (set(image.indices), set(kernel.indices), kept):
+        own = [index for index in pattern.indices if index in carried]
+        if len(own) != 1:
+            return None
+        found.append(own[0])
+    if len(set(found)) != 3 or (found[2] == pattern.index) != transposed:
+        return None
+    if not transposed and found[0] != pattern.index:
+        return None
+    return found[0], found[1], found[2]
+
+
+def convolve(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
+    """Let torch convolve."""
+    roles = Roles.of(network)
+    if roles is None:
+        return
+    image_space, kernel_space, result_space = zip(*roles.spatial, strict=True)
+    groups, rows, columns = roles.groups, roles.rows, roles.columns
+    contracted, sizes = roles.contracted, network.sizes
+    inputs = (*groups, *contracted)
+    if roles.transposed:
+        kind, evaluate = "transposed convolution", _transposed
+        layout = (rows, inputs), (inputs, columns)
+    elif _leads(roles.image, contracted):
+        kind, evaluate = "weight gradient", _gradient
+        layout = (contracted, (*groups, *rows)), (contracted, (*groups, *columns))
+    else:
+        kind, evaluate = "convolution", _convolution
+        layout = (rows, inputs), ((*groups, *columns), contracted)
+    channels = (*rows, *groups, *columns)
+    if evaluate is _gradient:
+        channels = (*groups, *columns, *rows)
+    present = (*channels, *result_space)
+    permutation = [present.index(index) for index in network.output_indices]
+    lengths = [len(axis) for axis in network.output]
+    number = prod(sizes[index] for index in groups)
+
+    def compute(tensors: Tensors) -> Tensor:
+        image = _arrange(
+            tensors[roles.image.name], roles.image, layout[0], image_space, sizes
+        )
+        kernel = _arrange(
+            tensors[roles.kernel.name], roles.kernel, layout[1], kernel_space, sizes
+        )
+        result = evaluate(image, kernel, roles.dims, number)
+        result = result.reshape([sizes[index] for index in present])
+        return grouped(result.permute(permutation), lengths)
+
+    def run(tensors: Tensors, sink: Sink) -> None:
+        sink.put(sink.out, compute(tensors))
+
+    flops = float(prod(sizes[j] for j in (*groups, *rows, *columns, *contracted)))
+    flops *= prod(dim.kernel * dim.outputs for dim in roles.dims)
+    moved = target.itemsize * sum(
+        prod(sizes[index] for index in carried)
+        for carried in (roles.image.indices, roles.kernel.indices, present)
+    )
+    rates = target.rates
+    seconds = max(flops / rates.gemm, moved / rates.copy) + rates.call
+    yield Lowering(
+        f"native {kind}",
+        (f"{kind} of {roles.image.name} by {roles.kernel.name}, torch's own kernel",),
+        Cost(flops, moved, 1, 0, seconds),
+        run,
+        compute,
+    )
+
+
+def _leads(operand: Operand, indices: Sequence[str]) -> bool:
+    """Whether the first axis runs through some of the indices."""
+    return any(index in indices for index in operand.axes[0].position.indices)
+
+
+def _arrange(
+    tensor: Tensor,
+    operand: Operand,
+    channels: Sequence[Sequence[str]],
+    space: Sequence[str],
+    sizes: Mapping[str, int],
+) -> Tensor:
+    """The tensor with merged axes of channels, then the spatial ones."""
+    order = [*(index for axis in channels for index in axis), *space]
+    split = tensor.reshape([sizes[index] for index in operand.indices])
+    split = split.permute([operand.indices.index(index) for index in order])
+    return grouped(split, [*map(len, channels), *[1] * len(space)])
+
+
+def _pad(image: Tensor, dims: Sequence[Geometry]) -> tuple[Tensor, list[int]]:
+    """Pad (or crop) what torch does not: all but the same on both sides."""
+    if all(0 <= dim.left == dim.right for dim in dims):
+        return image, [dim.left for dim in dims]
+    sides = [side for dim in reversed(dims) for side in (dim.left, dim.right)]
+    return F.pad(image, sides), [0] * len(dims)
+
+
+def _convolution(
+    image: Tensor, kernel: Tensor, dims: Sequence[Geometry], groups: int
+) -> Tensor:
+    image, padding = _pad(image, dims)
+    stride, dilation = [d.stride for d in dims], [d.dilation for d in dims]
+    return convolution(image, kernel, stride, padding, dilation, groups)
+
+
+def _gradient(
+    image: Tensor, kernel: Tensor, dims: Sequence[Geometry], groups: int
+) -> Tensor:
+    # the kernel's positions are the outputs of the convolution that is differentiated
+    image, padding = _pad(image, dims)
+    return weight_gradient(
+        image,
+        kernel,
+        [dim.outputs for dim in dims],
+        [dim.dilation for dim in dims],
+        [dim.stride for dim in dims],
+        groups,
+        padding,
+    )
+
+
+def _transposed(
+    image: Tensor, kernel: Tensor, dims: Sequence[Geometry], groups: int
+) -> Tensor:
+    stride, dilation = [d.stride for d in dims], [d.dilation for d in dims]
+    # torch takes the same padding on both sides, and a few positions more on the right
+    extra = [dim.left - dim.right for dim in dims]
+    native = all(
+        dim.left >= 0 and 0 <= more < max(dim.stride, dim.dilation)
+        for dim, more in zip(dims, extra, strict=True)
+    )
+    if native:
+        padding = [dim.left for dim in dims]
+        return transposed_convolution(
+            image, kernel, stride, padding, extra, dilation, groups
+        )
+    zeros = [0] * len(dims)
+    full = transposed_convolution(image, kernel, stride, zeros, zeros, dilation, groups)
+    sides = [-side for dim in reversed(dims) for side in (dim.left, dim.right)]
+    return F.pad(full, sides)

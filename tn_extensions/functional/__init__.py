@@ -1,0 +1,37 @@
+"""The quantities of :mod:`tn_extensions.quantities` on tensors.
+
+Each function checks its arguments, then runs the cached plan of its network. All take
+convolutions of any number of dimensions, transposed or not, with groups and every
+padding mode, and inputs of any strides (channels-last, say). Half-precision inputs
+(float16, bfloat16) are computed and returned in float32.
+
+Symbols: ``N`` batch, ``G`` groups, ``CI`` input channels per group, ``K`` and ``O``
+total number of kernel entries and output positions, ``U`` the unfolded input, ``[N, G,
+CI * K, O]``, its patches in torch's order.
+"""
+
+from tn_extensions.functional.evaluate import plan
+from tn_extensions.functional.factors import kfac_expand, kfac_reduce, patch_mean
+from tn_extensions.functional.linear import (
+    conv,
+    input_jvp,
+    input_vjp,
+    unfold_input,
+    unfold_weight,
+    weight_jvp,
+    weight_vjp,
+)
+
+__all__ = [
+    "conv",
+    "input_jvp",
+    "input_vjp",
+    "kfac_expand",
+    "kfac_reduce",
+    "patch_mean",
+    "plan",
+    "unfold_input",
+    "unfold_weight",
+    "weight_jvp",
+    "weight_vjp",
+]

@@ -1,0 +1,102 @@
+"""Arguments are refused before any work is done, in a line that names the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tn_extensions.conv import Conv
+from tn_extensions.errors import describe
+
+
+def check_tensor(name: str, argument: str, value: Any) -> None:
+    """A floating point tensor."""
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+        raise TypeError(describe(name, argument, "be a torch.Tensor", kind))
+    if not value.is_floating_point():
+        rule = "be a floating point tensor"
+        raise TypeError(
+            describe(
+                name, argument, rule, value.dtype, f"Convert with {argument}.float()"
+            )
+        )
+
+
+def check_conv(name: str, conv: Any) -> None:
+    """Hyper-parameters."""
+    if not isinstance(conv, Conv):
+        raise TypeError(
+            describe(
+                name,
+                "conv",
+                "be a Conv",
+                type(conv).__name__,
+                "Make one with Conv.from_module(module, x.shape[2:])",
+            )
+        )
+
+
+def check_shaped(name: str, argument: str, value: Any, shape: tuple[int, ...]) -> None:
+    """A tensor of known shape."""
+    check_tensor(name, argument, value)
+    if tuple(value.shape) != shape:
+        rule = f"equal {list(shape)}"
+        raise ValueError(describe(name, f"{argument}.shape", rule, list(value.shape)))
+
+
+def check_input(name: str, x: Any, conv: Any, argument: str = "x") -> None:
+    """A batch of inputs that fits the hyper-parameters."""
+    check_conv(name, conv)
+    check_tensor(name, argument, x)
+    given = f"({argument}.shape = {list(x.shape)})"
+    if x.dim() != conv.num_dims + 2:
+        rule = f"equal {conv.num_dims + 2} for {conv.num_dims} spatial dimension(s)"
+        remedy = "Pass a batch [N, C_in, I1, ...]"
+        value = f"{x.dim()} {given}"
+        raise ValueError(describe(name, f"{argument}.dim()", rule, value, remedy))
+    if x.shape[1] != conv.in_channels:
+        rule = f"equal C_in = {conv.in_channels}"
+        remedy = "Pass the layer's input, not its output"
+        value = f"{x.shape[1]} {given}"
+        raise ValueError(describe(name, f"{argument}.shape[1]", rule, value, remedy))
+    if tuple(x.shape[2:]) != conv.input_size:
+        rule = f"equal conv.input_size = {conv.input_size}"
+        remedy = "Make a Conv for this spatial size"
+        sizes = tuple(x.shape[2:])
+        raise ValueError(describe(name, f"{argument}.shape[2:]", rule, sizes, remedy))
+
+
+def check_like(
+    name: str,
+    argument: str,
+    value: Tensor,
+    dtype: torch.dtype,
+    x: Tensor,
+    other: str = "x",
+) -> None:
+    """A tensor of a given dtype, on the device of another one."""
+    if value.dtype != dtype:
+        raise ValueError(
+            describe(name, f"{argument}.dtype", f"equal {dtype}", value.dtype)
+        )
+    if value.device != x.device:
+        rule = f"equal {other}.device = {x.device}"
+        raise ValueError(describe(name, f"{argument}.device", rule, value.device))
+
+
+def check_out(
+    name: str, out: Any, shape: tuple[int, ...], dtype: torch.dtype, x: Tensor
+) -> None:
+    """A target of known shape and dtype, with memory of its own."""
+    if not isinstance(out, Tensor):
+        kind = type(out).__name__
+        raise TypeError(describe(name, "out", "be a torch.Tensor", kind))
+    if tuple(out.shape) != shape:
+        rule = f"equal {list(shape)}"
+        raise ValueError(describe(name, "out.shape", rule, list(out.shape)))
+    check_like(name, "out", out, dtype, x)
+    if out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() and x.numel():
+        raise ValueError(describe(name, "out", "have memory of its own", "memory of x"))

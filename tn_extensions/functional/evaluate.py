@@ -1,0 +1,93 @@
+"""From a quantity's name and tensors to the cached plan of its network."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from tn_extensions import quantities
+from tn_extensions.compiler import Plan
+from tn_extensions.compiler import plan as plan_network
+from tn_extensions.conv import Conv
+from tn_extensions.errors import describe
+from tn_extensions.functional.checks import check_input
+from tn_extensions.network import TensorNetwork
+from tn_extensions.padding import pad
+from tn_extensions.quantities import Quantity
+
+
+def plan(quantity: Quantity, x: Tensor, conv: Conv) -> Plan:
+    """How a quantity is (or would be) evaluated; print it.
+
+    Args:
+        quantity: Name of a function in :mod:`tn_extensions.quantities`.
+        x: Input, ``[N, C_in, I1, ...]``; its shape, dtype and device matter.
+        conv: Hyper-parameters.
+
+    Returns:
+        The plan, chosen by cost within the memory budget.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If the quantity does not exist or ``x`` does not fit ``conv``.
+    """
+    if quantity not in get_args(Quantity):
+        rule = f"be one of {', '.join(map(repr, get_args(Quantity)))}"
+        raise ValueError(describe("plan", "quantity", rule, repr(quantity)))
+    check_input("plan", x, conv)
+    chosen = network(quantity, conv, x.shape[0])
+    return plan_network(chosen, result_dtype(x), x.device.type)
+
+
+def run(
+    name: Quantity,
+    operands: dict[str, Tensor],
+    conv: Conv,
+    scale: float = 1.0,
+    out: Tensor | None = None,
+    accumulate: bool = True,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Run the cached plan of a quantity.
+
+    Args:
+        name: The quantity.
+        operands: Tensors by the names of the network's operands, prepared.
+        conv: Hyper-parameters.
+        scale: Factor of the result.
+        out: Where the result goes.
+        accumulate: Whether to add to ``out``.
+        batch_size: Number of samples. Default: that of ``x``.
+    """
+    like = next(iter(operands.values()))
+    if batch_size is None:
+        batch_size = operands["x"].shape[0]
+    defined = network(name, conv, batch_size)
+    chosen = plan_network(defined, like.dtype, like.device.type)
+    if torch.is_autocast_enabled(like.device.type):
+        # the plan's precision was decided above
+        with torch.autocast(like.device.type, enabled=False):
+            return chosen.run(operands, scale, out, accumulate)
+    return chosen.run(operands, scale, out, accumulate)
+
+
+@lru_cache(maxsize=4096)
+def network(name: Quantity, conv: Conv, batch_size: int) -> TensorNetwork:
+    """A quantity's network; of padding that holds data, on the padded input."""
+    if conv.pads_explicitly:
+        conv = conv.explicitly_padded
+    result: TensorNetwork = getattr(quantities, name)(conv, batch_size)
+    return result
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """Half precision is too coarse to accumulate in."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def prepare(x: Tensor, conv: Conv) -> Tensor:
+    """The input in the result's dtype, with padding that holds data made explicit."""
+    return pad(x.to(result_dtype(x)), conv)

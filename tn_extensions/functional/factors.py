@@ -1,0 +1,157 @@
+"""Kronecker factors of the input, and the averages they may be made of."""
+
+from __future__ import annotations
+
+from math import prod
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from tn_extensions.conv import Conv
+from tn_extensions.errors import describe
+from tn_extensions.functional.checks import check_input, check_out
+from tn_extensions.functional.evaluate import prepare, result_dtype, run
+from tn_extensions.quantities import Quantity
+
+
+def patch_mean(x: Tensor, conv: Conv) -> Tensor:
+    """Average the patches over output positions: ``1/O sum_o U``, differentiable.
+
+    Args:
+        x: Input, ``[N, C_in, I1, ...]``.
+        conv: Hyper-parameters.
+
+    Returns:
+        Averages, ``[N, G, CI * K]``.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If the shape of ``x`` does not fit ``conv``.
+    """
+    check_input("patch_mean", x, conv)
+    x = prepare(x, conv)
+    if not x.numel():
+        return x.new_zeros(x.shape[0], conv.groups, _factor_size(conv, bias=False))
+    return run("patch_sum", {"x": x}, conv, scale=1 / prod(conv.output_size))
+
+
+def kfac_expand(
+    x: Tensor,
+    conv: Conv,
+    *,
+    bias: bool = False,
+    scale: float | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """KFAC-expand input factor: ``1/N sum_n sum_o U[n, o] U[n, o]^T`` per group.
+
+    The plan never holds the unfolded input of the batch: it pairs the patterns of both
+    copies of ``U`` over the output positions, or unfolds a chunk at a time.
+    Not differentiable: ``x`` is detached.
+
+    Args:
+        x: Input, ``[N, C_in, I1, ...]``, floating point.
+        conv: Hyper-parameters.
+        bias: Whether to append a one to each patch, for a joint weight and bias.
+        scale: Factor in place of ``1/N``.
+        out: If given, the scaled result is added to it in place. Same shape and dtype
+            as the result would have.
+
+    Returns:
+        Factor, ``[G, D, D]`` with ``D = CI * K`` (plus one with ``bias``); ``out`` if
+        given. An empty batch adds zero.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If shapes, dtypes or devices do not fit.
+
+    Reference: Grosse and Martens, "A Kronecker-factored approximate Fisher matrix for
+    convolution layers", ICML 2016.
+
+    >>> factor = kfac_expand(torch.ones(2, 1, 4, 4), Conv.make(1, 1, 2, (4, 4)))
+    >>> factor[0, 0]
+    tensor([9., 9., 9., 9.])
+    """
+    return _factor("kfac_expand", x, conv, bias, scale, out)
+
+
+def kfac_reduce(
+    x: Tensor,
+    conv: Conv,
+    *,
+    bias: bool = False,
+    scale: float | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """KFAC-reduce input factor: ``1/(N O^2) sum_n (sum_o U[n, o])(sum_o U[n, o])^T``.
+
+    Patches are summed by windows of the input, never unfolded. Not differentiable:
+    ``x`` is detached.
+
+    Args:
+        x: Input, ``[N, C_in, I1, ...]``, floating point.
+        conv: Hyper-parameters.
+        bias: Whether to append a one to each patch, for a joint weight and bias.
+        scale: Factor in place of ``1/(N O^2)``.
+        out: If given, the scaled result is added to it in place. Same shape and dtype
+            as the result would have.
+
+    Returns:
+        Factor, ``[G, D, D]`` with ``D = CI * K`` (plus one with ``bias``); ``out`` if
+        given. An empty batch adds zero.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If shapes, dtypes or devices do not fit.
+
+    Reference: Eschenhagen et al., "Kronecker-factored approximate curvature for modern
+    neural network architectures", NeurIPS 2023.
+    """
+    return _factor("kfac_reduce", x, conv, bias, scale, out)
+
+
+def _factor(
+    name: Quantity,
+    x: Tensor,
+    conv: Conv,
+    bias: bool,
+    scale: float | None,
+    out: Tensor | None,
+) -> Tensor:
+    """Shared frame of the factors: checks, scaling and the bias row and column."""
+    check_input(name, x, conv)
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real)):
+        raise TypeError(describe(name, "scale", "be a number", type(scale).__name__))
+    size = _factor_size(conv, bias)
+    shape, dtype = (conv.groups, size, size), result_dtype(x)
+    if out is not None:
+        check_out(name, out, shape, dtype, x)
+    num_data, num_outputs = x.shape[0], prod(conv.output_size)
+    # a reduced patch is a sum over the output positions, and so is its one
+    ones = num_outputs if name == "kfac_reduce" else 1
+    if scale is None:
+        scale = 1 / (max(num_data, 1) * ones**2)
+    scale = float(scale)
+    with torch.no_grad():
+        if not x.numel():
+            return x.new_zeros(shape, dtype=dtype) if out is None else out
+        operands = {"x": prepare(x.detach(), conv)}
+        if not bias:
+            return run(name, operands, conv, scale, out)
+        result = x.new_empty(shape, dtype=dtype) if out is None else out
+        accumulate = out is not None
+        run(name, operands, conv, scale, result[:, :-1, :-1], accumulate)
+        column = run("patch_total", operands, conv, scale * ones)
+        corner = column.new_full((1,), scale * num_data * num_outputs * ones)
+        border = torch.cat([column, corner.expand(conv.groups, 1)], dim=1)
+        if accumulate:
+            result[:, -1].add_(border)
+            result[:, :-1, -1].add_(column)
+        else:
+            result[:, -1], result[:, :-1, -1] = border, column
+    return result
+
+
+def _factor_size(conv: Conv, bias: bool) -> int:
+    return conv.in_channels // conv.groups * prod(conv.kernel_size) + bias
