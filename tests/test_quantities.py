@@ -50,7 +50,43 @@ def weight_gradient(conv: Conv, x: Array) -> Array:
     return np.reshape(inner, conv.weight_shape)
 
 
+VECTORS = 2
+
+
+def vectors(conv: Conv, x: Array) -> Array:
+    """Several gradients of the output for each sample."""
+    return noise((VECTORS, *gradient(conv, x).shape))
+
+
+def gradients(conv: Conv, x: Array) -> Array:
+    """The kernel's gradient for each vector and sample, ``[V, N, ...]``."""
+    size = noise(conv.weight_shape).size
+    units = np.eye(size).reshape(size, *conv.weight_shape)
+    images = np.stack([dense.convolve(conv, x, unit) for unit in units])
+    inner = np.einsum(
+        "unz,vnz->vnu",
+        *(array.reshape(*array.shape[:2], -1) for array in (images, vectors(conv, x))),
+    )
+    return inner.reshape(*inner.shape[:2], *conv.weight_shape)
+
+
+def rows(conv: Conv, x: Array) -> Array:
+    """The same as a matrix, ``[V * N, size]``."""
+    found = gradients(conv, x)
+    return found.reshape(found.shape[0] * found.shape[1], -1)
+
+
+ARGUMENTS: dict[str, tuple[int, ...]] = dict.fromkeys(
+    ("per_sample_grad", "per_sample_grad_norm", "ggn_diagonal", "ggn_gram"), (VECTORS,)
+)
+
 DEFINITIONS: dict[str, Callable[[Conv, Array], Array]] = {
+    "per_sample_grad": gradients,
+    "per_sample_grad_norm": lambda conv, x: np.square(
+        gradients(conv, x).reshape(VECTORS, len(x), -1)
+    ).sum(-1),
+    "ggn_diagonal": lambda conv, x: np.square(gradients(conv, x)).sum((0, 1)),
+    "ggn_gram": lambda conv, x: rows(conv, x) @ rows(conv, x).T,
     "conv": lambda conv, x: dense.convolve(conv, x, noise(conv.weight_shape)),
     "input_jvp": lambda conv, x: dense.convolve(conv, x, noise(conv.weight_shape)),
     "weight_jvp": lambda conv, x: dense.convolve(conv, x, noise(conv.weight_shape)),
@@ -71,22 +107,25 @@ DEFINITIONS: dict[str, Callable[[Conv, Array], Array]] = {
 @examples(25)
 @given(convs(), BATCHES)
 def test_network_is_the_definition(name: str, conv: Conv, batch_size: int) -> None:
-    network = getattr(quantities, name)(conv, batch_size)
+    arguments = ARGUMENTS.get(name, ())
+    network = getattr(quantities, name)(conv, batch_size, *arguments)
     x = noise((batch_size, conv.in_channels, *conv.input_size))
     weight = noise(conv.weight_shape)
     arrays = {"x": x, "x_dot": x, "weight": weight, "weight_dot": weight}
-    result = dense.evaluate(network, {**arrays, "g": gradient(conv, x)})
+    g = vectors(conv, x) if arguments else gradient(conv, x)
+    result = dense.evaluate(network, {**arrays, "g": g})
     expected = DEFINITIONS[name](conv, x)
     assert network.shape == expected.shape
-    assert_allclose(result, expected, atol=1e-10)
+    assert_allclose(result, expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_names_are_those_of_the_quantity_type(name: str) -> None:
     assert set(DEFINITIONS) == set(quantities.Quantity.__args__)  # type: ignore[attr-defined]
-    network = getattr(quantities, name)(Conv.make(4, 2, (3, 2), (5, 4), groups=2), 3)
+    conv = Conv.make(4, 2, (3, 2), (5, 4), groups=2)
+    network = getattr(quantities, name)(conv, 3, *ARGUMENTS.get(name, ()))
     base = {index.rstrip("p") for index in network.indices}
-    names = {"n", "g", "ci", "co", "i1", "i2", "k1", "k2", "o1", "o2"}
+    names = {"v", "n", "g", "ci", "co", "i1", "i2", "k1", "k2", "o1", "o2"}
     assert base <= names
     operands = {"x", "weight", "g", "x_dot", "weight_dot"}
     assert {operand.name for operand in network.operands} <= operands
@@ -96,6 +135,24 @@ def test_names_are_those_of_the_quantity_type(name: str) -> None:
 def test_padding_that_holds_data_must_be_explicit(name: str) -> None:
     conv = Conv.make(1, 1, 3, 5, padding=1, padding_mode="circular")
     with pytest.raises(ValueError) as caught:
-        getattr(quantities, name)(conv, 2)
+        getattr(quantities, name)(conv, 2, *ARGUMENTS.get(name, ()))
     assert_in_form(caught.value, "quantities", "conv.padding_mode")
-    assert getattr(quantities, name)(conv.explicitly_padded, 2)
+    padded = conv.explicitly_padded
+    assert getattr(quantities, name)(padded, 2, *ARGUMENTS.get(name, ()))
+
+
+@examples(20)
+@given(convs(), BATCHES)
+def test_variants_of_the_axes(conv: Conv, batch_size: int) -> None:
+    x = noise((batch_size, conv.in_channels, *conv.input_size))
+    found, g = gradients(conv, x), vectors(conv, x)
+    kept = quantities.ggn_diagonal(conv, batch_size, VECTORS, per_sample=True)
+    result = dense.evaluate(kept, {"x": x, "g": g})
+    assert_allclose(result, np.square(found).sum(0), atol=1e-9)
+    single = quantities.per_sample_grad(conv, batch_size)
+    result = dense.evaluate(single, {"x": x, "g": g[0]})
+    assert_allclose(result, found[0], atol=1e-9)
+    norm = quantities.per_sample_grad_norm(conv, batch_size)
+    result = dense.evaluate(norm, {"x": x, "g": g[0]})
+    expected = np.square(found[0].reshape(batch_size, -1)).sum(-1)
+    assert_allclose(result, expected, atol=1e-9)

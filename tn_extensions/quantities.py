@@ -24,6 +24,10 @@ Quantity = Literal[
     "input_vjp",
     "weight_jvp",
     "input_jvp",
+    "per_sample_grad",
+    "per_sample_grad_norm",
+    "ggn_diagonal",
+    "ggn_gram",
     "patch_sum",
     "patch_total",
     "kfac_expand",
@@ -104,10 +108,9 @@ class _Indices:
 
     def factor(self, shared: Iterable[str]) -> TensorNetwork:
         """Product of the patches and their primed copy, sharing some indices."""
-        shared = set(shared)
         half = self.patches([("g",), ("ci", *self.kernel)])
-        copy = half.relabel(lambda j: j if j in shared else prime(j))
-        return half.multiply(copy, (*half.output, copy.output[1]))
+        copied = (prime(index) for index in half.output[1])
+        return _times_copy(half, shared, (*half.output, copied))
 
 
 def conv(conv: Conv, batch_size: int) -> TensorNetwork:
@@ -154,6 +157,66 @@ def weight_jvp(conv: Conv, batch_size: int) -> TensorNetwork:
 def input_jvp(conv: Conv, batch_size: int) -> TensorNetwork:
     """Change of the output with the input's change ``x_dot``; as the output."""
     return _convolve(conv, batch_size).jvp("x", "x_dot")
+
+
+def per_sample_grad(
+    conv: Conv, batch_size: int, num_vectors: int | None = None
+) -> TensorNetwork:
+    """Gradient of the kernel with the sample kept, ``[(V,) N, *weight.shape]``.
+
+    Args:
+        conv: Hyper-parameters.
+        batch_size: Number of samples.
+        num_vectors: Number ``V`` of gradients ``g`` per sample, ``[V, N, C_out, ...]``.
+            Default: one, without an axis.
+    """
+    gradient = weight_vjp(conv, batch_size)
+    output = (("n",), *gradient.output)
+    if num_vectors is None:
+        return gradient.replace(output=output)
+    (g,) = (operand for operand in gradient.operands if operand.name == "g")
+    vectors = Operand("g", (Axis.of(num_vectors, ("v", num_vectors)), *g.axes))
+    return gradient.replace([g], [vectors], {"v": num_vectors}, (("v",), *output))
+
+
+def per_sample_grad_norm(
+    conv: Conv, batch_size: int, num_vectors: int | None = None
+) -> TensorNetwork:
+    """Squared norm of each per-sample gradient, ``[(V,) N]``."""
+    half = per_sample_grad(conv, batch_size, num_vectors)
+    kept = half.output[: 1 if num_vectors is None else 2]
+    return _times_copy(half, half.output_indices, kept)
+
+
+def ggn_diagonal(
+    conv: Conv, batch_size: int, num_vectors: int, per_sample: bool = False
+) -> TensorNetwork:
+    """Diagonal ``sum_{v,n} (sum_o S U)^2`` without scaling; shaped as the kernel.
+
+    Args:
+        conv: Hyper-parameters.
+        batch_size: Number of samples.
+        num_vectors: Number ``V`` of columns of the square root, the operand ``g``.
+        per_sample: Whether to keep the samples, as a first axis.
+    """
+    half = per_sample_grad(conv, batch_size, num_vectors)
+    kept = half.output[1 if per_sample else 2 :]
+    return _times_copy(half, half.output_indices, kept)
+
+
+def ggn_gram(conv: Conv, batch_size: int, num_vectors: int) -> TensorNetwork:
+    """Inner products of all per-sample gradients, ``[V * N, V * N]``."""
+    half = per_sample_grad(conv, batch_size, num_vectors)
+    shared = set(half.output_indices) - {"v", "n"}
+    return _times_copy(half, shared, (("v", "n"), (prime("v"), prime("n"))))
+
+
+def _times_copy(
+    half: TensorNetwork, shared: Iterable[str], output: Iterable[Iterable[str]]
+) -> TensorNetwork:
+    """Product of a half and its primed copy, which share some indices."""
+    shared = set(shared)
+    return half.multiply(half.relabel(lambda j: j if j in shared else prime(j)), output)
 
 
 def patch_sum(conv: Conv, batch_size: int) -> TensorNetwork:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from tests.compiler.lowerings import layer
 from tests.reference import dense
 from tests.strategies import noise
 from tn_extensions import Conv, quantities
@@ -27,30 +26,30 @@ def test_chunks_make_up_the_whole(size: int, channels: int, kept: bool) -> None:
     half = Half.of(network)
     assert half is not None
     indices = half.batch if kept else half.rows
-    chunks = Chunks.along(half.operand, half.sizes, indices, kept)
-    assert (chunks.axis, chunks.index) == ((1, "g") if kept else (0, "n"))
-    assert chunks.total == 6 and chunks.unit == (channels if kept else 1)
+    chunks = Chunks.along([half.operand], half.sizes, indices, kept)
+    assert chunks.index == ("g" if kept else "n") and chunks.total == 6
+    assert chunks.cuts == {"x": (1, channels) if kept else (0, 1)}
 
     sink = Sink(torch.full(network.shape, torch.nan).double(), 1.0, fresh=True)
-    parts = chunks.split(torch.from_numpy(x), size)
+    parts = chunks.split({"x": torch.from_numpy(x)}, size)
     for (count, part), target in zip(parts, chunks.targets(sink, size), strict=True):
         smaller = chunks.network(network, count)
-        value = dense.evaluate(smaller, {"x": part.numpy()})
+        value = dense.evaluate(smaller, {"x": part["x"].numpy()})
         target.put(target.out, torch.from_numpy(np.ascontiguousarray(value)))
     assert not sink.fresh
     assert_allclose(sink.out.numpy(), dense.evaluate(network, {"x": x}), atol=1e-10)
 
 
 def test_one_chunk_where_nothing_can_be_cut() -> None:
-    half = Half.of(quantities.kfac_expand(layer(), 5))
+    half = Half.of(quantities.kfac_expand(Conv.make(4, 4, 3, 5, groups=2), 5))
     assert half is not None
     # channels are fast within their axis, groups are slow
-    chunks = Chunks.along(half.operand, half.sizes, ("ci",))
-    assert chunks.axis == -1 and chunks.total == 1
-    network = quantities.unfold_input(layer(), 5)
+    chunks = Chunks.along([half.operand], half.sizes, ("ci",))
+    assert not chunks.cuts and chunks.total == 1
+    network = quantities.unfold_input(Conv.make(4, 4, 3, 5), 5)
     assert chunks.network(network, 1) == network
     x = torch.ones(1)
-    assert [(n, part is x) for n, part in chunks.split(x, 1)] == [(1, True)]
+    assert [(n, part["x"] is x) for n, part in chunks.split({"x": x}, 1)] == [(1, True)]
 
 
 @pytest.mark.parametrize(
@@ -64,4 +63,13 @@ def test_one_chunk_where_nothing_can_be_cut() -> None:
 )
 def test_overlapping_and_partial_reads_are_no_chunks(position: Affine) -> None:
     operand = Operand("x", (Axis(position, 5),))
-    assert Chunks.along(operand, {"a": 2, "b": 3}, ("a", "b")).axis == -1
+    assert not Chunks.along([operand], {"a": 2, "b": 3}, ("a", "b")).cuts
+
+
+def test_all_carriers_are_cut() -> None:
+    network = quantities.conv(Conv.make(2, 4, 3, 5), 3)
+    chunks = Chunks.along(network.operands, network.sizes, ("o1", "n"))
+    assert chunks.index == "n" and set(chunks.cuts) == {"x"}
+    gradient = quantities.weight_vjp(Conv.make(2, 4, 3, 5), 3)
+    chunks = Chunks.along(gradient.operands, gradient.sizes, ("n",))
+    assert set(chunks.cuts) == {"x", "g"}

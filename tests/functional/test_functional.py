@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -636,11 +636,20 @@ class TestBadInput:
         assert torch.equal(factor, torch.zeros(1, 37, 37))
 
 
-@pytest.mark.parametrize("name", ["kfac_expand", "kfac_reduce", "patch_sum", "conv"])
+@pytest.mark.parametrize("name", get_args(quantities.Quantity))
 def test_plans_can_be_looked_at(name: Any) -> None:
     x, conv = simple()
-    chosen = functional.plan(name, x.float(), conv)
+    arguments = {"num_vectors": 2} if name.startswith("ggn") else {}
+    chosen = functional.plan(name, x.float(), conv, **arguments)
     assert "chosen" in str(chosen)
-    half = functional.plan(name, x.half(), conv)
+    half = functional.plan(name, x.half(), conv, **arguments)
     assert half is chosen  # computed in float32
-    assert functional.plan(name, x, conv) is not chosen
+    assert functional.plan(name, x, conv, **arguments) is not chosen
+
+
+@pytest.mark.parametrize("arguments", [{}, {"number": 2}])
+def test_plans_need_the_arguments_of_the_quantity(arguments: dict[str, int]) -> None:
+    x, conv = simple()
+    with pytest.raises(TypeError) as caught:
+        functional.plan("ggn_diagonal", x, conv, **arguments)
+    assert_in_form(caught.value, "plan", "arguments")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -11,77 +12,81 @@ from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import Axis, Operand, TensorNetwork
 
 
+class Cut(NamedTuple):
+    """Where an operand is cut: its axis, and the stride of the index in it."""
+
+    axis: int
+    unit: int
+
+
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """Where an operand can be cut so that parts of the network read parts of it.
+    """An index along which a network can be evaluated in parts.
 
     Args:
-        name: Name of the operand.
-        axis: Its axis, or -1 if it cannot be cut and there is one chunk only.
-        index: The index that is cut, the slowest of the axis.
-        unit: Stride of the index.
+        cuts: By operand name; empty if there is one chunk only.
+        index: The index, the slowest of its axis in each operand that carries it.
         total: Size of the index.
         kept: Whether the result carries it as its first axis, else parts are summed.
     """
 
-    name: str
-    axis: int = -1
+    cuts: Mapping[str, Cut]
     index: str = ""
-    unit: int = 1
     total: int = 1
     kept: bool = False
 
     @classmethod
     def along(
         cls,
-        operand: Operand,
+        operands: Iterable[Operand],
         sizes: Mapping[str, int],
-        indices: tuple[str, ...],
+        indices: Iterable[str],
         kept: bool = False,
     ) -> Chunks:
-        """Cut the first axis of the operand whose slowest index is among some.
+        """Cut along the first of some indices that allows it.
 
         What is kept has to be the only index of the result's first axis.
         """
+        operands, indices = list(operands), list(indices)
         if kept and len(indices) != 1:
-            return cls(operand.name)
-        for number, axis in enumerate(operand.axes):
-            position = axis.position
-            if not position.terms or position.start:
-                continue
-            *others, (unit, index) = sorted((abs(s), j) for j, s in position.terms)
-            reach = sum(stride * (sizes[j] - 1) for stride, j in others)
-            whole = axis.extent == unit * sizes[index] and reach < unit
-            if index in indices and whole and dict(position.terms)[index] > 0:
-                return cls(operand.name, number, index, unit, sizes[index], kept)
-        return cls(operand.name)
+            return cls({})
+        for index in indices:
+            carriers = [operand for operand in operands if index in operand.indices]
+            cuts = {operand.name: _cut(operand, index, sizes) for operand in carriers}
+            found = {name: cut for name, cut in cuts.items() if cut is not None}
+            if found and len(found) == len(cuts):
+                return cls(found, index, sizes[index], kept)
+        return cls({})
 
     def network(self, network: TensorNetwork, count: int) -> TensorNetwork:
         """What is evaluated on a chunk of a network."""
-        if self.axis < 0:
+        if not self.cuts:
             return network
 
         def cut(operand: Operand) -> Operand:
             axes = list(operand.axes)
-            axes[self.axis] = Axis(axes[self.axis].position, count * self.unit)
+            axis, unit = self.cuts[operand.name]
+            axes[axis] = Axis(axes[axis].position, count * unit)
             return replace(operand, axes=tuple(axes))
 
         nodes = [
-            cut(node) if isinstance(node, Operand) and node.name == self.name else node
+            cut(node) if isinstance(node, Operand) and node.name in self.cuts else node
             for node in network.nodes
         ]
         sizes = {**network.sizes, self.index: count}
         return TensorNetwork(nodes, network.output, sizes)
 
-    def split(self, tensor: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
-        """The number of values of the index, and the operand's part, of each chunk."""
+    def split(
+        self, tensors: Mapping[str, Tensor], size: int
+    ) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
+        """The number of values of the index, and the operands' parts, of each chunk."""
         for start in range(0, self.total, size):
             count = min(size, self.total - start)
-            if self.axis < 0:
-                yield count, tensor
-            else:
-                at, length = start * self.unit, count * self.unit
-                yield count, tensor.narrow(self.axis, at, length)
+            parts = {
+                name: tensors[name].narrow(cut.axis, start * cut.unit, count * cut.unit)
+                for name, cut in self.cuts.items()
+            }
+            yield count, {**tensors, **parts}
 
     def targets(self, sink: Sink, size: int) -> Iterator[Sink]:
         """Where the result of each chunk goes; use each before taking the next."""
@@ -93,3 +98,15 @@ class Chunks:
                 out = sink.out.narrow(0, start, min(size, self.total - start))
                 yield Sink(out, sink.scale, sink.fresh)
         sink.fresh = False
+
+
+def _cut(operand: Operand, index: str, sizes: Mapping[str, int]) -> Cut | None:
+    """Where an operand can be cut along an index, if that is slowest in its axis."""
+    for number, axis in enumerate(operand.axes):
+        terms = dict(axis.position.terms)
+        if index in terms:
+            unit = terms.pop(index)
+            reach = sum(abs(stride) * (sizes[j] - 1) for j, stride in terms.items())
+            whole = axis.extent == unit * sizes[index] and reach < unit
+            return Cut(number, unit) if whole and not axis.position.start else None
+    return None

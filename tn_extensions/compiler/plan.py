@@ -13,7 +13,13 @@ from torch import Tensor
 from tn_extensions.compiler.allocate import empty
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.compiler.cost import Cost, rates
-from tn_extensions.compiler.primitives import PRIMITIVES, convolve, gram
+from tn_extensions.compiler.primitives import (
+    PRIMITIVES,
+    convolve,
+    gram,
+    gram_of_rows,
+    squares,
+)
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import Step, TensorNetwork, simplify
@@ -136,7 +142,7 @@ def forget_plans() -> None:
 def _plan(network: TensorNetwork, itemsize: int, device: str, budget: int) -> Plan:
     target = Target(rates(device), itemsize, budget)
     simplified, trace = simplify(network, trace=True)
-    found = [*convolve(network, target), *_ways(simplified, target)]
+    found = [*_native_ways(network, target), *_ways(simplified, target)]
     ways = sorted(found, key=_preference(target))
     return Plan(network, trace, ways[0], tuple(ways[1:]), target)
 
@@ -164,9 +170,16 @@ def _ways(network: TensorNetwork, target: Target) -> Iterator[Lowering]:
         yield from gram(variant, target, _cheapest)
 
 
+def _native_ways(network: TensorNetwork, target: Target) -> Iterator[Lowering]:
+    """Ways of evaluating a network as it was defined, before it is simplified."""
+    yield from convolve(network, target)
+    yield from squares(network, target, _cheapest)
+    yield from gram_of_rows(network, target, _cheapest)
+
+
 def _cheapest(network: TensorNetwork, target: Target) -> Lowering:
-    simplified = simplify(network)
-    ways = [way for way in _ways(simplified, target) if way.view is not None]
+    found = [*_native_ways(network, target), *_ways(simplify(network), target)]
+    ways = [way for way in found if way.view is not None]
     return min(ways, key=_preference(target))
 
 

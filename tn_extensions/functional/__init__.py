@@ -12,6 +12,12 @@ CI * K, O]``, its patches in torch's order.
 
 from tn_extensions.functional.evaluate import plan
 from tn_extensions.functional.factors import kfac_expand, kfac_reduce, patch_mean
+from tn_extensions.functional.gradients import (
+    ggn_diagonal,
+    ggn_gram,
+    per_sample_grad,
+    per_sample_grad_norm,
+)
 from tn_extensions.functional.linear import (
     conv,
     input_jvp,
@@ -24,11 +30,15 @@ from tn_extensions.functional.linear import (
 
 __all__ = [
     "conv",
+    "ggn_diagonal",
+    "ggn_gram",
     "input_jvp",
     "input_vjp",
     "kfac_expand",
     "kfac_reduce",
     "patch_mean",
+    "per_sample_grad",
+    "per_sample_grad_norm",
     "plan",
     "unfold_input",
     "unfold_weight",

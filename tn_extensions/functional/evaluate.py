@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -19,13 +19,15 @@ from tn_extensions.padding import pad
 from tn_extensions.quantities import Quantity
 
 
-def plan(quantity: Quantity, x: Tensor, conv: Conv) -> Plan:
+def plan(quantity: Quantity, x: Tensor, conv: Conv, **arguments: Any) -> Plan:
     """How a quantity is (or would be) evaluated; print it.
 
     Args:
         quantity: Name of a function in :mod:`tn_extensions.quantities`.
         x: Input, ``[N, C_in, I1, ...]``; its shape, dtype and device matter.
         conv: Hyper-parameters.
+        **arguments: What the quantity takes beyond hyper-parameters and batch size, for
+            instance ``num_vectors``.
 
     Returns:
         The plan, chosen by cost within the memory budget.
@@ -38,7 +40,11 @@ def plan(quantity: Quantity, x: Tensor, conv: Conv) -> Plan:
         rule = f"be one of {', '.join(map(repr, get_args(Quantity)))}"
         raise ValueError(describe("plan", "quantity", rule, repr(quantity)))
     check_input("plan", x, conv)
-    chosen = network(quantity, conv, x.shape[0])
+    try:
+        chosen = network(quantity, conv, x.shape[0], **arguments)
+    except TypeError:
+        rule = f"be those of quantities.{quantity}"
+        raise TypeError(describe("plan", "arguments", rule, arguments)) from None
     return plan_network(chosen, result_dtype(x), x.device.type)
 
 
@@ -50,6 +56,7 @@ def run(
     out: Tensor | None = None,
     accumulate: bool = True,
     batch_size: int | None = None,
+    arguments: tuple[Any, ...] = (),
 ) -> Tensor:
     """Run the cached plan of a quantity.
 
@@ -61,11 +68,12 @@ def run(
         out: Where the result goes.
         accumulate: Whether to add to ``out``.
         batch_size: Number of samples. Default: that of ``x``.
+        arguments: What the quantity takes beyond hyper-parameters and batch size.
     """
     like = next(iter(operands.values()))
     if batch_size is None:
         batch_size = operands["x"].shape[0]
-    defined = network(name, conv, batch_size)
+    defined = network(name, conv, batch_size, *arguments)
     chosen = plan_network(defined, like.dtype, like.device.type)
     if torch.is_autocast_enabled(like.device.type):
         # the plan's precision was decided above
@@ -75,11 +83,13 @@ def run(
 
 
 @lru_cache(maxsize=4096)
-def network(name: Quantity, conv: Conv, batch_size: int) -> TensorNetwork:
+def network(
+    name: Quantity, conv: Conv, batch_size: int, *arguments: Any, **named: Any
+) -> TensorNetwork:
     """A quantity's network; of padding that holds data, on the padded input."""
     if conv.pads_explicitly:
         conv = conv.explicitly_padded
-    result: TensorNetwork = getattr(quantities, name)(conv, batch_size)
+    result: TensorNetwork = getattr(quantities, name)(conv, batch_size, *arguments)
     return result
 
 

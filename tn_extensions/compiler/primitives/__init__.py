@@ -5,8 +5,9 @@ from tn_extensions.compiler.primitives.convolution import convolve
 from tn_extensions.compiler.primitives.correlate import correlate
 from tn_extensions.compiler.primitives.depthwise import depthwise
 from tn_extensions.compiler.primitives.einsum import einsum
-from tn_extensions.compiler.primitives.gram import gram
+from tn_extensions.compiler.primitives.gram import gram, gram_of_rows
 from tn_extensions.compiler.primitives.lag import lag
+from tn_extensions.compiler.primitives.squares import squares
 from tn_extensions.compiler.primitives.unfold import unfold
 from tn_extensions.compiler.primitives.window import window
 
@@ -18,9 +19,10 @@ PRIMITIVES: tuple[Primitive, ...] = (
     depthwise,
     einsum,
 )
-"""Primitives that need nothing of the planner; :func:`gram` plans its half, too.
+"""Primitives that need nothing of the planner.
 
+:func:`gram`, :func:`gram_of_rows` and :func:`squares` plan their halves, too.
 :func:`convolve` sees networks before they are simplified: as torch knows them.
 """
 
-__all__ = ["PRIMITIVES", "convolve", "gram"]
+__all__ = ["PRIMITIVES", "convolve", "gram", "gram_of_rows", "squares"]

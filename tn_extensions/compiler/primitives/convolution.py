@@ -2,7 +2,7 @@
 
 Two operands and one pattern per dimension, of whose three indices each operand carries
 one and the result the third. If the result carries a term, this is a convolution, of
-the operand with the index that is hit; if the first axis of that one is summed (the
+the operand with the index that is hit; if a whole axis of that one is summed (the
 batch), torch calls it a weight gradient. If the result carries the index that is hit,
 it is a transposed convolution.
 """
@@ -10,12 +10,14 @@ it is a transposed convolution.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.native import (
     MOST_DIMS,
@@ -156,27 +158,64 @@ def _dimension(
 
 
 def convolve(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
-    """Let torch convolve."""
+    """Let torch convolve; where the samples are kept apart, also one by one."""
     roles = Roles.of(network)
     if roles is None:
         return
+    yield _lower(network, target, roles)
+    for index in roles.groups:
+        chunks = Chunks.along(network.operands, network.sizes, [index])
+        if chunks.total > 1 and (index,) in network.output and not roles.transposed:
+            yield _one_by_one(network, target, roles, chunks)
+
+
+def _one_by_one(
+    network: TensorNetwork, target: Target, roles: Roles, chunks: Chunks
+) -> Lowering:
+    """For each value of an index, a weight gradient of a batch of one."""
+    index = chunks.index
+    alone = replace(
+        roles,
+        groups=tuple(j for j in roles.groups if j != index),
+        contracted=(index, *roles.contracted),
+    )
+    one = _lower(chunks.network(network, 1), target, alone)
+    axis = network.output.index((index,))
+    compute_one = one.view
+    assert compute_one is not None
+
+    def compute(tensors: Tensors) -> Tensor:
+        parts = (part for _, part in chunks.split(tensors, 1))
+        return torch.cat([compute_one(part) for part in parts], dim=axis)
+
+    def run(tensors: Tensors, sink: Sink) -> None:
+        for number, (_, part) in enumerate(chunks.split(tensors, 1)):
+            sink.put(sink.out.narrow(axis, number, 1), compute_one(part))
+
+    steps = (f"for each {index}: {one.steps[0]}",)
+    cost = one.cost.times(chunks.total).holding(prod(network.shape) // chunks.total)
+    return Lowering(f"{one.primitive} per {index}", steps, cost, run, compute)
+
+
+def _lower(network: TensorNetwork, target: Target, roles: Roles) -> Lowering:
+    """The kernel's call, for given roles."""
     image_space, kernel_space, result_space = zip(*roles.spatial, strict=True)
     groups, rows, columns = roles.groups, roles.rows, roles.columns
     contracted, sizes = roles.contracted, network.sizes
-    inputs = (*groups, *contracted)
+    inputs, channels = (*groups, *contracted), (*rows, *groups, *columns)
     if roles.transposed:
         kind, evaluate = "transposed convolution", _transposed
         layout = (rows, inputs), (inputs, columns)
-    elif _leads(roles.image, contracted):
+    elif _has_axis(roles.image, contracted):
         kind, evaluate = "weight gradient", _gradient
         layout = (contracted, (*groups, *rows)), (contracted, (*groups, *columns))
+        channels = (*groups, *columns, *rows)
     else:
         kind, evaluate = "convolution", _convolution
         layout = (rows, inputs), ((*groups, *columns), contracted)
-    channels = (*rows, *groups, *columns)
-    if evaluate is _gradient:
-        channels = (*groups, *columns, *rows)
-    present = (*channels, *result_space)
+    # what is summed has a single entry where the result carries it
+    summed = tuple(j for j in contracted if j in network.output_indices)
+    present = (*summed, *channels, *result_space)
     permutation = [present.index(index) for index in network.output_indices]
     lengths = [len(axis) for axis in network.output]
     number = prod(sizes[index] for index in groups)
@@ -195,26 +234,36 @@ def convolve(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     def run(tensors: Tensors, sink: Sink) -> None:
         sink.put(sink.out, compute(tensors))
 
-    flops = float(prod(sizes[j] for j in (*groups, *rows, *columns, *contracted)))
-    flops *= prod(dim.kernel * dim.outputs for dim in roles.dims)
-    moved = target.itemsize * sum(
-        prod(sizes[index] for index in carried)
-        for carried in (roles.image.indices, roles.kernel.indices, present)
-    )
-    rates = target.rates
-    seconds = max(flops / rates.gemm, moved / rates.copy) + rates.call
-    yield Lowering(
+    return Lowering(
         f"native {kind}",
         (f"{kind} of {roles.image.name} by {roles.kernel.name}, torch's own kernel",),
-        Cost(flops, moved, 1, 0, seconds),
+        _cost(roles, sizes, present, target),
         run,
         compute,
     )
 
 
-def _leads(operand: Operand, indices: Sequence[str]) -> bool:
-    """Whether the first axis runs through some of the indices."""
-    return any(index in indices for index in operand.axes[0].position.indices)
+def _cost(
+    roles: Roles, sizes: Mapping[str, int], present: Sequence[str], target: Target
+) -> Cost:
+    """Estimate; many small groups are slow, whatever they hold."""
+    rates, groups = target.rates, prod(sizes[index] for index in roles.groups)
+    channels = (*roles.rows, *roles.columns, *roles.contracted)
+    flops = float(groups * prod(sizes[index] for index in channels))
+    flops *= prod(dim.kernel * dim.outputs for dim in roles.dims)
+    moved = target.itemsize * sum(
+        prod(sizes[index] for index in carried)
+        for carried in (roles.image.indices, roles.kernel.indices, present)
+    )
+    rate = rates.correlate if groups == 1 else rates.correlate_depthwise
+    seconds = max(flops / rate, moved / rates.copy) + 4 * rates.call
+    return Cost(flops, moved, 1, 0, seconds)
+
+
+def _has_axis(operand: Operand, indices: Sequence[str]) -> bool:
+    """Whether one of some indices has an axis of its own, as the batch has."""
+    own = [axis.position.indices for axis in operand.axes]
+    return any((index,) in own for index in indices)
 
 
 def _arrange(

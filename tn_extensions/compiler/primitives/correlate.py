@@ -93,7 +93,7 @@ class Correlation:
             and all(value.begin < value.end for value in dim.progressions)
             for dim in half.dims
         )
-        self.chunks = Chunks.along(half.operand, sizes, half.rows)
+        self.chunks = Chunks.along([half.operand], sizes, half.rows)
         self.total = self.chunks.total
         space = [sizes[dim.read] for dim in half.dims]
         padded = [n + sum(pad) for n, pad in zip(space, self.padding, strict=True)]
@@ -227,11 +227,12 @@ class Correlation:
             slice(low, low + half.sizes[read])
             for read, (low, _) in zip(reads, self.padding, strict=True)
         ]
-        for count, part in self.chunks.split(tensor, self.chunk):
+        name = half.operand.name
+        for count, parts in self.chunks.split({name: tensor}, self.chunk):
             sizes = {**half.sizes, self.chunks.index: count}
             found = unfolded_dims(half.patterns, half.operand, sizes)
             assert found is not None
-            unfolded = Unfolding(half.operand, found, order, sizes).tensor(part)
+            unfolded = Unfolding(half.operand, found, order, sizes).tensor(parts[name])
             padded = buffer[: count * self.rows // self.total]
             target = padded[(slice(None), *inner)]
             target.copy_(unfolded.reshape(target.shape))

@@ -16,9 +16,11 @@ from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
+from tn_extensions.compiler.primitives.squares import split_in_half
 from tn_extensions.compiler.product import multiply
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
+from tn_extensions.network.index import prime
 
 _CACHED_ELEMENTS = 2**21
 """Elements of a half that stay in the cache."""
@@ -47,8 +49,8 @@ def gram(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lower
         return
     elements = groups * columns * rows
     for indices, kept in ((half.rows, False), (half.batch, True)):
-        chunks = Chunks.along(half.operand, half.sizes, indices, kept)
-        if chunks.axis >= 0 or not kept:
+        chunks = Chunks.along([half.operand], half.sizes, indices, kept)
+        if chunks.cuts or not kept:
             for size in _chunk_sizes(chunks, elements, target):
                 yield _chunked(network, target, lower, half, chunks, size)
 
@@ -88,11 +90,11 @@ def _chunked(
     def run(tensors: Tensors, sink: Sink) -> None:
         # later chunks add to one triangle of a fresh target, which is mirrored at last
         late = sink.fresh and number > 1 and tiles > 1 and not chunks.kept
-        parts = chunks.split(tensors[chunks.name], size)
+        parts = chunks.split(tensors, size)
         for (count, part), out in zip(parts, chunks.targets(sink, size), strict=True):
             lowering = lowerings[count]
             assert lowering.view is not None
-            value = lowering.view({chunks.name: part})
+            value = lowering.view(part)
             add_self_gram(value, out, mirrored=not late)
         if late:
             mirror_triangle(sink.out, rows)
@@ -112,6 +114,50 @@ def _chunked(
         f"one triangle in {tiles} tile(s)",
     )
     return Lowering(f"gram({one.primitive})", steps, cost, run)
+
+
+def gram_of_rows(
+    network: TensorNetwork, target: Target, lower: Lower
+) -> Iterable[Lowering]:
+    """Multiply a half of any operands with itself, over what its copy shares."""
+    found = split_in_half(network)
+    if found is None or len(network.output) != 2 or 0 in network.sizes.values():
+        return
+    nodes, shared = found
+    rows, copies = network.output
+    if not rows or copies != tuple(map(prime, rows)):
+        return
+    half = TensorNetwork(nodes, ((), rows, tuple(shared)), network.sizes)
+    chunks = Chunks.along(half.operands, half.sizes, shared)
+    fits = max(1, target.budget // (4 * target.itemsize))
+    size = max(1, min(chunks.total, fits * chunks.total // prod(half.shape)))
+    lowerings = {
+        count: lower(chunks.network(half, count), target)
+        for count in {size, chunks.total % size} - {0}
+    }
+
+    def run(tensors: Tensors, sink: Sink) -> None:
+        whole = Sink(sink.out[None], sink.scale, sink.fresh)
+        for count, part in chunks.split(tensors, size):
+            way = lowerings[count]
+            assert way.view is not None
+            add_self_gram(way.view(part), whole, mirrored=True)
+            whole.fresh = False
+        sink.fresh = False
+
+    one, number = lowerings[size], ceil(chunks.total / size)
+    _, length, columns = half.shape
+    columns = ceil(columns / number)
+    rates, itemsize = target.rates, target.itemsize
+    product = rates.product(length, length, columns, 1, itemsize, contiguous=True)
+    cost = (one.cost + product).times(number)
+    steps = (
+        f"in {number} chunk(s) of {size} {chunks.index}:" if number > 1 else "at once:",
+        *(f"  {step}" for step in one.steps),
+        f"  {length} x {columns} @ {columns} x {length}",
+    )
+    held = length * columns + one.cost.peak
+    yield Lowering(f"gram({one.primitive})", steps, cost.holding(held), run)
 
 
 def _tiles(columns: int, rows: int) -> list[tuple[int, int]]:

@@ -1,0 +1,141 @@
+"""Per-sample gradients of the kernel, and what is made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tn_extensions.conv import Conv
+from tn_extensions.errors import describe
+from tn_extensions.functional.checks import check_input, check_like, check_tensor
+from tn_extensions.functional.evaluate import network, prepare, result_dtype, run
+from tn_extensions.quantities import Quantity
+
+
+def per_sample_grad(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
+    """Gradients of the kernel: ``sum_o g[n, co, o] U[n, (ci, k), o]`` for each sample.
+
+    Differentiable.
+
+    Args:
+        x: Input, ``[N, C_in, I1, ...]``.
+        g: Gradients with respect to the output, ``[(V,) N, C_out, O1, ...]``.
+        conv: Hyper-parameters.
+
+    Returns:
+        Gradients, ``[(V,) N, *conv.weight_shape]``.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If shapes, dtypes or devices do not fit.
+
+    Reference: Rochette, Manoel and Tramel, "Efficient per-example gradient computations
+    in convolutional neural networks", 2019.
+    """
+    num_vectors = _check("per_sample_grad", x, g, conv, "g", optional=True)
+    return _run("per_sample_grad", x, g, conv, (num_vectors,))
+
+
+def per_sample_grad_norm(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
+    """Squared norms of per-sample gradients, ``sum_{co, ci, k} (sum_o g U)^2``.
+
+    The gradients are formed for a few samples at a time, or not at all: then it is the
+    inner product of the Gram matrices of ``g`` and of the patches over positions.
+    Not differentiable: ``x`` and ``g`` are detached.
+
+    Args:
+        x: Input, ``[N, C_in, I1, ...]``.
+        g: Gradients with respect to the output, ``[(V,) N, C_out, O1, ...]``.
+        conv: Hyper-parameters.
+
+    Returns:
+        Squared norms, ``[(V,) N]``.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If shapes, dtypes or devices do not fit.
+    """
+    num_vectors = _check("per_sample_grad_norm", x, g, conv, "g", optional=True)
+    with torch.no_grad():
+        x, g = x.detach(), g.detach()
+        return _run("per_sample_grad_norm", x, g, conv, (num_vectors,))
+
+
+def ggn_diagonal(x: Tensor, S: Tensor, conv: Conv, per_sample: bool = False) -> Tensor:
+    """Diagonal of the kernel's GGN: ``sum_{v, n} (sum_o S[v, n, co, o] U[n, o])^2``.
+
+    Not differentiable: ``x`` and ``S`` are detached.
+
+    Args:
+        x: Input, ``[N, C_in, I1, ...]``.
+        S: Square root of the loss Hessian, backpropagated to the output, ``[V, N,
+            C_out, O1, ...]``. It holds the averaging over the batch.
+        conv: Hyper-parameters.
+        per_sample: Whether to keep the samples.
+
+    Returns:
+        Diagonal, shaped as the kernel; ``[N, *conv.weight_shape]`` if per sample.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If shapes, dtypes or devices do not fit.
+    """
+    num_vectors = _check("ggn_diagonal", x, S, conv, "S")
+    with torch.no_grad():
+        x, S = x.detach(), S.detach()
+        return _run("ggn_diagonal", x, S, conv, (num_vectors, bool(per_sample)))
+
+
+def ggn_gram(x: Tensor, S: Tensor, conv: Conv) -> Tensor:
+    """Inner products of all ``sum_o S[v, n, co, o] U[n, (ci, k), o]``.
+
+    The kernel's GGN is ``J^T J`` with these as rows of ``J``; its Gram matrix ``J J^T``
+    has the same nonzero spectrum. Not differentiable: ``x`` and ``S`` are detached.
+
+    Args:
+        x: Input, ``[N, C_in, I1, ...]``.
+        S: Square root of the loss Hessian, backpropagated to the output, ``[V, N,
+            C_out, O1, ...]``.
+        conv: Hyper-parameters.
+
+    Returns:
+        Gram matrix, ``[V * N, V * N]``, rows ordered as ``(v, n)``.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If shapes, dtypes or devices do not fit.
+    """
+    num_vectors = _check("ggn_gram", x, S, conv, "S")
+    with torch.no_grad():
+        return _run("ggn_gram", x.detach(), S.detach(), conv, (num_vectors,))
+
+
+def _check(
+    name: str, x: Any, g: Any, conv: Any, argument: str, optional: bool = False
+) -> int | None:
+    """Refuse what does not fit; the number of vectors, or None without their axis."""
+    check_input(name, x, conv)
+    check_tensor(name, argument, g)
+    shape = (x.shape[0], conv.out_channels, *conv.output_size)
+    if tuple(g.shape) == shape and optional:
+        num_vectors = None
+    elif g.dim() == len(shape) + 1 and tuple(g.shape[1:]) == shape:
+        num_vectors = g.shape[0]
+    else:
+        lead = "(V,) " if optional else "V, "
+        rule = f"equal [{lead}{', '.join(map(str, shape))}]"
+        raise ValueError(describe(name, f"{argument}.shape", rule, list(g.shape)))
+    check_like(name, argument, g, x.dtype, x)
+    return num_vectors
+
+
+def _run(
+    name: Quantity, x: Tensor, g: Tensor, conv: Conv, arguments: tuple[Any, ...]
+) -> Tensor:
+    if not x.numel() or not g.numel():
+        shape = network(name, conv, x.shape[0], *arguments).shape
+        return x.new_zeros(shape, dtype=result_dtype(x))
+    operands = {"x": prepare(x, conv), "g": g.to(result_dtype(g))}
+    return run(name, operands, conv, arguments=arguments)
