@@ -89,7 +89,8 @@ def network(
     """A quantity's network; of padding that holds data, on the padded input."""
     if conv.pads_explicitly:
         conv = conv.explicitly_padded
-    result: TensorNetwork = getattr(quantities, name)(conv, batch_size, *arguments)
+    define = getattr(quantities, name)
+    result: TensorNetwork = define(conv, batch_size, *arguments, **named)
     return result
 
 

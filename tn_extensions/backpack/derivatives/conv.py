@@ -21,7 +21,7 @@ class ConvDerivatives(LinearDerivatives):
     def input_vjp(self, module: Any, g: Tensor) -> Tensor:
         """Apply the transposed Jacobian."""
         weight = module.weight.detach().to(g.dtype)
-        return functional.input_vjp(weight, g, conv_of(module))
+        return functional.input_vjp(weight, g, conv_of(module)).to(g.dtype)
 
 
 def conv_of(module: Any) -> Conv:
