@@ -108,7 +108,7 @@ def squares(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lo
         for choice, parts, place in walk(0, (), tensors, whole):
             way = lowerings[choice]
             assert way.view is not None
-            value = way.view(parts).square_()
+            value = way.view(parts).square()
             if summed:
                 first = value.dim() - len(summed)
                 value = value.sum(tuple(range(first, value.dim())))
@@ -135,7 +135,7 @@ def squares(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lo
 
 
 def _chunks(half: TensorNetwork) -> list[Chunks]:
-    """Indices of the result of the half that can be cut, those of large units first."""
+    """Up to three indices of the half's result that have an axis of their own."""
     found = []
     for index in half.output_indices:
         chunks = Chunks.along(half.operands, half.sizes, [index])
