@@ -283,3 +283,13 @@ def test_empty_batches_have_a_plan(quantity: Any) -> None:
     tensors = {o.name: torch.ones(o.shape).double() for o in network.operands}
     result = plan(network, torch.float64).run(tensors)
     assert torch.equal(result, torch.zeros(network.shape).double())
+
+
+@pytest.mark.parametrize("name", ["conv", "weight_vjp", "input_vjp", "input_jvp"])
+@pytest.mark.parametrize("options", [{}, {"kernel_size": 1, "padding": 0}])
+def test_plain_convolutions_are_torchs(name: str, options: dict[str, Any]) -> None:
+    network = getattr(quantities, name)(layer(groups=2, **options), 3)
+    chosen = plan(network)
+    assert chosen.lowering.primitive.startswith("native ")
+    names = [other.primitive for other in chosen.rejected]
+    assert names and chosen.lowering.primitive not in names

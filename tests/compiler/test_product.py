@@ -62,6 +62,10 @@ def test_onednn_is_for_large_float32_matrices(monkeypatch: pytest.MonkeyPatch) -
     assert not uses_onednn(large[None], large[None])
     assert not uses_onednn(large[:4], large[:4])
     assert not uses_onednn(large[:, :8], large[:, :8])
+    variable = large.clone().requires_grad_()
+    assert not uses_onednn(large, variable) and not uses_onednn(variable, large)
+    with torch.no_grad():
+        assert uses_onednn(large, variable)
 
 
 def test_the_choice_is_made_once() -> None:

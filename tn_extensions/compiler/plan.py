@@ -144,6 +144,10 @@ def _plan(network: TensorNetwork, itemsize: int, device: str, budget: int) -> Pl
     simplified, trace = simplify(network, trace=True)
     found = [*_native_ways(network, target), *_ways(simplified, target)]
     ways = sorted(found, key=_preference(target))
+    native = list(convolve(network, target))
+    if len(native) == 1:
+        # a plain convolution, which torch knows how to transform, too
+        ways = [*native, *(way for way in ways if way.primitive != native[0].primitive)]
     return Plan(network, trace, ways[0], tuple(ways[1:]), target)
 
 

@@ -53,6 +53,8 @@ def uses_onednn(left: Tensor, right: Tensor) -> bool:
     """Whether a product is better left to oneDNN."""
     if left.dim() != 2 or left.dtype != torch.float32 or left.device.type != "cpu":
         return False
+    if torch.is_grad_enabled() and (left.requires_grad or right.requires_grad):
+        return False  # torch cannot differentiate the call
     rows, terms = left.shape
     columns = right.shape[0]
     if terms < _FEW or rows * columns * terms < _SMALL or not _prefers_onednn():

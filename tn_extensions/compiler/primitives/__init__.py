@@ -7,6 +7,7 @@ from tn_extensions.compiler.primitives.depthwise import depthwise
 from tn_extensions.compiler.primitives.einsum import einsum
 from tn_extensions.compiler.primitives.gram import gram, gram_of_rows
 from tn_extensions.compiler.primitives.lag import lag
+from tn_extensions.compiler.primitives.matmul import matmul
 from tn_extensions.compiler.primitives.squares import squares
 from tn_extensions.compiler.primitives.unfold import unfold
 from tn_extensions.compiler.primitives.window import window
@@ -17,6 +18,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
     lag,
     correlate,
     depthwise,
+    matmul,
     einsum,
 )
 """Primitives that need nothing of the planner.

@@ -1,0 +1,56 @@
+"""Matrix product: two operands, unfolded where they have patterns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+
+from tests.compiler.lowerings import assert_all_evaluate, layer, matched, target
+from tests.strategies import BATCHES, convs, examples, noise_tensor
+from tn_extensions import Conv, functional, quantities
+from tn_extensions.compiler.primitives.matmul import matmul
+from tn_extensions.network import simplify
+
+QUANTITIES = ("conv", "weight_vjp", "input_vjp", "per_sample_grad")
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+@examples(40)
+@given(convs(), BATCHES)
+def test_products_of_two_operands(name: str, conv: Conv, batch_size: int) -> None:
+    network = getattr(quantities, name)(conv, batch_size)
+    assert_all_evaluate(matmul, network)
+    assert_all_evaluate(matmul, simplify(network))
+
+
+def test_matches_products_of_two_operands() -> None:
+    assert matched(matmul) == {"conv"}
+    network = quantities.per_sample_grad(layer(groups=2), 3, 4)
+    assert assert_all_evaluate(matmul, network) == 1
+
+
+def test_large_products_are_made_one_by_one() -> None:
+    network = quantities.per_sample_grad(Conv.make(64, 128, 3, (8, 8), padding=1), 2)
+    assert assert_all_evaluate(matmul, network) == 1
+
+
+def test_differentiable() -> None:
+    conv = Conv.make(2, 3, 3, 5, padding=1)
+    x = noise_tensor((2, 2, 5)).requires_grad_()
+    g = noise_tensor((2, 3, 5))
+    functional.per_sample_grad(x, g, conv).sum().backward()
+    assert x.grad is not None and torch.isfinite(x.grad).all()
+
+
+def test_large_float32_products_are_differentiable() -> None:
+    conv = Conv.make(64, 64, 3, (8, 8), padding=1)
+    x = noise_tensor((2, 64, 8, 8), torch.float32).requires_grad_()
+    g = noise_tensor((2, 64, 8, 8), torch.float32)
+    (way,) = matmul(quantities.per_sample_grad(conv, 2), target(itemsize=4))
+    assert way.view is not None
+    way.view({"x": x, "g": g}).sum().backward()
+    other = x.detach().double().requires_grad_()
+    functional.per_sample_grad(other, g.double(), conv).sum().backward()
+    assert x.grad is not None and other.grad is not None
+    torch.testing.assert_close(x.grad.double(), other.grad, rtol=1e-4, atol=1e-4)
