@@ -21,6 +21,7 @@ from tn_extensions.compiler.primitives import (
     squares,
 )
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
+from tn_extensions.compiler.primitives.convolution import is_plain_convolution
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import Step, TensorNetwork, simplify
 from tn_extensions.network.rules import pair, pairable
@@ -142,12 +143,11 @@ def forget_plans() -> None:
 def _plan(network: TensorNetwork, itemsize: int, device: str, budget: int) -> Plan:
     target = Target(rates(device), itemsize, budget)
     simplified, trace = simplify(network, trace=True)
-    found = [*_native_ways(network, target), *_ways(simplified, target)]
-    ways = sorted(found, key=_preference(target))
-    native = list(convolve(network, target))
-    if len(native) == 1:
-        # a plain convolution, which torch knows how to transform, too
-        ways = [*native, *(way for way in ways if way.primitive != native[0].primitive)]
+    native = list(_native_ways(network, target))
+    ways = sorted([*native, *_ways(simplified, target)], key=_preference(target))
+    if is_plain_convolution(network):
+        # whatever it costs here: torch knows how to transform its own kernels
+        ways.sort(key=lambda way: way not in native)
     return Plan(network, trace, ways[0], tuple(ways[1:]), target)
 
 

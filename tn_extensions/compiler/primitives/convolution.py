@@ -165,8 +165,16 @@ def convolve(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     yield _lower(network, target, roles)
     for index in roles.groups:
         chunks = Chunks.along(network.operands, network.sizes, [index])
-        if chunks.total > 1 and (index,) in network.output and not roles.transposed:
+        if chunks.cuts and (index,) in network.output and not roles.transposed:
             yield _one_by_one(network, target, roles, chunks)
+
+
+def is_plain_convolution(network: TensorNetwork) -> bool:
+    """Whether a call of torch evaluates the network, none of its indices kept apart."""
+    roles = Roles.of(network)
+    return roles is not None and not any(
+        (index,) in network.output for index in roles.groups
+    )
 
 
 def _one_by_one(
