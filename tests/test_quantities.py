@@ -116,7 +116,7 @@ def test_network_is_the_definition(name: str, conv: Conv, batch_size: int) -> No
     result = dense.evaluate(network, {**arrays, "g": g})
     expected = DEFINITIONS[name](conv, x)
     assert network.shape == expected.shape
-    assert_allclose(result, expected, atol=1e-9)
+    assert_allclose(result, expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
@@ -148,11 +148,11 @@ def test_variants_of_the_axes(conv: Conv, batch_size: int) -> None:
     found, g = gradients(conv, x), vectors(conv, x)
     kept = quantities.ggn_diagonal(conv, batch_size, VECTORS, per_sample=True)
     result = dense.evaluate(kept, {"x": x, "g": g})
-    assert_allclose(result, np.square(found).sum(0), atol=1e-9)
+    assert_allclose(result, np.square(found).sum(0), atol=1e-10)
     single = quantities.per_sample_grad(conv, batch_size)
     result = dense.evaluate(single, {"x": x, "g": g[0]})
-    assert_allclose(result, found[0], atol=1e-9)
+    assert_allclose(result, found[0], atol=1e-10)
     norm = quantities.per_sample_grad_norm(conv, batch_size)
     result = dense.evaluate(norm, {"x": x, "g": g[0]})
     expected = np.square(found[0].reshape(batch_size, -1)).sum(-1)
-    assert_allclose(result, expected, atol=1e-9)
+    assert_allclose(result, expected, atol=1e-10)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -82,6 +84,17 @@ def layer(num_dims: int = 2, **change: object) -> Conv:
     options = {"kernel_size": 3, "input_size": (6,) * num_dims, "padding": 1}
     return Conv.make(2, 2, **(options | change))  # type: ignore[arg-type]
 
+
+USUAL: list[dict[str, Any]] = [
+    {},
+    {"stride": 2},
+    {"stride": 3},
+    {"dilation": 2},
+    {"stride": 2, "dilation": 3, "padding": 3},
+    {"padding": 3},
+    {"padding": 0},
+]
+"""What layers differ in, of any number of dimensions."""
 
 OTHERS = {
     "conv": quantities.conv(layer(), 2),

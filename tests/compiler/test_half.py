@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from numpy.testing import assert_allclose
@@ -10,7 +12,8 @@ from tests.compiler.lowerings import OTHERS, layer, with_pairs
 from tests.reference import dense
 from tests.strategies import BATCHES, convs, examples, noise
 from tn_extensions import Conv, quantities
-from tn_extensions.compiler.half import Half
+from tn_extensions.compiler.half import Half, shared_indices, split_in_half
+from tn_extensions.network import Operand
 
 
 @examples(40)
@@ -47,6 +50,25 @@ def test_paired_dimensions(count: int) -> None:
         assert dim.read.startswith("i") and dim.free == f"k{dim.read[1]}"
         offsets = [progression.offset for progression in dim.progressions]
         assert offsets == [-1, 0, 1]
+
+
+def test_lags_need_kernel_positions_in_each_dimension() -> None:
+    network = quantities.kfac_expand(layer(), 3)
+    single, half = Half.of(network), Half.of(with_pairs(network))
+    assert single is not None and not single.has_lags
+    assert half is not None and half.has_lags
+    first, second = half.dims
+    assert not replace(half, dims=(replace(first, free=None), second)).has_lags
+
+
+def test_split_in_half() -> None:
+    network = quantities.ggn_gram(layer(), 2, 3)
+    nodes = split_in_half(network)
+    assert nodes is not None
+    assert {node.name for node in nodes if isinstance(node, Operand)} == {"x", "g"}
+    assert set(shared_indices(network)) == {"g", "ci", "co", "k1", "k2"}
+    assert split_in_half(OTHERS["kfac_expand, paired"]) is None
+    assert split_in_half(OTHERS["conv"]) is None
 
 
 @pytest.mark.parametrize("name", ["conv", "unfold_input", "patch_sum"])

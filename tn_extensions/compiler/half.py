@@ -11,8 +11,30 @@ from dataclasses import dataclass
 
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 from tn_extensions.network.index import is_primed, prime
-from tn_extensions.network.nodes import Pair, Progression
+from tn_extensions.network.nodes import Node, Pair, Progression
 from tn_extensions.network.rules import is_mirrored, mirror
+
+
+def nodes_of_half(network: TensorNetwork) -> list[Node]:
+    """The nodes that are no copies; a pair is in neither half."""
+    return [node for node in network.nodes if not any(map(is_primed, node.indices))]
+
+
+def shared_indices(network: TensorNetwork) -> list[str]:
+    """The indices that a half shares with its copy."""
+    return [
+        index
+        for index in network.indices
+        if not is_primed(index) and prime(index) not in network.sizes
+    ]
+
+
+def split_in_half(network: TensorNetwork) -> list[Node] | None:
+    """The nodes of one half of any operands; None if not mirrored, or joined."""
+    if network.pairs or not is_mirrored(network):
+        return None
+    nodes = nodes_of_half(network)
+    return nodes if 2 * len(nodes) == len(network.nodes) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +82,8 @@ class Half:
         if len(network.output) != 3 or not is_mirrored(network):
             return None
         batch, columns, copies = network.output
-        operands = [o for o in network.operands if not any(map(is_primed, o.indices))]
+        nodes = nodes_of_half(network)
+        operands = [node for node in nodes if isinstance(node, Operand)]
         if (
             len(network.operands) != 2
             or len(operands) != 1
@@ -75,15 +98,11 @@ class Half:
             return None
         return cls(
             operand,
-            tuple(p for p in network.patterns if not any(map(is_primed, p.indices))),
+            tuple(node for node in nodes if isinstance(node, Pattern)),
             found,
             batch,
             columns,
-            tuple(
-                index
-                for index in network.summed_indices
-                if not is_primed(index) and prime(index) not in network.sizes
-            ),
+            tuple(j for j in shared_indices(network) if j in network.summed_indices),
             network.sizes,
         )
 
@@ -92,6 +111,11 @@ class Half:
         """Columns that do not come from a pair."""
         paired = {dim.free for dim in self.dims}
         return tuple(index for index in self.columns if index not in paired)
+
+    @property
+    def has_lags(self) -> bool:
+        """Whether it is joined, and each pair holds a kernel dimension of its own."""
+        return bool(self.dims) and all(dim.free is not None for dim in self.dims)
 
     def network(self) -> TensorNetwork:
         """The half alone, with axes ``(batch, columns, rows)``; only without pairs."""

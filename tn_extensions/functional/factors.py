@@ -8,6 +8,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.allocate import empty
 from tn_extensions.conv import Conv
 from tn_extensions.errors import describe
 from tn_extensions.functional.checks import check_input, check_out
@@ -139,7 +140,9 @@ def _factor(
         operands = {"x": prepare(x.detach(), conv)}
         if not bias:
             return run(name, operands, conv, scale, out)
-        result = x.new_empty(shape, dtype=dtype) if out is None else out
+        result = out
+        if result is None:
+            result = empty(shape, x.new_empty(0, dtype=dtype))
         accumulate = out is not None
         run(name, operands, conv, scale, result[:, :-1, :-1], accumulate)
         column = run("patch_total", operands, conv, scale * ones)

@@ -163,7 +163,8 @@ def unfold_input(x: Tensor, conv: Conv) -> Tensor:
 
     Like ``torch.nn.functional.unfold``, for any number of dimensions, transposed
     convolutions (whose patches are zero where the kernel meets no input), and all
-    padding modes. Nothing else in this package holds it in memory.
+    padding modes. It takes as many entries as the result has: what is computed from it
+    (factors, gradients, norms) is better computed by the other functions.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``.

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.compiler.lowerings import (
     LARGE,
     TINY,
+    USUAL,
     assert_all_evaluate,
     layer,
     matched,
@@ -32,18 +33,7 @@ def test_expand(conv: Conv, batch_size: int, budget: int) -> None:
 
 @pytest.mark.parametrize("num_dims", [1, 2, 3])
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"stride": 2},
-        {"stride": 3},
-        {"dilation": 2},
-        {"stride": 2, "dilation": 3, "padding": 3},
-        {"padding": 3},
-        {"padding": 0},
-    ],
-)
+@pytest.mark.parametrize("options", USUAL)
 def test_usual_layers(num_dims: int, transposed: bool, options: dict[str, Any]) -> None:
     conv = layer(num_dims, transposed=transposed, **options)
     network = with_pairs(quantities.kfac_expand(conv, 2))

@@ -49,6 +49,15 @@ class Lowering:
     run: Callable[[Tensors, Sink], None]
     view: Callable[[Tensors], Tensor] | None = None
 
+    def value(self, tensors: Tensors) -> Tensor:
+        """The result, of a lowering that needs no sink."""
+        assert self.view is not None
+        return self.view(tensors)
+
+
+Lower = Callable[[TensorNetwork, Target], Lowering]
+"""How a primitive has a part of its network evaluated."""
+
 
 class Primitive(Protocol):
     """A way of contracting networks of some structure."""

@@ -142,7 +142,7 @@ def _dimension(
     pattern: Pattern, image: Operand, kernel: Operand, kept: set[str], transposed: bool
 ) -> tuple[str, str, str] | None:
     """Spatial index of image, kernel and result, if each carries one of a pattern's."""
-    if pattern.summed or len(pattern.indices) != 3 or len(set(pattern.indices)) != 3:
+    if pattern.summed or len(pattern.indices) != 3:
         return None
     found = []
     for carried in (set(image.indices), set(kernel.indices), kept):

@@ -46,9 +46,7 @@ def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     half = Half.of(network)
     if half is None or 0 in half.sizes.values():
         return
-    if not 1 <= len(half.dims) <= MOST_DIMS or any(
-        dim.free is None for dim in half.dims
-    ):
+    if not half.has_lags or len(half.dims) > MOST_DIMS:
         return
     if unfolded_dims(half.patterns, half.operand, half.sizes) is None:
         return
@@ -101,6 +99,8 @@ class Correlation:
         limit = min(_CHUNK_BYTES, target.budget // 4) // target.itemsize
         self.chunk = max(1, min(self.total, limit * self.total // prod(self.shape)))
         self.shape[0] = self.chunk * self.rows // self.total
+        counts = {self.chunk, self.total % self.chunk} - {0}
+        self.unfoldings = {count: self._unfolding(count) for count in counts}
         # blocks of groups where there are several, else of output channels
         self.blocked = self.groups
         if self.groups == 1 and len(half.unpaired_columns) == 1:
@@ -220,23 +220,28 @@ class Correlation:
     def _chunks(self, tensor: Tensor) -> Iterator[Tensor]:
         """The padded operand, ``[rows, space..., G * channels]``, chunk by chunk."""
         half = self.half
-        reads = tuple(dim.read for dim in half.dims)
-        order = (*half.rows, *reads, *half.batch, *half.unpaired_columns)
         buffer = tensor.new_zeros(self.shape)
         inner: list[slice] = [
-            slice(low, low + half.sizes[read])
-            for read, (low, _) in zip(reads, self.padding, strict=True)
+            slice(low, low + half.sizes[dim.read])
+            for dim, (low, _) in zip(half.dims, self.padding, strict=True)
         ]
         name = half.operand.name
         for count, parts in self.chunks.split({name: tensor}, self.chunk):
-            sizes = {**half.sizes, self.chunks.index: count}
-            found = unfolded_dims(half.patterns, half.operand, sizes)
-            assert found is not None
-            unfolded = Unfolding(half.operand, found, order, sizes).tensor(parts[name])
+            unfolded = self.unfoldings[count].tensor(parts[name])
             padded = buffer[: count * self.rows // self.total]
             target = padded[(slice(None), *inner)]
             target.copy_(unfolded.reshape(target.shape))
             yield padded
+
+    def _unfolding(self, count: int) -> Unfolding:
+        """How to read a chunk, ``[rows, space..., G, channels]``."""
+        half = self.half
+        sizes = {**half.sizes, self.chunks.index: count}
+        found = unfolded_dims(half.patterns, half.operand, sizes)
+        assert found is not None
+        reads = (dim.read for dim in half.dims)
+        order = (*half.rows, *reads, *half.batch, *half.unpaired_columns)
+        return Unfolding(half.operand, found, order, sizes)
 
     def _cut(self, padded: Tensor, box: Sequence[Region]) -> tuple[Tensor, Tensor]:
         """The positions of a box, and all that their lags lead to."""

@@ -45,7 +45,7 @@ def depthwise(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     half = Half.of(network)
     if half is None or half.patterns or 0 in half.sizes.values():
         return
-    if not 1 <= len(half.dims) <= MOST_DIMS or any(d.free is None for d in half.dims):
+    if not half.has_lags or len(half.dims) > MOST_DIMS:
         return
     if prod(half.sizes[index] for index in half.unpaired_columns) != 1:
         return

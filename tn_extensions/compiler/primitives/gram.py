@@ -7,16 +7,16 @@ is KFAC-reduce's outer product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from math import ceil, prod
 
 from torch import Tensor
 
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.half import Half
-from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
-from tn_extensions.compiler.primitives.squares import split_in_half
+from tn_extensions.compiler.half import Half, shared_indices, split_in_half
+from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
+from tn_extensions.compiler.primitives.chunked import Chunked
 from tn_extensions.compiler.product import multiply
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
@@ -34,8 +34,6 @@ _TILE = 256
 _SHORT = 128
 """Rows up to which writing the result takes longer than computing it twice."""
 
-Lower = Callable[[TensorNetwork, Target], Lowering]
-
 
 def gram(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
     """Multiply the half with itself."""
@@ -52,7 +50,8 @@ def gram(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lower
         chunks = Chunks.along([half.operand], half.sizes, indices, kept)
         if chunks.cuts or not kept:
             for size in _chunk_sizes(chunks, elements, target):
-                yield _chunked(network, target, lower, half, chunks, size)
+                parts = Chunked.of(half.network(), chunks, size, target, lower)
+                yield _chunked(network, target, half, parts)
 
 
 def _chunk_sizes(chunks: Chunks, elements: int, target: Target) -> list[int]:
@@ -66,21 +65,11 @@ def _chunk_sizes(chunks: Chunks, elements: int, target: Target) -> list[int]:
 
 
 def _chunked(
-    network: TensorNetwork,
-    target: Target,
-    lower: Lower,
-    half: Half,
-    chunks: Chunks,
-    size: int,
+    network: TensorNetwork, target: Target, half: Half, parts: Chunked
 ) -> Lowering:
-    total = chunks.total
-    lowerings = {
-        count: lower(chunks.network(half.network(), count), target)
-        for count in {size, total % size} - {0}
-    }
+    chunks, number, one = parts.chunks, parts.number, parts.one
     groups, columns = network.shape[:2]
     rows = prod(half.sizes[index] for index in half.rows)
-    number = ceil(total / size)
     if chunks.kept:
         groups = ceil(groups / number)
     else:
@@ -90,16 +79,12 @@ def _chunked(
     def run(tensors: Tensors, sink: Sink) -> None:
         # later chunks add to one triangle of a fresh target, which is mirrored at last
         late = sink.fresh and number > 1 and tiles > 1 and not chunks.kept
-        parts = chunks.split(tensors, size)
-        for (count, part), out in zip(parts, chunks.targets(sink, size), strict=True):
-            lowering = lowerings[count]
-            assert lowering.view is not None
-            value = lowering.view(part)
+        targets = chunks.targets(sink, parts.size)
+        for value, out in zip(parts.values(tensors), targets, strict=True):
             add_self_gram(value, out, mirrored=not late)
         if late:
             mirror_triangle(sink.out, rows)
 
-    one = lowerings[size]
     product = target.rates.product(
         ceil(columns / tiles), columns, rows, groups, target.itemsize, contiguous=True
     ).times(tiles * (tiles + 1) / (2 * tiles))
@@ -108,8 +93,7 @@ def _chunked(
     cost = (one.cost + product).times(number)
     cost = (cost + (mirrored if tiles > 1 else Cost())).holding(held)
     steps = (
-        f"in {number} chunk(s) of {size} {chunks.index}:" if number > 1 else "at once:",
-        *(f"  {step}" for step in one.steps),
+        *parts.steps,
         f"  [{groups} x] {columns} x {rows} @ {rows} x {columns}, "
         f"one triangle in {tiles} tile(s)",
     )
@@ -120,10 +104,10 @@ def gram_of_rows(
     network: TensorNetwork, target: Target, lower: Lower
 ) -> Iterable[Lowering]:
     """Multiply a half of any operands with itself, over what its copy shares."""
-    found = split_in_half(network)
-    if found is None or len(network.output) != 2 or 0 in network.sizes.values():
+    nodes = split_in_half(network)
+    if nodes is None or len(network.output) != 2 or 0 in network.sizes.values():
         return
-    nodes, shared = found
+    shared = shared_indices(network)
     rows, copies = network.output
     if not rows or copies != tuple(map(prime, rows)):
         return
@@ -131,29 +115,23 @@ def gram_of_rows(
     chunks = Chunks.along(half.operands, half.sizes, shared)
     fits = max(1, target.budget // (4 * target.itemsize))
     size = max(1, min(chunks.total, fits * chunks.total // prod(half.shape)))
-    lowerings = {
-        count: lower(chunks.network(half, count), target)
-        for count in {size, chunks.total % size} - {0}
-    }
+    parts = Chunked.of(half, chunks, size, target, lower)
 
     def run(tensors: Tensors, sink: Sink) -> None:
         whole = Sink(sink.out[None], sink.scale, sink.fresh)
-        for count, part in chunks.split(tensors, size):
-            way = lowerings[count]
-            assert way.view is not None
-            add_self_gram(way.view(part), whole, mirrored=True)
+        for value in parts.values(tensors):
+            add_self_gram(value, whole, mirrored=True)
             whole.fresh = False
         sink.fresh = False
 
-    one, number = lowerings[size], ceil(chunks.total / size)
+    one, number = parts.one, parts.number
     _, length, columns = half.shape
     columns = ceil(columns / number)
     rates, itemsize = target.rates, target.itemsize
     product = rates.product(length, length, columns, 1, itemsize, contiguous=True)
     cost = (one.cost + product).times(number)
     steps = (
-        f"in {number} chunk(s) of {size} {chunks.index}:" if number > 1 else "at once:",
-        *(f"  {step}" for step in one.steps),
+        *parts.steps,
         f"  {length} x {columns} @ {columns} x {length}",
     )
     held = length * columns + one.cost.peak

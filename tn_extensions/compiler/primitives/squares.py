@@ -6,51 +6,32 @@ gradients, diagonals of the GGN): the half alone is never held for the whole bat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from math import ceil, prod
 
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
+from tn_extensions.compiler.half import shared_indices, split_in_half
+from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
-from tn_extensions.network.index import is_primed, prime
-from tn_extensions.network.nodes import Node
-from tn_extensions.network.rules import is_mirrored
+from tn_extensions.network.index import is_primed
 
 _CACHED_ELEMENTS = 2**21
 """Elements of a half that are squared at a time."""
-
-Lower = Callable[[TensorNetwork, Target], Lowering]
 
 
 def half_of(network: TensorNetwork) -> TensorNetwork | None:
     """The half of a network, with axes for the indices that its copy shares."""
     if any(map(is_primed, network.output_indices)):
         return None
-    found = split_in_half(network)
-    if found is None:
+    nodes = split_in_half(network)
+    if nodes is None:
         return None
-    nodes, shared = found
     kept = network.output_indices
-    order = [*kept, *(index for index in shared if index not in kept)]
+    order = [*kept, *(j for j in shared_indices(network) if j not in kept)]
     return TensorNetwork(nodes, [(index,) for index in order], network.sizes)
-
-
-def split_in_half(network: TensorNetwork) -> tuple[list[Node], list[str]] | None:
-    """The nodes of one half, and the indices that both share; None if not mirrored."""
-    if network.pairs or not is_mirrored(network):
-        return None
-    nodes = [n for n in network.nodes if not any(map(is_primed, n.indices))]
-    if 2 * len(nodes) != len(network.nodes):
-        return None
-    shared = [
-        index
-        for index in network.indices
-        if not is_primed(index) and prime(index) not in network.sizes
-    ]
-    return nodes, shared
 
 
 def squares(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
@@ -106,9 +87,7 @@ def squares(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lo
         split = [network.sizes[index] for index in network.output_indices]
         whole = Sink(sink.out.view(split), sink.scale, sink.fresh)
         for choice, parts, place in walk(0, (), tensors, whole):
-            way = lowerings[choice]
-            assert way.view is not None
-            value = way.view(parts).square()
+            value = lowerings[choice].value(parts).square()
             if summed:
                 first = value.dim() - len(summed)
                 value = value.sum(tuple(range(first, value.dim())))
