@@ -49,8 +49,8 @@ class Cost:
         return replace(self, peak=elements)
 
 
-_NARROW, LONG = 100, 8192
-"""Rows or columns, and terms, below which products are slow.
+_NARROW, PIECE, LONG = 100, 448, 8192
+"""Rows or columns below which products are slow, terms between which they are.
 
 See :mod:`~tn_extensions.compiler.product` for why.
 """
@@ -105,7 +105,7 @@ class Rates:
         rate = self.gemm
         if batch > 1:
             rate = self.batched
-        elif not (contiguous and inner >= LONG):
+        elif not (contiguous and (inner >= LONG or inner <= PIECE)):
             wide = max(1.0, min(rows, columns) / _NARROW)
             rate = min(rate, self.narrow * wide**0.8)
         share = self.share(rows, columns, inner, batched=batch > 1)
@@ -131,7 +131,7 @@ FITTED: dict[str, Rates] = {
     "cpu": Rates(
         gemm=2.2e11,
         narrow=1e11,
-        batched=3e10,
+        batched=7e10,
         correlate=1.7e11,
         correlate_depthwise=3.5e9,
         depthwise=2e10,
@@ -141,7 +141,7 @@ FITTED: dict[str, Rates] = {
         scatter=4e8,
         call=6e-6,
         half_size=12.0,
-        batched_half_size=2.0,
+        batched_half_size=5.0,
     ),
     "cuda": Rates(
         gemm=2.5e13,

@@ -137,6 +137,7 @@ def plan(
 def forget_plans() -> None:
     """Plan anew from now on, since the constants have changed."""
     _plan.cache_clear()
+    _cheapest.cache_clear()
 
 
 @lru_cache(maxsize=4096)
@@ -181,10 +182,11 @@ def _native_ways(network: TensorNetwork, target: Target) -> Iterator[Lowering]:
     yield from gram_of_rows(network, target, _cheapest)
 
 
+@lru_cache(maxsize=4096)
 def _cheapest(network: TensorNetwork, target: Target) -> Lowering:
-    found = [*_native_ways(network, target), *_ways(simplify(network), target)]
-    ways = [way for way in found if way.view is not None]
-    return min(ways, key=_preference(target))
+    """The best way of evaluating a part of a network to a tensor."""
+    ways = [*_native_ways(network, target), *_ways(simplify(network), target)]
+    return min(ways, key=_preference(target)).with_value(network.shape)
 
 
 def _variants(network: TensorNetwork) -> Iterator[TensorNetwork]:

@@ -2,7 +2,7 @@
 
 On CPUs that MKL does not favour, oneDNN's products are about twice as fast in float32,
 but they sum terms one by one (unless there are many), and want contiguous operands:
-hence the pieces.
+hence the pieces, of so few terms that float32 sums stay accurate.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from tn_extensions.compiler.cost import LONG
-
-PIECE = 448
-"""Terms that are summed at a time, so that float32 sums stay accurate."""
+from tn_extensions.compiler.cost import LONG, PIECE
 
 _SMALL = 2**19
 """Multiply-adds below which the overhead of a call decides."""
 
-_FEW = 64
-"""Terms below which writing the result takes longer than the product."""
+FEW = 64
+"""Terms below which writing a result twice takes longer than the product."""
+
+_THIN = 16
+"""Rows and columns, terms below which products are no business of oneDNN's."""
 
 WORTH_COPYING = 100
 """Multiply-adds per copied element above which contiguous pieces pay."""
@@ -34,7 +34,7 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
     """Product ``left @ right^T`` of ``[..., M, R]`` and ``[..., P, R]``."""
     if left.dim() == 3 and left.shape[0] == 1:  # a batch of one is slower than none
         return multiply(left[0], right[0])[None]
-    if not uses_onednn(left, right):
+    if not uses_onednn(left, right, fewest=_THIN):
         return left @ right.mT
     total: Tensor | None = None
     size = _piece_size(left)
@@ -49,15 +49,17 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
-def uses_onednn(left: Tensor, right: Tensor) -> bool:
-    """Whether a product is better left to oneDNN."""
+def uses_onednn(left: Tensor, right: Tensor, fewest: int = FEW) -> bool:
+    """Whether a product of at least so many terms is better left to oneDNN."""
     if left.dim() != 2 or left.dtype != torch.float32 or left.device.type != "cpu":
         return False
     if torch.is_grad_enabled() and (left.requires_grad or right.requires_grad):
         return False  # torch cannot differentiate the call
     rows, terms = left.shape
     columns = right.shape[0]
-    if terms < _FEW or rows * columns * terms < _SMALL or not _prefers_onednn():
+    if terms < fewest or rows * columns * terms < _SMALL or not _prefers_onednn():
+        return False
+    if min(rows, columns) < _THIN:
         return False
     if _piece_size(left) >= terms and left.is_contiguous() and right.is_contiguous():
         return True

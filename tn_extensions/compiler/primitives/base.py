@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
+from tn_extensions.compiler.allocate import empty
 from tn_extensions.compiler.cost import Cost, Rates
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
@@ -53,6 +54,18 @@ class Lowering:
         """The result, of a lowering that needs no sink."""
         assert self.view is not None
         return self.view(tensors)
+
+    def with_value(self, shape: tuple[int, ...]) -> Lowering:
+        """The same, its result in a tensor of its own where it needs a sink."""
+        if self.view is not None:
+            return self
+
+        def compute(tensors: Tensors) -> Tensor:
+            out = empty(shape, next(iter(tensors.values())))
+            self.run(tensors, Sink(out, 1.0, fresh=True))
+            return out
+
+        return replace(self, view=compute)
 
 
 Lower = Callable[[TensorNetwork, Target], Lowering]

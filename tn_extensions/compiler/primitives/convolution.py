@@ -264,7 +264,8 @@ def _cost(
         for carried in (roles.image.indices, roles.kernel.indices, present)
     )
     rate = rates.correlate if groups == 1 else rates.correlate_depthwise
-    seconds = max(flops / rate, moved / rates.copy) + 4 * rates.call
+    # operands are reordered for the kernel, results back
+    seconds = flops / rate + 1.5 * moved / rates.copy + 12 * rates.call
     return Cost(flops, moved, 1, 0, seconds)
 
 

@@ -67,7 +67,7 @@ def einsum(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     flops, held = float(info.opt_cost) / 2, int(info.largest_intermediate)
     moved = target.rates.move(held + sum(map(prod, shapes)), target.itemsize, 8)
     # permuted operands are copied before they are multiplied, and shapes are odd
-    seconds = moved.seconds + 4 * flops / target.rates.gemm
+    seconds = moved.seconds + 6 * flops / target.rates.gemm
     cost = Cost(flops, moved.bytes, len(terms), held, seconds)
     yield Lowering("einsum", (f"contract {equation}",), cost, run, compute)
 

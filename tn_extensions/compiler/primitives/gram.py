@@ -17,7 +17,7 @@ from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half, shared_indices, split_in_half
 from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.chunked import Chunked
-from tn_extensions.compiler.product import multiply
+from tn_extensions.compiler.product import FEW, multiply
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import prime
@@ -86,7 +86,12 @@ def _chunked(
             mirror_triangle(sink.out, rows)
 
     product = target.rates.product(
-        ceil(columns / tiles), columns, rows, groups, target.itemsize, contiguous=True
+        ceil(columns / tiles),
+        columns,
+        rows,
+        groups,
+        target.itemsize,
+        contiguous=rows >= FEW,
     ).times(tiles * (tiles + 1) / (2 * tiles))
     mirrored = target.rates.move(groups * columns**2 / 2, target.itemsize, 4)
     held = groups * columns * rows + one.cost.peak

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.constant import Constant
-from tn_extensions.compiler.cost import Cost
+from tn_extensions.compiler.cost import PIECE, Cost
 from tn_extensions.compiler.half import Half, PairedDim
 from tn_extensions.compiler.lags import LagClass, Window, lag_classes
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dims
-from tn_extensions.compiler.product import PIECE, WORTH_COPYING, multiply
+from tn_extensions.compiler.product import WORTH_COPYING, multiply
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import letters, prime

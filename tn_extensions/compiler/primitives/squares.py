@@ -1,4 +1,4 @@
-"""Squares: evaluate the half in chunks, square it, and sum.
+"""Squares: evaluate the half in blocks, square each, and sum.
 
 For networks whose halves share all of what the result carries (norms of per-sample
 gradients, diagonals of the GGN): the half alone is never held for the whole batch.
@@ -6,20 +6,30 @@ gradients, diagonals of the GGN): the half alone is never held for the whole bat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import product
+from collections.abc import Iterable
 from math import ceil, prod
 
-from tn_extensions.compiler.chunks import Chunks
-from tn_extensions.compiler.cost import Cost
+from torch import Tensor
+
 from tn_extensions.compiler.half import shared_indices, split_in_half
 from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
+from tn_extensions.compiler.primitives.blocks import (
+    Level,
+    Place,
+    blocks,
+    can_cut,
+    patterned_sides,
+)
+from tn_extensions.compiler.primitives.forms import Side
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import is_primed
 
-_CACHED_ELEMENTS = 2**21
-"""Elements of a half that are squared at a time."""
+_BLOCKS = (2**18, 2**20)
+"""Elements of a block: enough for products to be fast, few enough to stay cached."""
+
+_FEW = 4
+"""Terms up to which squares are added one by one, without a temporary."""
 
 
 def half_of(network: TensorNetwork) -> TensorNetwork | None:
@@ -35,89 +45,90 @@ def half_of(network: TensorNetwork) -> TensorNetwork | None:
 
 
 def squares(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
-    """Square the half and sum."""
+    """Square the half and sum, for some sizes of the blocks."""
     half = half_of(network)
     if half is None or 0 in network.sizes.values():
         return
-    summed = half.output_indices[len(network.output_indices) :]
-    budget = min(_CACHED_ELEMENTS, target.budget // (4 * target.itemsize))
-    chunks = _chunks(half)
-    sizes: list[int] = []
-    one = prod(half.shape)
-    for chunk in chunks:  # as many of the last as fit, then of those before
-        one //= chunk.total
-    for chunk in reversed(chunks):
-        size = max(1, min(chunk.total, budget // max(one, 1)))
-        sizes.insert(0, size)
-        one *= size
-    counts = [
-        sorted({size, chunk.total % size} - {0})
-        for chunk, size in zip(chunks, sizes, strict=True)
-    ]
-    lowerings = {}
-    for choice in product(*counts):
-        part = half
-        for chunk, count in zip(chunks, choice, strict=True):
-            part = chunk.network(part, count)
-        lowerings[choice] = lower(part, target)
+    fits = max(1, target.budget // (4 * target.itemsize))
+    for staged in (None, *patterned_sides(half)):
+        indices = _cuttable(half, network, staged)
+        cuts = {_levels(half, indices, min(size, fits)) for size in _BLOCKS}
+        for levels in sorted(cuts):
+            yield _lower(network, half, levels, staged, target, lower)
 
-    def walk(
-        depth: int, choice: tuple[int, ...], tensors: Tensors, sink: Sink
-    ) -> Iterator[tuple[tuple[int, ...], Tensors, Sink]]:
-        """Each chunk of all indices, with its place in the result."""
-        if depth == len(chunks):
-            yield choice, tensors, sink
-            return
-        chunk, size = chunks[depth], sizes[depth]
-        axis = None
-        if chunk.index in network.output_indices:
-            axis = network.output_indices.index(chunk.index)
-        fresh, start = sink.fresh, 0
-        for count, part in chunk.split(tensors, size):
-            place = sink
-            if axis is not None:
-                out = sink.out.narrow(axis, start, count)
-                place = Sink(out, sink.scale, fresh)
-            yield from walk(depth + 1, (*choice, count), part, place)
-            start += count
-            sink.fresh = False
+
+def _lower(
+    network: TensorNetwork,
+    half: TensorNetwork,
+    levels: tuple[Level, ...],
+    staged: Side | None,
+    target: Target,
+    lower: Lower,
+) -> Lowering:
+    parts = blocks(half, levels, target, lower, staged)
+    kept = network.output_indices
+    summed = tuple(range(len(kept), len(half.output)))
+    fresh_values = len(half.operands) > 1  # else it may be a view of the operand
 
     def run(tensors: Tensors, sink: Sink) -> None:
+        if sink.fresh:
+            sink.out.zero_()
         # an axis for each index; of a view, so that nothing is lost
-        split = [network.sizes[index] for index in network.output_indices]
-        whole = Sink(sink.out.view(split), sink.scale, sink.fresh)
-        for choice, parts, place in walk(0, (), tensors, whole):
-            value = lowerings[choice].value(parts).square()
-            if summed:
-                first = value.dim() - len(summed)
-                value = value.sum(tuple(range(first, value.dim())))
-            place.put(place.out, value)
-            place.fresh = False
+        out = sink.out.view([network.sizes[index] for index in kept])
+
+        def add(place: Place, value: Tensor) -> None:
+            at = out
+            for axis, index in enumerate(kept):
+                if index in place:
+                    at = at.narrow(axis, *place[index])
+            terms = prod(value.shape[len(kept) :])
+            if terms <= _FEW and kept:
+                for term in value.flatten(len(kept)).unbind(-1) if summed else [value]:
+                    at.addcmul_(term, term, value=sink.scale)
+                return
+            value = value.square_() if fresh_values else value.square()
+            at.add_(value.sum(summed) if summed else value, alpha=sink.scale)
+
+        parts.each(tensors, {}, add)
         sink.fresh = False
 
-    first = lowerings[tuple(sizes)]
-    number = prod(ceil(c.total / s) for c, s in zip(chunks, sizes, strict=True))
-    elements = prod(half.shape) // max(1, number)
-    squared = target.rates.move(elements, target.itemsize).times(2)
-    cost = (first.cost + squared + Cost(seconds=10 * target.rates.call)).times(number)
-    steps = (
-        f"in {number} chunk(s):" if number > 1 else "at once:",
-        *(f"  {step}" for step in first.steps),
-        f"  square {elements} entries, sum over {summed}",
-    )
-    yield Lowering(
-        f"squares({first.primitive})",
-        steps,
-        cost.holding(first.cost.peak + 2 * elements),
-        run,
-    )
+    rates, itemsize = target.rates, target.itemsize
+    elements = prod(half.shape) // parts.number
+    squared = rates.move(elements, itemsize).times(1 if elements > 2**15 else 2)
+    cost = parts.cost + squared.times(parts.number)
+    steps = (*parts.steps, f"  square {elements} entries, sum over {summed}")
+    return Lowering(f"squares({parts.primitive})", steps, cost, run)
 
 
-def _chunks(half: TensorNetwork) -> list[Chunks]:
-    """Up to three indices of the half's result that have an axis of their own."""
-    found = []
-    for index in half.output_indices:
-        chunks = Chunks.along(half.operands, half.sizes, [index])
-        if chunks.total > 1 and all(cut.unit == 1 for cut in chunks.cuts.values()):
-            found.append(chunks)
-    return found[:3]
+def _cuttable(
+    half: TensorNetwork, network: TensorNetwork, staged: Side | None
+) -> list[str]:
+    """Indices to cut, outermost first: of both operands, summed, then kept ones.
+
+    The innermost block is then of consecutive rows of the result. What is staged is not
+    cut but for the batch.
+    """
+    kept, operands = network.output_indices, half.operands
+    found = [index for index in half.output_indices if can_cut(half, index)]
+    both = [j for j in found if all(j in operand.indices for operand in operands)]
+    uncut = staged.indices if staged is not None else []
+    rest = [index for index in found if index not in (*both, *uncut)]
+    rest.sort(key=lambda index: index in kept)
+    return [*both, *rest]
+
+
+def _levels(
+    half: TensorNetwork, indices: Iterable[str], limit: int
+) -> tuple[Level, ...]:
+    """As many values of the innermost index as the limit allows, then of the others."""
+    elements = prod(half.shape)
+    indices = list(indices)
+    one = elements // prod(half.sizes[index] for index in indices)
+    levels: list[Level] = []
+    for index in reversed(indices):
+        size = max(1, min(half.sizes[index], limit // max(one, 1)))
+        size = ceil(half.sizes[index] / ceil(half.sizes[index] / size))  # balanced
+        if size < half.sizes[index]:
+            levels.insert(0, (index, size))
+        one *= size
+    return tuple(levels)

@@ -167,6 +167,10 @@ class Unfolding:
             sizes[index] for index in self.kept
         )
         self.padded_elements = padded if any(map(any, self.padding.values())) else 0
+        self.elements = prod(self.shape)
+        self.is_whole = all(
+            axis.whole(self.sizes) is not None for axis in operand.axes
+        )
 
     def base(self, tensor: Tensor) -> Tensor:
         """The padded operand with the read indices last."""
@@ -250,7 +254,7 @@ def unfold(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     def run(tensors: Tensors, sink: Sink) -> None:
         sink.put(sink.out, compute(tensors))
 
-    elements = prod(recipe.shape)
+    elements = recipe.elements
     run_length = recipe.shape[-1] if recipe.shape else 1
     cost = target.rates.move(elements, target.itemsize, run_length)
     if recipe.padded_elements:

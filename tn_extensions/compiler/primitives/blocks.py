@@ -1,0 +1,154 @@
+"""A network evaluated a block at a time, each a tensor that is consumed and dropped.
+
+Blocks are nested chunks of some indices. What an operand looks like through its
+patterns is evaluated once for all blocks that need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+
+from torch import Tensor
+
+from tn_extensions.compiler.chunks import Chunks
+from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
+from tn_extensions.compiler.primitives.forms import MatrixForm, Side
+from tn_extensions.compiler.cost import Cost
+from tn_extensions.network import Axis, Operand, TensorNetwork
+
+Place = Mapping[str, tuple[int, int]]
+"""Start and length of a block along each index that is cut."""
+
+Consume = Callable[[Place, Tensor], None]
+Level = tuple[str, int]
+"""An index and how many of its values a block has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A network in blocks.
+
+    Args:
+        primitive: What evaluates a block.
+        cost: Cost of them all, with what is held for the largest, itself included.
+        steps: What is done, a line each.
+        number: Number of blocks.
+        each: Hands over block after block and keeps none.
+    """
+
+    primitive: str
+    cost: Cost
+    steps: tuple[str, ...]
+    number: int
+    each: Callable[[Tensors, Place, Consume], None]
+
+
+def blocks(
+    network: TensorNetwork,
+    levels: Sequence[Level],
+    target: Target,
+    lower: Lower,
+    staged: Side | None = None,
+) -> Blocks:
+    """Evaluate a network in blocks.
+
+    Args:
+        network: The network.
+        levels: What to cut, the outermost first; of indices that can be cut.
+        target: What is planned for.
+        lower: How the network of a block is evaluated.
+        staged: An operand to read through its patterns first, as soon as no index of
+            its is left to be cut.
+    """
+    if staged is not None and not any(j in staged.indices for j, _ in levels):
+        return _staged(network, staged.operand.name, levels, target, lower)
+    if levels:
+        return _loop(network, levels, target, lower, staged)
+    return _whole(lower(network, target), prod(network.shape))
+
+
+def can_cut(network: TensorNetwork, index: str) -> bool:
+    """Whether a network can be cut along an index."""
+    chunks = Chunks.along(network.operands, network.sizes, [index])
+    return bool(chunks.cuts) and all(cut.unit == 1 for cut in chunks.cuts.values())
+
+
+def patterned_sides(network: TensorNetwork) -> Iterator[Side]:
+    """Operands whose patterns can be read before the product with the other one."""
+    for form in MatrixForm.all(network):
+        sides = [side for side in (form.left, form.right) if side.dims]
+        if len(sides) == 1:
+            yield sides[0]
+
+
+def _whole(lowering: Lowering, elements: int) -> Blocks:
+    def each(tensors: Tensors, place: Place, consume: Consume) -> None:
+        consume(place, lowering.value(tensors))
+
+    cost = lowering.cost
+    held = max(cost.peak, elements)
+    return Blocks(
+        lowering.primitive, cost.holding(held), lowering.steps, 1, each
+    )
+
+
+def _loop(
+    network: TensorNetwork,
+    levels: Sequence[Level],
+    target: Target,
+    lower: Lower,
+    staged: Side | None,
+) -> Blocks:
+    (index, size), *inner = levels
+    chunks = Chunks.along(network.operands, network.sizes, [index])
+    parts = {
+        count: blocks(chunks.network(network, count), inner, target, lower, staged)
+        for count in {size, chunks.total % size} - {0}
+    }
+
+    def each(tensors: Tensors, place: Place, consume: Consume) -> None:
+        start = 0
+        for count, part in chunks.split(tensors, size):
+            parts[count].each(part, {**place, index: (start, count)}, consume)
+            start += count
+
+    one, number = parts[size], ceil(chunks.total / size)
+    # slices and the bookkeeping of the loop
+    cost = (one.cost + Cost(seconds=target.rates.call)).times(number)
+    title = f"in {number} chunk(s) of {size} {index}:"
+    steps = (title, *(f"  {step}" for step in one.steps))
+    return Blocks(one.primitive, cost, steps, number * one.number, each)
+
+
+def _staged(
+    network: TensorNetwork,
+    operand: str,
+    levels: Sequence[Level],
+    target: Target,
+    lower: Lower,
+) -> Blocks:
+    sizes = network.sizes
+    side, order = next(
+        (side, (*form.batch, *free, *form.terms))
+        for form in MatrixForm.all(network)
+        for side, free in ((form.left, form.rows), (form.right, form.columns))
+        if side.operand.name == operand and side.dims
+    )
+    own = {pattern for pattern in network.patterns if set(side.read) & {*pattern.indices}}
+    read = TensorNetwork((side.operand, *own), [(index,) for index in order], sizes)
+    lowering = lower(read, target)
+    name = f"{side.operand.name} unfolded"
+    stored = Operand(name, tuple(Axis.of(sizes[j], (j, sizes[j])) for j in order))
+    rest = network.replace([side.operand, *own], [stored])
+    parts = blocks(rest, levels, target, lower)
+
+    def each(tensors: Tensors, place: Place, consume: Consume) -> None:
+        value = lowering.value(tensors).contiguous()
+        parts.each({**tensors, name: value}, place, consume)
+
+    held = max(lowering.cost.peak, prod(read.shape) + parts.cost.peak)
+    cost = (lowering.cost + parts.cost).holding(held)
+    steps = (f"{name}:", *(f"  {step}" for step in lowering.steps), *parts.steps)
+    return Blocks(parts.primitive, cost, steps, parts.number, each)
