@@ -45,7 +45,8 @@ class PairedDim:
         pair: The node.
         read: Index that the operand carries.
         free: Index of the result; None if the kernel has a single entry.
-        progressions: What each value of ``free`` reads.
+        progressions: What each value of ``free`` reads; none if what the shared index
+            enumerates is no progression.
     """
 
     pair: Pair
@@ -115,6 +116,11 @@ class Half:
     @property
     def has_lags(self) -> bool:
         """Whether it is joined, and each pair holds a kernel dimension of its own."""
+        return self.is_joined and all(dim.progressions for dim in self.dims)
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether there are pairs, each with an index of the result."""
         return bool(self.dims) and all(dim.free is not None for dim in self.dims)
 
     def network(self) -> TensorNetwork:
@@ -141,5 +147,9 @@ def _paired_dim(
     (read,) = carried
     free = [index for index in pattern.indices if index not in (read, pair.shared)]
     sizes = {**network.sizes, pair.shared: pair.size}
-    progressions = pattern.progressions(read, pair.shared, sizes)
+    progressions = (
+        pattern.progressions(read, pair.shared, sizes)
+        if pattern.index in (read, pair.shared)
+        else ()
+    )
     return PairedDim(pair, read, free[0] if free else None, tuple(progressions))

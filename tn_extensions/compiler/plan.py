@@ -16,8 +16,10 @@ from tn_extensions.compiler.cost import Cost, rates
 from tn_extensions.compiler.primitives import (
     PRIMITIVES,
     convolve,
+    crossed,
     gram,
     gram_of_rows,
+    pixel,
     squares,
 )
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
@@ -173,6 +175,7 @@ def _ways(network: TensorNetwork, target: Target) -> Iterator[Lowering]:
         for primitive in PRIMITIVES:
             yield from primitive(variant, target)
         yield from gram(variant, target, _cheapest)
+        yield from pixel(variant, target, _cheapest)
 
 
 def _native_ways(network: TensorNetwork, target: Target) -> Iterator[Lowering]:
@@ -180,6 +183,7 @@ def _native_ways(network: TensorNetwork, target: Target) -> Iterator[Lowering]:
     yield from convolve(network, target)
     yield from squares(network, target, _cheapest)
     yield from gram_of_rows(network, target, _cheapest)
+    yield from crossed(network, target, _cheapest)
 
 
 @lru_cache(maxsize=4096)

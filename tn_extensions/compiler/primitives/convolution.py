@@ -31,6 +31,10 @@ from tn_extensions.compiler.strided import grouped
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 
 
+_LARGE_KERNEL = 32
+"""Entries of a kernel from which on torch's convolutions are slower."""
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """A dimension: sizes of what is hit, of the kernel and of the outputs."""
@@ -264,6 +268,8 @@ def _cost(
         for carried in (roles.image.indices, roles.kernel.indices, present)
     )
     rate = rates.correlate if groups == 1 else rates.correlate_depthwise
+    if prod(dim.kernel for dim in roles.dims) > _LARGE_KERNEL:
+        rate /= 2
     # operands are reordered for the kernel, results back
     seconds = flops / rate + 1.5 * moved / rates.copy + 12 * rates.call
     return Cost(flops, moved, 1, 0, seconds)

@@ -7,7 +7,7 @@ is KFAC-reduce's outer product.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import ceil, prod
 
 from torch import Tensor
@@ -16,14 +16,24 @@ from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half, shared_indices, split_in_half
 from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
+from tn_extensions.compiler.primitives.blocks import (
+    Blocks,
+    Place,
+    blocks,
+    can_cut,
+    patterned_sides,
+)
 from tn_extensions.compiler.primitives.chunked import Chunked
 from tn_extensions.compiler.product import FEW, multiply
 from tn_extensions.compiler.sink import Sink
-from tn_extensions.network import TensorNetwork
+from tn_extensions.network import Operand, TensorNetwork
 from tn_extensions.network.index import prime
 
 _CACHED_ELEMENTS = 2**21
 """Elements of a half that stay in the cache."""
+
+_BLOCKS = (2**20, 2**22)
+"""Elements of a block of rows."""
 
 _FEW_GROUPS = 8
 """Groups below which a batch of products is too short."""
@@ -116,31 +126,63 @@ def gram_of_rows(
     rows, copies = network.output
     if not rows or copies != tuple(map(prime, rows)):
         return
-    half = TensorNetwork(nodes, ((), rows, tuple(shared)), network.sizes)
-    chunks = Chunks.along(half.operands, half.sizes, shared)
+    # what all operands carry first, as products come
+    batch = [
+        j for j in rows if all(j in n.indices for n in nodes if isinstance(n, Operand))
+    ]
+    order = (*batch, *(index for index in rows if index not in batch))
+    half = TensorNetwork(nodes, (order, tuple(shared)), network.sizes)
     fits = max(1, target.budget // (4 * target.itemsize))
-    size = max(1, min(chunks.total, fits * chunks.total // prod(half.shape)))
-    parts = Chunked.of(half, chunks, size, target, lower)
+    limits = {min(size, fits) for size in _BLOCKS}
+    for staged in (None, *patterned_sides(half)):
+        uncut = [j for j in staged.indices if j not in batch] if staged else []
+        free = [j for j in shared if j not in uncut and can_cut(half, j)]
+        for levels in sorted({_level(half, free, limit) for limit in limits}):
+            parts = blocks(half, levels, target, lower, staged)
+            yield _of_rows(network, half, parts, target)
+
+
+def _level(
+    half: TensorNetwork, free: Sequence[str], limit: int
+) -> tuple[tuple[str, int], ...]:
+    """Cut the longest index so that a block has about so many elements."""
+    elements = prod(half.shape)
+    if not free or elements <= limit:
+        return ()
+    index = max(free, key=lambda index: half.sizes[index])
+    total = half.sizes[index]
+    return ((index, ceil(total / min(total, ceil(elements / limit)))),)
+
+
+def _of_rows(
+    network: TensorNetwork, half: TensorNetwork, parts: Blocks, target: Target
+) -> Lowering:
+    order, rows = half.output[0], network.output[0]
+    length, columns = half.shape
+    split = [network.sizes[index] for index in order]
+    permutation = [order.index(index) for index in rows]
+    permutation += [len(rows) + axis for axis in permutation]
 
     def run(tensors: Tensors, sink: Sink) -> None:
-        whole = Sink(sink.out[None], sink.scale, sink.fresh)
-        for value in parts.values(tensors):
-            add_self_gram(value, whole, mirrored=True)
-            whole.fresh = False
-        sink.fresh = False
+        like = next(iter(tensors.values()))
+        total = Sink(like.new_empty(1, length, length), 1.0, fresh=True)
 
-    one, number = parts.one, parts.number
-    _, length, columns = half.shape
-    columns = ceil(columns / number)
+        def add(place: Place, value: Tensor) -> None:
+            add_self_gram(value[None], total, mirrored=True)
+            total.fresh = False
+
+        parts.each(tensors, {}, add)
+        result = total.out.view(split * 2).permute(permutation)
+        sink.put(sink.out, result.reshape(network.shape))
+
+    columns = ceil(columns / parts.number)
     rates, itemsize = target.rates, target.itemsize
     product = rates.product(length, length, columns, 1, itemsize, contiguous=True)
-    cost = (one.cost + product).times(number)
-    steps = (
-        *parts.steps,
-        f"  {length} x {columns} @ {columns} x {length}",
-    )
-    held = length * columns + one.cost.peak
-    yield Lowering(f"gram({one.primitive})", steps, cost.holding(held), run)
+    moved = rates.move(length**2, itemsize)
+    cost = parts.cost + product.times(parts.number) + moved
+    steps = (*parts.steps, f"  {length} x {columns} @ {columns} x {length}")
+    held = length**2 + parts.cost.peak
+    return Lowering(f"gram({parts.primitive})", steps, cost.holding(held), run)
 
 
 def _tiles(columns: int, rows: int) -> list[tuple[int, int]]:

@@ -34,7 +34,7 @@ def lag(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     if half is None or 0 in half.sizes.values():
         return
     for dim in half.dims:
-        if dim.free is not None:
+        if dim.free is not None and dim.progressions:
             lowering = _lower(network, half, dim, target)
             if lowering is not None:
                 yield lowering

@@ -28,20 +28,16 @@ from tn_extensions.network.index import is_primed
 _BLOCKS = (2**18, 2**20)
 """Elements of a block: enough for products to be fast, few enough to stay cached."""
 
-_FEW = 4
-"""Terms up to which squares are added one by one, without a temporary."""
-
-
 def half_of(network: TensorNetwork) -> TensorNetwork | None:
-    """The half of a network, with axes for the indices that its copy shares."""
+    """The half of a network, with an axis for each index that its copy shares."""
     if any(map(is_primed, network.output_indices)):
         return None
     nodes = split_in_half(network)
     if nodes is None:
         return None
-    kept = network.output_indices
-    order = [*kept, *(j for j in shared_indices(network) if j not in kept)]
-    return TensorNetwork(nodes, [(index,) for index in order], network.sizes)
+    # operand by operand, as products come
+    output = [(index,) for index in shared_indices(network)]
+    return TensorNetwork(nodes, output, network.sizes)
 
 
 def squares(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
@@ -66,37 +62,42 @@ def _lower(
     lower: Lower,
 ) -> Lowering:
     parts = blocks(half, levels, target, lower, staged)
-    kept = network.output_indices
-    summed = tuple(range(len(kept), len(half.output)))
+    given = network.output_indices
+    kept = [index for index in half.output_indices if index in given]
+    summed = tuple(
+        axis for axis, index in enumerate(half.output_indices) if index not in given
+    )
     fresh_values = len(half.operands) > 1  # else it may be a view of the operand
 
     def run(tensors: Tensors, sink: Sink) -> None:
         if sink.fresh:
             sink.out.zero_()
         # an axis for each index; of a view, so that nothing is lost
-        out = sink.out.view([network.sizes[index] for index in kept])
+        out = sink.out.view([network.sizes[index] for index in given])
+        out = out.permute([given.index(index) for index in kept])
 
         def add(place: Place, value: Tensor) -> None:
             at = out
             for axis, index in enumerate(kept):
                 if index in place:
                     at = at.narrow(axis, *place[index])
-            terms = prod(value.shape[len(kept) :])
-            if terms <= _FEW and kept:
-                for term in value.flatten(len(kept)).unbind(-1) if summed else [value]:
-                    at.addcmul_(term, term, value=sink.scale)
+            if value.numel() == at.numel():
+                value = value.reshape(at.shape)
+                at.addcmul_(value, value, value=sink.scale)
                 return
             value = value.square_() if fresh_values else value.square()
-            at.add_(value.sum(summed) if summed else value, alpha=sink.scale)
+            at.add_(value.sum(summed), alpha=sink.scale)
 
         parts.each(tensors, {}, add)
         sink.fresh = False
 
     rates, itemsize = target.rates, target.itemsize
     elements = prod(half.shape) // parts.number
-    squared = rates.move(elements, itemsize).times(1 if elements > 2**15 else 2)
+    squared = rates.move(elements, itemsize)
+    if elements > prod(network.shape):  # two passes
+        squared = squared.times(2)
     cost = parts.cost + squared.times(parts.number)
-    steps = (*parts.steps, f"  square {elements} entries, sum over {summed}")
+    steps = (*parts.steps, f"  square {elements} entries and sum")
     return Lowering(f"squares({parts.primitive})", steps, cost, run)
 
 

@@ -1,0 +1,175 @@
+"""Crossed: contract across the halves first, each operand with its own copy.
+
+A mirrored network whose halves are products of two operands, left and right, over some
+indices ``o``: the Gram matrices ``A[o, o']`` of the left and ``B[o, o']`` of the right
+operand, multiplied and summed over both. Pays where positions are few: no gradient is
+formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor
+
+from tn_extensions.compiler.half import shared_indices, split_in_half
+from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
+from tn_extensions.compiler.primitives.blocks import Place, blocks, can_cut
+from tn_extensions.compiler.primitives.forms import MatrixForm, Side
+from tn_extensions.compiler.sink import Sink
+from tn_extensions.network import Axis, Operand, TensorNetwork
+from tn_extensions.network.index import prime
+
+
+_FEW = 4
+"""Entries of a Gram matrix per entry of the half up to which it may pay."""
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A mirrored network of two operands per half.
+
+    Args:
+        network: The network.
+        left: One operand of a half, with its patterns.
+        right: The other one.
+        terms: The indices that they are joined by.
+        shared: The indices that a half shares with its copy.
+    """
+
+    network: TensorNetwork
+    left: Side
+    right: Side
+    terms: tuple[str, ...]
+    shared: frozenset[str]
+
+    @classmethod
+    def all(cls, network: TensorNetwork) -> Iterator[Halves]:
+        """The ways of seeing a network so, each operand once on the left."""
+        nodes = split_in_half(network)
+        if nodes is None or 0 in network.sizes.values():
+            return
+        shared = frozenset(shared_indices(network))
+        kept = set(network.output_indices)
+        carried = dict.fromkeys(index for node in nodes for index in node.indices)
+        output = [(j,) for j in carried if j in shared or j in kept]
+        half = TensorNetwork(nodes, output, network.sizes)
+        for form in MatrixForm.all(half):
+            for left, right in ((form.left, form.right), (form.right, form.left)):
+                yield cls(network, left, right, form.terms, shared)
+
+    @property
+    def batch(self) -> tuple[str, ...]:
+        """Indices of both operands but for the terms."""
+        other = {*self.right.indices} - {*self.terms}
+        return tuple(index for index in self.left.indices if index in other)
+
+    @property
+    def has_few_terms(self) -> bool:
+        """Whether Gram matrices over the terms may be smaller than the half."""
+        sizes = self.network.sizes
+        own = (*self.private(self.left), *self.private(self.right))
+        return prod(sizes[j] for j in self.terms) ** 2 <= _FEW * prod(
+            sizes[j] for j in own
+        )
+
+    def private(self, side: Side) -> tuple[str, ...]:
+        """Indices that only one operand of a half has."""
+        own = (*self.batch, *self.terms)
+        return tuple(index for index in side.indices if index not in own)
+
+    def nodes(self, side: Side) -> list[Operand | object]:
+        """An operand and its patterns."""
+        read = side.read
+        own = [p for p in self.network.patterns if read & {*p.indices}]
+        return [side.operand, *own]
+
+    def gram(self, side: Side) -> TensorNetwork:
+        """An operand times its copy, ``(batch, columns, columns')``.
+
+        Only what nothing else needs is summed.
+        """
+        other = self.right if side is self.left else self.left
+        needed = {*self.network.output_indices, *other.indices}
+        own, shared = side.indices, self.shared
+        batch = tuple(j for j in own if j in shared and j in needed)
+        columns = tuple(j for j in own if j not in shared)
+        half = TensorNetwork(self.nodes(side), (batch, columns), self.network.sizes)
+        copy = half.relabel(lambda j: j if j in shared else prime(j))
+        return half.multiply(copy, (batch, columns, copy.output[1]))
+
+
+def stored(name: str, network: TensorNetwork) -> Operand:
+    """The result of a network as an operand."""
+    axes = (
+        Axis.of(size, *((index, network.sizes[index]) for index in axis))
+        for axis, size in zip(network.output, network.shape, strict=True)
+    )
+    return Operand(name, tuple(axes))
+
+
+def crossed(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
+    """Multiply the Gram matrices of both operands."""
+    halves = next(Halves.all(network), None)
+    if halves is None or not halves.has_few_terms:
+        return
+    elements = sum(prod(halves.gram(s).shape) for s in (halves.left, halves.right))
+    cuts = [
+        axis[0]
+        for axis in network.output
+        if len(axis) == 1 and axis[0] in halves.batch and can_cut(network, axis[0])
+    ]
+    levels = []
+    if cuts:
+        total = network.sizes[cuts[0]]
+        fits = max(1, target.budget * total // (4 * elements * target.itemsize))
+        if fits < total:
+            levels = [(cuts[0], fits)]
+
+    def lower_block(part: TensorNetwork, target: Target) -> Lowering:
+        found = next(Halves.all(part))
+        return _lower(found, target, lower)
+
+    parts = blocks(network, levels, target, lower_block)
+    axes = {axis[0]: number for number, axis in enumerate(network.output) if axis}
+
+    def run(tensors: Tensors, sink: Sink) -> None:
+        def put(place: Place, value: Tensor) -> None:
+            out = sink.out
+            for index, (start, length) in place.items():
+                out = out.narrow(axes[index], start, length)
+            Sink(out, sink.scale, sink.fresh).put(out, value)
+
+        parts.each(tensors, {}, put)
+        sink.fresh = False
+
+    yield Lowering(f"crossed({parts.primitive})", parts.steps, parts.cost, run)
+
+
+def _lower(halves: Halves, target: Target, lower: Lower) -> Lowering:
+    network = halves.network
+    grams = {f"gram of {s.operand.name}": halves.gram(s) for s in (halves.left, halves.right)}
+    lowerings = {name: lower(gram, target) for name, gram in grams.items()}
+    operands = [stored(name, gram) for name, gram in grams.items()]
+    rest = lower(TensorNetwork(operands, network.output, network.sizes), target)
+
+    def compute(tensors: Tensors) -> Tensor:
+        values = {name: way.value(tensors) for name, way in lowerings.items()}
+        return rest.value(values)
+
+    cost, steps = rest.cost, list[str]()
+    held = rest.cost.peak
+    for name, way in lowerings.items():
+        cost = cost + way.cost
+        steps += [f"{name}:", *(f"  {step}" for step in way.steps)]
+        held += prod(grams[name].shape)
+    held = max(held, *(way.cost.peak for way in lowerings.values()))
+    return Lowering(
+        ", ".join(way.primitive for way in lowerings.values()),
+        (*steps, *rest.steps),
+        cost.holding(held),
+        lambda tensors, sink: sink.put(sink.out, compute(tensors)),
+        compute,
+    )

@@ -1,0 +1,122 @@
+"""Pixel: the Gram matrix of patches from that of pixels, by sums along its diagonals.
+
+For networks whose halves are joined by pairs over a summed term ``k``: ``sum_k A[i(o,
+k), i(o', k)]`` of the pixels' Gram matrix ``A``, a dimension at a time. The Gram matrix
+of the unfolded input takes ``K`` times as many multiply-adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor
+
+from tn_extensions.compiler.cost import Cost
+from tn_extensions.compiler.half import Half
+from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
+from tn_extensions.compiler.sink import Sink
+from tn_extensions.network import Pattern, TensorNetwork
+from tn_extensions.network.index import prime
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """For one value of the summed index: which results read which pixels."""
+
+    result: slice
+    pixels: slice
+
+
+def shifts(
+    pattern: Pattern, read: str, free: str, size: int, sizes: dict[str, int]
+) -> list[Shift] | None:
+    """The shifts of a pattern, for each value of its summed index; None if it has none.
+
+    One of the pixel and the result is the other one times a stride, plus an offset.
+    """
+    hit = pattern.index
+    if hit not in (read, free) or pattern.summed or len(pattern.indices) != 3:
+        return None
+    other = free if hit == read else read
+    (summed,) = (j for j in pattern.position.indices if j != other)
+    stride, step = pattern.position.stride(other), pattern.position.stride(summed)
+    if stride < 1:
+        return None
+    found = []
+    for value in range(size):
+        at = pattern.position.start + step * value
+        low = max(-(at // stride), 0)
+        high = min((sizes[hit] - 1 - at) // stride + 1, sizes[other])
+        if low >= high:
+            continue
+        begin, end = at + stride * low, at + stride * (high - 1) + 1
+        ends = slice(begin, end, stride), slice(low, high)
+        found.append(Shift(*(ends if hit == free else ends[::-1])))
+    return found
+
+
+def pixel(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
+    """Sum along the diagonals of the pixels' Gram matrix."""
+    half = Half.of(network)
+    if half is None or not half.is_joined or half.patterns:
+        return
+    sizes, read, found = dict(network.sizes), {}, []
+    for dim in half.dims:
+        patterns = (dim.pair.first, dim.pair.second)
+        (pattern,) = (p for p in patterns if dim.read in p.indices)
+        assert dim.free is not None
+        own = shifts(pattern, dim.read, dim.free, dim.pair.size, sizes)
+        if own is None:
+            return
+        read[dim.free] = dim.read
+        found.append((half.columns.index(dim.free), own))
+    columns = tuple(read.get(index, index) for index in half.columns)
+    copies = tuple(map(prime, columns))
+    pixels = lower(
+        TensorNetwork(network.operands, (half.batch, columns, copies), sizes), target
+    )
+    groups = prod(sizes[index] for index in half.batch)
+    split = [sizes[index] for index in columns]
+    results = [sizes[index] for index in half.columns]
+
+    def compute(tensors: Tensors) -> Tensor:
+        value = pixels.value(tensors).view(groups, *split, *split)
+        for axis, own in found:
+            value = sum_shifts(value, axis + 1, len(split), results[axis], own)
+        return value.reshape(network.shape)
+
+    itemsize, rates = target.itemsize, target.rates
+    cost, elements = pixels.cost, groups * prod(split) ** 2
+    held = elements
+    for axis, own in found:
+        elements = elements // split[axis] ** 2 * results[axis] ** 2
+        cost = cost + rates.move(elements, itemsize, results[-1]).times(1 + len(own))
+        held = max(held, 2 * elements)
+    cost = (cost + Cost(seconds=10 * rates.call)).holding(held + pixels.cost.peak)
+    yield Lowering(
+        f"pixel({pixels.primitive})",
+        (*pixels.steps, f"sum along diagonals, dimension by dimension: {results}"),
+        cost,
+        lambda tensors, sink: sink.put(sink.out, compute(tensors)),
+        compute,
+    )
+
+
+def sum_shifts(
+    value: Tensor, axis: int, distance: int, size: int, own: Sequence[Shift]
+) -> Tensor:
+    """Sum shifted windows of two axes, which are ``distance`` apart."""
+    shape = list(value.shape)
+    shape[axis] = shape[axis + distance] = size
+    result = value.new_zeros(shape)
+
+    def at(tensor: Tensor, where: slice) -> Tensor:
+        chosen = [slice(None)] * tensor.dim()
+        chosen[axis] = chosen[axis + distance] = where
+        return tensor[tuple(chosen)]
+
+    for shift in own:
+        at(result, shift.result).add_(at(value, shift.pixels))
+    return result
