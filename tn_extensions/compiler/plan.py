@@ -19,6 +19,8 @@ from tn_extensions.compiler.primitives import (
     crossed,
     gram,
     gram_of_rows,
+    khatri_rao,
+    patch_gram,
     pixel,
     squares,
 )
@@ -184,6 +186,8 @@ def _native_ways(network: TensorNetwork, target: Target) -> Iterator[Lowering]:
     yield from squares(network, target, _cheapest)
     yield from gram_of_rows(network, target, _cheapest)
     yield from crossed(network, target, _cheapest)
+    yield from khatri_rao(network, target, _cheapest)
+    yield from patch_gram(network, target, _cheapest)
 
 
 @lru_cache(maxsize=4096)

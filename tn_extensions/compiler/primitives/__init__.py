@@ -7,8 +7,10 @@ from tn_extensions.compiler.primitives.crossed import crossed
 from tn_extensions.compiler.primitives.depthwise import depthwise
 from tn_extensions.compiler.primitives.einsum import einsum
 from tn_extensions.compiler.primitives.gram import gram, gram_of_rows
+from tn_extensions.compiler.primitives.khatri_rao import khatri_rao
 from tn_extensions.compiler.primitives.lag import lag
 from tn_extensions.compiler.primitives.matmul import matmul
+from tn_extensions.compiler.primitives.patch_gram import patch_gram
 from tn_extensions.compiler.primitives.pixel import pixel
 from tn_extensions.compiler.primitives.squares import squares
 from tn_extensions.compiler.primitives.unfold import unfold

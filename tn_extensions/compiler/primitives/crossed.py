@@ -21,6 +21,7 @@ from tn_extensions.compiler.primitives.forms import MatrixForm, Side
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import Axis, Operand, TensorNetwork
 from tn_extensions.network.index import prime
+from tn_extensions.network.nodes import Node
 
 
 _FEW = 4
@@ -69,18 +70,19 @@ class Halves:
     @property
     def has_few_terms(self) -> bool:
         """Whether Gram matrices over the terms may be smaller than the half."""
-        sizes = self.network.sizes
         own = (*self.private(self.left), *self.private(self.right))
-        return prod(sizes[j] for j in self.terms) ** 2 <= _FEW * prod(
-            sizes[j] for j in own
-        )
+        return self.size(self.terms) ** 2 <= _FEW * self.size(own)
+
+    def size(self, indices: Iterable[str]) -> int:
+        """Number of values of some indices."""
+        return prod(self.network.sizes[index] for index in indices)
 
     def private(self, side: Side) -> tuple[str, ...]:
         """Indices that only one operand of a half has."""
         own = (*self.batch, *self.terms)
         return tuple(index for index in side.indices if index not in own)
 
-    def nodes(self, side: Side) -> list[Operand | object]:
+    def nodes(self, side: Side) -> list[Node]:
         """An operand and its patterns."""
         read = side.read
         own = [p for p in self.network.patterns if read & {*p.indices}]
