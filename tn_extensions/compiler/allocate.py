@@ -1,13 +1,14 @@
-"""Memory for large results."""
+"""Memory for results."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _HUGE_PAGE = 2**21
@@ -35,6 +36,14 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
         if last > first:
             advise(first, last - first, mmap.MADV_HUGEPAGE)
     return result
+
+
+def can_write(operands: Iterable[Tensor]) -> bool:
+    """Whether results may be written piece by piece: autograd and ``vmap`` can't."""
+    if torch.is_grad_enabled() and any(one.requires_grad for one in operands):
+        return False
+    level = getattr(torch._C._functorch, "maybe_current_level", lambda: None)
+    return level() is None
 
 
 @lru_cache(maxsize=1)

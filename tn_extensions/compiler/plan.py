@@ -14,15 +14,10 @@ from tn_extensions.compiler.allocate import empty
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.compiler.cost import Cost, rates
 from tn_extensions.compiler.primitives import (
+    COMPOSITES,
+    HALVES,
+    NATIVE,
     PRIMITIVES,
-    convolve,
-    crossed,
-    gram,
-    gram_of_rows,
-    khatri_rao,
-    patch_gram,
-    pixel,
-    squares,
 )
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.convolution import is_plain_convolution
@@ -176,18 +171,16 @@ def _ways(network: TensorNetwork, target: Target) -> Iterator[Lowering]:
     for variant in _variants(network):
         for primitive in PRIMITIVES:
             yield from primitive(variant, target)
-        yield from gram(variant, target, _cheapest)
-        yield from pixel(variant, target, _cheapest)
+        for composite in COMPOSITES:
+            yield from composite(variant, target, _cheapest)
 
 
 def _native_ways(network: TensorNetwork, target: Target) -> Iterator[Lowering]:
     """Ways of evaluating a network as it was defined, before it is simplified."""
-    yield from convolve(network, target)
-    yield from squares(network, target, _cheapest)
-    yield from gram_of_rows(network, target, _cheapest)
-    yield from crossed(network, target, _cheapest)
-    yield from khatri_rao(network, target, _cheapest)
-    yield from patch_gram(network, target, _cheapest)
+    for primitive in NATIVE:
+        yield from primitive(network, target)
+    for composite in HALVES:
+        yield from composite(network, target, _cheapest)
 
 
 @lru_cache(maxsize=4096)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pytest
 import torch
 from hypothesis import given
@@ -22,9 +20,8 @@ from tests.compiler.lowerings import (
 from tests.strategies import BATCHES, convs, examples
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.compiler.plan import _cheapest
-from tn_extensions.compiler.primitives import gram as lowered
-from tn_extensions.compiler.primitives import gram_of_rows
 from tn_extensions.compiler.primitives.base import Lowering, Target
+from tn_extensions.compiler.primitives.gram import gram as lowered
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import simplify
 
@@ -80,20 +77,3 @@ def test_chunks_respect_the_budget() -> None:
         fitting = list(gram(network, target(budget)))
         assert all(8 * way.cost.peak <= budget for way in fitting)
     assert max(way.cost.peak for way in gram(network, target(LARGE))) > one
-
-
-@examples(25)
-@given(convs(max_dims=2), BATCHES, st.sampled_from([LARGE, TINY]), st.booleans())
-def test_gram_of_rows(
-    conv: Conv, batch_size: int, budget: int, simplified: bool
-) -> None:
-    def primitive(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
-        return gram_of_rows(network, target, _cheapest)
-
-    network = quantities.ggn_gram(conv, batch_size, 2)
-    if simplified:  # possibly to a number
-        assert assert_all_evaluate(primitive, simplify(network), budget) <= 1
-    else:
-        assert assert_all_evaluate(primitive, network, budget) == 1
-    for other in OTHERS.values():
-        assert not list(primitive(other, target()))

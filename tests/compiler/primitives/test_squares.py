@@ -56,8 +56,18 @@ def test_half(name: str) -> None:
     network = squared(layer(groups=2), 3)[name]
     half = half_of(network)
     assert half is not None
-    assert half.output_indices[: len(network.output_indices)] == network.output_indices
     assert set(half.output_indices) - {"v"} == {"n", "g", "ci", "co", "k1", "k2"}
+    assert [len(axis) for axis in half.output] == [1] * len(half.output)
+
+
+@pytest.mark.parametrize("name", squared(layer(), 2))
+def test_blocks_are_cut_and_patterns_read_once(name: str) -> None:
+    conv = Conv.make(64, 96, 3, (4, 4), padding=1)
+    ways = list(primitive(squared(conv, 40)[name], target(2**16)))
+    for way in ways:
+        assert way.cost.peak < 2**16
+        assert any("chunk(s)" in step for step in way.steps)
+    assert any("x unfolded:" in step for way in ways for step in way.steps)
 
 
 def test_other_networks_are_left_alone() -> None:

@@ -78,3 +78,13 @@ class Primitive(Protocol):
     def __call__(self, network: TensorNetwork, target: Target) -> Iterable[Lowering]:
         """The ways of evaluating the network; none if its structure does not match."""
         ...
+
+
+class Composite(Protocol):
+    """A way of contracting networks of some structure, which has parts evaluated."""
+
+    def __call__(
+        self, network: TensorNetwork, target: Target, lower: Lower
+    ) -> Iterable[Lowering]:
+        """The ways of evaluating the network; none if its structure does not match."""
+        ...

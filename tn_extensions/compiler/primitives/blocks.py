@@ -71,8 +71,7 @@ def blocks(
 
 def can_cut(network: TensorNetwork, index: str) -> bool:
     """Whether a network can be cut along an index."""
-    chunks = Chunks.along(network.operands, network.sizes, [index])
-    return bool(chunks.cuts) and all(cut.unit == 1 for cut in chunks.cuts.values())
+    return bool(Chunks.along(network.operands, network.sizes, [index]).cuts)
 
 
 def patterned_sides(network: TensorNetwork) -> Iterator[Side]:
@@ -87,11 +86,8 @@ def _whole(lowering: Lowering, elements: int) -> Blocks:
     def each(tensors: Tensors, place: Place, consume: Consume) -> None:
         consume(place, lowering.value(tensors))
 
-    cost = lowering.cost
-    held = max(cost.peak, elements)
-    return Blocks(
-        lowering.primitive, cost.holding(held), lowering.steps, 1, each
-    )
+    cost = lowering.cost.holding(lowering.cost.peak + elements)
+    return Blocks(lowering.primitive, cost, lowering.steps, 1, each)
 
 
 def _loop(
@@ -148,7 +144,7 @@ def _staged(
         value = lowering.value(tensors).contiguous()
         parts.each({**tensors, name: value}, place, consume)
 
-    held = max(lowering.cost.peak, prod(read.shape) + parts.cost.peak)
+    held = prod(read.shape) + max(lowering.cost.peak, parts.cost.peak)
     cost = (lowering.cost + parts.cost).holding(held)
     steps = (f"{name}:", *(f"  {step}" for step in lowering.steps), *parts.steps)
     return Blocks(parts.primitive, cost, steps, parts.number, each)

@@ -9,7 +9,7 @@ it is a transposed convolution.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tn_extensions.compiler.allocate import can_write, empty
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.native import (
@@ -196,13 +197,18 @@ def _one_by_one(
     compute_one = one.view
     assert compute_one is not None
 
-    def compute(tensors: Tensors) -> Tensor:
-        parts = (part for _, part in chunks.split(tensors, 1))
-        return torch.cat([compute_one(part) for part in parts], dim=axis)
-
     def run(tensors: Tensors, sink: Sink) -> None:
         for number, (_, part) in enumerate(chunks.split(tensors, 1)):
             sink.put(sink.out.narrow(axis, number, 1), compute_one(part))
+
+    def compute(tensors: Tensors) -> Tensor:
+        like = tensors[roles.image.name]
+        if can_write(tensors.values()):
+            out = empty(network.shape, like)
+            run(tensors, Sink(out, 1.0, fresh=True))
+            return out
+        parts = (part for _, part in chunks.split(tensors, 1))
+        return torch.cat([compute_one(part) for part in parts], dim=axis)
 
     steps = (f"for each {index}: {one.steps[0]}",)
     cost = one.cost.times(chunks.total).holding(prod(network.shape) // chunks.total)
@@ -232,15 +238,14 @@ def _lower(network: TensorNetwork, target: Target, roles: Roles) -> Lowering:
     lengths = [len(axis) for axis in network.output]
     number = prod(sizes[index] for index in groups)
 
+    split = [sizes[index] for index in present]
+    arrange_image = _arrangement(roles.image, layout[0], image_space, sizes)
+    arrange_kernel = _arrangement(roles.kernel, layout[1], kernel_space, sizes)
+
     def compute(tensors: Tensors) -> Tensor:
-        image = _arrange(
-            tensors[roles.image.name], roles.image, layout[0], image_space, sizes
-        )
-        kernel = _arrange(
-            tensors[roles.kernel.name], roles.kernel, layout[1], kernel_space, sizes
-        )
-        result = evaluate(image, kernel, roles.dims, number)
-        result = result.reshape([sizes[index] for index in present])
+        image = arrange_image(tensors[roles.image.name])
+        kernel = arrange_kernel(tensors[roles.kernel.name])
+        result = evaluate(image, kernel, roles.dims, number).reshape(split)
         return grouped(result.permute(permutation), lengths)
 
     def run(tensors: Tensors, sink: Sink) -> None:
@@ -249,29 +254,40 @@ def _lower(network: TensorNetwork, target: Target, roles: Roles) -> Lowering:
     return Lowering(
         f"native {kind}",
         (f"{kind} of {roles.image.name} by {roles.kernel.name}, torch's own kernel",),
-        _cost(roles, sizes, present, target),
+        _cost(roles, sizes, present, target, kind == "weight gradient"),
         run,
         compute,
     )
 
 
 def _cost(
-    roles: Roles, sizes: Mapping[str, int], present: Sequence[str], target: Target
+    roles: Roles,
+    sizes: Mapping[str, int],
+    present: Sequence[str],
+    target: Target,
+    gradient: bool,
 ) -> Cost:
     """Estimate; many small groups are slow, whatever they hold."""
     rates, groups = target.rates, prod(sizes[index] for index in roles.groups)
     channels = (*roles.rows, *roles.columns, *roles.contracted)
     flops = float(groups * prod(sizes[index] for index in channels))
-    flops *= prod(dim.kernel * dim.outputs for dim in roles.dims)
     moved = target.itemsize * sum(
         prod(sizes[index] for index in carried)
         for carried in (roles.image.indices, roles.kernel.indices, present)
     )
-    rate = rates.correlate if groups == 1 else rates.correlate_depthwise
-    if prod(dim.kernel for dim in roles.dims) > _LARGE_KERNEL:
+    kernel = prod(dim.kernel for dim in roles.dims)
+    outputs = prod(dim.outputs for dim in roles.dims)
+    flops *= kernel * outputs
+    rate = rates.correlate
+    if groups > 1 and gradient:
+        rate = rates.correlate_depthwise
+    elif groups > 1:  # best where both are large
+        rate = 3.5 * rates.depthwise * kernel / (kernel + 100) * outputs / (outputs + 4)
+    elif kernel > _LARGE_KERNEL:
         rate /= 2
     # operands are reordered for the kernel, results back
-    seconds = flops / rate + 1.5 * moved / rates.copy + 12 * rates.call
+    copy = rates.cached_copy if moved <= rates.cache else rates.copy
+    seconds = flops / rate + 1.5 * moved / copy + 12 * rates.call
     return Cost(flops, moved, 1, 0, seconds)
 
 
@@ -281,18 +297,18 @@ def _has_axis(operand: Operand, indices: Sequence[str]) -> bool:
     return any((index,) in own for index in indices)
 
 
-def _arrange(
-    tensor: Tensor,
+def _arrangement(
     operand: Operand,
     channels: Sequence[Sequence[str]],
     space: Sequence[str],
     sizes: Mapping[str, int],
-) -> Tensor:
-    """The tensor with merged axes of channels, then the spatial ones."""
+) -> Callable[[Tensor], Tensor]:
+    """A recipe for merged axes of channels, then the spatial ones."""
     order = [*(index for axis in channels for index in axis), *space]
-    split = tensor.reshape([sizes[index] for index in operand.indices])
-    split = split.permute([operand.indices.index(index) for index in order])
-    return grouped(split, [*map(len, channels), *[1] * len(space)])
+    split = [sizes[index] for index in operand.indices]
+    permutation = [operand.indices.index(index) for index in order]
+    lengths = [*map(len, channels), *[1] * len(space)]
+    return lambda tensor: grouped(tensor.reshape(split).permute(permutation), lengths)
 
 
 def _pad(image: Tensor, dims: Sequence[Geometry]) -> tuple[Tensor, list[int]]:

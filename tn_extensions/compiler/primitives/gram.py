@@ -7,33 +7,22 @@ is KFAC-reduce's outer product.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from math import ceil, prod
 
 from torch import Tensor
 
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.half import Half, shared_indices, split_in_half
+from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
-from tn_extensions.compiler.primitives.blocks import (
-    Blocks,
-    Place,
-    blocks,
-    can_cut,
-    patterned_sides,
-)
-from tn_extensions.compiler.primitives.chunked import Chunked
+from tn_extensions.compiler.primitives.blocks import Place, blocks
 from tn_extensions.compiler.product import FEW, multiply
 from tn_extensions.compiler.sink import Sink
-from tn_extensions.network import Operand, TensorNetwork
-from tn_extensions.network.index import prime
+from tn_extensions.network import TensorNetwork
 
 _CACHED_ELEMENTS = 2**21
 """Elements of a half that stay in the cache."""
-
-_BLOCKS = (2**20, 2**22)
-"""Elements of a block of rows."""
 
 _FEW_GROUPS = 8
 """Groups below which a batch of products is too short."""
@@ -60,8 +49,7 @@ def gram(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lower
         chunks = Chunks.along([half.operand], half.sizes, indices, kept)
         if chunks.cuts or not kept:
             for size in _chunk_sizes(chunks, elements, target):
-                parts = Chunked.of(half.network(), chunks, size, target, lower)
-                yield _chunked(network, target, half, parts)
+                yield _chunked(network, target, half, chunks, size, lower)
 
 
 def _chunk_sizes(chunks: Chunks, elements: int, target: Target) -> list[int]:
@@ -75,23 +63,38 @@ def _chunk_sizes(chunks: Chunks, elements: int, target: Target) -> list[int]:
 
 
 def _chunked(
-    network: TensorNetwork, target: Target, half: Half, parts: Chunked
+    network: TensorNetwork,
+    target: Target,
+    half: Half,
+    chunks: Chunks,
+    size: int,
+    lower: Lower,
 ) -> Lowering:
-    chunks, number, one = parts.chunks, parts.number, parts.one
+    levels = [(chunks.index, size)] if size < chunks.total else []
+    parts = blocks(half.network(), levels, target, lower)
     groups, columns = network.shape[:2]
     rows = prod(half.sizes[index] for index in half.rows)
     if chunks.kept:
-        groups = ceil(groups / number)
+        groups = ceil(groups / parts.number)
     else:
-        rows //= number
+        rows //= parts.number
     tiles = len(_tiles(columns, rows))
 
     def run(tensors: Tensors, sink: Sink) -> None:
         # later chunks add to one triangle of a fresh target, which is mirrored at last
-        late = sink.fresh and number > 1 and tiles > 1 and not chunks.kept
-        targets = chunks.targets(sink, parts.size)
-        for value, out in zip(parts.values(tensors), targets, strict=True):
-            add_self_gram(value, out, mirrored=not late)
+        late = sink.fresh and parts.number > 1 and tiles > 1 and not chunks.kept
+
+        def add(place: Place, value: Tensor) -> None:
+            if chunks.kept and place:
+                out = sink.out.narrow(0, *place[chunks.index])
+                part = Sink(out, sink.scale, sink.fresh)
+                add_self_gram(value, part, mirrored=True)
+            else:
+                add_self_gram(value, sink, mirrored=not late)
+                sink.fresh = False
+
+        parts.each(tensors, {}, add)
+        sink.fresh = False
         if late:
             mirror_triangle(sink.out, rows)
 
@@ -104,85 +107,14 @@ def _chunked(
         contiguous=rows >= FEW,
     ).times(tiles * (tiles + 1) / (2 * tiles))
     mirrored = target.rates.move(groups * columns**2 / 2, target.itemsize, 4)
-    held = groups * columns * rows + one.cost.peak
-    cost = (one.cost + product).times(number)
-    cost = (cost + (mirrored if tiles > 1 else Cost())).holding(held)
+    cost = parts.cost + product.times(parts.number)
+    cost = cost + (mirrored if tiles > 1 else Cost())
     steps = (
         *parts.steps,
-        f"  [{groups} x] {columns} x {rows} @ {rows} x {columns}, "
+        f"[{groups} x] {columns} x {rows} @ {rows} x {columns}, "
         f"one triangle in {tiles} tile(s)",
     )
-    return Lowering(f"gram({one.primitive})", steps, cost, run)
-
-
-def gram_of_rows(
-    network: TensorNetwork, target: Target, lower: Lower
-) -> Iterable[Lowering]:
-    """Multiply a half of any operands with itself, over what its copy shares."""
-    nodes = split_in_half(network)
-    if nodes is None or len(network.output) != 2 or 0 in network.sizes.values():
-        return
-    shared = shared_indices(network)
-    rows, copies = network.output
-    if not rows or copies != tuple(map(prime, rows)):
-        return
-    # what all operands carry first, as products come
-    batch = [
-        j for j in rows if all(j in n.indices for n in nodes if isinstance(n, Operand))
-    ]
-    order = (*batch, *(index for index in rows if index not in batch))
-    half = TensorNetwork(nodes, (order, tuple(shared)), network.sizes)
-    fits = max(1, target.budget // (4 * target.itemsize))
-    limits = {min(size, fits) for size in _BLOCKS}
-    for staged in (None, *patterned_sides(half)):
-        uncut = [j for j in staged.indices if j not in batch] if staged else []
-        free = [j for j in shared if j not in uncut and can_cut(half, j)]
-        for levels in sorted({_level(half, free, limit) for limit in limits}):
-            parts = blocks(half, levels, target, lower, staged)
-            yield _of_rows(network, half, parts, target)
-
-
-def _level(
-    half: TensorNetwork, free: Sequence[str], limit: int
-) -> tuple[tuple[str, int], ...]:
-    """Cut the longest index so that a block has about so many elements."""
-    elements = prod(half.shape)
-    if not free or elements <= limit:
-        return ()
-    index = max(free, key=lambda index: half.sizes[index])
-    total = half.sizes[index]
-    return ((index, ceil(total / min(total, ceil(elements / limit)))),)
-
-
-def _of_rows(
-    network: TensorNetwork, half: TensorNetwork, parts: Blocks, target: Target
-) -> Lowering:
-    order, rows = half.output[0], network.output[0]
-    length, columns = half.shape
-    split = [network.sizes[index] for index in order]
-    permutation = [order.index(index) for index in rows]
-    permutation += [len(rows) + axis for axis in permutation]
-
-    def run(tensors: Tensors, sink: Sink) -> None:
-        like = next(iter(tensors.values()))
-        total = Sink(like.new_empty(1, length, length), 1.0, fresh=True)
-
-        def add(place: Place, value: Tensor) -> None:
-            add_self_gram(value[None], total, mirrored=True)
-            total.fresh = False
-
-        parts.each(tensors, {}, add)
-        result = total.out.view(split * 2).permute(permutation)
-        sink.put(sink.out, result.reshape(network.shape))
-
-    columns = ceil(columns / parts.number)
-    rates, itemsize = target.rates, target.itemsize
-    product = rates.product(length, length, columns, 1, itemsize, contiguous=True)
-    moved = rates.move(length**2, itemsize)
-    cost = parts.cost + product.times(parts.number) + moved
-    steps = (*parts.steps, f"  {length} x {columns} @ {columns} x {length}")
-    held = length**2 + parts.cost.peak
-    return Lowering(f"gram({parts.primitive})", steps, cost.holding(held), run)
+    return Lowering(f"gram({parts.primitive})", steps, cost, run)
 
 
 def _tiles(columns: int, rows: int) -> list[tuple[int, int]]:

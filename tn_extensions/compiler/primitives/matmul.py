@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.allocate import can_write, empty
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.forms import MatrixForm
@@ -46,7 +47,11 @@ def _lower(network: TensorNetwork, form: MatrixForm, target: Target) -> Lowering
     def compute(tensors: Tensors) -> Tensor:
         a = left.tensor(tensors[left.operand.name]).reshape(number, height, terms)
         b = right.tensor(tensors[right.operand.name]).reshape(number, width, terms)
-        if apart:
+        if apart and can_write((a, b)):
+            result = empty((number, height, width), a)
+            for x, y, out in zip(a, b, result, strict=True):
+                Sink(out, 1.0, fresh=True).put_product(out, x, y)
+        elif apart:
             result = torch.stack([multiply(x, y) for x, y in zip(a, b, strict=True)])
         else:
             result = multiply(a, b)
@@ -76,7 +81,7 @@ def _lower(network: TensorNetwork, form: MatrixForm, target: Target) -> Lowering
         # copied here, or read with strides by whoever takes a view
         cost = cost + rates.move(number * height * width, itemsize, 4)
     steps = (f"[{number} x] {height} x {terms} @ {terms} x {width}, operands unfolded",)
-    held = sum(elements for elements, _ in copied) + number * height * width
+    held = sum(elements for elements, _ in copied)
     return Lowering("matmul", steps, cost.holding(held), run, compute)
 
 

@@ -1,0 +1,117 @@
+"""Primitives of mirrored networks, whose halves are of two operands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.compiler.lowerings import (
+    LARGE,
+    OTHERS,
+    TINY,
+    assert_all_evaluate,
+    layer,
+    target,
+)
+from tests.strategies import BATCHES, convs, examples
+from tn_extensions import Conv, TensorNetwork, quantities
+from tn_extensions.compiler.plan import _cheapest
+from tn_extensions.compiler.primitives.base import Composite, Lowering, Target
+from tn_extensions.compiler.primitives.crossed import crossed
+from tn_extensions.compiler.primitives.khatri_rao import khatri_rao
+from tn_extensions.compiler.primitives.patch_gram import patch_gram
+from tn_extensions.compiler.primitives.rows import rows
+
+Define = Callable[[Conv, int], TensorNetwork]
+
+NETWORKS: dict[str, Define] = {
+    "norm": quantities.per_sample_grad_norm,
+    "norms": lambda conv, n: quantities.per_sample_grad_norm(conv, n, 2),
+    "diagonal": lambda conv, n: quantities.ggn_diagonal(conv, n, 3),
+    "diagonals": lambda conv, n: quantities.ggn_diagonal(conv, n, 3, True),
+    "diagonal of one": lambda conv, n: quantities.ggn_diagonal(conv, n, 1),
+    "gram": lambda conv, n: quantities.ggn_gram(conv, n, 2),
+    "gram of one": lambda conv, n: quantities.ggn_gram(conv, n, 1),
+}
+MATCHED: dict[Composite, set[str]] = {
+    rows: {"gram", "gram of one"},
+    crossed: {*NETWORKS},
+    khatri_rao: {"diagonal", "diagonals"},
+    patch_gram: {"gram", "gram of one"},
+}
+
+
+def planned(composite: Composite) -> Callable[..., Iterable[Lowering]]:
+    """The primitive with the planner's choice for its parts."""
+    return lambda network, target: composite(network, target, _cheapest)
+
+
+@pytest.mark.parametrize("composite", MATCHED, ids=lambda one: one.__name__)
+@examples(20)
+@given(
+    convs(max_dims=2), BATCHES, st.sampled_from([LARGE, TINY]), st.sampled_from(sorted(NETWORKS))
+)
+def test_values(
+    composite: Composite, conv: Conv, batch_size: int, budget: int, name: str
+) -> None:
+    network = NETWORKS[name](conv, batch_size)
+    assert_all_evaluate(planned(composite), network, budget)
+
+
+@pytest.mark.parametrize("composite", MATCHED, ids=lambda one: one.__name__)
+def test_matches_by_structure(composite: Composite) -> None:
+    # few positions, so that Gram matrices over them are small
+    conv = Conv.make(6, 8, 3, (5, 4), groups=2, padding=1)
+    found = {
+        name
+        for name, define in NETWORKS.items()
+        if assert_all_evaluate(planned(composite), define(conv, 3))
+    }
+    assert found == MATCHED[composite]
+    for network in OTHERS.values():
+        assert not list(composite(network, target(), _cheapest))
+
+
+@pytest.mark.parametrize("composite", MATCHED, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_many_channels(composite: Composite, transposed: bool) -> None:
+    conv = Conv.make(
+        40, 24, (3, 2), (4, 5), stride=(1, 2), padding=1, transposed=transposed
+    )
+    for name in MATCHED[composite]:
+        for budget in (LARGE, 2**14):
+            network = NETWORKS[name](conv, 3)
+            assert assert_all_evaluate(planned(composite), network, budget) >= 1
+
+
+def test_many_positions_are_not_crossed() -> None:
+    network = quantities.per_sample_grad_norm(layer(input_size=(40, 40)), 2)
+    assert not list(crossed(network, target(), _cheapest))
+
+
+def test_crossed_in_chunks_that_fit() -> None:
+    conv = Conv.make(16, 16, 3, (8, 8), padding=1)
+    network = quantities.per_sample_grad_norm(conv, 12)
+    (whole,) = crossed(network, target(), _cheapest)
+    (way,) = crossed(network, target(2**18), _cheapest)
+    assert way.cost.peak < whole.cost.peak / 3
+    assert way.steps[0].startswith("in ")
+
+
+def test_khatri_rao_is_never_negative() -> None:
+    import torch
+
+    from tn_extensions.compiler.sink import Sink
+
+    conv = Conv.make(1, 1, 1, 40)
+    x = torch.ones(2, 1, 40)
+    x[..., ::2] = -1
+    S = torch.ones(30, 2, 1, 40) * torch.arange(1, 31).view(-1, 1, 1, 1)
+    network = quantities.ggn_diagonal(conv, 2, 30)
+    for way in khatri_rao(network, target(itemsize=4), _cheapest):
+        result = torch.empty(network.shape)
+        way.run({"x": x, "g": S}, Sink(result, 1.0, fresh=True))
+        assert (result >= 0).all() and result.max() < 1e-2
