@@ -131,7 +131,7 @@ FITTED: dict[str, Rates] = {
     "cpu": Rates(
         gemm=2.2e11,
         narrow=1e11,
-        batched=7e10,
+        batched=5.5e10,
         correlate=1.7e11,
         correlate_depthwise=3.5e9,
         depthwise=2e10,
@@ -141,7 +141,7 @@ FITTED: dict[str, Rates] = {
         scatter=4e8,
         call=6e-6,
         half_size=12.0,
-        batched_half_size=5.0,
+        batched_half_size=3.0,
     ),
     "cuda": Rates(
         gemm=2.5e13,

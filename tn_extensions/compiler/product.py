@@ -69,7 +69,8 @@ def uses_onednn(left: Tensor, right: Tensor, fewest: int = FEW) -> bool:
 
 def _piece_size(left: Tensor) -> int:
     terms = left.shape[1]
-    return terms if terms >= LONG else ceil(terms / max(1, ceil(terms / PIECE)))
+    whole = terms >= LONG or (terms <= 2 * PIECE and left.is_contiguous())
+    return terms if whole else ceil(terms / ceil(terms / PIECE))
 
 
 def _onednn(left: Tensor, right: Tensor) -> Tensor:

@@ -4,29 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tn_extensions.network import Operand
 
 
+class Layout(NamedTuple):
+    """A strided view: its shape and strides, and where it starts after the tensor."""
+
+    shape: list[int]
+    strides: list[int]
+    offset: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The view of a tensor of the strides that this was made for."""
+        if 0 in self.shape:
+            return tensor.new_empty(self.shape)
+        start = tensor.storage_offset() + self.offset
+        return tensor.as_strided(self.shape, self.strides, start)
+
+
+def layout(
+    operand: Operand,
+    order: Sequence[str],
+    sizes: Mapping[str, int],
+    strides: Sequence[int],
+) -> Layout:
+    """How a tensor of given strides has one axis per index, in the given order."""
+    offset = 0
+    found = dict.fromkeys(order, 0)
+    for axis, stride in zip(operand.axes, strides, strict=True):
+        offset += axis.position.start * stride
+        for index, step in axis.position.terms:
+            found[index] += step * stride
+    carried = set(operand.indices)
+    shape = [sizes[index] if index in carried else 1 for index in order]
+    return Layout(shape, [found[index] for index in order], offset)
+
+
 def view(
     tensor: Tensor, operand: Operand, order: Sequence[str], sizes: Mapping[str, int]
 ) -> Tensor:
     """The tensor with one axis per index, in the given order (absent ones: size 1)."""
-    offset = tensor.storage_offset()
-    strides = dict.fromkeys(order, 0)
-    for axis, stride in zip(operand.axes, tensor.stride(), strict=True):
-        offset += axis.position.start * stride
-        for index, step in axis.position.terms:
-            strides[index] += step * stride
-    carried = set(operand.indices)
-    shape = [sizes[index] if index in carried else 1 for index in order]
-    if 0 in shape:
-        return tensor.new_empty(shape)
-    return torch.as_strided(tensor, shape, [strides[index] for index in order], offset)
+    return layout(operand, order, sizes, tensor.stride()).of(tensor)
 
 
 def pad(tensor: Tensor, paddings: Mapping[int, tuple[int, int]]) -> Tensor:

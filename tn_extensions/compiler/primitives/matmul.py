@@ -50,7 +50,7 @@ def _lower(network: TensorNetwork, form: MatrixForm, target: Target) -> Lowering
         if apart and can_write((a, b)):
             result = empty((number, height, width), a)
             for x, y, out in zip(a, b, result, strict=True):
-                Sink(out, 1.0, fresh=True).put_product(out, x, y)
+                out.copy_(multiply(x, y))
         elif apart:
             result = torch.stack([multiply(x, y) for x, y in zip(a, b, strict=True)])
         else:

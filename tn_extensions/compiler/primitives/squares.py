@@ -11,6 +11,7 @@ from math import ceil, prod
 
 from torch import Tensor
 
+from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import shared_indices, split_in_half
 from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.blocks import (
@@ -25,8 +26,12 @@ from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import is_primed
 
-_BLOCKS = (2**18, 2**20)
+_BLOCKS = (350_000, 2**20)
 """Elements of a block: enough for products to be fast, few enough to stay cached."""
+
+_FEW = 4
+"""Terms up to which squares are added one by one."""
+
 
 def half_of(network: TensorNetwork) -> TensorNetwork | None:
     """The half of a network, with an axis for each index that its copy shares."""
@@ -67,6 +72,7 @@ def _lower(
     summed = tuple(
         axis for axis, index in enumerate(half.output_indices) if index not in given
     )
+    leading = summed == tuple(range(len(summed)))
     fresh_values = len(half.operands) > 1  # else it may be a view of the operand
 
     def run(tensors: Tensors, sink: Sink) -> None:
@@ -81,9 +87,10 @@ def _lower(
             for axis, index in enumerate(kept):
                 if index in place:
                     at = at.narrow(axis, *place[index])
-            if value.numel() == at.numel():
-                value = value.reshape(at.shape)
-                at.addcmul_(value, value, value=sink.scale)
+            terms = value.numel() // at.numel()
+            if terms <= _FEW and leading:  # one by one, without a temporary
+                for term in value.reshape(terms, *at.shape):
+                    at.addcmul_(term, term, value=sink.scale)
                 return
             value = value.square_() if fresh_values else value.square()
             at.add_(value.sum(summed), alpha=sink.scale)
@@ -96,7 +103,9 @@ def _lower(
     squared = rates.move(elements, itemsize)
     if elements > prod(network.shape):  # two passes
         squared = squared.times(2)
-    cost = parts.cost + squared.times(parts.number)
+    # the first block touches fresh memory, later ones find it in the cache
+    fresh = Cost(seconds=elements * itemsize / rates.copy)
+    cost = parts.cost + squared.times(parts.number) + fresh
     steps = (*parts.steps, f"  square {elements} entries and sum")
     return Lowering(f"squares({parts.primitive})", steps, cost, run)
 

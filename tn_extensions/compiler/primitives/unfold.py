@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
 
-import torch
 from torch import Tensor
 
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.sink import Sink
-from tn_extensions.compiler.strided import grouped, pad, view
+from tn_extensions.compiler.strided import Layout, grouped, layout, pad
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 from tn_extensions.network.nodes import Progression
 
@@ -168,28 +167,47 @@ class Unfolding:
         )
         self.padded_elements = padded if any(map(any, self.padding.values())) else 0
         self.elements = prod(self.shape)
+        # by strides, of which there are few
+        self._layouts: dict[tuple[int, ...], Layout] = {}
+        self._parts: dict[
+            tuple[int, ...], list[tuple[tuple[slice, ...], Layout, list[int]]]
+        ] = {}
         self.is_whole = all(
             axis.whole(self.sizes) is not None for axis in operand.axes
         )
 
     def base(self, tensor: Tensor) -> Tensor:
         """The padded operand with the read indices last."""
-        order = (*self.kept, *(dim.read for dim in self.dims))
-        return pad(view(tensor, self.operand, order, self.sizes), self.padding)
+        found = self._layouts.get(tensor.stride())
+        if found is None:
+            order = (*self.kept, *(dim.read for dim in self.dims))
+            found = layout(self.operand, order, self.sizes, tensor.stride())
+            self._layouts[tensor.stride()] = found
+        return pad(found.of(tensor), self.padding)
 
     def views(self, tensor: Tensor) -> Iterable[tuple[tuple[slice, ...], Tensor]]:
         """Where in the result (axes as in ``order``) each view of the operand goes."""
         base = self.base(tensor)
+        parts = self._parts.get(base.stride())
+        if parts is None:
+            parts = self._parts[base.stride()] = list(self._read(base.stride()))
+        for where, found, flips in parts:
+            part = found.of(base)
+            yield where, part.flip(flips) if flips else part
+
+    def _read(
+        self, base_strides: tuple[int, ...]
+    ) -> Iterator[tuple[tuple[slice, ...], Layout, list[int]]]:
+        """For each view: where it goes, its layout in the base, axes to flip."""
         for choice in product(*(dim.residues for dim in self.dims)):
             where = dict.fromkeys(self.order, slice(None))
-            strides = dict(zip(self.kept, base.stride(), strict=False))
+            strides = dict(zip(self.kept, base_strides, strict=False))
             sizes = {index: self.sizes[index] for index in self.kept}
-            offset = base.storage_offset()
-            flips = []
+            offset, flips = 0, []
             for axis, (dim, residue) in enumerate(
                 zip(self.dims, choice, strict=True), start=len(self.kept)
             ):
-                stride = base.stride(axis)
+                stride = base_strides[axis]
                 offset += (residue.offset + dim.padding[0]) * stride
                 assert dim.shared is not None
                 strides[dim.shared], sizes[dim.shared] = (
@@ -205,13 +223,9 @@ class Unfolding:
                     where[dim.free] = residue.members
                     if residue.flipped:
                         flips.append(self.order.index(dim.free))
-            part = torch.as_strided(
-                base,
-                [sizes[index] for index in self.order],
-                [strides[index] for index in self.order],
-                offset,
-            )
-            yield tuple(where.values()), part.flip(flips) if flips else part
+            shape = [sizes[index] for index in self.order]
+            found = Layout(shape, [strides[index] for index in self.order], offset)
+            yield tuple(where.values()), found, flips
 
     def tensor(self, tensor: Tensor) -> Tensor:
         """The unfolded operand, a view if one suffices."""
