@@ -123,14 +123,12 @@ class Half:
         """Whether there are pairs, each with an index of the result."""
         return bool(self.dims) and all(dim.free is not None for dim in self.dims)
 
-    def network(self) -> TensorNetwork:
+    def network(self, rows_last: bool = True) -> TensorNetwork:
         """The half alone, with axes ``(batch, columns, rows)``; only without pairs."""
         assert not self.dims
-        return TensorNetwork(
-            (self.operand, *self.patterns),
-            (self.batch, self.columns, self.rows),
-            self.sizes,
-        )
+        matrix = (self.columns, self.rows) if rows_last else (self.rows, self.columns)
+        nodes = (self.operand, *self.patterns)
+        return TensorNetwork(nodes, (self.batch, *matrix), self.sizes)
 
 
 def _paired_dim(

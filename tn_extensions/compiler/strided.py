@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -64,11 +64,16 @@ def pad(tensor: Tensor, paddings: Mapping[int, tuple[int, int]]) -> Tensor:
 
 def grouped(tensor: Tensor, groups: Sequence[int]) -> Tensor:
     """Merge consecutive axes into groups of the given lengths."""
+    return tensor.reshape(merged_shape(tensor, groups))
+
+
+def merged_shape(tensor: Tensor, groups: Iterable[int]) -> list[int]:
+    """The shape of a tensor whose axes are merged so."""
     shape, start = [], 0
     for length in groups:
         shape.append(prod(tensor.shape[start : start + length]))
         start += length
-    return tensor.reshape(shape)
+    return shape
 
 
 def select(tensor: Tensor, index: Sequence[int]) -> Tensor:

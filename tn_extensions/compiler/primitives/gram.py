@@ -71,7 +71,13 @@ def _chunked(
     lower: Lower,
 ) -> Lowering:
     levels = [(chunks.index, size)] if size < chunks.total else []
-    parts = blocks(half.network(), levels, target, lower)
+    # positions are better copied along the operand's last axis
+    layouts = {
+        last: blocks(half.network(last), levels, target, lower)
+        for last in (True, False)
+    }
+    rows_last = layouts[True].cost.seconds <= layouts[False].cost.seconds
+    parts = layouts[rows_last]
     groups, columns = network.shape[:2]
     rows = prod(half.sizes[index] for index in half.rows)
     if chunks.kept:
@@ -85,6 +91,7 @@ def _chunked(
         late = sink.fresh and parts.number > 1 and tiles > 1 and not chunks.kept
 
         def add(place: Place, value: Tensor) -> None:
+            value = value if rows_last else value.mT
             if chunks.kept and place:
                 out = sink.out.narrow(0, *place[chunks.index])
                 part = Sink(out, sink.scale, sink.fresh)

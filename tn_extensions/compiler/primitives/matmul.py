@@ -14,7 +14,6 @@ from tn_extensions.compiler.allocate import can_write, empty
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.forms import MatrixForm
-from tn_extensions.compiler.primitives.unfold import Unfolding
 from tn_extensions.compiler.product import multiply
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import grouped
@@ -62,10 +61,16 @@ def _lower(network: TensorNetwork, form: MatrixForm, target: Target) -> Lowering
         sink.put(sink.out, compute(tensors))
 
     rates, itemsize = target.rates, target.itemsize
-    copied = [_copied(side) for side in (left, right)]
+    copied = [
+        0 if side.is_free(map(len, axes)) else side.elements + side.padded_elements
+        for side, axes in (
+            (left, (form.batch, form.rows, form.terms)),
+            (right, (form.batch, form.columns, form.terms)),
+        )
+    ]
     cost = Cost(seconds=6 * rates.call)
-    for elements, run_length in copied:
-        cost = cost + rates.move(elements, itemsize, run_length)
+    for elements, side in zip(copied, (left, right), strict=True):
+        cost = cost + rates.move(elements, itemsize, side.run)
     if apart:
         one_product = rates.product(
             height, width, terms, itemsize=itemsize, contiguous=True
@@ -81,13 +86,5 @@ def _lower(network: TensorNetwork, form: MatrixForm, target: Target) -> Lowering
         # copied here, or read with strides by whoever takes a view
         cost = cost + rates.move(number * height * width, itemsize, 4)
     steps = (f"[{number} x] {height} x {terms} @ {terms} x {width}, operands unfolded",)
-    held = sum(elements for elements, _ in copied)
+    held = sum(copied)
     return Lowering("matmul", steps, cost.holding(held), run, compute)
-
-
-def _copied(side: Unfolding) -> tuple[int, int]:
-    """Elements that are copied before the product, and the length of their runs."""
-    read = [index for index in side.operand.indices if index in side.order]
-    as_stored = not side.dims and read == list(side.order) and side.is_whole
-    elements = 0 if as_stored else side.elements + side.padded_elements
-    return elements, max(1, side.shape[-1]) if side.shape else 1

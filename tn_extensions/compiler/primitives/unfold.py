@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
+import torch
 from torch import Tensor
 
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.sink import Sink
-from tn_extensions.compiler.strided import Layout, grouped, layout, pad
+from tn_extensions.compiler.strided import Layout, grouped, layout, merged_shape, pad
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 from tn_extensions.network.nodes import Progression
+
+
+_SCATTERED = 4
+"""A transposing copy is about as fast as one of runs of so many elements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,14 +172,33 @@ class Unfolding:
         )
         self.padded_elements = padded if any(map(any, self.padding.values())) else 0
         self.elements = prod(self.shape)
+        self.run = self._run()
         # by strides, of which there are few
         self._layouts: dict[tuple[int, ...], Layout] = {}
         self._parts: dict[
             tuple[int, ...], list[tuple[tuple[slice, ...], Layout, list[int]]]
         ] = {}
-        self.is_whole = all(
-            axis.whole(self.sizes) is not None for axis in operand.axes
-        )
+
+    def _run(self) -> int:
+        """Elements that are copied from one place, if the operand is contiguous."""
+        if not self.order or not self.operand.axes:
+            return 1
+        fastest = {*self.operand.axes[-1].position.indices}
+        for dim in self.dims:
+            if dim.read in fastest:
+                fastest |= {j for j in (dim.free, dim.shared) if j is not None}
+        return self.shape[-1] if self.order[-1] in fastest else _SCATTERED
+
+    def is_free(self, lengths: Iterable[int]) -> bool:
+        """Whether a contiguous operand can be read without a copy, some axes merged."""
+        if not self.is_view or self.padded_elements:
+            return False
+        part = self.tensor(torch.empty(self.operand.shape, device="meta"))
+        try:
+            part.view(merged_shape(part, lengths))
+        except RuntimeError:
+            return False
+        return True
 
     def base(self, tensor: Tensor) -> Tensor:
         """The padded operand with the read indices last."""
@@ -269,8 +293,8 @@ def unfold(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
         sink.put(sink.out, compute(tensors))
 
     elements = recipe.elements
-    run_length = recipe.shape[-1] if recipe.shape else 1
-    cost = target.rates.move(elements, target.itemsize, run_length)
+    copied = 0 if recipe.is_free(lengths) else elements
+    cost = target.rates.move(copied, target.itemsize, recipe.run)
     if recipe.padded_elements:
         cost = cost + target.rates.move(recipe.padded_elements, target.itemsize)
     steps = [f"read {name} through {len(recipe.dims)} pattern(s) as a strided view"]
