@@ -127,8 +127,9 @@ class Half:
         """The half alone, with axes ``(batch, columns, rows)``; only without pairs."""
         assert not self.dims
         matrix = (self.columns, self.rows) if rows_last else (self.rows, self.columns)
-        nodes = (self.operand, *self.patterns)
-        return TensorNetwork(nodes, (self.batch, *matrix), self.sizes)
+        return TensorNetwork(
+            [self.operand, *self.patterns], (self.batch, *matrix), self.sizes
+        )
 
 
 def _paired_dim(

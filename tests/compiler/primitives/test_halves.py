@@ -19,7 +19,7 @@ from tests.compiler.lowerings import (
 from tests.strategies import BATCHES, convs, examples
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.compiler.plan import _cheapest
-from tn_extensions.compiler.primitives.base import Composite, Lowering, Target
+from tn_extensions.compiler.primitives.base import Composite, Lowering
 from tn_extensions.compiler.primitives.crossed import crossed
 from tn_extensions.compiler.primitives.khatri_rao import khatri_rao
 from tn_extensions.compiler.primitives.patch_gram import patch_gram
@@ -52,7 +52,10 @@ def planned(composite: Composite) -> Callable[..., Iterable[Lowering]]:
 @pytest.mark.parametrize("composite", MATCHED, ids=lambda one: one.__name__)
 @examples(20)
 @given(
-    convs(max_dims=2), BATCHES, st.sampled_from([LARGE, TINY]), st.sampled_from(sorted(NETWORKS))
+    convs(max_dims=2),
+    BATCHES,
+    st.sampled_from([LARGE, TINY]),
+    st.sampled_from(sorted(NETWORKS)),
 )
 def test_values(
     composite: Composite, conv: Conv, batch_size: int, budget: int, name: str

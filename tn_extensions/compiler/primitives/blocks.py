@@ -13,9 +13,9 @@ from math import ceil, prod
 from torch import Tensor
 
 from tn_extensions.compiler.chunks import Chunks
+from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.forms import MatrixForm, Side
-from tn_extensions.compiler.cost import Cost
 from tn_extensions.network import Axis, Operand, TensorNetwork
 
 Place = Mapping[str, tuple[int, int]]
@@ -132,7 +132,9 @@ def _staged(
         for side, free in ((form.left, form.rows), (form.right, form.columns))
         if side.operand.name == operand and side.dims
     )
-    own = {pattern for pattern in network.patterns if set(side.read) & {*pattern.indices}}
+    own = {
+        pattern for pattern in network.patterns if set(side.read) & {*pattern.indices}
+    }
     read = TensorNetwork((side.operand, *own), [(index,) for index in order], sizes)
     lowering = lower(read, target)
     name = f"{side.operand.name} unfolded"

@@ -31,7 +31,6 @@ from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import grouped
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 
-
 _LARGE_KERNEL = 32
 """Entries of a kernel from which on torch's convolutions are slower."""
 

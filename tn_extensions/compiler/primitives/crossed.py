@@ -23,7 +23,6 @@ from tn_extensions.network import Axis, Operand, TensorNetwork
 from tn_extensions.network.index import prime
 from tn_extensions.network.nodes import Node
 
-
 _FEW = 4
 """Entries of a Gram matrix per entry of the half up to which it may pay."""
 
@@ -152,7 +151,9 @@ def crossed(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lo
 
 def _lower(halves: Halves, target: Target, lower: Lower) -> Lowering:
     network = halves.network
-    grams = {f"gram of {s.operand.name}": halves.gram(s) for s in (halves.left, halves.right)}
+    grams = {
+        f"gram of {s.operand.name}": halves.gram(s) for s in (halves.left, halves.right)
+    }
     lowerings = {name: lower(gram, target) for name, gram in grams.items()}
     operands = [stored(name, gram) for name, gram in grams.items()]
     rest = lower(TensorNetwork(operands, network.output, network.sizes), target)

@@ -1,8 +1,9 @@
 """Patch Gram: the Gram matrix of products of two operands, from that of one of them.
 
 ``G[(v, n), (v', n')] = sum_{c, o'} (sum_o S[v, n, c, o] A[n, o, n', o']) S[v', n', c,
-o']`` with ``A`` the Gram matrix of the patches: for many vectors and few positions, where
-forming the rows ``sum_o S U`` takes many more multiply-adds. One triangle of samples.
+o']`` with ``A`` the Gram matrix of the patches: for many vectors and few positions,
+where forming the rows ``sum_o S U`` takes many more multiply-adds. One triangle of
+samples.
 """
 
 from __future__ import annotations

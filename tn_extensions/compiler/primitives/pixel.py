@@ -16,7 +16,6 @@ from torch import Tensor
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import Pattern, TensorNetwork
 from tn_extensions.network.index import prime
 

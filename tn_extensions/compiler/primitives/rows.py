@@ -1,6 +1,6 @@
 """Rows: evaluate the half in blocks of all rows, multiply each with itself, and sum.
 
-For Gram matrices of what a half of any operands evaluates to, over what its copy shares.
+For Gram matrices of what halves of any operands evaluate to, over what they share.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ _BLOCKS = (2**20, 2**22)
 """Elements of a block."""
 
 
-def rows(
-    network: TensorNetwork, target: Target, lower: Lower
-) -> Iterable[Lowering]:
+def rows(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
     """Multiply a half of any operands with itself, over what its copy shares."""
     nodes = split_in_half(network)
     if nodes is None or len(network.output) != 2 or 0 in network.sizes.values():
@@ -56,9 +54,7 @@ def rows(
             yield _lower(network, half, parts, target)
 
 
-def _level(
-    half: TensorNetwork, free: Sequence[str], limit: int
-) -> tuple[Level, ...]:
+def _level(half: TensorNetwork, free: Sequence[str], limit: int) -> tuple[Level, ...]:
     """Cut the longest index so that a block has about so many elements."""
     elements = prod(half.shape)
     if not free or elements <= limit:

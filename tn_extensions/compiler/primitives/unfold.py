@@ -17,7 +17,6 @@ from tn_extensions.compiler.strided import Layout, grouped, layout, merged_shape
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 from tn_extensions.network.nodes import Progression
 
-
 _SCATTERED = 4
 """A transposing copy is about as fast as one of runs of so many elements."""
 
