@@ -70,23 +70,38 @@ def gradients(conv: Conv, x: Array) -> Array:
     return inner.reshape(*inner.shape[:2], *conv.weight_shape)
 
 
-def rows(conv: Conv, x: Array) -> Array:
-    """The same as a matrix, ``[V * N, size]``."""
-    found = gradients(conv, x)
-    return found.reshape(found.shape[0] * found.shape[1], -1)
+def bias_gradients(conv: Conv, x: Array) -> Array:
+    """The bias's gradient for each vector and sample, ``[V, N, C_out]``."""
+    found = vectors(conv, x)
+    return found.reshape(*found.shape[:3], -1).sum(-1)
 
 
-ARGUMENTS: dict[str, tuple[int, ...]] = dict.fromkeys(
-    ("per_sample_grad", "per_sample_grad_norm", "ggn_diagonal", "ggn_gram"), (VECTORS,)
-)
+def inner_products(gradients: Array) -> Array:
+    """Inner products of gradients ``[V, N, ...]``."""
+    rows = gradients.reshape(gradients.shape[0] * gradients.shape[1], -1)
+    return rows @ rows.T
+
+
+def norms(gradients: Array) -> Array:
+    """Squared norms of gradients ``[V, N, ...]``."""
+    return np.square(gradients.reshape(*gradients.shape[:2], -1)).sum(-1)
+
+
+WITH_VECTORS = ("per_sample_grad", "per_sample_grad_norm", "ggn_diagonal", "ggn_gram")
+ARGUMENTS: dict[str, tuple[int, ...]] = {
+    f"{prefix}{name}": (VECTORS,) for name in WITH_VECTORS for prefix in ("", "bias_")
+}
 
 DEFINITIONS: dict[str, Callable[[Conv, Array], Array]] = {
     "per_sample_grad": gradients,
-    "per_sample_grad_norm": lambda conv, x: np.square(
-        gradients(conv, x).reshape(VECTORS, len(x), -1)
-    ).sum(-1),
+    "per_sample_grad_norm": lambda conv, x: norms(gradients(conv, x)),
     "ggn_diagonal": lambda conv, x: np.square(gradients(conv, x)).sum((0, 1)),
-    "ggn_gram": lambda conv, x: rows(conv, x) @ rows(conv, x).T,
+    "ggn_gram": lambda conv, x: inner_products(gradients(conv, x)),
+    "bias_vjp": lambda conv, x: gradient(conv, x).sum((0, *range(2, x.ndim))),
+    "bias_per_sample_grad": bias_gradients,
+    "bias_per_sample_grad_norm": lambda conv, x: norms(bias_gradients(conv, x)),
+    "bias_ggn_diagonal": lambda conv, x: np.square(bias_gradients(conv, x)).sum((0, 1)),
+    "bias_ggn_gram": lambda conv, x: inner_products(bias_gradients(conv, x)),
     "conv": lambda conv, x: dense.convolve(conv, x, noise(conv.weight_shape)),
     "input_jvp": lambda conv, x: dense.convolve(conv, x, noise(conv.weight_shape)),
     "weight_jvp": lambda conv, x: dense.convolve(conv, x, noise(conv.weight_shape)),

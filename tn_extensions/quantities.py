@@ -28,6 +28,11 @@ Quantity = Literal[
     "per_sample_grad_norm",
     "ggn_diagonal",
     "ggn_gram",
+    "bias_vjp",
+    "bias_per_sample_grad",
+    "bias_per_sample_grad_norm",
+    "bias_ggn_diagonal",
+    "bias_ggn_gram",
     "patch_sum",
     "patch_total",
     "kfac_expand",
@@ -85,6 +90,12 @@ class _Indices:
         first, second = ("ci", "co") if self.conv.transposed else ("co", "ci")
         spatial = (self.axis(index) for index in self.kernel)
         return Operand("weight", (self.axis("g", first), self.axis(second), *spatial))
+
+    @property
+    def g(self) -> Operand:
+        """The output's gradient ``[N, C_out, O1, ...]``."""
+        spatial = (self.axis(index) for index in self.output)
+        return Operand("g", (self.axis("n"), self.axis("g", "co"), *spatial))
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
@@ -159,6 +170,12 @@ def input_jvp(conv: Conv, batch_size: int) -> TensorNetwork:
     return _convolve(conv, batch_size).jvp("x", "x_dot")
 
 
+def bias_vjp(conv: Conv, batch_size: int) -> TensorNetwork:
+    """Gradient of a bias, from the output's gradient ``g``; ``[C_out]``."""
+    names = _Indices(conv, batch_size)
+    return TensorNetwork([names.g], [("g", "co")], names.sizes)
+
+
 def per_sample_grad(
     conv: Conv, batch_size: int, num_vectors: int | None = None
 ) -> TensorNetwork:
@@ -170,22 +187,28 @@ def per_sample_grad(
         num_vectors: Number ``V`` of gradients ``g`` per sample, ``[V, N, C_out, ...]``.
             Default: one, without an axis.
     """
-    gradient = weight_vjp(conv, batch_size)
-    output = (("n",), *gradient.output)
-    if num_vectors is None:
-        return gradient.replace(output=output)
-    (g,) = (operand for operand in gradient.operands if operand.name == "g")
-    vectors = Operand("g", (Axis.of(num_vectors, ("v", num_vectors)), *g.axes))
-    return gradient.replace([g], [vectors], {"v": num_vectors}, (("v",), *output))
+    return _per_sample(weight_vjp(conv, batch_size), num_vectors)
+
+
+def bias_per_sample_grad(
+    conv: Conv, batch_size: int, num_vectors: int | None = None
+) -> TensorNetwork:
+    """Gradient of a bias with the sample kept, ``[(V,) N, C_out]``."""
+    return _per_sample(bias_vjp(conv, batch_size), num_vectors)
 
 
 def per_sample_grad_norm(
     conv: Conv, batch_size: int, num_vectors: int | None = None
 ) -> TensorNetwork:
     """Squared norm of each per-sample gradient, ``[(V,) N]``."""
-    half = per_sample_grad(conv, batch_size, num_vectors)
-    kept = half.output[: 1 if num_vectors is None else 2]
-    return _times_copy(half, half.output_indices, kept)
+    return _norm(per_sample_grad(conv, batch_size, num_vectors))
+
+
+def bias_per_sample_grad_norm(
+    conv: Conv, batch_size: int, num_vectors: int | None = None
+) -> TensorNetwork:
+    """The same for a bias."""
+    return _norm(bias_per_sample_grad(conv, batch_size, num_vectors))
 
 
 def ggn_diagonal(
@@ -199,14 +222,46 @@ def ggn_diagonal(
         num_vectors: Number ``V`` of columns of the square root, the operand ``g``.
         per_sample: Whether to keep the samples, as a first axis.
     """
-    half = per_sample_grad(conv, batch_size, num_vectors)
-    kept = half.output[1 if per_sample else 2 :]
-    return _times_copy(half, half.output_indices, kept)
+    return _diagonal(per_sample_grad(conv, batch_size, num_vectors), per_sample)
+
+
+def bias_ggn_diagonal(
+    conv: Conv, batch_size: int, num_vectors: int, per_sample: bool = False
+) -> TensorNetwork:
+    """The same for a bias, ``sum_{v,n} (sum_o S)^2``: ``[(N,) C_out]``."""
+    return _diagonal(bias_per_sample_grad(conv, batch_size, num_vectors), per_sample)
 
 
 def ggn_gram(conv: Conv, batch_size: int, num_vectors: int) -> TensorNetwork:
     """Inner products of all per-sample gradients, ``[V * N, V * N]``."""
-    half = per_sample_grad(conv, batch_size, num_vectors)
+    return _gram(per_sample_grad(conv, batch_size, num_vectors))
+
+
+def bias_ggn_gram(conv: Conv, batch_size: int, num_vectors: int) -> TensorNetwork:
+    """The same for a bias."""
+    return _gram(bias_per_sample_grad(conv, batch_size, num_vectors))
+
+
+def _per_sample(gradient: TensorNetwork, num_vectors: int | None) -> TensorNetwork:
+    """A gradient with samples, and vectors if there are any, kept."""
+    output = (("n",), *gradient.output)
+    if num_vectors is None:
+        return gradient.replace(output=output)
+    (g,) = (operand for operand in gradient.operands if operand.name == "g")
+    vectors = Operand("g", (Axis.of(num_vectors, ("v", num_vectors)), *g.axes))
+    return gradient.replace([g], [vectors], {"v": num_vectors}, (("v",), *output))
+
+
+def _norm(half: TensorNetwork) -> TensorNetwork:
+    kept = [axis for axis in half.output if axis in (("v",), ("n",))]
+    return _times_copy(half, half.output_indices, kept)
+
+
+def _diagonal(half: TensorNetwork, per_sample: bool) -> TensorNetwork:
+    return _times_copy(half, half.output_indices, half.output[1 if per_sample else 2 :])
+
+
+def _gram(half: TensorNetwork) -> TensorNetwork:
     shared = set(half.output_indices) - {"v", "n"}
     return _times_copy(half, shared, (("v", "n"), (prime("v"), prime("n"))))
 

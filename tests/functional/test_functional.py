@@ -639,7 +639,7 @@ class TestBadInput:
 @pytest.mark.parametrize("name", get_args(quantities.Quantity))
 def test_plans_can_be_looked_at(name: Any) -> None:
     x, conv = simple()
-    arguments = {"num_vectors": 2} if name.startswith("ggn") else {}
+    arguments = {"num_vectors": 2} if "ggn" in name else {}
     chosen = functional.plan(name, x.float(), conv, **arguments)
     assert "chosen" in str(chosen)
     half = functional.plan(name, x.half(), conv, **arguments)

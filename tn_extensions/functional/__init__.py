@@ -10,6 +10,13 @@ total number of kernel entries and output positions, ``U`` the unfolded input, `
 CI * K, O]``, its patches in torch's order.
 """
 
+from tn_extensions.functional.bias import (
+    bias_ggn_diagonal,
+    bias_ggn_gram,
+    bias_per_sample_grad,
+    bias_per_sample_grad_norm,
+    bias_vjp,
+)
 from tn_extensions.functional.evaluate import plan
 from tn_extensions.functional.factors import kfac_expand, kfac_reduce, patch_mean
 from tn_extensions.functional.gradients import (
@@ -29,6 +36,11 @@ from tn_extensions.functional.linear import (
 )
 
 __all__ = [
+    "bias_ggn_diagonal",
+    "bias_ggn_gram",
+    "bias_per_sample_grad",
+    "bias_per_sample_grad_norm",
+    "bias_vjp",
     "conv",
     "ggn_diagonal",
     "ggn_gram",

@@ -100,3 +100,40 @@ def check_out(
     check_like(name, "out", out, dtype, x)
     if out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() and x.numel():
         raise ValueError(describe(name, "out", "have memory of its own", "memory of x"))
+
+
+def check_vectors(
+    name: str,
+    g: Any,
+    conv: Conv,
+    argument: str,
+    leading: tuple[int, ...],
+    batch_size: int | None = None,
+) -> int | None:
+    """Vectors in the space of the output.
+
+    Args:
+        name: The function.
+        g: The vectors.
+        conv: Hyper-parameters.
+        argument: What the function calls them.
+        leading: How many axes may come before ``[C_out, O1, ...]``: one, of samples, or
+            two, of vectors and samples.
+        batch_size: Number of samples. Default: any.
+
+    Returns:
+        Number of vectors; None without their axis.
+    """
+    check_tensor(name, argument, g)
+    sizes = (conv.out_channels, *conv.output_size)
+    lead = g.dim() - len(sizes)
+    if (
+        lead not in leading
+        or tuple(g.shape[lead:]) != sizes
+        or batch_size not in (None, g.shape[lead - 1])
+    ):
+        vectors = "" if max(leading) == 1 else "V, " if min(leading) == 2 else "(V,) "
+        samples = "N" if batch_size is None else batch_size
+        rule = f"equal [{vectors}{samples}, {', '.join(map(str, sizes))}]"
+        raise ValueError(describe(name, f"{argument}.shape", rule, list(g.shape)))
+    return g.shape[0] if lead == 2 else None

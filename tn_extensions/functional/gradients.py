@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from tn_extensions.conv import Conv
-from tn_extensions.errors import describe
-from tn_extensions.functional.checks import check_input, check_like, check_tensor
+from tn_extensions.functional.checks import check_input, check_like, check_vectors
 from tn_extensions.functional.evaluate import network, prepare, result_dtype, run
 from tn_extensions.quantities import Quantity
 
@@ -34,7 +33,7 @@ def per_sample_grad(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
     Reference: Rochette, Manoel and Tramel, "Efficient per-example gradient computations
     in convolutional neural networks", 2019.
     """
-    num_vectors = _check("per_sample_grad", x, g, conv, "g", optional=True)
+    num_vectors = _check("per_sample_grad", x, g, conv, "g", (1, 2))
     return _run("per_sample_grad", x, g, conv, (num_vectors,))
 
 
@@ -57,7 +56,7 @@ def per_sample_grad_norm(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
         TypeError: If an argument is of the wrong kind.
         ValueError: If shapes, dtypes or devices do not fit.
     """
-    num_vectors = _check("per_sample_grad_norm", x, g, conv, "g", optional=True)
+    num_vectors = _check("per_sample_grad_norm", x, g, conv, "g", (1, 2))
     with torch.no_grad():
         x, g = x.detach(), g.detach()
         return _run("per_sample_grad_norm", x, g, conv, (num_vectors,))
@@ -113,20 +112,11 @@ def ggn_gram(x: Tensor, S: Tensor, conv: Conv) -> Tensor:
 
 
 def _check(
-    name: str, x: Any, g: Any, conv: Any, argument: str, optional: bool = False
+    name: str, x: Any, g: Any, conv: Any, argument: str, leading: tuple[int, ...] = (2,)
 ) -> int | None:
     """Refuse what does not fit; the number of vectors, or None without their axis."""
     check_input(name, x, conv)
-    check_tensor(name, argument, g)
-    shape = (x.shape[0], conv.out_channels, *conv.output_size)
-    if tuple(g.shape) == shape and optional:
-        num_vectors = None
-    elif g.dim() == len(shape) + 1 and tuple(g.shape[1:]) == shape:
-        num_vectors = g.shape[0]
-    else:
-        lead = "(V,) " if optional else "V, "
-        rule = f"equal [{lead}{', '.join(map(str, shape))}]"
-        raise ValueError(describe(name, f"{argument}.shape", rule, list(g.shape)))
+    num_vectors = check_vectors(name, g, conv, argument, leading, x.shape[0])
     check_like(name, argument, g, x.dtype, x)
     return num_vectors
 

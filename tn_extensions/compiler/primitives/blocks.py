@@ -132,14 +132,12 @@ def _staged(
         for side, free in ((form.left, form.rows), (form.right, form.columns))
         if side.operand.name == operand and side.dims
     )
-    own = {
-        pattern for pattern in network.patterns if set(side.read) & {*pattern.indices}
-    }
-    read = TensorNetwork((side.operand, *own), [(index,) for index in order], sizes)
+    own = side.nodes(network)
+    read = TensorNetwork(own, [(index,) for index in order], sizes)
     lowering = lower(read, target)
     name = f"{side.operand.name} unfolded"
     stored = Operand(name, tuple(Axis.of(sizes[j], (j, sizes[j])) for j in order))
-    rest = network.replace([side.operand, *own], [stored])
+    rest = network.replace(own, [stored])
     parts = blocks(rest, levels, target, lower)
 
     def each(tensors: Tensors, place: Place, consume: Consume) -> None:

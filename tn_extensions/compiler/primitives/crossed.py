@@ -21,7 +21,6 @@ from tn_extensions.compiler.primitives.forms import MatrixForm, Side
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import Axis, Operand, TensorNetwork
 from tn_extensions.network.index import prime
-from tn_extensions.network.nodes import Node
 
 _FEW = 4
 """Entries of a Gram matrix per entry of the half up to which it may pay."""
@@ -81,11 +80,10 @@ class Halves:
         own = (*self.batch, *self.terms)
         return tuple(index for index in side.indices if index not in own)
 
-    def nodes(self, side: Side) -> list[Node]:
-        """An operand and its patterns."""
-        read = side.read
-        own = [p for p in self.network.patterns if read & {*p.indices}]
-        return [side.operand, *own]
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Both operands."""
+        return self.left, self.right
 
     def gram(self, side: Side) -> TensorNetwork:
         """An operand times its copy, ``(batch, columns, columns')``.
@@ -97,7 +95,8 @@ class Halves:
         own, shared = side.indices, self.shared
         batch = tuple(j for j in own if j in shared and j in needed)
         columns = tuple(j for j in own if j not in shared)
-        half = TensorNetwork(self.nodes(side), (batch, columns), self.network.sizes)
+        network = self.network
+        half = TensorNetwork(side.nodes(network), (batch, columns), network.sizes)
         copy = half.relabel(lambda j: j if j in shared else prime(j))
         return half.multiply(copy, (batch, columns, copy.output[1]))
 
@@ -116,7 +115,7 @@ def crossed(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lo
     halves = next(Halves.all(network), None)
     if halves is None or not halves.has_few_terms:
         return
-    elements = sum(prod(halves.gram(s).shape) for s in (halves.left, halves.right))
+    elements = sum(prod(halves.gram(side).shape) for side in halves.sides)
     cuts = [
         axis[0]
         for axis in network.output
@@ -151,9 +150,7 @@ def crossed(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lo
 
 def _lower(halves: Halves, target: Target, lower: Lower) -> Lowering:
     network = halves.network
-    grams = {
-        f"gram of {s.operand.name}": halves.gram(s) for s in (halves.left, halves.right)
-    }
+    grams = {f"gram of {s.operand.name}": halves.gram(s) for s in halves.sides}
     lowerings = {name: lower(gram, target) for name, gram in grams.items()}
     operands = [stored(name, gram) for name, gram in grams.items()]
     rest = lower(TensorNetwork(operands, network.output, network.sizes), target)

@@ -12,6 +12,7 @@ from tn_extensions.compiler.primitives.unfold import (
     unfolded_dim,
 )
 from tn_extensions.network import Operand, TensorNetwork
+from tn_extensions.network.nodes import Node
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Side:
         found = [index for index in self.operand.indices if index not in self.read]
         added = (j for dim in self.dims for j in (dim.free, dim.shared) if j)
         return list(dict.fromkeys([*found, *added]))
+
+    def nodes(self, network: TensorNetwork) -> list[Node]:
+        """The operand and its patterns."""
+        own = [one for one in network.patterns if self.read & {*one.indices}]
+        return [self.operand, *own]
 
     def unfolding(self, order: Sequence[str], sizes: Mapping[str, int]) -> Unfolding:
         """How to read it into an order of its indices."""

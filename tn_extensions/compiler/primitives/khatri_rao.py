@@ -39,7 +39,7 @@ def khatri_rao(
         if halves.size(vectors) < 2 or halves.right.dims:
             continue
         axes = [*((j,) for j in halves.batch), halves.terms, left]
-        patches = TensorNetwork(halves.nodes(halves.left), axes, network.sizes)
+        patches = TensorNetwork(halves.left.nodes(network), axes, network.sizes)
         cut = [j for j in halves.batch if can_cut(patches, j)]
         parts = blocks(patches, [(j, 1) for j in cut], target, lower)
         yield _lower(halves, parts, target)

@@ -1,0 +1,131 @@
+"""Gradients of a bias, and what is made of them: the output's gradients are enough."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tn_extensions.conv import Conv
+from tn_extensions.functional.checks import check_conv, check_vectors
+from tn_extensions.functional.evaluate import network, result_dtype, run
+from tn_extensions.quantities import Quantity
+
+
+def bias_vjp(g: Tensor, conv: Conv) -> Tensor:
+    """Gradient of a bias: ``sum_{n, o} g[n, co, o]``, differentiable.
+
+    Args:
+        g: Gradient with respect to the output, ``[N, C_out, O1, ...]``.
+        conv: Hyper-parameters.
+
+    Returns:
+        Gradient, ``[C_out]``.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If the shape of ``g`` does not fit ``conv``.
+    """
+    return _run("bias_vjp", g, conv, "g", (1,))
+
+
+def bias_per_sample_grad(g: Tensor, conv: Conv) -> Tensor:
+    """Gradients of a bias: ``sum_o g[n, co, o]`` for each sample, differentiable.
+
+    Args:
+        g: Gradients with respect to the output, ``[(V,) N, C_out, O1, ...]``.
+        conv: Hyper-parameters.
+
+    Returns:
+        Gradients, ``[(V,) N, C_out]``.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If the shape of ``g`` does not fit ``conv``.
+    """
+    return _run("bias_per_sample_grad", g, conv, "g", (1, 2))
+
+
+def bias_per_sample_grad_norm(g: Tensor, conv: Conv) -> Tensor:
+    """Squared norms of a bias's per-sample gradients, ``sum_co (sum_o g)^2``.
+
+    To be added to :func:`per_sample_grad_norm` for the norm over both. Not
+    differentiable: ``g`` is detached.
+
+    Args:
+        g: Gradients with respect to the output, ``[(V,) N, C_out, O1, ...]``.
+        conv: Hyper-parameters.
+
+    Returns:
+        Squared norms, ``[(V,) N]``.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If the shape of ``g`` does not fit ``conv``.
+    """
+    with torch.no_grad():
+        return _run("bias_per_sample_grad_norm", g, conv, "g", (1, 2))
+
+
+def bias_ggn_diagonal(S: Tensor, conv: Conv, per_sample: bool = False) -> Tensor:
+    """Diagonal of a bias's GGN: ``sum_{v, n} (sum_o S[v, n, co, o])^2``.
+
+    Not differentiable: ``S`` is detached.
+
+    Args:
+        S: Square root of the loss Hessian, as for :func:`ggn_diagonal`.
+        conv: Hyper-parameters.
+        per_sample: Whether to keep the samples.
+
+    Returns:
+        Diagonal, ``[C_out]``; ``[N, C_out]`` if per sample.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If the shape of ``S`` does not fit ``conv``.
+    """
+    with torch.no_grad():
+        return _run("bias_ggn_diagonal", S, conv, "S", (2,), bool(per_sample))
+
+
+def bias_ggn_gram(S: Tensor, conv: Conv) -> Tensor:
+    """Inner products of all ``sum_o S[v, n, co, o]``.
+
+    To be added to :func:`ggn_gram` for the Gram matrix over both. Not differentiable:
+    ``S`` is detached.
+
+    Args:
+        S: Square root of the loss Hessian, as for :func:`ggn_gram`.
+        conv: Hyper-parameters.
+
+    Returns:
+        Gram matrix, ``[V * N, V * N]``, rows ordered as ``(v, n)``.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If the shape of ``S`` does not fit ``conv``.
+    """
+    with torch.no_grad():
+        return _run("bias_ggn_gram", S, conv, "S", (2,))
+
+
+def _run(
+    name: Quantity,
+    g: Tensor,
+    conv: Conv,
+    argument: str,
+    leading: tuple[int, ...],
+    *arguments: Any,
+) -> Tensor:
+    """Evaluate on vectors with so many leading axes: ``N``, or ``V`` and ``N``."""
+    check_conv(name, conv)
+    num_vectors = check_vectors(name, g, conv, argument, leading)
+    batch_size = g.shape[-len(conv.output_size) - 2]
+    if name != "bias_vjp":
+        arguments = (num_vectors, *arguments)
+    if not g.numel():
+        shape = network(name, conv, batch_size, *arguments).shape
+        return g.new_zeros(shape, dtype=result_dtype(g))
+    operands = {"g": g.to(result_dtype(g))}
+    return run(name, operands, conv, batch_size=batch_size, arguments=arguments)
