@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -335,13 +335,15 @@ class TestInputs:
 
     @pytest.mark.parametrize("approx", APPROX)
     @pytest.mark.parametrize("bias", [False, True])
-    def test_factors_are_detached(self, approx: str, bias: bool) -> None:
+    def test_what_is_added_in_place_is_detached(self, approx: str, bias: bool) -> None:
         x, conv = simple()
-        factor = FACTORS[approx](x.requires_grad_(), conv, bias=bias)
-        assert not factor.requires_grad
+        factor = FACTORS[approx](x, conv, bias=bias)
+        x.requires_grad_()
         out = torch.zeros_like(factor)
         assert not FACTORS[approx](x, conv, bias=bias, out=out).requires_grad
-        assert x.grad is None and x.requires_grad
+        assert_close(out, factor)
+        with torch.no_grad():
+            assert not FACTORS[approx](x, conv, bias=bias).requires_grad
 
     @pytest.mark.parametrize("approx", APPROX)
     def test_inference_mode(self, approx: str) -> None:
@@ -352,7 +354,39 @@ class TestInputs:
 
 
 class TestDerivatives:
-    """``conv``, ``unfold_input`` and ``patch_mean`` are differentiable."""
+    """What is linear, and the factors, are differentiable."""
+
+    @pytest.mark.parametrize("approx", APPROX)
+    @pytest.mark.parametrize("bias", [False, True])
+    @examples(10)
+    @given(modules(max_dims=2))
+    def test_factors(self, approx: str, bias: bool, case: Case) -> None:
+        _, x, conv = made(case)
+        expected = FACTORS[approx](x, conv, bias=bias)
+        x.requires_grad_()
+
+        def factor(x: Tensor) -> Tensor:
+            return FACTORS[approx](x, conv, bias=bias)
+
+        assert_close(factor(x).detach(), expected)
+        assert gradcheck(factor, x, fast_mode=True)
+        assert gradgradcheck(factor, x, fast_mode=True)
+
+    @pytest.mark.parametrize("approx", APPROX)
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_factors_under_transforms(self, approx: str, bias: bool) -> None:
+        x, conv = simple(stride=2)
+
+        def factor(x: Tensor) -> Tensor:
+            return FACTORS[approx](x, conv, bias=bias)
+
+        batched = torch.func.vmap(factor)(torch.stack([x, 2 * x]))
+        assert_close(batched[0], factor(x))
+        assert_close(batched[1], factor(2 * x))
+        _, change = torch.func.jvp(factor, (x,), (x,))
+        (gradient,) = torch.func.vjp(factor, x)[1](change)
+        assert_close((gradient * x).sum(), change.square().sum())
+        assert torch.func.grad(lambda x: factor(x).sum())(x[:0]).shape == x[:0].shape
 
     @examples(20)
     @given(modules(max_dims=2))

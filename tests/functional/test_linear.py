@@ -182,6 +182,33 @@ class TestDerivatives:
         assert_close(change, y)
 
 
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("options", [{}, {"padding_mode": "circular"}])
+def test_compiled_in_one_graph(number: int, options: dict[str, Any]) -> None:
+    conv = Conv.make(4, 6, 3, (5, 6), padding=1, groups=2, **options)
+    x, weight = noise_tensor((3, 4, 5, 6)), noise_tensor(conv.weight_shape)
+    g = functional.conv(x, weight, conv)
+    function, arguments = calls(x, weight, g)[number]
+    torch.compiler.reset()
+
+    def call(*tensors: Tensor) -> Tensor:
+        return 2 * function(*tensors, conv)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    inputs = [tensor.clone().requires_grad_() for tensor in arguments]
+    expected = call(*inputs)
+    result = compiled(*inputs)
+    assert_close(result, expected)
+    found, gradients = (
+        torch.autograd.grad(output.square().sum(), inputs)
+        for output in (result, expected)
+    )
+    for one, other in zip(found, gradients, strict=True):
+        assert_close(one, other)
+    # what was traced with is not kept
+    assert_close(call(*arguments), expected.detach())
+
+
 class TestBadInput:
     X, CONV = noise_tensor((3, 4, 6, 5)), Conv.make(4, 2, 3, (6, 5), padding=1)
     G, WEIGHT = noise_tensor((3, 2, 6, 5)), noise_tensor((2, 4, 3, 3))

@@ -88,12 +88,12 @@ class KroneckerConv(HBPBaseModule):
         conv = conv_of(module)
         x = module.input0
         if approx == "reduce":
-            return _squeezed(functional.kfac_reduce(x, conv))
+            return _squeezed(functional.kfac_reduce(x.detach(), conv))
         scale = None
         if approx == "expand":
             positions = module.output.shape[2:].numel()
             scale = 1 / (max(x.shape[0], 1) * positions)
-        return _squeezed(functional.kfac_expand(x, conv, scale=scale))
+        return _squeezed(functional.kfac_expand(x.detach(), conv, scale=scale))
 
     @staticmethod
     def _from_sqrt(approx: Approx, module: Any, sqrt: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from tn_extensions.compiler.tracing import is_plain
 
 _HUGE_PAGE = 2**21
 _ALWAYS_FRESH = 2**25
@@ -29,21 +30,14 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     result = like.new_empty(tuple(shape))
     advise = _madvise()
     size = result.numel() * result.element_size()
-    if advise is not None and result.device.type == "cpu" and size > _ALWAYS_FRESH:
+    on_cpu = result.device.type == "cpu" and is_plain(result)
+    if advise is not None and on_cpu and size > _ALWAYS_FRESH:
         begin = result.data_ptr()
         first = -(-begin // _HUGE_PAGE) * _HUGE_PAGE
         last = (begin + size) // _HUGE_PAGE * _HUGE_PAGE
         if last > first:
             advise(first, last - first, mmap.MADV_HUGEPAGE)
     return result
-
-
-def can_write(operands: Iterable[Tensor]) -> bool:
-    """Whether results may be written piece by piece: autograd and ``vmap`` can't."""
-    if torch.is_grad_enabled() and any(one.requires_grad for one in operands):
-        return False
-    level = getattr(torch._C._functorch, "maybe_current_level", lambda: None)
-    return level() is None
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tn_extensions.compiler.tracing import is_plain
+
 
 class Constant:
     """An array that is made when first used, then kept per dtype and device.
@@ -23,7 +25,10 @@ class Constant:
     def like(self, tensor: Tensor) -> Tensor:
         """The constant with dtype and device of a tensor."""
         key = (tensor.dtype, tensor.device)
-        if key not in self._tensors:
+        found = self._tensors.get(key)
+        if found is None or not is_plain(tensor):
             array = torch.from_numpy(self._make())
-            self._tensors[key] = array.to(device=key[1], dtype=key[0])
-        return self._tensors[key]
+            found = array.to(device=key[1], dtype=key[0])
+            if is_plain(found):  # what a compiler traces with is gone after that
+                self._tensors[key] = found
+        return found

@@ -22,6 +22,7 @@ from tn_extensions.compiler.primitives import (
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.convolution import is_plain_convolution
 from tn_extensions.compiler.sink import Sink
+from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import Step, TensorNetwork, simplify
 from tn_extensions.network.rules import pair, pairable
 
@@ -92,6 +93,10 @@ class Plan:
             The scaled result, or ``out``.
         """
         lowering = self.lowering
+        if out is None and lowering.view is None and is_traced(tensors.values()):
+            # the cheapest way that can be differentiated, if there is one
+            ways = (way for way in self.rejected if way.view is not None)
+            lowering = next(ways, lowering)
         if out is None and lowering.view is not None:
             result = lowering.view(tensors)
             return result if scale == 1.0 else result * scale

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tn_extensions.compiler.cost import LONG, PIECE
+from tn_extensions.compiler.tracing import is_traced
 
 _SMALL = 2**19
 """Multiply-adds below which the overhead of a call decides."""
@@ -53,8 +54,8 @@ def uses_onednn(left: Tensor, right: Tensor, fewest: int = FEW) -> bool:
     """Whether a product of at least so many terms is better left to oneDNN."""
     if left.dim() != 2 or left.dtype != torch.float32 or left.device.type != "cpu":
         return False
-    if torch.is_grad_enabled() and (left.requires_grad or right.requires_grad):
-        return False  # torch cannot differentiate the call
+    if is_traced((left, right)):
+        return False
     rows, terms = left.shape
     columns = right.shape[0]
     if terms < fewest or rows * columns * terms < _SMALL or not _prefers_onednn():

@@ -26,6 +26,22 @@ class Layout(NamedTuple):
         start = tensor.storage_offset() + self.offset
         return tensor.as_strided(self.shape, self.strides, start)
 
+    def merges(self, groups: Iterable[int]) -> bool:
+        """Whether groups of so many consecutive axes merge without a copy."""
+        start = 0
+        for length in groups:
+            axes = zip(
+                self.shape[start : start + length],
+                self.strides[start : start + length],
+                strict=True,
+            )
+            own = [(size, stride) for size, stride in axes if size != 1]
+            for (_, slow), (size, fast) in zip(own, own[1:], strict=False):
+                if slow != size * fast:
+                    return False
+            start += length
+        return True
+
 
 def layout(
     operand: Operand,
@@ -64,16 +80,16 @@ def pad(tensor: Tensor, paddings: Mapping[int, tuple[int, int]]) -> Tensor:
 
 def grouped(tensor: Tensor, groups: Sequence[int]) -> Tensor:
     """Merge consecutive axes into groups of the given lengths."""
-    return tensor.reshape(merged_shape(tensor, groups))
-
-
-def merged_shape(tensor: Tensor, groups: Iterable[int]) -> list[int]:
-    """The shape of a tensor whose axes are merged so."""
     shape, start = [], 0
     for length in groups:
         shape.append(prod(tensor.shape[start : start + length]))
         start += length
-    return shape
+    return tensor.reshape(shape)
+
+
+def contiguous_strides(shape: Sequence[int]) -> list[int]:
+    """Strides of a contiguous tensor."""
+    return [prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
 def select(tensor: Tensor, index: Sequence[int]) -> Tensor:

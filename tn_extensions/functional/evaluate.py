@@ -11,7 +11,8 @@ from torch import Tensor
 from tn_extensions import quantities
 from tn_extensions.compiler import Plan
 from tn_extensions.compiler import plan as plan_network
-from tn_extensions.conv import Conv
+from tn_extensions.conv import Conv, PaddingMode
+from tn_extensions.conv_dim import ConvDim
 from tn_extensions.errors import describe
 from tn_extensions.functional.checks import check_input
 from tn_extensions.network import TensorNetwork
@@ -80,6 +81,44 @@ def run(
         with torch.autocast(like.device.type, enabled=False):
             return chosen.run(operands, scale, out, accumulate)
     return chosen.run(operands, scale, out, accumulate)
+
+
+def run_compiled(
+    name: Quantity, operands: dict[str, Tensor], conv: Conv, batch_size: int
+) -> Tensor:
+    """What :func:`run` does, inside of ``torch.compile``: no break of the graph."""
+    dims = tuple(
+        (
+            dim.input_size,
+            dim.kernel_size,
+            dim.stride,
+            dim.dilation,
+            dim.padding,
+            dim.transposed,
+            dim.output_padding,
+        )
+        for dim in conv.dims
+    )
+    rest = (conv.in_channels, conv.out_channels, conv.groups, conv.padding_mode)
+    return _run_opaque(name, operands, dims, rest, batch_size)
+
+
+@torch.compiler.nonstrict_trace
+def _run_opaque(
+    name: Quantity,
+    operands: dict[str, Tensor],
+    dims: tuple[tuple[Any, ...], ...],
+    rest: tuple[int, int, int, PaddingMode],
+    batch_size: int,
+) -> Tensor:
+    """The compiler records the operations of a plan but does not look into it.
+
+    It takes tensors and plain values only.
+    """
+    inputs, outputs, groups, mode = rest
+    spatial = tuple(ConvDim(*dim) for dim in dims)
+    conv = Conv(inputs, outputs, spatial, groups, mode)
+    return run(name, operands, conv, batch_size=batch_size)
 
 
 @lru_cache(maxsize=4096)

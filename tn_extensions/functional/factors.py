@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tn_extensions.compiler.allocate import empty
+from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.conv import Conv
 from tn_extensions.errors import describe
 from tn_extensions.functional.checks import check_input, check_out
@@ -49,7 +50,9 @@ def kfac_expand(
 
     The plan never holds the unfolded input of the batch: it pairs the patterns of both
     copies of ``U`` over the output positions, or unfolds a chunk at a time.
-    Not differentiable: ``x`` is detached.
+    Differentiable, in a way that takes longer and unfolds more: where ``x`` requires a
+    gradient that is not wanted, pass ``x.detach()``. What is added to ``out`` is never
+    differentiated.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``, floating point.
@@ -87,8 +90,8 @@ def kfac_reduce(
 ) -> Tensor:
     """KFAC-reduce input factor: ``1/(N O^2) sum_n (sum_o U[n, o])(sum_o U[n, o])^T``.
 
-    Patches are summed by windows of the input, never unfolded. Not differentiable:
-    ``x`` is detached.
+    Patches are summed by windows of the input, never unfolded. Differentiable as
+    :func:`kfac_expand` is.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``, floating point.
@@ -134,6 +137,8 @@ def _factor(
     if scale is None:
         scale = 1 / (max(num_data, 1) * ones**2)
     scale = float(scale)
+    if out is None and is_traced((x,)):
+        return _differentiable(name, x, conv, bias, scale, ones)
     with torch.no_grad():
         if not x.numel():
             return x.new_zeros(shape, dtype=dtype) if out is None else out
@@ -145,15 +150,40 @@ def _factor(
             result = empty(shape, x.new_empty(0, dtype=dtype))
         accumulate = out is not None
         run(name, operands, conv, scale, result[:, :-1, :-1], accumulate)
-        column = run("patch_total", operands, conv, scale * ones)
-        corner = column.new_full((1,), scale * num_data * num_outputs * ones)
-        border = torch.cat([column, corner.expand(conv.groups, 1)], dim=1)
+        column, border = _border(operands, conv, scale, ones)
         if accumulate:
             result[:, -1].add_(border)
             result[:, :-1, -1].add_(column)
         else:
             result[:, -1], result[:, :-1, -1] = border, column
     return result
+
+
+def _border(
+    operands: dict[str, Tensor], conv: Conv, scale: float, ones: int
+) -> tuple[Tensor, Tensor]:
+    """The last column without, and the last row with, their common entry."""
+    column = run("patch_total", operands, conv, scale * ones)
+    count = len(operands["x"]) * prod(conv.output_size)
+    corner = column.new_full((conv.groups, 1), scale * count * ones)
+    return column, torch.cat([column, corner], dim=1)
+
+
+def _differentiable(
+    name: Quantity, x: Tensor, conv: Conv, bias: bool, scale: float, ones: int
+) -> Tensor:
+    """A factor that nothing is written into."""
+    if not x.numel():
+        size = _factor_size(conv, bias)
+        zeros = x.new_zeros(conv.groups, size, size, dtype=result_dtype(x))
+        return zeros + 0 * x.sum().to(zeros.dtype)
+    operands = {"x": prepare(x, conv)}
+    factor = run(name, operands, conv, scale)
+    if not bias:
+        return factor
+    column, border = _border(operands, conv, scale, ones)
+    rows = torch.cat([factor, column[:, :, None]], dim=2)
+    return torch.cat([rows, border[:, None]], dim=1)
 
 
 def _factor_size(conv: Conv, bias: bool) -> int:

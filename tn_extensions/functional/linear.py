@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
+import torch
 from torch import Tensor
 
 from tn_extensions.conv import Conv
@@ -14,7 +15,13 @@ from tn_extensions.functional.checks import (
     check_shaped,
     check_tensor,
 )
-from tn_extensions.functional.evaluate import network, prepare, result_dtype, run
+from tn_extensions.functional.evaluate import (
+    network,
+    prepare,
+    result_dtype,
+    run,
+    run_compiled,
+)
 from tn_extensions.padding import unpad
 from tn_extensions.quantities import Quantity
 
@@ -203,6 +210,8 @@ def _plain(
         else tensor.to(dtype)
         for operand, tensor in operands.items()
     }
+    if torch.compiler.is_compiling():
+        return run_compiled(name, operands, conv, batch_size)
     return run(name, operands, conv, batch_size=batch_size)
 
 

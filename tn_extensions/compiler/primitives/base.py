@@ -41,7 +41,7 @@ class Lowering:
         cost: Estimate.
         run: Evaluates on tensors into a sink that has the network's output shape.
         view: If the result is a mere view or a fresh tensor of the inputs, computes it
-            without a sink.
+            without a sink, by operations that can be differentiated.
     """
 
     primitive: str

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tn_extensions.compiler.allocate import can_write, empty
+from tn_extensions.compiler.allocate import empty
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.native import (
@@ -29,6 +29,7 @@ from tn_extensions.compiler.native import (
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import grouped
+from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 
 _LARGE_KERNEL = 32
@@ -202,7 +203,7 @@ def _one_by_one(
 
     def compute(tensors: Tensors) -> Tensor:
         like = tensors[roles.image.name]
-        if can_write(tensors.values()):
+        if not is_traced(tensors.values()):
             out = empty(network.shape, like)
             run(tensors, Sink(out, 1.0, fresh=True))
             return out

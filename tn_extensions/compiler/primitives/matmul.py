@@ -10,13 +10,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from tn_extensions.compiler.allocate import can_write, empty
+from tn_extensions.compiler.allocate import empty
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.forms import MatrixForm
 from tn_extensions.compiler.product import multiply
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import grouped
+from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.rules import is_mirrored
 
@@ -46,7 +47,7 @@ def _lower(network: TensorNetwork, form: MatrixForm, target: Target) -> Lowering
     def compute(tensors: Tensors) -> Tensor:
         a = left.tensor(tensors[left.operand.name]).reshape(number, height, terms)
         b = right.tensor(tensors[right.operand.name]).reshape(number, width, terms)
-        if apart and can_write((a, b)):
+        if apart and not is_traced((a, b)):
             result = empty((number, height, width), a)
             for x, y, out in zip(a, b, result, strict=True):
                 out.copy_(multiply(x, y))

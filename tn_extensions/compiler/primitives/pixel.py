@@ -99,7 +99,6 @@ def pixel(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowe
         (*pixels.steps, f"sum along diagonals, dimension by dimension: {results}"),
         cost,
         lambda tensors, sink: sink.put(sink.out, compute(tensors)),
-        compute,
     )
 
 

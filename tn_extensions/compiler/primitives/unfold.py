@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
-import torch
 from torch import Tensor
 
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.sink import Sink
-from tn_extensions.compiler.strided import Layout, grouped, layout, merged_shape, pad
+from tn_extensions.compiler.strided import (
+    Layout,
+    contiguous_strides,
+    grouped,
+    layout,
+    pad,
+)
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 from tn_extensions.network.nodes import Progression
 
@@ -192,12 +197,11 @@ class Unfolding:
         """Whether a contiguous operand can be read without a copy, some axes merged."""
         if not self.is_view or self.padded_elements:
             return False
-        part = self.tensor(torch.empty(self.operand.shape, device="meta"))
-        try:
-            part.view(merged_shape(part, lengths))
-        except RuntimeError:
-            return False
-        return True
+        order = (*self.kept, *(dim.read for dim in self.dims))
+        shape = self.operand.shape
+        base = layout(self.operand, order, self.sizes, contiguous_strides(shape))
+        ((_, part, _),) = self._read(base.strides)
+        return part.merges(lengths)
 
     def base(self, tensor: Tensor) -> Tensor:
         """The padded operand with the read indices last."""
@@ -219,7 +223,7 @@ class Unfolding:
             yield where, part.flip(flips) if flips else part
 
     def _read(
-        self, base_strides: tuple[int, ...]
+        self, base_strides: Sequence[int]
     ) -> Iterator[tuple[tuple[slice, ...], Layout, list[int]]]:
         """For each view: where it goes, its layout in the base, axes to flip."""
         for choice in product(*(dim.residues for dim in self.dims)):
