@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -107,12 +107,13 @@ def depthwise_convolution(
     return result[0]
 
 
-@contextmanager
-def _exact(x: Tensor) -> Iterator[None]:
+def _exact(x: Tensor) -> AbstractContextManager[None]:
     """On CUDA, keep convolutions from rounding their inputs to 10 bits."""
-    if not x.is_cuda:
-        yield
-        return
+    return _full_precision() if x.is_cuda else nullcontext()
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
     cudnn: Any = torch.backends.cudnn
     convolutions = cudnn.conv
     before = convolutions.fp32_precision

@@ -80,11 +80,16 @@ def pad(tensor: Tensor, paddings: Mapping[int, tuple[int, int]]) -> Tensor:
 
 def grouped(tensor: Tensor, groups: Sequence[int]) -> Tensor:
     """Merge consecutive axes into groups of the given lengths."""
-    shape, start = [], 0
+    return tensor.reshape(merged(tensor.shape, groups))
+
+
+def merged(shape: Sequence[int], groups: Iterable[int]) -> list[int]:
+    """The shape with consecutive axes merged."""
+    result, start = [], 0
     for length in groups:
-        shape.append(prod(tensor.shape[start : start + length]))
+        result.append(prod(shape[start : start + length]))
         start += length
-    return tensor.reshape(shape)
+    return result
 
 
 def contiguous_strides(shape: Sequence[int]) -> list[int]:

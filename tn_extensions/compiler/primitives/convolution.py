@@ -28,7 +28,7 @@ from tn_extensions.compiler.native import (
 )
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.sink import Sink
-from tn_extensions.compiler.strided import grouped
+from tn_extensions.compiler.strided import grouped, merged
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 
@@ -52,6 +52,23 @@ class Geometry:
         """Padding on the right; negative if the last positions are not read."""
         last = self.stride * (self.outputs - 1) + self.dilation * (self.kernel - 1)
         return last - self.left - (self.image - 1)
+
+    @property
+    def swapped(self) -> Geometry:
+        """The convolution whose weight gradient this is."""
+        return Geometry(
+            self.image,
+            self.outputs,
+            self.kernel,
+            self.dilation,
+            self.stride,
+            self.left,
+        )
+
+    @property
+    def fits(self) -> bool:
+        """Whether as much padding on the right as on the left leads to these sizes."""
+        return 0 <= self.left and 0 <= self.left - self.right < self.stride
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +111,11 @@ class Roles:
         kept = set(network.output_indices)
         transposed = patterns[0].index in kept
         first, second = network.operands
-        if not transposed and patterns[0].index not in first.indices:
+        if transposed:  # either could be the kernel; the smaller one is
+            first, second = sorted(
+                network.operands, key=lambda one: -_positions(one, patterns, sizes)
+            )
+        elif patterns[0].index not in first.indices:
             first, second = second, first
         spatial, dims = [], []
         for pattern in patterns:
@@ -134,6 +155,14 @@ class Roles:
             tuple(dims),
             transposed,
         )
+
+
+def _positions(
+    operand: Operand, patterns: Sequence[Pattern], sizes: Mapping[str, int]
+) -> int:
+    """Number of values of an operand's spatial indices."""
+    spatial = {index for pattern in patterns for index in pattern.indices}
+    return prod(sizes[index] for index in operand.indices if index in spatial)
 
 
 def _is_whole(operand: Operand, sizes: Mapping[str, int]) -> bool:
@@ -239,13 +268,17 @@ def _lower(network: TensorNetwork, target: Target, roles: Roles) -> Lowering:
     number = prod(sizes[index] for index in groups)
 
     split = [sizes[index] for index in present]
+    in_order = permutation == sorted(permutation)
     arrange_image = _arrangement(roles.image, layout[0], image_space, sizes)
     arrange_kernel = _arrangement(roles.kernel, layout[1], kernel_space, sizes)
 
     def compute(tensors: Tensors) -> Tensor:
         image = arrange_image(tensors[roles.image.name])
         kernel = arrange_kernel(tensors[roles.kernel.name])
-        result = evaluate(image, kernel, roles.dims, number).reshape(split)
+        result = evaluate(image, kernel, roles.dims, number)
+        if in_order:
+            return result.reshape(network.shape)
+        result = result.reshape(split)
         return grouped(result.permute(permutation), lengths)
 
     def run(tensors: Tensors, sink: Sink) -> None:
@@ -308,12 +341,17 @@ def _arrangement(
     split = [sizes[index] for index in operand.indices]
     permutation = [operand.indices.index(index) for index in order]
     lengths = [*map(len, channels), *[1] * len(space)]
+    if permutation == sorted(permutation):  # axes are merged, if anything
+        shape = merged(split, lengths)
+        if shape == list(operand.shape):
+            return lambda tensor: tensor
+        return lambda tensor: tensor.reshape(shape)
     return lambda tensor: grouped(tensor.reshape(split).permute(permutation), lengths)
 
 
 def _pad(image: Tensor, dims: Sequence[Geometry]) -> tuple[Tensor, list[int]]:
     """Pad (or crop) what torch does not: all but the same on both sides."""
-    if all(0 <= dim.left == dim.right for dim in dims):
+    if all(dim.fits for dim in dims):
         return image, [dim.left for dim in dims]
     sides = [side for dim in reversed(dims) for side in (dim.left, dim.right)]
     return F.pad(image, sides), [0] * len(dims)
@@ -331,7 +369,7 @@ def _gradient(
     image: Tensor, kernel: Tensor, dims: Sequence[Geometry], groups: int
 ) -> Tensor:
     # the kernel's positions are the outputs of the convolution that is differentiated
-    image, padding = _pad(image, dims)
+    image, padding = _pad(image, [dim.swapped for dim in dims])
     return weight_gradient(
         image,
         kernel,
