@@ -10,7 +10,13 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("backpack-for-pytorch", "curvlinops-for-pytorch", "einconv", "opt_einsum")
+_PACKAGES = (
+    "backpack-for-pytorch",
+    "curvlinops-for-pytorch",
+    "einconv",
+    "opacus",
+    "opt_einsum",
+)
 
 
 def describe(device: torch.device) -> dict[str, object]:

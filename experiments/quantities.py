@@ -1,29 +1,33 @@
-"""How fast are per-sample gradients, their norms, GGN diagonals and Gram matrices?
+"""How fast are gradients, their norms, GGN diagonals and Gram matrices?
 
 ``python -m experiments.quantities --help`` lists the options. Writes JSON and, beside
-it, a Markdown table: ours against BackPACK's own functions and ``torch.func``, on the
-convolutions of real networks.
+it, a Markdown report: ours against torch's own kernels, BackPACK's own functions,
+``torch.func`` and Opacus, on the convolutions of real networks.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 import torch
-from backpack.core.derivatives.conv2d import Conv2DDerivatives
-from backpack.core.derivatives.convnd import weight_jac_t_save_memory
-from backpack.utils.conv import extract_weight_diagonal, get_weight_gradient_factors
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
 from tqdm import tqdm
 
 from experiments import machine, storage
-from experiments.contenders import conv_of, make_input, unfold_input
+from experiments.contenders import conv_of
+from experiments.gradient_contenders import (
+    CONTENDERS,
+    PLAIN,
+    make_case,
+    prepare_for_memory,
+    reference,
+)
 from experiments.layers import Layer, select, smallest_of_each_family
 from experiments.measure import (
     MIN_ROUNDS,
@@ -36,137 +40,58 @@ from experiments.measure import (
 from tn_extensions import functional
 
 RESULTS = Path(__file__).parent / "results"
+NETWORKS = ("resnet18", "allcnnc")
+"""The networks that bars are stated for."""
 
 
-class Case(NamedTuple):
-    """A layer with its input, and vectors in the space of its output.
+class Part(NamedTuple):
+    """A quantity on some layers.
 
     Args:
-        module: The convolution, as BackPACK's hooks leave it after a forward pass.
-        x: Its input.
-        vectors: Gradients ``[N, C_out, ...]``, or a square root ``[V, N, C_out, ...]``.
+        quantity: What.
+        num_vectors: How many vectors per sample; None without their axis.
+        batch_size: Number of samples; few where stock holds a gradient per vector.
+        positions: Largest number of output positions of a layer.
+        channels: Smallest number of output channels.
     """
 
-    module: Any
-    x: Tensor
-    vectors: Tensor
+    quantity: str
+    num_vectors: int | None = None
+    batch_size: int = 8
+    positions: float = float("inf")
+    channels: int = 1
+
+    @property
+    def title(self) -> str:
+        """What is measured, in a line."""
+        if self.num_vectors is None:
+            return f"{self.quantity}, batch {self.batch_size}"
+        return f"{self.quantity}, V = {self.num_vectors}, batch {self.batch_size}"
+
+    def covers(self, layer: Layer) -> bool:
+        """Whether a layer belongs to it."""
+        if layer.family == "transposed" and self.quantity not in PLAIN:
+            return False  # no contender defines it
+        small = prod(layer.conv.output_size) <= self.positions
+        return small and layer.conv.out_channels >= self.channels
 
 
-Compute = Callable[[Case], Tensor]
+PARTS = (
+    *map(Part, PLAIN),
+    Part("per_sample_grad"),
+    Part("per_sample_grad_norm"),
+    Part("ggn_diagonal", 1),
+    Part("ggn_diagonal", 10),
+    Part("ggn_diagonal", 100, batch_size=2, positions=196),
+    Part("ggn_diagonal", 1000, batch_size=1, positions=49, channels=512),
+    Part("ggn_gram", 1),
+    Part("ggn_gram", 10),
+)
 
 
-def _ours(name: str) -> Compute:
-    call = getattr(functional, name)
-    return lambda case: call(case.x, case.vectors, conv_of(case.module, case.x))
-
-
-def _backpack_gradients(lean: bool) -> Compute:
-    """BackPACK's per-sample gradients, with or without its option to save memory."""
-
-    def compute(case: Case) -> Tensor:
-        with weight_jac_t_save_memory(lean):
-            result: Tensor = Conv2DDerivatives().param_mjp(
-                "weight", case.module, None, None, case.vectors, sum_batch=False
-            )
-        return result
-
-    return compute
-
-
-def _torch_func_gradients(case: Case) -> Tensor:
-    weight = case.module.weight.detach()
-
-    def inner(weight: Tensor, x: Tensor, g: Tensor) -> Tensor:
-        output = functional_call(case.module, {"weight": weight}, (x[None],))
-        return (output[0] * g).sum()
-
-    return vmap(grad(inner), in_dims=(None, 0, 0))(weight, case.x, case.vectors)
-
-
-def _backpack_norm(case: Case) -> Tensor:
-    x, g = get_weight_gradient_factors(case.x, case.vectors, case.module)
-    return torch.einsum("nmi,nki,nmj,nkj->n", g, x, g, x)
-
-
-def _backpack_diagonal(case: Case) -> Tensor:
-    unfolded = unfold_input(case.module, case.x)
-    return extract_weight_diagonal(case.module, unfolded, case.vectors)
-
-
-def _gram_of_gradients(case: Case) -> Tensor:
-    rows = _backpack_gradients(lean=False)(case).flatten(0, 1).flatten(1)
-    return rows @ rows.mT
-
-
-CONTENDERS: dict[str, dict[str, Compute]] = {
-    "per_sample_grad": {
-        "ours": _ours("per_sample_grad"),
-        "backpack": _backpack_gradients(lean=False),
-        "backpack, saving memory": _backpack_gradients(lean=True),
-        "torch.func": _torch_func_gradients,
-    },
-    "per_sample_grad_norm": {
-        "ours": _ours("per_sample_grad_norm"),
-        "backpack": _backpack_norm,
-    },
-    "ggn_diagonal": {"ours": _ours("ggn_diagonal"), "backpack": _backpack_diagonal},
-    "ggn_gram": {"ours": _ours("ggn_gram"), "gradients": _gram_of_gradients},
-}
-
-
-def reference(quantity: str, case: Case) -> Tensor:
-    """The quantity in float64, by unfolding one sample at a time."""
-    vectors = case.vectors.double()
-    vectors = vectors[None] if quantity.startswith("per_sample") else vectors
-    groups, rows = case.module.groups, []
-    for n, sample in enumerate(case.x.double().split(1)):
-        u = unfold_input(case.module, sample)[0].unflatten(0, (groups, -1))
-        s = vectors[:, n].flatten(2).unflatten(1, (groups, -1))
-        row = torch.einsum("gkp,vgcp->vgck", u, s)
-        rows.append(row.reshape(len(vectors), *case.module.weight.shape))
-    gradients = torch.stack(rows, dim=1)
-    if quantity == "per_sample_grad":
-        return gradients[0]
-    if quantity == "per_sample_grad_norm":
-        return gradients[0].flatten(1).square().sum(1)
-    if quantity == "ggn_diagonal":
-        return gradients.square().sum((0, 1))
-    matrix = gradients.flatten(0, 1).flatten(1)
-    return matrix @ matrix.mT
-
-
-def make_case(
-    layer: Layer, batch_size: int, num_vectors: int | None, seed: int = 0
-) -> Case:
-    """A layer with normally distributed input and vectors."""
-    module = layer.make_module(device="cpu")
-    x = make_input(layer.input_shape(batch_size), "cpu", seed)
-    shape = (batch_size, layer.conv.out_channels, *layer.conv.output_size)
-    lead = () if num_vectors is None else (num_vectors,)
-    vectors = make_input((*lead, *shape), "cpu", seed + 1)
-    # what BackPACK's hooks store
-    module.input0, module.output = x, x.new_empty(1).expand(shape)
-    return Case(module, x, vectors)
-
-
-def prepare_for_memory(
-    quantity: str, name: str, layer: Layer, batch_size: int, num_vectors: int | None
-) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """The computation on two samples, as a warm-up, and on the batch."""
-    compute = CONTENDERS[quantity][name]
-    small, case = (make_case(layer, size, num_vectors) for size in (2, batch_size))
-    return (lambda: compute(small)), (lambda: compute(case))
-
-
-def measure(
-    quantity: str,
-    layer: Layer,
-    batch_size: int,
-    num_vectors: int | None,
-    rounds: int,
-    with_memory: bool,
-) -> dict[str, Any]:
+def measure(part: Part, layer: Layer, rounds: int, with_memory: bool) -> dict[str, Any]:
     """Check, time and weigh all contenders on one layer; a record for the JSON file."""
+    quantity, num_vectors, batch_size = part[:3]
     case = make_case(layer, batch_size, num_vectors)
     exact = reference(quantity, case)
     scale = exact.square().mean().sqrt()
@@ -181,6 +106,7 @@ def measure(
         difference = (result.reshape(exact.shape) - exact).abs().max()
         outcomes[name] = {"error": float(difference / scale)}
         calls[name] = lambda compute=compute: compute(case)  # type: ignore[misc]
+        del result
     del exact
     seconds = medians(time_side_by_side(calls, rounds))
     for name in calls:
@@ -198,9 +124,10 @@ def measure(
     conv = conv_of(case.module, case.x)
     plan = functional.plan(quantity, case.x, conv, **arguments)  # type: ignore[arg-type]
     return {
+        "part": part.title,
         "quantity": quantity,
         "layer": layer.name,
-        "family": layer.family,
+        "network": layer.network,
         "batch_size": batch_size,
         "num_vectors": num_vectors,
         "plan": plan.summary,
@@ -211,23 +138,28 @@ def measure(
 def render(content: dict[str, Any]) -> str:
     """A Markdown report of all records."""
     metadata, records = content["metadata"], content["records"]
-    lines = ["# Per-sample gradients, GGN diagonals and Gram matrices", ""]
+    lines = ["# Gradients, their norms, GGN diagonals and Gram matrices", ""]
     lines += [f"- {key}: {value}" for key, value in metadata.items()]
-    cases = dict.fromkeys((r["quantity"], r["num_vectors"]) for r in records)
-    for quantity, num_vectors in cases:
-        chosen = [
-            record
-            for record in records
-            if (record["quantity"], record["num_vectors"]) == (quantity, num_vectors)
-        ]
-        names = [name for name in CONTENDERS[quantity] if name != "ours"]
-        title = quantity if num_vectors is None else f"{quantity}, V = {num_vectors}"
-        head = ["layer", "ours ms", *(f"{name} x" for name in names)]
-        head += ["MiB ours", *(f"MiB {name}" for name in names), "error", "plan"]
-        table = [head, ["---"] * len(head)]
+    parts = {title: _of(records, title) for title in _titles(records)}
+    lines += ["", "## Summary", ""]
+    lines.append(
+        "Time of theirs over ours, on all layers and on those of "
+        f"{' and '.join(NETWORKS)}. `best` is the fastest of them on each layer."
+    )
+    head = ["", "against", "mean", "least", "mean, two networks", "least, two networks"]
+    rows = [[*head, "memory, ours over theirs: mean", "most"]]
+    for title, chosen in parts.items():
+        names = _theirs(chosen)
+        for name in [*names, "best"] if len(names) > 1 else names:
+            rows.append([title, name, *_summary(chosen, name)])
+    lines += ["", *_table(rows)]
+    for title, chosen in parts.items():
+        names = _theirs(chosen)
+        rows = [["layer", "ours ms", *(f"{name} x" for name in names)]]
+        rows[0] += ["MiB ours", *(f"MiB {name}" for name in names), "error", "plan"]
         for record in chosen:
             found = [record["contenders"].get(name, {}) for name in ("ours", *names)]
-            table.append(
+            rows.append(
                 [
                     record["layer"],
                     _number(found[0].get("seconds"), 1e3),
@@ -237,18 +169,54 @@ def render(content: dict[str, Any]) -> str:
                     record["plan"],
                 ]
             )
-        means = ["geometric mean", ""]
-        for name in names:
-            ratios = [
-                ratio
-                for record in chosen
-                if (ratio := record["contenders"].get(name, {}).get("ratio"))
-            ]
-            means.append(_number(geometric_mean(ratios) if ratios else None))
-        table.append([*means, *[""] * (len(head) - len(means))])
-        lines += ["", f"## {title}", ""]
-        lines += ["| " + " | ".join(row) + " |" for row in table]
+        lines += ["", f"## {title}", "", *_table(rows)]
     return "\n".join(lines) + "\n"
+
+
+def _titles(records: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(record["part"] for record in records))
+
+
+def _of(records: Sequence[dict[str, Any]], title: str) -> list[dict[str, Any]]:
+    return [record for record in records if record["part"] == title]
+
+
+def _theirs(chosen: Sequence[dict[str, Any]]) -> list[str]:
+    return [name for name in CONTENDERS[chosen[0]["quantity"]] if name != "ours"]
+
+
+def _summary(chosen: Sequence[dict[str, Any]], name: str) -> Iterator[str]:
+    """Mean and least ratio on all layers and on those of two networks, and memory."""
+    for networks in (None, NETWORKS):
+        layers = [r for r in chosen if networks is None or r["network"] in networks]
+        found = [ratio for one in layers if (ratio := _ratio(one, name)) is not None]
+        yield _number(geometric_mean(found) if found else None)
+        yield _number(min(found, default=None))
+    shares = []
+    for record in chosen:
+        ours, theirs = (
+            record["contenders"].get(one, {}).get("memory_bytes")
+            for one in ("ours", name)
+        )
+        if ours is not None and theirs is not None:
+            shares.append(max(ours, 1) / max(theirs, 1))
+    yield _number(geometric_mean(shares) if shares else None)
+    yield _number(max(shares, default=None))
+
+
+def _ratio(record: dict[str, Any], name: str) -> float | None:
+    """Time of a contender, or of the fastest one, over ours."""
+    theirs = {key: one for key, one in record["contenders"].items() if key != "ours"}
+    if name != "best":
+        ratio: float | None = theirs.get(name, {}).get("ratio")
+        return ratio
+    found = [one["ratio"] for one in theirs.values() if "ratio" in one]
+    return min(found, default=None)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = rows
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
 
 
 def _number(value: float | None, factor: float = 1.0) -> str:
@@ -262,29 +230,38 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     )
     add = parser.add_argument
     add("--quantity", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    add("--batch-size", type=int, default=8)
-    add("--num-vectors", nargs="+", type=int, default=[1, 10])
+    add("--num-vectors", nargs="+", type=int, help="only these, of GGN quantities")
     add("--layers", nargs="+", metavar="TEXT", help="only layers whose name has it")
     add("--rounds", type=int, default=5, help=f"at least {MIN_ROUNDS} (default: 5)")
     add("--threads", type=int, default=2)
-    add("--no-memory", action="store_true", help="leave peak memory out")
+    add(
+        "--memory",
+        nargs="*",
+        choices=CONTENDERS,
+        default=["ggn_diagonal"],
+        help="measure peak memory of these quantities (default: ggn_diagonal)",
+    )
     add("--quick", action="store_true", help="two samples, one layer a family")
     add("--output", type=Path, default=RESULTS / "quantities_cpu.json")
     args = parser.parse_args(arguments)
     if args.rounds < MIN_ROUNDS:
         parser.error(f"--rounds must be at least {MIN_ROUNDS}, got {args.rounds}")
     torch.set_num_threads(args.threads)
-    preload("experiments.quantities")
+    preload("experiments.gradient_contenders")
 
     quick = args.quick and not args.layers
-    found = smallest_of_each_family() if quick else select(args.layers)
-    # neither contender defines them for transposed convolutions
-    layers = [layer for layer in found if layer.family != "transposed"]
+    layers = smallest_of_each_family() if quick else select(args.layers)
     cases = [
-        (quantity, num_vectors, layer)
-        for quantity in args.quantity
-        for num_vectors in (args.num_vectors if quantity.startswith("ggn") else [None])
-        for layer in layers
+        (part._replace(batch_size=min(part.batch_size, 2)) if args.quick else part, one)
+        for part in PARTS
+        for one in layers
+        if part.quantity in args.quantity
+        and part.covers(one)
+        and (
+            part.num_vectors is None
+            or not args.num_vectors
+            or part.num_vectors in args.num_vectors
+        )
     ]
     records: list[dict[str, Any]] = []
     content = {
@@ -293,19 +270,10 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         "records": records,
     }
     with tqdm(cases, unit="layer", disable=None) as progress:
-        for quantity, num_vectors, layer in progress:
-            progress.set_postfix_str(f"{quantity} V={num_vectors} {layer.name}")
-            batch_size = 2 if args.quick else args.batch_size
-            records.append(
-                measure(
-                    quantity,
-                    layer,
-                    batch_size,
-                    num_vectors,
-                    args.rounds,
-                    not args.no_memory,
-                )
-            )
+        for part, layer in progress:
+            progress.set_postfix_str(f"{part.title} {layer.name}")
+            with_memory = part.quantity in args.memory
+            records.append(measure(part, layer, args.rounds, with_memory))
             # a long run that is cut short still leaves what it has measured
             storage.write_json(args.output, content)
     markdown = args.output.with_suffix(".md")

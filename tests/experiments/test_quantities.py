@@ -9,8 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from experiments import quantities, storage
+from experiments.gradient_contenders import CONTENDERS, make_case, reference
 from experiments.layers import select
-from experiments.quantities import CONTENDERS, make_case, reference
+from experiments.quantities import PARTS
 
 TINY = "allcnnc/192-100x6-k1"
 
@@ -30,28 +31,31 @@ def test_one_layer_from_end_to_end(
 ) -> None:
     output = tmp_path / "quantities.json"
     threads = torch.get_num_threads()
-    line = f"--quick --layers {TINY} --rounds 5 --num-vectors 1 3 --output {output}"
+    line = f"--quick --layers {TINY} --rounds 5 --num-vectors 1 10 --output {output}"
     try:
-        assert quantities.main([*line.split(), "--no-memory"]) == output
+        assert quantities.main([*line.split(), "--memory"]) == output
     finally:
         torch.set_num_threads(threads)
     assert str(output) in capsys.readouterr().out
     records = storage.read_json(output)["records"]
     measured = [(record["quantity"], record["num_vectors"]) for record in records]
-    assert measured == [
-        ("per_sample_grad", None),
-        ("per_sample_grad_norm", None),
-        ("ggn_diagonal", 1),
-        ("ggn_diagonal", 3),
-        ("ggn_gram", 1),
-        ("ggn_gram", 3),
-    ]
+    expected = [part[:2] for part in PARTS if (part.num_vectors or 1) <= 10]
+    assert measured == expected
     for record in records:
         for outcome in record["contenders"].values():
             assert outcome["error"] < 1e-3 and outcome["ratio"] > 0
     report = output.with_suffix(".md").read_text("utf-8")
-    for quantity, num_vectors in measured:
-        title = quantity if num_vectors is None else f"{quantity}, V = {num_vectors}"
-        assert f"## {title}\n" in report
+    for record in records:
+        assert f"## {record['part']}\n" in report
+        assert f"| {record['part']} |" in report
     assert report.count(TINY) == len(records)
-    assert report.count("geometric mean") == len(records)
+
+
+def test_parts_cover_what_stock_can_hold() -> None:
+    layers = select(None)
+    for part in PARTS:
+        covered = [layer for layer in layers if part.covers(layer)]
+        assert covered
+        for layer in covered:
+            gradients = (part.num_vectors or 1) * part.batch_size
+            assert gradients * layer.make_module(device="meta").weight.numel() < 2.6e9

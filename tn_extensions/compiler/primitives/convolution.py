@@ -68,7 +68,7 @@ class Geometry:
     @property
     def fits(self) -> bool:
         """Whether as much padding on the right as on the left leads to these sizes."""
-        return 0 <= self.left and 0 <= self.left - self.right < self.stride
+        return self.left >= 0 and 0 <= self.left - self.right < self.stride
 
 
 @dataclass(frozen=True, slots=True)
