@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 from tests.messages import assert_in_form
@@ -132,6 +132,35 @@ def test_per_sample_gradients_are_differentiable(options: dict[str, Any]) -> Non
     )
     for name in NAMES[1:]:
         assert not getattr(functional, name)(x, vectors, conv).requires_grad
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": 2, "stride": 2}])
+def test_function_transforms(options: dict[str, Any]) -> None:
+    conv = Conv.make(4, 6, 3, (5, 6), padding=1, **options)
+    x, vectors = noise_tensor((3, 4, 5, 6)), noise_tensor((2, 3, 6, *conv.output_size))
+    g = vectors[0]
+    cases: list[tuple[Any, tuple[Tensor, ...]]] = [
+        (functional.per_sample_grad, (x, vectors)),
+        (functional.bias_per_sample_grad, (vectors,)),
+        (functional.bias_vjp, (g,)),
+        (functional.unfold_input, (x,)),
+        (functional.patch_mean, (x,)),
+    ]
+    for call, arguments in cases:
+
+        def function(*tensors: Tensor, call: Any = call) -> Tensor:
+            result: Tensor = call(*tensors, conv)
+            return result
+
+        expected = function(*arguments)
+        pairs = [torch.stack([tensor, 2 * tensor]) for tensor in arguments]
+        batched = torch.func.vmap(function)(*pairs)
+        assert_close(batched[0], expected)
+        assert_close(batched[1], expected * 2 ** len(arguments))
+        _, change = torch.func.jvp(function, arguments, arguments)
+        assert_close(change, expected * len(arguments))
+        leaves = [tensor.clone().requires_grad_() for tensor in arguments]
+        assert gradgradcheck(function, leaves, fast_mode=True)
 
 
 class TestBadInput:

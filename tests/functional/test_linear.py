@@ -182,7 +182,7 @@ class TestDerivatives:
         assert_close(change, y)
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 @pytest.mark.parametrize("options", [{}, {"padding_mode": "circular"}])
 def test_compiled_in_one_graph(number: int, options: dict[str, Any]) -> None:
     conv = Conv.make(4, 6, 3, (5, 6), padding=1, groups=2, **options)
