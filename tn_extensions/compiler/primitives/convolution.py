@@ -33,7 +33,8 @@ from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 
 _LARGE_KERNEL = 32
-"""Entries of a kernel from which on torch's convolutions are slower."""
+"""Entries of a kernel from which on torch's convolutions are slower, and of the result
+from which on those with a channel per group are faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,8 +315,11 @@ def _cost(
     rate = rates.correlate
     if groups > 1 and gradient:
         rate = rates.correlate_depthwise
-    elif groups > 1:  # best where both are large
+    elif groups > 1:  # best where all sizes are large
         rate = 3.5 * rates.depthwise * kernel / (kernel + 100) * outputs / (outputs + 4)
+        columns = prod(sizes[index] for index in roles.columns)
+        if max(outputs, columns) < _LARGE_KERNEL:
+            rate *= 0.3 if columns == 1 else 0.12
     elif kernel > _LARGE_KERNEL:
         rate /= 2
     # operands are reordered for the kernel, results back

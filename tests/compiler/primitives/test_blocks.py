@@ -1,0 +1,97 @@
+"""Blocks: a network in nested chunks, its unfolded operand read once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from torch import Tensor
+
+from tests.compiler.lowerings import layer, target
+from tests.network.rules.identities import arrays_of
+from tests.reference import dense
+from tn_extensions import Conv, quantities
+from tn_extensions.compiler.plan import _cheapest
+from tn_extensions.compiler.primitives.base import Lowering, Target
+from tn_extensions.compiler.primitives.blocks import (
+    Place,
+    blocks,
+    can_cut,
+    patterned_sides,
+)
+from tn_extensions.network import TensorNetwork
+
+NETWORK = quantities.per_sample_grad(layer(groups=2), 5, 3)
+"""Axes ``v``, ``n``, ``(g, co)``, ``ci``, ``k1``, ``k2``."""
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [(), (("n", 1),), (("n", 2), ("v", 2)), (("v", 1), ("n", 5)), (("n", 4), ("g", 1))],
+)
+@pytest.mark.parametrize("staged", [False, True])
+def test_blocks_make_up_the_whole(
+    levels: Sequence[tuple[str, int]], staged: bool
+) -> None:
+    sides = [s for s in patterned_sides(NETWORK) if s.operand.name == "x"]
+    parts = blocks(NETWORK, levels, target(), _cheapest, sides[0] if staged else None)
+    arrays = arrays_of(NETWORK)
+    expected = dense.evaluate(NETWORK, arrays)
+    found, places = np.full(NETWORK.shape, np.nan), []
+    axes = {"v": 0, "n": 1, "g": 2}
+
+    def put(place: Place, value: Tensor) -> None:
+        where = [slice(None)] * found.ndim
+        for index, (start, length) in place.items():
+            where[axes[index]] = slice(start, start + length)
+        found[tuple(where)] = value.numpy()
+        places.append(dict(place))
+
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    parts.each(tensors, {}, put)
+    assert_allclose(found, expected, atol=1e-10)
+    assert all(set(place) == {index for index, _ in levels} for place in places)
+    assert len(places) == parts.number
+    assert any("x unfolded" in step for step in parts.steps) == staged
+    assert parts.cost.peak >= np.prod(NETWORK.shape) // max(parts.number, 1) // 2
+
+
+def test_patterns_are_read_once_per_sample() -> None:
+    reads: list[TensorNetwork] = []
+
+    def lower(network: TensorNetwork, target: Target) -> Lowering:
+        way = _cheapest(network, target)
+        compute = way.value
+
+        def value(tensors: dict[str, Tensor]) -> Tensor:
+            reads.append(network)
+            return compute(tensors)
+
+        return Lowering(way.primitive, way.steps, way.cost, way.run, value)
+
+    (side,) = (s for s in patterned_sides(NETWORK) if s.operand.name == "x")
+    parts = blocks(NETWORK, [("n", 1), ("v", 1)], target(), lower, side)
+    arrays = arrays_of(NETWORK)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    parts.each(tensors, {}, lambda place, value: None)
+    unfolded = [one for one in reads if [o.name for o in one.operands] == ["x"]]
+    assert len(unfolded) == 5 and len(reads) == 5 + 15
+
+
+def test_what_can_be_cut() -> None:
+    conv = Conv.make(4, 6, 3, (6, 6), groups=2)
+    network = quantities.per_sample_grad(conv, 5, 3)
+    found = {index for index in ("v", "n", "g", "co", "ci") if can_cut(network, index)}
+    assert found == {"v", "n", "g"}  # channels lie behind the groups
+    assert can_cut(quantities.per_sample_grad(layer(), 5), "co")
+
+
+def test_either_operand_can_be_unfolded() -> None:
+    names = [side.operand.name for side in patterned_sides(NETWORK)]
+    assert sorted(names) == ["g", "x"]
+    # the one with fewer entries first
+    many = quantities.per_sample_grad(layer(), 2, 50)
+    assert [side.operand.name for side in patterned_sides(many)][0] == "x"

@@ -1,0 +1,64 @@
+"""Pixel: Gram matrices of patches by sums along the diagonals of that of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+
+from tests.compiler.lowerings import (
+    OTHERS,
+    USUAL,
+    assert_all_evaluate,
+    layer,
+    target,
+    with_pairs,
+)
+from tests.strategies import BATCHES, convs, examples
+from tn_extensions import Conv, TensorNetwork, quantities
+from tn_extensions.compiler.plan import _cheapest
+from tn_extensions.compiler.primitives.base import Lowering, Target
+from tn_extensions.compiler.primitives.crossed import Halves
+from tn_extensions.compiler.primitives.pixel import pixel
+
+
+def primitive(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
+    """The primitive with the planner's choice for the pixels."""
+    return pixel(network, target, _cheapest)
+
+
+def patch_grams(conv: Conv, batch_size: int) -> list[TensorNetwork]:
+    """Gram matrices of patches over positions, per sample and of all samples."""
+    found = []
+    for define in (quantities.per_sample_grad_norm, quantities.ggn_gram):
+        network = define(conv, batch_size, 2)
+        for halves in Halves.all(network):
+            if halves.left.operand.name == "x" and halves.left.dims:
+                found.append(with_pairs(halves.gram(halves.left)))
+                break
+    return found
+
+
+@examples(40)
+@given(convs(max_dims=2), BATCHES)
+def test_any_convolution(conv: Conv, batch_size: int) -> None:
+    for network in patch_grams(conv, batch_size):
+        assert_all_evaluate(primitive, network)
+
+
+@pytest.mark.parametrize("options", USUAL, ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("num_dims", [1, 2])
+def test_usual_layers(options: dict[str, int], transposed: bool, num_dims: int) -> None:
+    conv = layer(num_dims, transposed=transposed, **options)
+    networks = patch_grams(conv, 2)
+    assert networks
+    assert sum(assert_all_evaluate(primitive, one) for one in networks) == len(networks)
+
+
+def test_other_networks_are_left_alone() -> None:
+    # lags over output positions have the same structure, but no pixels are gained
+    for name, network in OTHERS.items():
+        ways = list(primitive(network, target()))
+        assert not ways or name == "kfac_expand, paired"
