@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from tn_extensions.conv_dim import ConvDim, check_int
@@ -247,7 +248,7 @@ class Conv:
                     "Pass x.shape[2:]",
                 )
             )
-        conv = cls.make(
+        conv = _make(
             **hyper_parameters, input_size=sizes, output_padding=output_padding
         )
         if output_size is None:
@@ -355,6 +356,12 @@ class Conv:
         """The same convolution on an input that carries its padding already."""
         dims = tuple(dim.explicitly_padded for dim in self.dims)
         return replace(self, dims=dims, padding_mode="zeros")
+
+
+@lru_cache(maxsize=4096)
+def _make(**hyper_parameters: Any) -> Conv:
+    """Hyper-parameters are checked once: modules are read for every batch."""
+    return Conv.make(**hyper_parameters)
 
 
 def _broadcast(value: T | Sequence[T], num_dims: int) -> tuple[T, ...]:

@@ -104,7 +104,8 @@ class Rates:
         moved = itemsize * batch * (rows * inner + inner * columns + rows * columns)
         rate = self.gemm
         if batch > 1:
-            rate = self.batched
+            # wide products are made one by one, by all threads
+            rate = self.batched * (1.5 if min(rows, columns) >= _NARROW else 1.0)
         elif not (contiguous and (inner >= LONG or inner <= PIECE)):
             wide = max(1.0, min(rows, columns) / _NARROW)
             rate = min(rate, self.narrow * wide**0.8)

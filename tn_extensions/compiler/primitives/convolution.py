@@ -320,11 +320,14 @@ def _cost(
         columns = prod(sizes[index] for index in roles.columns)
         if max(outputs, columns) < _LARGE_KERNEL:
             rate *= 0.3 if columns == 1 else 0.12
+    elif gradient:  # few positions are few terms
+        rate *= kernel / (kernel + 16)
     elif kernel > _LARGE_KERNEL:
         rate /= 2
-    # operands are reordered for the kernel, results back
+    # operands of gradients are reordered for the kernel, results back
     copy = rates.cached_copy if moved <= rates.cache else rates.copy
-    seconds = flops / rate + 1.5 * moved / copy + 12 * rates.call
+    copies = 1.5 if gradient else 0.5
+    seconds = flops / rate + copies * moved / copy + 12 * rates.call
     return Cost(flops, moved, 1, 0, seconds)
 
 

@@ -21,7 +21,7 @@ from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.rules import is_mirrored
 
-_LARGE = 2**22
+_LARGE = 2**25
 """Multiply-adds from which on each product of a batch is worth a call of its own."""
 
 
