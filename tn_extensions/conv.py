@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, get_args
 
-from tn_extensions.conv_dim import ConvDim, check_int
+from tn_extensions.conv_dim import ConvDim, broadcast, check_int, parse_padding
 from tn_extensions.errors import describe
 
 __all__ = ["PADDING_MODES", "Conv", "ConvDim", "PaddingMode"]
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 PADDING_MODES: tuple[PaddingMode, ...] = get_args(PaddingMode)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,24 +156,24 @@ class Conv:
                     )
                 )
 
-        kernel_sizes = _broadcast(kernel_size, num_dims)
-        strides = _broadcast(stride, num_dims)
-        dilations = _broadcast(dilation, num_dims)
+        kernel_sizes = broadcast(kernel_size, num_dims)
+        strides = broadcast(stride, num_dims)
+        dilations = broadcast(dilation, num_dims)
         for name, sizes in (("kernel_size", kernel_sizes), ("dilation", dilations)):
             for size in sizes:
                 check_int("Conv.make", name, size, minimum=1)
-        paddings = _parse_padding(
+        paddings = parse_padding(
             padding, kernel_sizes, strides, dilations, transposed, num_dims
         )
         dims = tuple(
             ConvDim(i, k, s, d, p, transposed, op)
             for i, k, s, d, p, op in zip(
-                _broadcast(input_size, num_dims),
+                broadcast(input_size, num_dims),
                 kernel_sizes,
                 strides,
                 dilations,
                 paddings,
-                _broadcast(output_padding, num_dims),
+                broadcast(output_padding, num_dims),
                 strict=True,
             )
         )
@@ -237,7 +235,7 @@ class Conv:
                     "Run a forward pass first, so that the lazy module knows its sizes",
                 )
             )
-        sizes = _broadcast(input_size, num_dims)
+        sizes = broadcast(input_size, num_dims)
         if len(sizes) != num_dims:
             raise ValueError(
                 describe(
@@ -253,7 +251,7 @@ class Conv:
         )
         if output_size is None:
             return conv
-        return conv._with_output_size(_broadcast(output_size, num_dims))
+        return conv._with_output_size(broadcast(output_size, num_dims))
 
     def _with_output_size(self, output_size: tuple[int, ...]) -> Conv:
         """The convolution whose output padding leads to the given output size."""
@@ -362,43 +360,3 @@ class Conv:
 def _make(**hyper_parameters: Any) -> Conv:
     """Hyper-parameters are checked once: modules are read for every batch."""
     return Conv.make(**hyper_parameters)
-
-
-def _broadcast(value: T | Sequence[T], num_dims: int) -> tuple[T, ...]:
-    if isinstance(value, Sequence):
-        return tuple(value)
-    return (value,) * num_dims
-
-
-def _parse_padding(
-    padding: int | str | Sequence[int | tuple[int, int]],
-    kernel_size: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    transposed: bool,
-    num_dims: int,
-) -> tuple[tuple[int, int], ...]:
-    """Bring a padding argument into the form ``((left, right), ...)``."""
-    if isinstance(padding, str):
-        if padding not in ("same", "valid") or transposed:
-            kinds = "numbers" if transposed else "numbers, 'same' or 'valid'"
-            value = repr(padding)
-            raise ValueError(describe("Conv.make", "padding", f"be {kinds}", value))
-        if padding == "valid":
-            return ((0, 0),) * num_dims
-        if any(s != 1 for s in stride):
-            rule = "be 1 with padding = 'same'"
-            raise ValueError(describe("Conv.make", "stride", rule, stride))
-        totals = (d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True))
-        return tuple((total // 2, total - total // 2) for total in totals)
-
-    def pair(entry: int | tuple[int, int]) -> tuple[int, int]:
-        if isinstance(entry, Sequence):
-            if len(entry) != 2:
-                rule = "hold numbers or pairs"
-                raise ValueError(describe("Conv.make", "padding", rule, padding))
-            return cast("tuple[int, int]", tuple(entry))
-        return (entry, entry)
-
-    entries = padding if isinstance(padding, Sequence) else (padding,) * num_dims
-    return tuple(pair(entry) for entry in cast("Sequence[int]", entries))

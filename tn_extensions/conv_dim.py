@@ -1,10 +1,14 @@
-"""One spatial dimension of a convolution."""
+"""One spatial dimension of a convolution, and arguments that speak of several."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar, cast
 
 from tn_extensions.errors import describe
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +110,44 @@ def check_int(callable_name: str, name: str, value: object, minimum: int) -> Non
         )
     if value < minimum:
         raise ValueError(describe(callable_name, name, f"be at least {minimum}", value))
+
+
+def broadcast(value: T | Sequence[T], num_dims: int) -> tuple[T, ...]:
+    """A value per dimension; a scalar stands for all."""
+    if isinstance(value, Sequence):
+        return tuple(value)
+    return (value,) * num_dims
+
+
+def parse_padding(
+    padding: int | str | Sequence[int | tuple[int, int]],
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    transposed: bool,
+    num_dims: int,
+) -> tuple[tuple[int, int], ...]:
+    """Bring a padding argument into the form ``((left, right), ...)``."""
+    if isinstance(padding, str):
+        if padding not in ("same", "valid") or transposed:
+            kinds = "numbers" if transposed else "numbers, 'same' or 'valid'"
+            value = repr(padding)
+            raise ValueError(describe("Conv.make", "padding", f"be {kinds}", value))
+        if padding == "valid":
+            return ((0, 0),) * num_dims
+        if any(s != 1 for s in stride):
+            rule = "be 1 with padding = 'same'"
+            raise ValueError(describe("Conv.make", "stride", rule, stride))
+        totals = (d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True))
+        return tuple((total // 2, total - total // 2) for total in totals)
+
+    def pair(entry: int | tuple[int, int]) -> tuple[int, int]:
+        if isinstance(entry, Sequence):
+            if len(entry) != 2:
+                rule = "hold numbers or pairs"
+                raise ValueError(describe("Conv.make", "padding", rule, padding))
+            return cast("tuple[int, int]", tuple(entry))
+        return (entry, entry)
+
+    entries = padding if isinstance(padding, Sequence) else (padding,) * num_dims
+    return tuple(pair(entry) for entry in cast("Sequence[int]", entries))

@@ -20,7 +20,7 @@ from tn_extensions.compiler.primitives import (
     PRIMITIVES,
 )
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
-from tn_extensions.compiler.primitives.convolution import is_plain_convolution
+from tn_extensions.compiler.roles import is_plain_convolution
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import Step, TensorNetwork, simplify

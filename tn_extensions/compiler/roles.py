@@ -1,0 +1,173 @@
+"""Which networks are convolutions, and what each operand of them carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from tn_extensions.compiler.native import MOST_DIMS
+from tn_extensions.network import Operand, Pattern, TensorNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """A dimension: sizes of what is hit, of the kernel and of the outputs."""
+
+    image: int
+    kernel: int
+    outputs: int
+    stride: int
+    dilation: int
+    left: int
+
+    @property
+    def right(self) -> int:
+        """Padding on the right; negative if the last positions are not read."""
+        last = self.stride * (self.outputs - 1) + self.dilation * (self.kernel - 1)
+        return last - self.left - (self.image - 1)
+
+    @property
+    def swapped(self) -> Geometry:
+        """The convolution whose weight gradient this is."""
+        return Geometry(
+            self.image,
+            self.outputs,
+            self.kernel,
+            self.dilation,
+            self.stride,
+            self.left,
+        )
+
+    @property
+    def fits(self) -> bool:
+        """Whether as much padding on the right as on the left leads to these sizes."""
+        return self.left >= 0 and 0 <= self.left - self.right < self.stride
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Who carries what.
+
+    Args:
+        image: The operand with most spatial structure: what is hit, or, of a transposed
+            convolution, the outputs.
+        kernel: The other operand.
+        spatial: The spatial index of image, kernel and result, for each dimension.
+        groups: Indices of both operands and the result.
+        contracted: Indices of both operands only.
+        rows: Indices of the image and the result.
+        columns: Indices of the kernel and the result.
+        dims: Geometry of each dimension.
+        transposed: Whether the result is hit.
+    """
+
+    image: Operand
+    kernel: Operand
+    spatial: tuple[tuple[str, str, str], ...]
+    groups: tuple[str, ...]
+    contracted: tuple[str, ...]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    dims: tuple[Geometry, ...]
+    transposed: bool
+
+    @classmethod
+    def of(cls, network: TensorNetwork) -> Roles | None:
+        """The roles in a network, if it is a convolution."""
+        patterns, sizes = network.patterns, network.sizes
+        if len(network.operands) != 2 or network.pairs:
+            return None
+        if not 1 <= len(patterns) <= MOST_DIMS or 0 in sizes.values():
+            return None
+        if not all(map(_is_whole, network.operands, [sizes] * 2)):
+            return None
+        kept = set(network.output_indices)
+        transposed = patterns[0].index in kept
+        first, second = network.operands
+        if transposed:  # either could be the kernel; the smaller one is
+            first, second = sorted(
+                network.operands, key=lambda one: -_positions(one, patterns, sizes)
+            )
+        elif patterns[0].index not in first.indices:
+            first, second = second, first
+        spatial, dims = [], []
+        for pattern in patterns:
+            found = _dimension(pattern, first, second, kept, transposed)
+            if found is None:
+                return None
+            spatial.append(found)
+            image, kernel, result = found
+            hit, outputs = (result, image) if transposed else (image, result)
+            dims.append(
+                Geometry(
+                    sizes[hit],
+                    sizes[kernel],
+                    sizes[outputs],
+                    pattern.position.stride(outputs),
+                    pattern.position.stride(kernel),
+                    -pattern.position.start,
+                )
+            )
+        in_space = {index for found in spatial for index in found}
+        one, two = (
+            [index for index in operand.indices if index not in in_space]
+            for operand in (first, second)
+        )
+        alone = ({*one} ^ {*two}) - kept
+        if alone or any(d.stride < 1 or d.dilation < 1 for d in dims):
+            return None
+        both = [index for index in one if index in two]
+        return cls(
+            first,
+            second,
+            tuple(spatial),
+            tuple(index for index in both if index in kept),
+            tuple(index for index in both if index not in kept),
+            tuple(index for index in one if index not in two),
+            tuple(index for index in two if index not in one),
+            tuple(dims),
+            transposed,
+        )
+
+
+def _positions(
+    operand: Operand, patterns: Sequence[Pattern], sizes: Mapping[str, int]
+) -> int:
+    """Number of values of an operand's spatial indices."""
+    spatial = {index for pattern in patterns for index in pattern.indices}
+    return prod(sizes[index] for index in operand.indices if index in spatial)
+
+
+def _is_whole(operand: Operand, sizes: Mapping[str, int]) -> bool:
+    """Whether the operand is a tensor with an axis for each of its indices."""
+    axes = [axis.whole(sizes) for axis in operand.axes]
+    indices = [index for axis in axes for index in axis or ()]
+    return None not in axes and len(set(indices)) == len(indices)
+
+
+def _dimension(
+    pattern: Pattern, image: Operand, kernel: Operand, kept: set[str], transposed: bool
+) -> tuple[str, str, str] | None:
+    """Spatial index of image, kernel and result, if each carries one of a pattern's."""
+    if pattern.summed or len(pattern.indices) != 3:
+        return None
+    found = []
+    for carried in (set(image.indices), set(kernel.indices), kept):
+        own = [index for index in pattern.indices if index in carried]
+        if len(own) != 1:
+            return None
+        found.append(own[0])
+    if len(set(found)) != 3 or (found[2] == pattern.index) != transposed:
+        return None
+    if not transposed and found[0] != pattern.index:
+        return None
+    return found[0], found[1], found[2]
+
+
+def is_plain_convolution(network: TensorNetwork) -> bool:
+    """Whether a call of torch evaluates the network, none of its indices kept apart."""
+    roles = Roles.of(network)
+    return roles is not None and not any(
+        (index,) in network.output for index in roles.groups
+    )
