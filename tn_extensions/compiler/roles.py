@@ -44,6 +44,11 @@ class Geometry:
         """Whether as much padding on the right as on the left leads to these sizes."""
         return self.left >= 0 and 0 <= self.left - self.right < self.stride
 
+    @property
+    def nearly_fits(self) -> bool:
+        """Whether it leads to these sizes, or to one output more."""
+        return self.left >= 0 and 0 <= self.left - self.right < 2 * self.stride
+
 
 @dataclass(frozen=True, slots=True)
 class Roles:

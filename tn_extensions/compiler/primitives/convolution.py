@@ -78,7 +78,10 @@ def _one_by_one(
         return torch.cat([compute_one(part) for part in parts], dim=axis)
 
     steps = (f"for each {index}: {one.steps[0]}",)
-    cost = one.cost.times(chunks.total).holding(prod(network.shape) // chunks.total)
+    elements = prod(network.shape)
+    written = target.rates.move(elements, target.itemsize)
+    cost = one.cost.times(chunks.total) + written
+    cost = cost.holding(elements // chunks.total)
     return Lowering(f"{one.primitive} per {index}", steps, cost, run, compute)
 
 
@@ -164,7 +167,7 @@ def _cost(
     # operands of gradients are reordered for the kernel, results back
     copy = rates.cached_copy if moved <= rates.cache else rates.copy
     copies = 1.5 if gradient else 0.5
-    seconds = flops / rate + copies * moved / copy + 12 * rates.call
+    seconds = flops / rate + copies * moved / copy + 16 * rates.call
     return Cost(flops, moved, 1, 0, seconds)
 
 
@@ -204,8 +207,15 @@ def _pad(image: Tensor, dims: Sequence[Geometry]) -> tuple[Tensor, list[int]]:
 def _convolution(
     image: Tensor, kernel: Tensor, dims: Sequence[Geometry], groups: int
 ) -> Tensor:
-    image, padding = _pad(image, dims)
     stride, dilation = [d.stride for d in dims], [d.dilation for d in dims]
+    if all(dim.nearly_fits for dim in dims):
+        # a few positions more are cheaper than a padded copy of the image
+        padding = [dim.left for dim in dims]
+        result = convolution(image, kernel, stride, padding, dilation, groups)
+        for axis, dim in enumerate(dims, start=2):
+            result = result.narrow(axis, 0, dim.outputs)
+        return result
+    image, padding = _pad(image, dims)
     return convolution(image, kernel, stride, padding, dilation, groups)
 
 
