@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +15,14 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 from tests.messages import assert_in_form
-from tests.strategies import examples, module_input, modules, noise_tensor
+from tests.reference import dense
+from tests.strategies import (
+    examples,
+    module_input,
+    modules,
+    noise,
+    noise_tensor,
+)
 from tn_extensions import Conv, functional, memory_budget
 
 Case = tuple[Any, tuple[int, ...]]
@@ -115,6 +124,39 @@ class TestValues:
         assert_close(diagonal.double(), expected, rtol=1e-4, atol=1e-3)
         expected = gradients.flatten(2).square().sum(-1)
         assert_close(norm.double(), expected, rtol=1e-4, atol=1e-3)
+
+    @pytest.mark.parametrize("num_dims", [4, 5])
+    @pytest.mark.parametrize("transposed", [False, True])
+    def test_more_dimensions_than_torch_has(
+        self, num_dims: int, transposed: bool
+    ) -> None:
+        conv = Conv.make(
+            2,
+            4,
+            (2, 1, 2, 1, 2)[:num_dims],
+            (2, 3, 2, 2, 2)[:num_dims],
+            stride=(1, 2, 1, 1, 1)[:num_dims],
+            padding=(1, 0, 0, 0, 0)[:num_dims],
+            groups=2,
+            transposed=transposed,
+        )
+        x = noise((2, 2, *conv.input_size))
+        S = noise((3, 2, 4, *conv.output_size))
+        units = np.eye(prod(conv.weight_shape)).reshape(-1, *conv.weight_shape)
+        images = np.stack([dense.convolve(conv, x, unit) for unit in units])
+        rows = np.einsum(
+            "unz,vnz->vnu", images.reshape(len(units), 2, -1), S.reshape(3, 2, -1)
+        )
+        gradients = torch.from_numpy(rows)
+        arguments = torch.from_numpy(x), torch.from_numpy(S), conv
+        found = functional.per_sample_grad(*arguments).flatten(2)
+        assert_close(found, gradients)
+        norms = functional.per_sample_grad_norm(*arguments)
+        assert_close(norms, gradients.square().sum(2))
+        diagonal = functional.ggn_diagonal(*arguments).flatten()
+        assert_close(diagonal, gradients.square().sum((0, 1)))
+        gram = functional.ggn_gram(*arguments)
+        assert_close(gram, gradients.flatten(0, 1) @ gradients.flatten(0, 1).mT)
 
 
 NAMES = ("per_sample_grad", "per_sample_grad_norm", "ggn_diagonal", "ggn_gram")
