@@ -6,7 +6,7 @@ gradients, diagonals of the GGN): the half alone is never held for the whole bat
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import ceil, prod
 
 from torch import Tensor
@@ -26,8 +26,8 @@ from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import is_primed
 
-_BLOCKS = (350_000, 2**20)
-"""Elements of a block: enough for products to be fast, few enough to stay cached."""
+_BLOCKS = (350_000, 2**20, 2**22)
+"""Elements of a block, or of what it is made of: for fast products in the cache."""
 
 _FEW = 4
 """Terms up to which squares are added one by one."""
@@ -53,7 +53,7 @@ def squares(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lo
     fits = max(1, target.budget // (4 * target.itemsize))
     for staged in (None, *patterned_sides(half)):
         indices = _cuttable(half, network, staged)
-        cuts = {_levels(half, indices, min(size, fits)) for size in _BLOCKS}
+        cuts = {_levels(half, indices, staged, min(size, fits)) for size in _BLOCKS}
         for levels in sorted(cuts):
             yield _lower(network, half, levels, staged, target, lower)
 
@@ -128,17 +128,27 @@ def _cuttable(
 
 
 def _levels(
-    half: TensorNetwork, indices: Iterable[str], limit: int
+    half: TensorNetwork, indices: Sequence[str], staged: Side | None, limit: int
 ) -> tuple[Level, ...]:
     """As many values of the innermost index as the limit allows, then of the others."""
-    elements = prod(half.shape)
-    indices = list(indices)
-    one = elements // prod(half.sizes[index] for index in indices)
+    sizes = half.sizes
+    carried = [half.output_indices, *(one.indices for one in half.operands)]
+    if staged is not None:
+        carried.append(tuple(staged.indices))
+    # elements of the result and of each operand, all that is cut at a single value
+    elements = [prod(sizes[j] for j in own if j not in indices) for own in carried]
     levels: list[Level] = []
     for index in reversed(indices):
-        size = max(1, min(half.sizes[index], limit // max(one, 1)))
-        size = ceil(half.sizes[index] / ceil(half.sizes[index] / size))  # balanced
-        if size < half.sizes[index]:
+        total = sizes[index]
+        largest = max(
+            n for own, n in zip(carried, elements, strict=True) if index in own
+        )
+        size = max(1, min(total, limit // largest))
+        size = ceil(total / ceil(total / size))  # balanced
+        if size < total:
             levels.insert(0, (index, size))
-        one *= size
+        elements = [
+            n * size if index in own else n
+            for own, n in zip(carried, elements, strict=True)
+        ]
     return tuple(levels)
