@@ -81,7 +81,7 @@ def _one_by_one(
     elements = prod(network.shape)
     written = target.rates.move(elements, target.itemsize)
     cost = one.cost.times(chunks.total) + written
-    cost = cost.holding(elements // chunks.total)
+    cost = cost.holding(one.cost.peak + elements // chunks.total)
     return Lowering(f"{one.primitive} per {index}", steps, cost, run, compute)
 
 
@@ -128,7 +128,10 @@ def _lower(network: TensorNetwork, target: Target, roles: Roles) -> Lowering:
     return Lowering(
         f"native {kind}",
         (f"{kind} of {roles.image.name} by {roles.kernel.name}, torch's own kernel",),
-        _cost(roles, sizes, present, target, kind == "weight gradient"),
+        _cost(roles, sizes, present, target, kind == "weight gradient").holding(
+            _copied(roles.image, layout[0], sizes)
+            + _copied(roles.kernel, layout[1], sizes)
+        ),
         run,
         compute,
     )
@@ -194,6 +197,22 @@ def _arrangement(
             return lambda tensor: tensor
         return lambda tensor: tensor.reshape(shape)
     return lambda tensor: grouped(tensor.reshape(split).permute(permutation), lengths)
+
+
+def _copied(
+    operand: Operand, channels: Sequence[Sequence[str]], sizes: Mapping[str, int]
+) -> int:
+    """Elements that are copied to merge channels, which may be those of a slice."""
+    indices = [index for index in operand.indices if sizes[index] > 1]
+    merged_first = [j for axis in channels for j in axis if sizes[j] > 1]
+    in_order = indices[: len(merged_first)] == merged_first
+    carriers = [
+        {n for n, own in enumerate(operand.axes) if {*axis} & {*own.position.indices}}
+        for axis in ([j for j in axis if sizes[j] > 1] for axis in channels)
+    ]
+    if in_order and all(len(own) <= 1 for own in carriers):
+        return 0
+    return prod(sizes[index] for index in indices)
 
 
 def _pad(image: Tensor, dims: Sequence[Geometry]) -> tuple[Tensor, list[int]]:
