@@ -37,6 +37,14 @@ def split_in_half(network: TensorNetwork) -> list[Node] | None:
     return nodes if 2 * len(nodes) == len(network.nodes) else None
 
 
+def rows_of_gram(network: TensorNetwork) -> tuple[str, ...] | None:
+    """The indices of rows, of a result ``(rows, rows')``; None if it is not of that."""
+    if len(network.output) != 2:
+        return None
+    rows, copies = network.output
+    return rows if rows and copies == tuple(map(prime, rows)) else None
+
+
 @dataclass(frozen=True, slots=True)
 class PairedDim:
     """A dimension in which the halves are joined by a pair of patterns.

@@ -7,7 +7,7 @@ is KFAC-reduce's outer product.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil, prod
 
 from torch import Tensor
@@ -154,6 +154,22 @@ def add_self_gram(half: Tensor, sink: Sink, mirrored: bool) -> None:
         block = multiply(left, right)
         sink.put(upper, block)
         sink.put(out[..., stop:, start:stop], block[..., stop - start :].mT)
+
+
+def put_gram(
+    sink: Sink,
+    gram: Tensor,
+    order: Sequence[str],
+    rows: Sequence[str],
+    sizes: Mapping[str, int],
+) -> None:
+    """Put a Gram matrix whose rows are in another order of their indices."""
+    split = [sizes[index] for index in order]
+    permutation = [order.index(index) for index in rows]
+    permutation += [len(rows) + axis for axis in permutation]
+    result = gram.view(split * 2).permute(permutation)
+    sink.put(sink.out, result.reshape(sink.out.shape))
+    sink.fresh = False
 
 
 def mirror_triangle(out: Tensor, rows: int) -> None:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from tn_extensions.compiler.cost import Cost
+from tn_extensions.compiler.half import rows_of_gram
 from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.crossed import Halves
+from tn_extensions.compiler.primitives.gram import put_gram
 from tn_extensions.compiler.product import multiply
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
@@ -29,10 +31,8 @@ def patch_gram(
     network: TensorNetwork, target: Target, lower: Lower
 ) -> Iterable[Lowering]:
     """Multiply one operand with the Gram matrix of the other, then with itself."""
-    if len(network.output) != 2:
-        return
-    rows, copies = network.output
-    if copies != tuple(map(prime, rows)):
+    rows = rows_of_gram(network)
+    if rows is None:
         return
     for halves in Halves.all(network):
         left, right = map(halves.private, (halves.left, halves.right))
@@ -63,9 +63,6 @@ def _lower(halves: Halves, target: Target, lower: Lower) -> Lowering:
     ]
     number, many, height, inner, terms = shape
     order_of_rows = (*samples, *vectors)
-    split = [sizes[index] for index in order_of_rows]
-    permutation = [order_of_rows.index(index) for index in rows]
-    permutation += [len(rows) + axis for axis in permutation]
 
     def run(tensors: Tensors, sink: Sink) -> None:
         given = tensors[halves.right.operand.name]
@@ -74,9 +71,7 @@ def _lower(halves: Halves, target: Target, lower: Lower) -> Lowering:
         total = given.new_zeros(many, height, many, height)
         for one, gram in zip(vectors_of, grams, strict=True):
             add_gram(total, one, gram)
-        result = total.view(split * 2).permute(permutation)
-        sink.put(sink.out, result.reshape(network.shape))
-        sink.fresh = False
+        put_gram(sink, total.view([many * height] * 2), order_of_rows, rows, sizes)
 
     rates, itemsize = target.rates, target.itemsize
     pairs = many * (many + 1) / 2

@@ -10,7 +10,11 @@ from math import ceil, prod
 
 from torch import Tensor
 
-from tn_extensions.compiler.half import shared_indices, split_in_half
+from tn_extensions.compiler.half import (
+    rows_of_gram,
+    shared_indices,
+    split_in_half,
+)
 from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.blocks import (
     Blocks,
@@ -20,10 +24,9 @@ from tn_extensions.compiler.primitives.blocks import (
     can_cut,
     patterned_sides,
 )
-from tn_extensions.compiler.primitives.gram import add_self_gram
+from tn_extensions.compiler.primitives.gram import add_self_gram, put_gram
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import Operand, TensorNetwork
-from tn_extensions.network.index import prime
 
 _BLOCKS = (2**20, 2**22)
 """Elements of a block."""
@@ -31,13 +34,10 @@ _BLOCKS = (2**20, 2**22)
 
 def rows(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
     """Multiply a half of any operands with itself, over what its copy shares."""
-    nodes = split_in_half(network)
-    if nodes is None or len(network.output) != 2 or 0 in network.sizes.values():
+    nodes, kept = split_in_half(network), rows_of_gram(network)
+    if nodes is None or kept is None or 0 in network.sizes.values():
         return
     shared = shared_indices(network)
-    kept, copies = network.output
-    if not kept or copies != tuple(map(prime, kept)):
-        return
     # what all operands carry first, as products come
     batch = [
         j for j in kept if all(j in n.indices for n in nodes if isinstance(n, Operand))
@@ -69,9 +69,6 @@ def _lower(
 ) -> Lowering:
     order, kept = half.output[0], network.output[0]
     length, columns = half.shape
-    split = [network.sizes[index] for index in order]
-    permutation = [order.index(index) for index in kept]
-    permutation += [len(kept) + axis for axis in permutation]
 
     def run(tensors: Tensors, sink: Sink) -> None:
         like = next(iter(tensors.values()))
@@ -82,8 +79,7 @@ def _lower(
             total.fresh = False
 
         parts.each(tensors, {}, add)
-        result = total.out.view(split * 2).permute(permutation)
-        sink.put(sink.out, result.reshape(network.shape))
+        put_gram(sink, total.out[0], order, kept, network.sizes)
 
     columns = ceil(columns / parts.number)
     rates, itemsize = target.rates, target.itemsize
