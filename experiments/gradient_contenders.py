@@ -52,19 +52,15 @@ def _ours_plain(name: str) -> Compute:
     return compute
 
 
-def _torch_conv(case: Case) -> Tensor:
+def _arguments(case: Case) -> tuple[Any, ...]:
+    """What torch's own kernels take: input, kernel, no bias, hyper-parameters."""
     m = case.module
-    return torch.convolution(
-        case.x,
-        m.weight.detach(),
-        None,
-        m.stride,
-        m.padding,
-        m.dilation,
-        m.transposed,
-        m.output_padding,
-        m.groups,
-    )
+    sizes = (m.stride, m.padding, m.dilation, m.transposed, m.output_padding, m.groups)
+    return case.x, m.weight.detach().to(case.x.dtype), None, *sizes
+
+
+def _torch_conv(case: Case) -> Tensor:
+    return torch.convolution(*_arguments(case))
 
 
 def _torch_backward(number: int) -> Compute:
@@ -72,19 +68,8 @@ def _torch_backward(number: int) -> Compute:
     mask = [number == 0, number == 1, False]
 
     def compute(case: Case) -> Tensor:
-        m = case.module
         found: Tensor = torch.ops.aten.convolution_backward(
-            case.vectors,
-            case.x,
-            m.weight.detach(),
-            None,
-            m.stride,
-            m.padding,
-            m.dilation,
-            m.transposed,
-            m.output_padding,
-            m.groups,
-            mask,
+            case.vectors, *_arguments(case), mask
         )[number]
         return found
 
@@ -163,7 +148,7 @@ PLAIN = ("conv", "input_vjp", "weight_vjp")
 def reference(quantity: str, case: Case) -> Tensor:
     """The quantity in float64: torch's, or by unfolding one sample at a time."""
     if quantity in PLAIN:
-        exact = Case(make_double(case.module), case.x.double(), case.vectors.double())
+        exact = case._replace(x=case.x.double(), vectors=case.vectors.double())
         return CONTENDERS[quantity]["torch"](exact)
     x, groups, shape = case.x, case.module.groups, case.module.weight.shape
     vectors = case.vectors[None] if quantity.startswith("per_") else case.vectors
@@ -187,23 +172,6 @@ def reference(quantity: str, case: Case) -> Tensor:
         return gradients[0].flatten(1).square().sum(1)
     matrix = gradients.flatten(0, 1).flatten(1)
     return matrix @ matrix.mT
-
-
-def make_double(module: Any) -> Any:
-    """A copy of a convolution in float64, without what hooks left behind."""
-    options = (
-        "in_channels",
-        "out_channels",
-        "kernel_size",
-        "stride",
-        "padding",
-        "dilation",
-        "groups",
-    )
-    arguments = {name: getattr(module, name) for name in options}
-    copy = type(module)(**arguments, bias=False, dtype=torch.float64)
-    copy.weight.data.copy_(module.weight)
-    return copy
 
 
 def make_case(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,13 @@ from tests.network.rules.identities import arrays_of
 from tests.reference import dense
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.compiler.cost import rates
-from tn_extensions.compiler.primitives.base import Lowering, Primitive, Target
+from tn_extensions.compiler.plan import _cheapest
+from tn_extensions.compiler.primitives.base import (
+    Composite,
+    Lowering,
+    Primitive,
+    Target,
+)
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import simplify
 from tn_extensions.network.rules import pair, pairable
@@ -77,6 +84,11 @@ def assert_all_evaluate(
         for lowering in lowerings:
             assert_evaluates(lowering, network, arrays, expected)
     return len(lowerings)
+
+
+def planned(composite: Composite) -> Callable[..., Iterable[Lowering]]:
+    """A primitive with the planner's choice for its parts."""
+    return lambda network, target: composite(network, target, _cheapest)
 
 
 def layer(num_dims: int = 2, **change: object) -> Conv:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pytest
 from hypothesis import given
 
@@ -12,20 +10,16 @@ from tests.compiler.lowerings import (
     USUAL,
     assert_all_evaluate,
     layer,
+    planned,
     target,
     with_pairs,
 )
 from tests.strategies import BATCHES, convs, examples
 from tn_extensions import Conv, TensorNetwork, quantities
-from tn_extensions.compiler.plan import _cheapest
-from tn_extensions.compiler.primitives.base import Lowering, Target
 from tn_extensions.compiler.primitives.crossed import Halves
 from tn_extensions.compiler.primitives.pixel import pixel
 
-
-def primitive(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
-    """The primitive with the planner's choice for the pixels."""
-    return pixel(network, target, _cheapest)
+primitive = planned(pixel)
 
 
 def patch_grams(conv: Conv, batch_size: int) -> list[TensorNetwork]:

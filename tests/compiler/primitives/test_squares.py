@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,19 +12,15 @@ from tests.compiler.lowerings import (
     TINY,
     assert_all_evaluate,
     layer,
+    planned,
     target,
 )
 from tests.strategies import BATCHES, convs, examples
 from tn_extensions import Conv, TensorNetwork, quantities
-from tn_extensions.compiler.plan import _cheapest
-from tn_extensions.compiler.primitives.base import Lowering, Target
 from tn_extensions.compiler.primitives.squares import half_of, squares
 from tn_extensions.network import simplify
 
-
-def primitive(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
-    """The primitive with the planner's choice for the half."""
-    return squares(network, target, _cheapest)
+primitive = planned(squares)
 
 
 def squared(conv: Conv, batch_size: int) -> dict[str, TensorNetwork]:

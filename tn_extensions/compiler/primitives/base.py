@@ -56,7 +56,7 @@ class Lowering:
         return self.view(tensors)
 
     def with_value(self, shape: tuple[int, ...]) -> Lowering:
-        """The same, its result in a tensor of its own where it needs a sink."""
+        """The same as a part of others: a tensor of its own, differentiable or not."""
         if self.view is not None:
             return self
 

@@ -82,6 +82,15 @@ def patterned_sides(network: TensorNetwork) -> Iterator[Side]:
             yield sides[0]
 
 
+def stored(name: str, network: TensorNetwork) -> Operand:
+    """The result of a network as an operand."""
+    axes = (
+        Axis.of(size, *((index, network.sizes[index]) for index in axis))
+        for axis, size in zip(network.output, network.shape, strict=True)
+    )
+    return Operand(name, tuple(axes))
+
+
 def _whole(lowering: Lowering, elements: int) -> Blocks:
     def each(tensors: Tensors, place: Place, consume: Consume) -> None:
         consume(place, lowering.value(tensors))
@@ -125,7 +134,7 @@ def _staged(
     target: Target,
     lower: Lower,
 ) -> Blocks:
-    sizes = network.sizes
+    # of this part of the network: patterns read less of it than of the whole
     side, order = next(
         (side, (*form.batch, *free, *form.terms))
         for form in MatrixForm.all(network)
@@ -133,11 +142,10 @@ def _staged(
         if side.operand.name == operand and side.dims
     )
     own = side.nodes(network)
-    read = TensorNetwork(own, [(index,) for index in order], sizes)
+    read = TensorNetwork(own, [(index,) for index in order], network.sizes)
     lowering = lower(read, target)
     name = f"{side.operand.name} unfolded"
-    stored = Operand(name, tuple(Axis.of(sizes[j], (j, sizes[j])) for j in order))
-    rest = network.replace(own, [stored])
+    rest = network.replace(own, [stored(name, read)])
     parts = blocks(rest, levels, target, lower)
 
     def each(tensors: Tensors, place: Place, consume: Consume) -> None:

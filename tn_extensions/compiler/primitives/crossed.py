@@ -16,10 +16,15 @@ from torch import Tensor
 
 from tn_extensions.compiler.half import shared_indices, split_in_half
 from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
-from tn_extensions.compiler.primitives.blocks import Place, blocks, can_cut
+from tn_extensions.compiler.primitives.blocks import (
+    Place,
+    blocks,
+    can_cut,
+    stored,
+)
 from tn_extensions.compiler.primitives.forms import MatrixForm, Side
 from tn_extensions.compiler.sink import Sink
-from tn_extensions.network import Axis, Operand, TensorNetwork
+from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import prime
 
 _FEW = 4
@@ -99,15 +104,6 @@ class Halves:
         half = TensorNetwork(side.nodes(network), (batch, columns), network.sizes)
         copy = half.relabel(lambda j: j if j in shared else prime(j))
         return half.multiply(copy, (batch, columns, copy.output[1]))
-
-
-def stored(name: str, network: TensorNetwork) -> Operand:
-    """The result of a network as an operand."""
-    axes = (
-        Axis.of(size, *((index, network.sizes[index]) for index in axis))
-        for axis, size in zip(network.output, network.shape, strict=True)
-    )
-    return Operand(name, tuple(axes))
 
 
 def crossed(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:

@@ -78,7 +78,7 @@ class MatrixForm:
         found: list[MatrixForm] = []
         for first, second in ((one, two), (two, one)):
             sides = _sides(network, first, second)
-            if sides is None or any(sides[0] == form.left for form in found):
+            if sides is None:
                 continue
             left, right = sides if first is one else sides[::-1]
             form = cls._of(network, left, right)
