@@ -1,5 +1,41 @@
 """BackPACK extensions with the stock names, for every convolution."""
 
+from tn_extensions.backpack.firstorder import (
+    BatchGrad,
+    BatchL2Grad,
+    SumGradSquared,
+    Variance,
+)
+from tn_extensions.backpack.gram import BatchDotGrad, GGNGramExact, GGNGramMC
 from tn_extensions.backpack.kronecker import KFAC, KFLR, KFRA
+from tn_extensions.backpack.secondorder import (
+    BatchDiagGGNExact,
+    BatchDiagGGNMC,
+    BatchDiagHessian,
+    DiagGGNExact,
+    DiagGGNMC,
+    DiagHessian,
+    SqrtGGNExact,
+    SqrtGGNMC,
+)
 
-__all__ = ["KFAC", "KFLR", "KFRA"]
+__all__ = [
+    "KFAC",
+    "KFLR",
+    "KFRA",
+    "BatchDiagGGNExact",
+    "BatchDiagGGNMC",
+    "BatchDiagHessian",
+    "BatchDotGrad",
+    "BatchGrad",
+    "BatchL2Grad",
+    "DiagGGNExact",
+    "DiagGGNMC",
+    "DiagHessian",
+    "GGNGramExact",
+    "GGNGramMC",
+    "SqrtGGNExact",
+    "SqrtGGNMC",
+    "SumGradSquared",
+    "Variance",
+]

@@ -2,62 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 from backpack.extensions import secondorder
+from backpack.extensions.module_extension import ModuleExtension
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.utils.parametrize import is_parametrized
 
-from tn_extensions.backpack.modules import (
-    CONVOLUTIONS,
+from tn_extensions.backpack.extension import Extension
+from tn_extensions.backpack.kronecker_modules import (
     Approx,
     branches_refused,
-    column_per_sample,
     module_extensions,
 )
 from tn_extensions.errors import describe
 
 
-class _Kronecker(secondorder.hbp.HBP):
+class _Kronecker(Extension):
     """What the three extensions share: our modules, and the approximation's name."""
 
     approx: Approx
-    # of the loss Hessian's square root, for each sample; the loss sets it
-    num_columns: int | None
 
-    def _set_up(self, approx: Approx) -> None:
+    def module_extensions(self) -> dict[type[Module], ModuleExtension]:
+        """Ours of convolutions, BatchNorm, pooling and others that BackPACK lacks."""
+        return module_extensions()
+
+    def choose(self, approx: Approx) -> None:
+        """Set the approximation."""
         if approx not in get_args(Approx):
             rule = f"be one of {', '.join(map(repr, get_args(Approx)))}"
             name = type(self).__name__
             raise ValueError(describe(name, "approx", rule, repr(approx)))
         self.approx = approx
-        self.num_columns = None
-        self._known = module_extensions()
-        for kind, extension in self._known.items():
-            self.set_module_extension(kind, extension, overwrite=True)
-
-    def __call__(
-        self, module: Module, g_inp: tuple[Tensor, ...], g_out: tuple[Tensor, ...]
-    ) -> None:
-        """Run at a module; subclasses of convolutions that compute the same count."""
-        kind: Any = type(module)
-        base: Any
-        for base in CONVOLUTIONS:
-            if (
-                kind not in self._known
-                and isinstance(module, base)
-                and kind.forward is base.forward
-                and kind._conv_forward is base._conv_forward
-                # its weight is a result, which cannot carry a savefield
-                and not is_parametrized(module)
-            ):
-                self._known[kind] = self._known[base]
-                self.set_module_extension(kind, self._known[base], overwrite=True)
-        super().__call__(module, g_inp, g_out)
 
 
-class KFAC(_Kronecker, secondorder.hbp.KFAC):
+class KFAC(secondorder.KFAC, _Kronecker):
     """Kronecker factors of the GGN with Monte-Carlo samples, in ``parameter.kfac``.
 
     A drop-in for BackPACK's: the same values where that is right, and right for groups,
@@ -99,12 +78,14 @@ class KFAC(_Kronecker, secondorder.hbp.KFAC):
         network architectures", NeurIPS 2023.
     """
 
+    backpropagates_columns = True
+
     def __init__(self, mc_samples: int = 1, *, approx: Approx = "backpack") -> None:
-        super().__init__(mc_samples=mc_samples)
-        self._set_up(approx)
+        self.choose(approx)
+        super().__init__(mc_samples=mc_samples)  # type: ignore[call-arg]
 
 
-class KFLR(_Kronecker, secondorder.hbp.KFLR):
+class KFLR(secondorder.KFLR, _Kronecker):
     """Kronecker factors of the exact GGN, in ``parameter.kflr``; else as :class:`KFAC`.
 
     Below a BatchNorm in train mode, which couples the samples, each sample has columns
@@ -117,24 +98,14 @@ class KFLR(_Kronecker, secondorder.hbp.KFLR):
         ValueError: If ``approx`` does not exist.
     """
 
+    backpropagates_columns = True
+
     def __init__(self, *, approx: Approx = "backpack") -> None:
-        super().__init__()
-        self._set_up(approx)
-
-    def accumulate_backpropagated_quantities(
-        self, existing: Tensor, other: Tensor
-    ) -> Tensor:
-        """Sum what arrives at a branching point."""
-        if len(existing) != len(other):
-            # only one of the branches has a BatchNorm that couples samples
-            existing, other = (
-                column_per_sample(sqrt) if len(sqrt) == self.num_columns else sqrt
-                for sqrt in (existing, other)
-            )
-        return existing + other
+        self.choose(approx)
+        super().__init__()  # type: ignore[call-arg]
 
 
-class KFRA(_Kronecker, secondorder.hbp.KFRA):
+class KFRA(secondorder.KFRA, _Kronecker):
     """Kronecker factors from a batch-averaged GGN, in ``parameter.kfra``.
 
     The average ``M`` over the batch of the GGN with respect to a layer's output takes
@@ -151,8 +122,8 @@ class KFRA(_Kronecker, secondorder.hbp.KFRA):
     """
 
     def __init__(self, *, approx: Approx = "backpack") -> None:
-        super().__init__()
-        self._set_up(approx)
+        self.choose(approx)
+        super().__init__()  # type: ignore[call-arg]
 
     def accumulate_backpropagated_quantities(
         self, existing: Tensor, other: Tensor

@@ -7,12 +7,14 @@ hyper-parameters; these go through torch's own kernels instead.
 from tn_extensions.backpack.derivatives.batchnorm import BatchNormDerivatives
 from tn_extensions.backpack.derivatives.conv import ConvDerivatives, conv_of
 from tn_extensions.backpack.derivatives.linear import (
+    AnyDtype,
     LinearDerivatives,
     LinearModuleDerivatives,
 )
 from tn_extensions.backpack.derivatives.maxpool import MaxPoolDerivatives
 
 __all__ = [
+    "AnyDtype",
     "BatchNormDerivatives",
     "ConvDerivatives",
     "LinearDerivatives",

@@ -6,13 +6,13 @@ from math import sqrt
 from typing import Any
 
 import torch
-from backpack.core.derivatives.basederivatives import BaseDerivatives
 from torch import Tensor, einsum
 
+from tn_extensions.backpack.derivatives.linear import AnyDtype
 from tn_extensions.errors import describe
 
 
-class BatchNormDerivatives(BaseDerivatives):
+class BatchNormDerivatives(AnyDtype):
     """Derivatives of batch normalisation in any number of dimensions.
 
     With fixed statistics it scales each channel. With those of the batch (train mode,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from backpack.core.derivatives.basederivatives import BaseParameterDerivatives
 from torch import Tensor
 
 from tn_extensions import functional
@@ -11,7 +13,7 @@ from tn_extensions.backpack.derivatives.linear import LinearDerivatives
 from tn_extensions.conv import Conv
 
 
-class ConvDerivatives(LinearDerivatives):
+class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
     """Derivatives of ``Conv1d/2d/3d`` and ``ConvTranspose1d/2d/3d``.
 
     One class for all: groups, every ``padding_mode``, ``'same'`` with unequal sides,
@@ -22,6 +24,57 @@ class ConvDerivatives(LinearDerivatives):
         """Apply the transposed Jacobian."""
         weight = module.weight.detach().to(g.dtype)
         return functional.input_vjp(weight, g, conv_of(module)).to(g.dtype)
+
+    def _jac_mat_prod(self, module: Any, g_inp: Any, g_out: Any, mat: Tensor) -> Tensor:
+        """Apply the input Jacobian to ``[V, N, C_in, I1, ...]``."""
+        weight = module.weight.detach().to(mat.dtype)
+        product = functional.input_jvp(weight, mat.flatten(0, 1), conv_of(module))
+        return product.unflatten(0, mat.shape[:2])
+
+    def _weight_jac_mat_prod(
+        self, module: Any, g_inp: Any, g_out: Any, mat: Tensor
+    ) -> Tensor:
+        """Apply the kernel's Jacobian to ``[V, *weight.shape]``."""
+        x, conv = module.input0.detach().to(mat.dtype), conv_of(module)
+        return torch.stack([functional.weight_jvp(x, column, conv) for column in mat])
+
+    def _weight_jac_t_mat_prod(
+        self,
+        module: Any,
+        g_inp: Any,
+        g_out: Any,
+        mat: Tensor,
+        sum_batch: bool = True,
+        subsampling: list[int] | None = None,
+    ) -> Tensor:
+        """Apply the kernel's transposed Jacobian to ``[V, N, C_out, O1, ...]``."""
+        x, conv = module.input0.detach().to(mat.dtype), conv_of(module)
+        if subsampling is not None:
+            x = x[subsampling]
+        if not sum_batch:
+            return functional.per_sample_grad(x, mat, conv)
+        return torch.stack([functional.weight_vjp(x, column, conv) for column in mat])
+
+    def _bias_jac_mat_prod(
+        self, module: Any, g_inp: Any, g_out: Any, mat: Tensor
+    ) -> Tensor:
+        """Apply the bias' Jacobian to ``[V, C_out]``."""
+        output = module.output
+        per_channel = mat.view(len(mat), 1, -1, *[1] * (output.dim() - 2))
+        return per_channel.expand(-1, *output.shape)
+
+    def _bias_jac_t_mat_prod(
+        self,
+        module: Any,
+        g_inp: Any,
+        g_out: Any,
+        mat: Tensor,
+        sum_batch: bool = True,
+        subsampling: list[int] | None = None,
+    ) -> Tensor:
+        """Apply the bias' transposed Jacobian to ``[V, N, C_out, O1, ...]``."""
+        products = functional.bias_per_sample_grad(mat, conv_of(module))
+        return products.sum(1) if sum_batch else products
 
 
 def conv_of(module: Any) -> Conv:

@@ -10,7 +10,11 @@ from backpack.core.derivatives.basederivatives import BaseDerivatives
 from torch import Tensor
 
 
-class LinearDerivatives(BaseDerivatives):
+class AnyDtype(BaseDerivatives):
+    """Derivatives that take vectors of another dtype than the module's tensors."""
+
+
+class LinearDerivatives(AnyDtype):
     """Derivatives of a map that is linear and treats all samples alike.
 
     Its Jacobian depends on no sample, so one transposed Jacobian serves both of

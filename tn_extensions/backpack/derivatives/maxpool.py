@@ -6,11 +6,12 @@ from copy import copy
 from typing import Any
 
 import torch
-from backpack.core.derivatives.basederivatives import BaseDerivatives
 from torch import Tensor
 
+from tn_extensions.backpack.derivatives.linear import AnyDtype
 
-class MaxPoolDerivatives(BaseDerivatives):
+
+class MaxPoolDerivatives(AnyDtype):
     """Derivatives of (adaptive) maximum pooling in any number of dimensions.
 
     An output is a copy of one input position, which depends on the sample.

@@ -1,0 +1,129 @@
+"""Module extensions, made to take square roots in pieces and tensors of any dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from functools import partial
+from typing import Any
+
+from backpack.extensions.module_extension import ModuleExtension
+from backpack.utils.module_classification import is_loss
+from torch import Tensor
+
+from tn_extensions.backpack.columns import Columns
+from tn_extensions.backpack.derivatives import AnyDtype
+from tn_extensions.backpack.precision import Cast, common_dtype
+from tn_extensions.backpack.sharing import SHARED
+
+PARAMETERS = (
+    "weight",
+    "bias",
+    "weight_ih_l0",
+    "weight_hh_l0",
+    "bias_ih_l0",
+    "bias_hh_l0",
+)
+"""Of the modules that BackPACK knows; module extensions have methods of that name."""
+
+
+def adapted(extension: ModuleExtension) -> ModuleExtension:
+    """A copy of a module extension that does the same to what ours backpropagate.
+
+    Args:
+        extension: Of BackPACK, of ours, or a user's own.
+
+    Returns:
+        One that is given a square root's pieces in turn, and whose module has tensors
+        of one dtype where autocast left several.
+    """
+    twin: Any = copy(extension)
+    for name in PARAMETERS:
+        if hasattr(extension, name):
+            function = _of_one_dtype(extension, getattr(extension, name))
+            whole = not getattr(extension, "takes_columns", False)
+            setattr(twin, name, partial(_parameter, name, function, whole))
+    function = _of_one_dtype(extension, extension.backpropagate)
+    couples = getattr(extension, "couples", None)
+    twin.backpropagate = partial(_backpropagate, function, couples)
+    return twin
+
+
+def _parameter(
+    name: str,
+    function: Callable[..., Any],
+    whole: bool,
+    ext: Any,
+    module: Any,
+    g_inp: Any,
+    g_out: Any,
+    backproped: Any,
+) -> Any:
+    """A parameter's quantity; a sum over columns piece by piece."""
+    arguments = (ext, module, g_inp, g_out)
+    if not isinstance(backproped, Columns) or not whole:
+        result = function(*arguments, backproped)
+    elif ext.additive:
+        pieces = backproped.copy().take()
+        result = function(*arguments, next(pieces))
+        for piece in pieces:
+            result = result + function(*arguments, piece)
+    else:
+        result = function(*arguments, backproped.merged())
+    if ext.in_parameter_dtype:
+        result = result.to(getattr(module, name).dtype)
+    return result
+
+
+def _backpropagate(
+    function: Callable[..., Any],
+    couples: Callable[..., bool] | None,
+    ext: Any,
+    module: Any,
+    g_inp: Any,
+    g_out: Any,
+    backproped: Any,
+) -> Any:
+    """What arrives at the module's input; once for all extensions that share it."""
+    if isinstance(backproped, Columns):
+        if couples is not None and couples(ext, module):
+            backproped = backproped.per_sample()
+
+        def through() -> Columns:
+            growth = module.input0.numel() / max(module.output.numel(), 1)
+            pieces = backproped.take(growth)
+            # not partial(function, ...): map keeps no piece alive
+            results = (function(ext, module, g_inp, g_out, piece) for piece in pieces)
+            return Columns(results, backproped.coupled)
+
+        subsampling = ext.get_subsampling()
+        samples = None if subsampling is None else tuple(subsampling)
+        return SHARED.once((samples, "input"), backproped.pieces, through)
+    if not (ext.backpropagates_columns and is_loss(module)):
+        return function(ext, module, g_inp, g_out, backproped)
+    return ext.start(module, partial(function, ext, module, g_inp, g_out, None))
+
+
+def _of_one_dtype(
+    extension: ModuleExtension, function: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The function, given tensors of one dtype where they are of several or half."""
+    if isinstance(getattr(extension, "derivatives", None), AnyDtype):
+        return function
+
+    def cast(ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any) -> Any:
+        given = [backproped] if isinstance(backproped, Tensor) else list(g_out)
+        given += [module.input0, *module.parameters(recurse=False)]
+        tensors = [t for t in given if isinstance(t, Tensor) and t.is_floating_point()]
+        dtype = common_dtype(*tensors)
+        if any(t.dtype != dtype for t in tensors):
+            module = Cast(module, dtype)
+            g_inp, g_out = ([_to(g, dtype) for g in grads] for grads in (g_inp, g_out))
+            backproped = _to(backproped, dtype)
+        return function(ext, module, g_inp, g_out, backproped)
+
+    return cast
+
+
+def _to(value: Any, dtype: Any) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) else value

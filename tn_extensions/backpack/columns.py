@@ -1,0 +1,124 @@
+"""Square roots of curvature matrices on their way through the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from backpack.extensions.saved_quantities import SavedQuantities
+from torch import Tensor
+
+from tn_extensions.backpack.sharing import SHARED
+from tn_extensions.compiler.budget import current_budget
+
+
+class Columns:
+    """A square root ``[V, N, ...]`` in pieces along ``V``, which are freed one by one.
+
+    The largest thing that second-order extensions hold. Where it goes through a module
+    piece by piece, there is never more of it than its larger side and one piece.
+
+    Args:
+        pieces: The pieces.
+        coupled: Whether a column may be nonzero in one sample only, because samples
+            became coupled (see :func:`column_per_sample`).
+    """
+
+    def __init__(self, pieces: Iterable[Tensor], coupled: bool = False) -> None:
+        self.pieces = list(pieces)
+        self.coupled = coupled
+
+    def copy(self) -> Columns:
+        """The same pieces, to be taken independently."""
+        return Columns(self.pieces, self.coupled)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pieces))
+
+    def take(self, growth: float = 1.0) -> Iterator[Tensor]:
+        """Give the pieces away, in order, and forget each.
+
+        Args:
+            growth: How many elements are made of one. Pieces are cut so that what is
+                made of them is within a quarter of the memory budget.
+        """
+        while self.pieces:
+            piece = self.pieces.pop(0)
+            num_bytes = growth * piece.numel() * piece.element_size()
+            count = min(len(piece), -(-num_bytes // (current_budget() / 4)))
+            yield from piece.tensor_split(int(count)) if count > 1 else (piece,)
+
+    def merged(self) -> Tensor:
+        """The whole square root, kept as one piece."""
+        if len(self.pieces) > 1:
+            self.pieces = [torch.cat(self.pieces)]
+        return self.pieces[0]
+
+    def per_sample(self) -> Columns:
+        """Columns that are each nonzero in one sample only."""
+        if self.coupled:
+            return self
+        return Columns(map(column_per_sample, self.take()), coupled=True)
+
+    def __add__(self, other: Columns) -> Columns:
+        """Sum what comes from two branches."""
+        left, right = self, other
+        if left.coupled != right.coupled:
+            left, right = left.per_sample(), right.per_sample()
+
+        def total() -> Columns:
+            return Columns(_added(left.copy().pieces, right.copy().pieces))
+
+        given = left.pieces + right.pieces
+        return Columns(SHARED.once("sum", given, total).pieces, left.coupled)
+
+
+def _added(left: list[Tensor], right: list[Tensor]) -> Iterator[Tensor]:
+    """Sums of pieces that may be cut differently."""
+    while left:
+        a, b = left.pop(0), right.pop(0)
+        size = min(len(a), len(b))
+        for pieces, piece in ((left, a), (right, b)):
+            if len(piece) > size:
+                pieces.insert(0, piece[size:])
+        yield a[:size] + b[:size]
+
+
+def column_per_sample(sqrt: Tensor) -> Tensor:
+    """Give each sample columns of its own: ``[V, N, ...]`` to ``[V * N, N, ...]``.
+
+    Args:
+        sqrt: Square root of a GGN that has a block for each sample.
+
+    Returns:
+        Square root of the same GGN. The column ``(v, n)`` is zero outside sample ``n``.
+    """
+    num_data = sqrt.shape[1]
+    sample = torch.arange(num_data, device=sqrt.device)
+    columns = sqrt.new_zeros(len(sqrt), num_data, *sqrt.shape[1:])
+    columns[:, sample, sample] = sqrt
+    return columns.flatten(0, 1)
+
+
+class SavedColumns(SavedQuantities):
+    """What waits at tensors to be backpropagated further.
+
+    BackPACK saves one object at each input of a module; each needs a copy that can be
+    taken apart.
+    """
+
+    def save_quantity(
+        self, key: int, quantity: Any, accumulation_function: Callable[[Any, Any], Any]
+    ) -> None:
+        """Save a copy, or add to what is there."""
+        super().save_quantity(key, _copied(quantity), accumulation_function)
+
+    def retrieve_quantity(self, key: int, delete_old: bool) -> Any:
+        """Fetch what was saved; a copy, if it stays."""
+        found = super().retrieve_quantity(key, delete_old)
+        return found if delete_old else _copied(found)
+
+
+def _copied(quantity: Any) -> Any:
+    return quantity.copy() if isinstance(quantity, Columns) else quantity

@@ -1,0 +1,87 @@
+"""Extensions made of per-sample gradients, in place of BackPACK's."""
+
+from __future__ import annotations
+
+from backpack.extensions import firstorder as stock
+from backpack.extensions.module_extension import ModuleExtension
+from torch import Tensor
+from torch.nn import Module
+
+from tn_extensions.backpack.extension import Extension
+from tn_extensions.backpack.layer import Layer
+from tn_extensions.backpack.modules import CONVOLUTIONS, ConvModule
+
+
+class _FirstOrder(Extension):
+    """What first-order extensions share."""
+
+    def module_extensions(self) -> dict[type[Module], ModuleExtension]:
+        return dict.fromkeys(CONVOLUTIONS, ConvModule())
+
+
+class BatchGrad(stock.BatchGrad, _FirstOrder):
+    """Per-sample gradients, in ``parameter.grad_batch``: ``[N, *parameter.shape]``.
+
+    A drop-in for BackPACK's: the same values where that is right, and right for groups,
+    ``padding='same'``, every ``padding_mode``, ``output_padding`` and ``output_size``
+    of ``Conv1d/2d/3d`` and ``ConvTranspose1d/2d/3d``. Sample ``n`` contributes ``sum_o
+    g[n, co, o] U[n, (ci, k), o]`` to a kernel's gradient, with the loss' scaling in
+    ``g``. They have the parameter's dtype.
+
+    Args:
+        subsampling: Samples to consider. Default: all. The savefield is then
+            ``[len(subsampling), *parameter.shape]``.
+
+    Raises:
+        ValueError: On backpropagation, if ``subsampling`` does not fit the batch.
+    """
+
+    in_parameter_dtype = True
+
+    def quantity(self, layer: Layer, parameter: str, g: Tensor) -> Tensor:
+        """The gradients of a layer's parameter."""
+        return layer.evaluate("per_sample_grad", parameter, g)
+
+
+class BatchL2Grad(stock.BatchL2Grad, _FirstOrder):
+    """Squared norms of per-sample gradients, in ``parameter.batch_l2``: ``[N]``.
+
+    A drop-in for BackPACK's as :class:`BatchGrad` is; BackPACK's ignores groups. No
+    batch of gradients is held. Of float32 or wider.
+    """
+
+    def quantity(self, layer: Layer, parameter: str, g: Tensor) -> Tensor:
+        """The squared norms for a layer's parameter."""
+        return layer.evaluate("per_sample_grad_norm", parameter, g)
+
+
+class SumGradSquared(stock.SumGradSquared, _FirstOrder):
+    """Sum of squared per-sample gradients, in ``parameter.sum_grad_squared``.
+
+    A drop-in for BackPACK's as :class:`BatchGrad` is. Shaped as the parameter, of
+    float32 or wider. No batch of gradients is held.
+    """
+
+    def quantity(self, layer: Layer, parameter: str, g: Tensor) -> Tensor:
+        """The sum for a layer's parameter."""
+        return sum_of_squares(layer, parameter, g)
+
+
+class Variance(stock.Variance, _FirstOrder):
+    """Variance of per-sample gradients, in ``parameter.variance``.
+
+    ``1/N sum_n g_n^2 - (1/N sum_n g_n)^2``, elementwise: a drop-in for BackPACK's as
+    :class:`BatchGrad` is. Shaped as the parameter, of float32 or wider. No batch of
+    gradients is held.
+    """
+
+    def quantity(self, layer: Layer, parameter: str, g: Tensor) -> Tensor:
+        """The variance for a layer's parameter."""
+        squares = sum_of_squares(layer, parameter, g)
+        gradient = layer.evaluate("vjp", parameter, g)
+        return squares.div_(len(g)).sub_(gradient.div_(len(g)).square_())
+
+
+def sum_of_squares(layer: Layer, parameter: str, g: Tensor) -> Tensor:
+    """``sum_n g_n^2``: the diagonal of what has the gradients for a square root."""
+    return layer.evaluate("ggn_diagonal", parameter, g.unsqueeze(0))

@@ -1,0 +1,197 @@
+"""Gram matrices of gradients: of per-sample ones, and of the GGN's square root."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from backpack.core.derivatives.batchnorm_nd import BatchNormNdDerivatives
+from backpack.core.derivatives.embedding import EmbeddingDerivatives
+from backpack.core.derivatives.linear import LinearDerivatives
+from backpack.core.derivatives.lstm import LSTMDerivatives
+from backpack.core.derivatives.rnn import RNNDerivatives
+from backpack.extensions.firstorder.base import FirstOrderBackpropExtension
+from backpack.extensions.module_extension import ModuleExtension
+from backpack.extensions.secondorder.hbp.hbp_options import LossHessianStrategy
+from backpack.extensions.secondorder.sqrt_ggn import SqrtGGN
+from torch import Tensor, nn
+from torch.nn import Module
+
+from tn_extensions.backpack.extension import Extension
+from tn_extensions.backpack.layer import Layer, gram_of_gradients
+from tn_extensions.backpack.modules import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    ConvModule,
+    GradientsModule,
+    LayerModule,
+)
+from tn_extensions.backpack.secondorder import SecondOrder
+from tn_extensions.errors import describe
+
+Groups = Iterable[dict[str, Any] | Iterable[Tensor]]
+
+
+def module_extensions() -> dict[type[Module], ModuleExtension]:
+    """Module extensions by type: of modules with parameters."""
+    norm = GradientsModule(
+        BatchNormNdDerivatives(), ("weight", "bias"), is_batch_norm=True
+    )
+    embedding = GradientsModule(EmbeddingDerivatives(), ("weight",))
+    result: dict[type[Module], ModuleExtension] = {
+        nn.Linear: LayerModule(LinearDerivatives()),
+        nn.Embedding: embedding,
+    }
+    return (
+        result
+        | dict.fromkeys(CONVOLUTIONS, ConvModule())
+        | dict.fromkeys(BATCH_NORMS, norm)
+    )
+
+
+class _Gram(Extension):
+    """What Gram matrices share."""
+
+    def group(self, param_groups: Groups | None) -> None:
+        """Set the groups of parameters over which matrices are summed."""
+        self._groups: dict[int, int] = {}
+        self._parameters: list[Tensor] = []  # so that no id is used again
+        self._sums: dict[int, Tensor] = {}
+        name = type(self).__name__
+        for i, group in enumerate(param_groups or ()):
+            for parameter in group["params"] if isinstance(group, dict) else group:
+                at = f"param_groups[{i}]"
+                if not isinstance(parameter, Tensor):
+                    kind = type(parameter).__name__
+                    raise TypeError(describe(name, at, "hold parameters", kind))
+                if id(parameter) in self._groups:
+                    rule = "share no parameter with another group or itself"
+                    value = f"one of shape {list(parameter.shape)} twice"
+                    raise ValueError(describe(name, at, rule, value))
+                self._groups[id(parameter)] = i
+                self._parameters.append(parameter)
+
+    def begin(self) -> None:
+        """A new backward pass begins."""
+        super().begin()
+        self._sums.clear()
+
+    def quantity(self, layer: Layer, parameter: str, vectors: Tensor) -> Tensor:
+        """The Gram matrix for a layer's parameter, or its group's so far."""
+        if not self.expects_backpropagation_quantities():
+            vectors = vectors.unsqueeze(0)
+        gram = layer.evaluate("ggn_gram", parameter, vectors)
+        return self._summed(layer.parameter(parameter), gram)
+
+    def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
+        """The same for other modules, made of gradients."""
+        return self._summed(parameter, gram_of_gradients(gradients, parameter.dim()))
+
+    def _summed(self, parameter: Tensor, gram: Tensor) -> Tensor:
+        group = self._groups.get(id(parameter))
+        if group is None:
+            return gram
+        if group in self._sums:
+            self._sums[group] += gram
+        else:
+            self._sums[group] = gram
+        return self._sums[group]
+
+
+class BatchDotGrad(FirstOrderBackpropExtension, _Gram):
+    """Inner products of per-sample gradients, in ``parameter.batch_dot``: ``[N, N]``.
+
+    ``<g_n, g_m>`` with the loss' scaling in the gradients, of which no batch is held.
+    Its diagonal is :class:`~tn_extensions.backpack.BatchL2Grad`'s. Of float32 or wider.
+
+    Args:
+        subsampling: Samples to consider. Default: all.
+        param_groups: Groups of parameters, as an optimizer takes them. The parameters
+            of a group share one matrix, the sum over the group. Default: none.
+
+    Raises:
+        TypeError: If a group holds something else than parameters.
+        ValueError: If a parameter occurs twice; on backpropagation, if ``subsampling``
+            does not fit the batch.
+    """
+
+    def __init__(
+        self, subsampling: list[int] | None = None, param_groups: Groups | None = None
+    ) -> None:
+        self.group(param_groups)
+        super().__init__("batch_dot", {}, subsampling=subsampling)
+
+    def module_extensions(self) -> dict[type[Module], ModuleExtension]:
+        """Of all modules that BackPACK has per-sample gradients of."""
+        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        return module_extensions() | {
+            nn.RNN: GradientsModule(RNNDerivatives(), names),
+            nn.LSTM: GradientsModule(LSTMDerivatives(), names),
+        }
+
+
+class _GGNGram(SqrtGGN, SecondOrder, _Gram):
+    """What Gram matrices of the GGN's square root share."""
+
+    def module_extensions(self) -> dict[type[Module], ModuleExtension]:
+        """Of all modules that BackPACK has the GGN's square root of."""
+        return super().module_extensions() | module_extensions()
+
+
+class GGNGramExact(_GGNGram):
+    """Gram matrix of the GGN's square root, in ``parameter.ggn_gram_exact``.
+
+    With the square root's columns ``J[(v, n)]`` of :class:`~tn_extensions.backpack.\
+SqrtGGNExact` as rows, the GGN is ``J^T J``; this is ``J J^T``, ``[V * N, V * N]`` with
+    rows ordered as ``(v, n)``, which has the same nonzero spectrum. ``J`` is formed a
+    few rows at a time, or not at all where that is cheaper. Of float32 or wider. The
+    GGN of several parameters has the sum of their matrices.
+
+    Args:
+        subsampling: Samples to consider. Default: all.
+        param_groups: Groups of parameters, as an optimizer takes them. The parameters
+            of a group share one matrix, the sum over the group. Default: none.
+
+    Raises:
+        TypeError: If a group holds something else than parameters.
+        ValueError: If a parameter occurs twice; on backpropagation, if ``subsampling``
+            does not fit the batch.
+
+    Reference: Dangel, Tatzel and Hennig, "ViViT: Curvature access through the
+    generalized Gauss-Newton's low-rank structure", TMLR 2022.
+    """
+
+    def __init__(
+        self, subsampling: list[int] | None = None, param_groups: Groups | None = None
+    ) -> None:
+        self.group(param_groups)
+        SqrtGGN.__init__(self, LossHessianStrategy.EXACT, "ggn_gram_exact", subsampling)
+
+
+class GGNGramMC(_GGNGram):
+    """The same with Monte-Carlo samples, in ``parameter.ggn_gram_mc``.
+
+    Args:
+        mc_samples: Number of samples, ``V``.
+        subsampling: Samples to consider. Default: all.
+        param_groups: See :class:`GGNGramExact`.
+
+    Raises:
+        TypeError: If a group holds something else than parameters.
+        ValueError: If a parameter occurs twice; on backpropagation, if ``subsampling``
+            does not fit the batch.
+    """
+
+    def __init__(
+        self,
+        mc_samples: int = 1,
+        subsampling: list[int] | None = None,
+        param_groups: Groups | None = None,
+    ) -> None:
+        self.group(param_groups)
+        self._mc_samples = mc_samples
+        SqrtGGN.__init__(self, LossHessianStrategy.SAMPLING, "ggn_gram_mc", subsampling)
+
+    def get_num_mc_samples(self) -> int:
+        """Number of Monte-Carlo samples, which the loss asks for."""
+        return self._mc_samples

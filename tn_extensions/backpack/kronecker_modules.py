@@ -1,0 +1,211 @@
+"""What BackPACK's Kronecker extensions do at a module: factors and backpropagation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+from warnings import warn
+
+import torch
+from backpack.core.derivatives import (
+    bcewithlogitsloss,
+    crossentropyloss,
+    elu,
+    leakyrelu,
+    logsigmoid,
+    mseloss,
+    selu,
+)
+from backpack.custom_module.branching import SumModule
+from backpack.extensions.module_extension import ModuleExtension
+from backpack.extensions.secondorder.hbp.custom_module import HBPSumModule
+from backpack.extensions.secondorder.hbp.hbp_options import (
+    BackpropStrategy,
+    LossHessianStrategy,
+)
+from backpack.extensions.secondorder.hbp.hbpbase import HBPBaseModule
+from backpack.extensions.secondorder.hbp.losses import HBPLoss
+from torch import Tensor, nn
+from torch.nn import Module
+
+from tn_extensions import functional
+from tn_extensions.backpack.derivatives import BatchNormDerivatives, ConvDerivatives
+from tn_extensions.backpack.derivatives.batchnorm import uses_batch_statistics
+from tn_extensions.backpack.layer import Layer
+from tn_extensions.backpack.modules import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    forget_output_size,
+    passive,
+)
+from tn_extensions.errors import describe
+
+Approx = Literal["backpack", "expand", "reduce"]
+
+
+class KroneckerConv(HBPBaseModule):
+    """Kronecker factors of convolutions, transposed or not, of any dimension.
+
+    With patches ``U`` (``[N, G, D, O]``), ``D = CI * K``, and a square root ``S`` of
+    the loss GGN with respect to the output (``[V, N, G, CO, O]``; it holds the
+    averaging over the batch), the factors of a group are
+
+    | approx | output factor ``B`` | input factor ``A`` |
+    | - | - | - |
+    | backpack | ``sum_{v,n} (sum_o S)(sum_o S)^T`` | ``1/N sum_{n,o} U U^T`` |
+    | expand | ``sum_{v,n,o} S S^T`` | ``1/(N O) sum_{n,o} U U^T`` |
+    | reduce | as backpack | ``1/(N O^2) sum_n (sum_o U)(sum_o U)^T`` |
+    """
+
+    takes_columns = True
+
+    def __init__(self) -> None:
+        super().__init__(ConvDerivatives(), params=["weight", "bias"])
+
+    def __call__(self, extension: Any, module: Any, g_inp: Any, g_out: Any) -> None:
+        """Save factors, then backpropagate."""
+        forget_output_size(module)
+        super().__call__(extension, module, g_inp, g_out)
+
+    def weight(
+        self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
+    ) -> list[Tensor]:
+        """Factors ``[B, A]`` of the weight."""
+        return [
+            *self.bias(ext, module, g_inp, g_out, backproped),
+            self._input_factor(ext.approx, module),
+        ]
+
+    def bias(
+        self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
+    ) -> list[Tensor]:
+        """Factor ``[B]`` of the bias."""
+        if BackpropStrategy.is_batch_average(ext.get_backprop_strategy()):
+            factor = self._from_average(ext.approx, module, backproped)
+        else:
+            pieces = backproped.copy().take()
+            factor = self._from_sqrt(ext.approx, module, next(pieces))
+            for piece in pieces:
+                factor += self._from_sqrt(ext.approx, module, piece)
+        return [_squeezed(factor)]
+
+    @staticmethod
+    def _input_factor(approx: Approx, module: Any) -> Tensor:
+        layer = Layer(module)
+        if approx == "reduce":
+            return _squeezed(layer.input_factor(functional.kfac_reduce))
+        scale = None
+        if approx == "expand":
+            positions = module.output.shape[2:].numel()
+            scale = 1 / (max(module.input0.shape[0], 1) * positions)
+        return _squeezed(layer.input_factor(functional.kfac_expand, scale=scale))
+
+    @staticmethod
+    def _from_sqrt(approx: Approx, module: Any, sqrt: Tensor) -> Tensor:
+        per_group = sqrt.flatten(3).unflatten(2, (module.groups, -1))
+        if approx != "expand":
+            per_group = per_group.sum(-1, keepdim=True)
+        flat = per_group.permute(2, 3, 0, 1, 4).flatten(2)
+        return flat @ flat.mT
+
+    @staticmethod
+    def _from_average(approx: Approx, module: Any, average: Tensor) -> Tensor:
+        groups = module.groups
+        channels = module.out_channels // groups
+        positions = average.shape[0] // (groups * channels)
+        split = average.reshape(2 * (groups, channels, positions))
+        equation = "gaogbo->gab" if approx == "expand" else "gaogbp->gab"
+        return torch.einsum(equation, split)
+
+
+def _squeezed(factor: Tensor) -> Tensor:
+    """Without groups, factors are matrices as in BackPACK."""
+    return factor[0] if factor.shape[0] == 1 else factor
+
+
+class KroneckerBatchNorm(HBPBaseModule):
+    """Backpropagates through batch normalisation, and warns that it gets no factors."""
+
+    def __init__(self) -> None:
+        super().__init__(BatchNormDerivatives())
+
+    def __call__(self, extension: Any, module: Any, g_inp: Any, g_out: Any) -> None:
+        """Warn of each parameter that is left out, then backpropagate."""
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                message = describe(
+                    type(extension).__name__,
+                    f"{type(module).__name__}.{name}",
+                    "belong to a convolution or Linear to have Kronecker factors",
+                    f"a parameter of shape {list(parameter.shape)}",
+                    f"It is skipped and has no {extension.savefield!r}",
+                )
+                warn(message, UserWarning, stacklevel=2)
+        super().__call__(extension, module, g_inp, g_out)
+
+    def couples(self, ext: Any, module: Any) -> bool:
+        """Whether columns of different samples may no longer share a ``v``.
+
+        Monte-Carlo samples may: they are independent with mean zero, so that their
+        mixed terms vanish on average.
+        """
+        exact = ext.get_loss_hessian_strategy() == LossHessianStrategy.EXACT
+        return exact and uses_batch_statistics(module)
+
+    def second_order_module_effects(self, module: Any, g_inp: Any, g_out: Any) -> None:
+        """The GGN leaves the curvature of modules out."""
+        return
+
+
+class Loss(HBPLoss):
+    """Starts backpropagation in the model's dtype."""
+
+    def backpropagate(
+        self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: None
+    ) -> Tensor:
+        """Hessian of the loss, or a square root of it."""
+        hessian: Tensor = super().backpropagate(ext, module, g_inp, g_out, backproped)
+        return hessian.to(module.input0.dtype)
+
+
+class Sum(HBPSumModule):
+    """Backpropagates a square root through a sum of branches."""
+
+    def backpropagate_batch_average(
+        self, ext: Any, module: Any, g_inp: Any, g_out: Any, H: Tensor
+    ) -> Tensor:
+        """Refuse: terms between branches would be needed.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(branches_refused(type(ext).__name__))
+
+
+def branches_refused(extension: str) -> str:
+    """What to tell a user whose model has branches that the extension cannot do."""
+    return describe(
+        extension,
+        "model",
+        "be a chain of modules",
+        "one with branches, between which terms of the average are unknown",
+        "Supported with branches: KFAC, KFLR",
+    )
+
+
+def module_extensions() -> dict[type[Module], ModuleExtension]:
+    """Module extensions by type: those that differ from stock's or that stock lacks."""
+    result: dict[type[Module], ModuleExtension] = {
+        nn.MSELoss: Loss(mseloss.MSELossDerivatives()),
+        nn.CrossEntropyLoss: Loss(crossentropyloss.CrossEntropyLossDerivatives()),
+        nn.BCEWithLogitsLoss: Loss(bcewithlogitsloss.BCELossWithLogitsDerivatives()),
+        SumModule: Sum(),
+        # BackPACK has their derivatives, but its Kronecker extensions do not list them
+        nn.LeakyReLU: HBPBaseModule(leakyrelu.LeakyReLUDerivatives()),
+        nn.ELU: HBPBaseModule(elu.ELUDerivatives()),
+        nn.SELU: HBPBaseModule(selu.SELUDerivatives()),
+        nn.LogSigmoid: HBPBaseModule(logsigmoid.LogSigmoidDerivatives()),
+    }
+    result |= passive(HBPBaseModule)
+    result |= dict.fromkeys(CONVOLUTIONS, KroneckerConv())
+    result |= dict.fromkeys(BATCH_NORMS, KroneckerBatchNorm())
+    return result

@@ -1,0 +1,163 @@
+"""A layer in the backward pass, and the quantities of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tn_extensions import functional
+from tn_extensions.backpack.derivatives import conv_of
+from tn_extensions.backpack.precision import common_dtype
+from tn_extensions.backpack.sharing import SHARED
+from tn_extensions.conv import Conv
+from tn_extensions.padding import pad
+
+
+class Layer:
+    """A convolution, or a ``Linear``: a convolution with a kernel of one position.
+
+    What several extensions need of it is computed once: the input with padding that
+    holds data, and each quantity. Once per-sample gradients are known, other quantities
+    are made of them.
+
+    Args:
+        module: The module, after a forward pass.
+        subsampling: Samples to consider. Default: all.
+    """
+
+    def __init__(self, module: Any, subsampling: Sequence[int] | None = None) -> None:
+        self._module = module
+        self._samples = None if subsampling is None else tuple(subsampling)
+        self._is_linear = isinstance(module, nn.Linear)
+
+    def parameter(self, name: str) -> Tensor:
+        """A parameter of the layer."""
+        parameter: Tensor = getattr(self._module, name)
+        return parameter
+
+    def evaluate(
+        self, quantity: str, parameter: str, vectors: Tensor, **arguments: Any
+    ) -> Tensor:
+        """A quantity of the functional interface.
+
+        Args:
+            quantity: Name of the function for a kernel, whose name for a bias begins
+                with ``bias_``; or ``"vjp"``.
+            parameter: ``"weight"`` or ``"bias"``.
+            vectors: Vectors in the space of the output, of the samples considered:
+                ``[(V,) N, *output.shape[1:]]``.
+            **arguments: What the function takes besides.
+
+        Returns:
+            The quantity, of float32 or wider.
+        """
+        known = SHARED.find((self._samples, parameter, "per_sample_grad"), [vectors])
+        if known is not None and quantity in _MADE_OF_GRADIENTS:
+            lead = vectors.shape[: self._leading(vectors)]
+            shape = self.parameter(parameter).shape
+            gradients = known.reshape(*lead, *shape)
+            compute = partial(_MADE_OF_GRADIENTS[quantity], gradients, len(shape))
+        else:
+            compute = partial(self._compute, quantity, parameter, vectors)
+        compute = partial(compute, **arguments)
+        return self._share(
+            (parameter, quantity, *arguments.items()), [vectors], compute
+        )
+
+    def input_factor(self, function: Callable[..., Tensor], **arguments: Any) -> Tensor:
+        """A Kronecker factor of the input for each group.
+
+        Args:
+            function: Of the functional interface.
+            **arguments: What it takes besides input and hyper-parameters.
+
+        Returns:
+            The factors, ``[G, D, D]``, of float32 or wider.
+        """
+        name = (function.__name__, *arguments.items())
+        return self._share(name, [], lambda: function(*self._input(), **arguments))
+
+    def _share(
+        self, name: tuple[Any, ...], given: list[Tensor], compute: Callable[[], Tensor]
+    ) -> Tensor:
+        full_name: Hashable = (self._samples, *name)
+        known: Tensor | None = SHARED.find(full_name, given)
+        if known is None:
+            return SHARED.once(full_name, given, compute)
+        return known.clone()  # users may change what they find in one savefield
+
+    def _leading(self, vectors: Tensor) -> int:
+        """How many axes come before those of a sample."""
+        return int(vectors.dim() + 1 - self._module.output.dim())
+
+    def _compute(
+        self, quantity: str, parameter: str, vectors: Tensor, **arguments: Any
+    ) -> Tensor:
+        x, conv = self._input()
+        dtype = common_dtype(x, vectors)
+        vectors = vectors.detach().to(dtype)
+        if self._is_linear:
+            vectors = _channels_first(vectors, self._leading(vectors))
+        if parameter == "bias":
+            of_bias: Any = getattr(functional, f"bias_{quantity}")
+            return cast(Tensor, of_bias(vectors, conv, **arguments))
+        name = "weight_vjp" if quantity == "vjp" else quantity
+        of_kernel: Any = getattr(functional, name)
+        return cast(Tensor, of_kernel(x.to(dtype), vectors, conv, **arguments))
+
+    def _input(self) -> tuple[Tensor, Conv]:
+        """The input, its padding made explicit if that holds data, and what to do."""
+        return SHARED.once((self._samples, "input"), [], self._prepare)
+
+    def _prepare(self) -> tuple[Tensor, Conv]:
+        x: Tensor = self._module.input0.detach()
+        if self._samples is not None:
+            x = x[list(self._samples)]
+        if self._is_linear:
+            x = _channels_first(x, 1)
+            features = (x.shape[1], self._module.out_features)
+            return x, Conv.make(*features, kernel_size=1, input_size=x.shape[2:])
+        conv = conv_of(self._module)
+        if conv.pads_explicitly and x.numel():
+            return pad(x, conv), conv.explicitly_padded
+        return x, conv
+
+
+def _channels_first(x: Tensor, leading: int) -> Tensor:
+    """``[..., *, C]`` to ``[..., C, P]``, after so many leading axes."""
+    x = x.movedim(-1, leading)
+    sizes = x.shape[: leading + 1]
+    return x.reshape(*sizes, prod(x.shape[leading + 1 :]))
+
+
+def _squared_norm(gradients: Tensor, num_axes: int) -> Tensor:
+    axes = tuple(range(-num_axes, 0))
+    return torch.stack([gradient.square().sum(axes) for gradient in gradients])
+
+
+def _squares(gradients: Tensor, num_axes: int, per_sample: bool = False) -> Tensor:
+    rows = gradients if per_sample else gradients.flatten(0, 1)
+    total = torch.zeros_like(rows[0])
+    for row in rows:
+        total.addcmul_(row, row)
+    return total
+
+
+def gram_of_gradients(gradients: Tensor, num_axes: int) -> Tensor:
+    """Inner products of gradients ``[(V,) N, ...]``, the last so many axes summed."""
+    rows = gradients.flatten(-num_axes).flatten(0, -2)
+    return rows @ rows.T
+
+
+_MADE_OF_GRADIENTS: dict[str, Callable[..., Tensor]] = {
+    "per_sample_grad_norm": _squared_norm,
+    "ggn_diagonal": _squares,
+    "ggn_gram": gram_of_gradients,
+    "vjp": lambda gradients, _: gradients.sum(0),
+}
+"""Of gradients ``[(V,) N, *parameter.shape]`` and the number of the latter's axes."""
