@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,15 +26,6 @@ from tests.strategies import MODULES
 from tn_extensions import backpack as ours
 
 SIZES = {1: (11,), 2: (8, 7), 3: (5, 4, 5)}
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    """Float64 by default, for stock pools in the default dtype."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -137,8 +137,8 @@ class Extension(BackpropExtension):
             rule = "be 'mean' or 'sum'"
             raise ValueError(describe(name, f"{kind}.reduction", rule, "'none'"))
         subsampling = self.get_subsampling()
-        if subsampling is not None and module.output.dim():
-            size = len(module.output)
+        if subsampling is not None:
+            size = len(module.input0)
             if any(not -size <= sample < size for sample in subsampling):
                 rule = f"index a batch of {size} samples ({kind})"
                 raise ValueError(describe(name, "subsampling", rule, subsampling))

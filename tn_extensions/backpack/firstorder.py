@@ -79,7 +79,7 @@ class Variance(stock.Variance, _FirstOrder):
         """The variance for a layer's parameter."""
         squares = sum_of_squares(layer, parameter, g)
         gradient = layer.evaluate("vjp", parameter, g)
-        return squares.div_(len(g)).sub_(gradient.div_(len(g)).square_())
+        return squares / len(g) - (gradient / len(g)).square_()
 
 
 def sum_of_squares(layer: Layer, parameter: str, g: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 
 from backpack.core.derivatives.batchnorm_nd import BatchNormNdDerivatives
 from backpack.core.derivatives.embedding import EmbeddingDerivatives
-from backpack.core.derivatives.linear import LinearDerivatives
 from backpack.core.derivatives.lstm import LSTMDerivatives
 from backpack.core.derivatives.rnn import RNNDerivatives
 from backpack.extensions.firstorder.base import FirstOrderBackpropExtension
@@ -17,6 +16,7 @@ from backpack.extensions.secondorder.sqrt_ggn import SqrtGGN
 from torch import Tensor, nn
 from torch.nn import Module
 
+from tn_extensions.backpack.derivatives import DenseDerivatives
 from tn_extensions.backpack.extension import Extension
 from tn_extensions.backpack.layer import Layer, gram_of_gradients
 from tn_extensions.backpack.modules import (
@@ -39,7 +39,7 @@ def module_extensions() -> dict[type[Module], ModuleExtension]:
     )
     embedding = GradientsModule(EmbeddingDerivatives(), ("weight",))
     result: dict[type[Module], ModuleExtension] = {
-        nn.Linear: LayerModule(LinearDerivatives()),
+        nn.Linear: LayerModule(DenseDerivatives()),
         nn.Embedding: embedding,
     }
     return (

@@ -8,6 +8,7 @@ from tn_extensions.backpack.derivatives.batchnorm import BatchNormDerivatives
 from tn_extensions.backpack.derivatives.conv import ConvDerivatives, conv_of
 from tn_extensions.backpack.derivatives.linear import (
     AnyDtype,
+    DenseDerivatives,
     LinearDerivatives,
     LinearModuleDerivatives,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "AnyDtype",
     "BatchNormDerivatives",
     "ConvDerivatives",
+    "DenseDerivatives",
     "LinearDerivatives",
     "LinearModuleDerivatives",
     "MaxPoolDerivatives",

@@ -62,6 +62,15 @@ class LinearDerivatives(AnyDtype):
         return self.input_vjp(module, half.T.unflatten(-1, shape)).flatten(1).T
 
 
+class DenseDerivatives(LinearDerivatives):
+    """Derivatives of ``torch.nn.Linear``, on inputs with any number of axes."""
+
+    def input_vjp(self, module: Any, g: Tensor) -> Tensor:
+        """Apply the transposed Jacobian."""
+        product: Tensor = g @ module.weight.detach().to(g.dtype)
+        return product
+
+
 class LinearModuleDerivatives(LinearDerivatives):
     """Derivatives of any linear module, by automatic differentiation.
 
