@@ -63,7 +63,7 @@ def test_dimensions(name: str, num_dims: int, transposed: bool) -> None:
     assert_as_jacobians(name, sandwiched(module, x), x)
 
 
-@examples(25)
+@examples(8)
 @given(modules(max_dims=2), st.data())
 def test_together_as_alone(case: Any, data: st.DataObject) -> None:
     module, sizes = case

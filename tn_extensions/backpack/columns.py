@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from backpack.extensions.saved_quantities import SavedQuantities
@@ -28,10 +29,19 @@ class Columns:
     def __init__(self, pieces: Iterable[Tensor], coupled: bool = False) -> None:
         self.pieces = list(pieces)
         self.coupled = coupled
+        self._holders = WeakSet([self])
 
     def copy(self) -> Columns:
         """The same pieces, to be taken independently."""
-        return Columns(self.pieces, self.coupled)
+        twin = Columns(self.pieces, self.coupled)
+        twin._holders = self._holders
+        twin._holders.add(twin)
+        return twin
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no copy is left, so that pieces may be overwritten."""
+        return len(self._holders) == 1
 
     def __len__(self) -> int:
         return sum(map(len, self.pieces))
@@ -70,8 +80,9 @@ class Columns:
         def total() -> Columns:
             return Columns(_added(left.copy().pieces, right.copy().pieces))
 
-        given = left.pieces + right.pieces
-        return Columns(SHARED.once("sum", given, total).pieces, left.coupled)
+        result = SHARED.once("sum", left.pieces + right.pieces, total).copy()
+        result.coupled = left.coupled
+        return result
 
 
 def _added(left: list[Tensor], right: list[Tensor]) -> Iterator[Tensor]:

@@ -101,10 +101,10 @@ class KroneckerConv(HBPBaseModule):
 
     @staticmethod
     def _from_sqrt(approx: Approx, module: Any, sqrt: Tensor) -> Tensor:
-        per_group = sqrt.flatten(3).unflatten(2, (module.groups, -1))
         if approx != "expand":
-            per_group = per_group.sum(-1, keepdim=True)
-        flat = per_group.permute(2, 3, 0, 1, 4).flatten(2)
+            sqrt = sqrt.sum(tuple(range(3, sqrt.dim())))
+        per_group = sqrt.unflatten(2, (module.groups, -1))
+        flat = per_group.movedim((2, 3), (0, 1)).flatten(2)
         return flat @ flat.mT
 
     @staticmethod

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tn_extensions import functional
 from tn_extensions.backpack.derivatives.linear import LinearDerivatives
+from tn_extensions.backpack.layout import channels_last
 from tn_extensions.conv import Conv
 
 
@@ -23,6 +24,7 @@ class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
     def input_vjp(self, module: Any, g: Tensor) -> Tensor:
         """Apply the transposed Jacobian."""
         weight = module.weight.detach().to(g.dtype)
+        g = channels_last(g)
         return functional.input_vjp(weight, g, conv_of(module)).to(g.dtype)
 
     def _jac_mat_prod(self, module: Any, g_inp: Any, g_out: Any, mat: Tensor) -> Tensor:
