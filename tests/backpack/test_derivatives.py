@@ -10,6 +10,7 @@ from backpack.custom_module.scale_module import ScaleModule
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.func import functional_call, jacrev
 from torch.testing import assert_close
 
 from tests.reference.curvature import jacobian
@@ -24,6 +25,7 @@ from tn_extensions import Conv
 from tn_extensions.backpack.derivatives import (
     BatchNormDerivatives,
     ConvDerivatives,
+    DenseDerivatives,
     LinearModuleDerivatives,
     MaxPoolDerivatives,
 )
@@ -196,3 +198,56 @@ def test_hessians_that_are_zero(training: bool) -> None:
     assert BatchNormDerivatives().hessian_is_zero(module) != training
     assert ConvDerivatives().hessian_is_zero(nn.Conv1d(1, 1, 1))
     assert MaxPoolDerivatives().hessian_is_zero(nn.MaxPool1d(1))
+
+
+@examples(40)
+@given(modules(), st.sampled_from([1, 3]))
+def test_parameters_of_convolutions(case: Any, batch_size: int) -> None:
+    """Jacobians with respect to input, kernel and bias, and their transposes."""
+    module, sizes = case
+    x = module_input(module, sizes, batch_size)
+    derivatives: Any = ConvDerivatives()
+    module.input0, module.output = x, module(x).detach()
+    tangents = noise_tensor((COLUMNS, *x.shape))
+    wanted = torch.stack([jvp(lambda x: module(x), x, t) for t in tangents])
+    assert_close(derivatives.jac_mat_prod(module, None, None, tangents), wanted)
+    mat = noise_tensor((COLUMNS, *module.output.shape))
+    for name, parameter in module.named_parameters():
+
+        def output(p: Tensor, name: str = name) -> Tensor:
+            return functional_call(module, {name: p}, x)
+
+        value = parameter.detach()
+        tangents = noise_tensor((COLUMNS, *value.shape))
+        apply = getattr(derivatives, f"{name}_jac_mat_prod")
+        wanted = torch.stack([jvp(output, value, t) for t in tangents])
+        assert_close(apply(module, None, None, tangents), wanted)
+
+        j = jacrev(output)(value).flatten(1, -value.dim() - 1)
+        products = torch.einsum("nc...,vnc->vn...", j, mat.flatten(2))
+        for samples in (None, [0], [batch_size - 1, 0]):
+            chosen, subset = (
+                (products, mat)
+                if samples is None
+                else (products[:, samples], mat[:, samples])
+            )
+            found = derivatives.param_mjp(
+                name, module, None, None, subset, sum_batch=False, subsampling=samples
+            )
+            assert_close(found, chosen)
+            total = derivatives.param_mjp(
+                name, module, None, None, subset, subsampling=samples
+            )
+            assert_close(total, chosen.sum(1))
+
+
+def jvp(function: Any, x: Tensor, tangent: Tensor) -> Tensor:
+    """Directional derivative."""
+    product: Tensor = torch.func.jvp(function, (x,), (tangent,))[1]
+    return product
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4)])
+def test_dense(shape: tuple[int, ...]) -> None:
+    module = nn.Linear(4, 2).double()
+    check(DenseDerivatives(), module, noise_tensor((3, *shape)))
