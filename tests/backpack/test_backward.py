@@ -29,7 +29,7 @@ from tests.backpack.suite import (
 from tests.backpack.test_models import Scaled, Standardized
 from tests.messages import assert_in_form
 from tn_extensions import backpack as ours
-from tn_extensions import functional
+from tn_extensions import functional, memory_budget
 from tn_extensions.backpack import layer
 from tn_extensions.backpack.derivatives import ConvDerivatives
 from tn_extensions.backpack.sharing import SHARED
@@ -210,29 +210,48 @@ def test_subclasses(name: str) -> None:
     assert_equal(actual, expected(name, model, x))
 
 
-@pytest.mark.parametrize("name", NAMES)
+class Gain(nn.Module):
+    """A module that BackPACK does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor([1.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x
+
+
+class GainExtension(ModuleExtension):
+    """What a user writes for it: with whole tensors, as in BackPACK."""
+
+    def __init__(self) -> None:
+        super().__init__(params=["gain"])
+
+    def gain(self, ext: Any, module: Any, g_inp: Any, g_out: Any, sqrt: Any) -> Tensor:
+        vectors = g_out if sqrt is None else sqrt
+        vectors = vectors[0][None] if isinstance(vectors, tuple) else vectors
+        assert isinstance(vectors, Tensor)
+        products = (vectors * module.input0).flatten(2).sum(2, keepdim=True)
+        return products[0] if sqrt is None else products.square().sum((0, 1))
+
+    def backpropagate(
+        self, ext: Any, module: Any, g_inp: Any, g_out: Any, sqrt: Any
+    ) -> Tensor:
+        assert isinstance(sqrt, Tensor)
+        return module.gain.detach() * sqrt
+
+
+@pytest.mark.parametrize("name", ["BatchGrad", "DiagGGNExact"])
 def test_user_defined_module_extension(name: str) -> None:
-    """It takes whole tensors, as in BackPACK."""
-
-    class Negative(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return -x
-
-    class NegativeExtension(ModuleExtension):
-        def backpropagate(self, ext: Any, module: Any, *rest: Any) -> Any:
-            backproped = rest[-1]
-            if isinstance(backproped, dict):
-                matrices = [-m for m in backproped["matrices"]]
-                return {**backproped, "matrices": matrices}
-            assert isinstance(backproped, Tensor)
-            return -backproped
-
     x = images(2, 2, 4, 4)
-    model = classifier(nn.Conv2d(2, 2, 2), Negative(), nn.Conv2d(2, 2, 2), x=x)
-    extension = SUITE[name](ours)
-    extension.set_module_extension(Negative, NegativeExtension())
-    (actual,) = saved(model, [extension], x)
-    assert_equal(actual, expected(name, model, x))
+    model = classifier(nn.Conv2d(2, 2, 2), Gain(), nn.Conv2d(2, 2, 2), x=x)
+    wanted = expected(name, model, x)
+    for budget in (1, 2**20):
+        extension = SUITE[name](ours)
+        extension.set_module_extension(Gain, GainExtension())
+        with memory_budget(budget):
+            (actual,) = saved(model, [extension], x)
+        assert_equal(actual, wanted)
 
 
 @pytest.mark.parametrize("name", list(EVERY))

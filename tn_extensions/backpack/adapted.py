@@ -18,16 +18,6 @@ from tn_extensions.backpack.layout import laid_out_like
 from tn_extensions.backpack.precision import Cast, common_dtype
 from tn_extensions.backpack.sharing import SHARED
 
-PARAMETERS = (
-    "weight",
-    "bias",
-    "weight_ih_l0",
-    "weight_hh_l0",
-    "bias_ih_l0",
-    "bias_hh_l0",
-)
-"""Of the modules that BackPACK knows; module extensions have methods of that name."""
-
 
 def adapted(extension: ModuleExtension) -> ModuleExtension:
     """A copy of a module extension that does the same to what ours backpropagate.
@@ -40,11 +30,11 @@ def adapted(extension: ModuleExtension) -> ModuleExtension:
         of one dtype where autocast left several.
     """
     twin: Any = copy(extension)
-    for name in PARAMETERS:
-        if hasattr(extension, name):
-            function = _of_one_dtype(extension, getattr(extension, name))
-            whole = not getattr(extension, "takes_columns", False)
-            setattr(twin, name, partial(_parameter, name, function, whole))
+    takes_columns = getattr(extension, "takes_columns", False)
+    # nothing else says which of its methods are of parameters
+    for name in twin._ModuleExtension__params:
+        function = _of_one_dtype(extension, getattr(extension, name))
+        setattr(twin, name, partial(_parameter, name, function, takes_columns))
     function = _of_one_dtype(extension, extension.backpropagate)
     derivatives = getattr(extension, "derivatives", None)
     if isinstance(derivatives, ElementwiseDerivatives):
@@ -59,7 +49,7 @@ def adapted(extension: ModuleExtension) -> ModuleExtension:
 def _parameter(
     name: str,
     function: Callable[..., Any],
-    whole: bool,
+    takes_columns: bool,
     ext: Any,
     module: Any,
     g_inp: Any,
@@ -68,7 +58,7 @@ def _parameter(
 ) -> Any:
     """A parameter's quantity; a sum over columns piece by piece."""
     arguments = (ext, module, g_inp, g_out)
-    if not isinstance(backproped, Columns) or not whole:
+    if takes_columns or not isinstance(backproped, Columns):
         result = function(*arguments, backproped)
     elif ext.additive:
         pieces = backproped.copy().take()
