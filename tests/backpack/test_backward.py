@@ -255,6 +255,15 @@ def test_user_defined_module_extension(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(EVERY))
+def test_channels_last(name: str) -> None:
+    model, x = small()
+    (wanted,) = saved(model, [EVERY[name](ours)], x)
+    model, x = (thing.to(memory_format=torch.channels_last) for thing in (model, x))
+    (actual,) = saved(model, [EVERY[name](ours)], x)
+    assert_near(actual, wanted, 1e-10, torch.float64)
+
+
+@pytest.mark.parametrize("name", list(EVERY))
 def test_float32(name: str) -> None:
     model, x = small()
     (wanted,) = saved(model, [EVERY[name](ours)], x)

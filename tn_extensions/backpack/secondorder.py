@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from backpack.core.derivatives.elementwise import ElementwiseDerivatives
 from backpack.extensions import secondorder as stock
+from backpack.extensions.backprop_extension import FAIL_ERROR
 from backpack.extensions.mat_to_mat_jac_base import MatToJacMat
 from backpack.extensions.module_extension import ModuleExtension
 from backpack.extensions.secondorder.diag_hessian.diag_h_base import DiagHBaseModule
@@ -120,9 +124,26 @@ class SqrtGGNMC(stock.SqrtGGNMC, _SqrtGGN):
 class _DiagHessian(Extension):
     in_parameter_dtype = True
 
+    def __init__(
+        self,
+        savefield: str,
+        module_exts: dict[type[Module], ModuleExtension],
+        fail_mode: str = FAIL_ERROR,
+    ) -> None:
+        for extension in module_exts.values():
+            _curvature_in_order(getattr(extension, "derivatives", None))
+        super().__init__(savefield, module_exts, fail_mode)
+
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
         """Ours of convolutions and pooling."""
         return passive(DiagHBaseModule) | dict.fromkeys(CONVOLUTIONS, HessianConv())
+
+
+def _curvature_in_order(derivatives: Any) -> None:
+    """Make an elementwise module's curvature contiguous, which BackPACK reshapes."""
+    if isinstance(derivatives, ElementwiseDerivatives):
+        diagonal = derivatives.hessian_diagonal
+        derivatives.hessian_diagonal = lambda *args: diagonal(*args).contiguous()
 
 
 class DiagHessian(stock.DiagHessian, _DiagHessian):
