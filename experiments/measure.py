@@ -36,6 +36,7 @@ def time_side_by_side(
     rounds: int,
     device: torch.device | str = "cpu",
     min_seconds: float = 2e-3,
+    setup: Mapping[str, Call] | None = None,
 ) -> dict[str, list[float]]:
     """Time callables in alternating rounds.
 
@@ -48,6 +49,7 @@ def time_side_by_side(
         rounds: Number of rounds after the warm-up, at least five.
         device: Where the contenders compute; CUDA devices are synchronised.
         min_seconds: Shortest time to measure.
+        setup: What to call before each call of a contender, untimed, by its name.
 
     Returns:
         Seconds per call of each round, by name.
@@ -60,8 +62,9 @@ def time_side_by_side(
             f"time_side_by_side: rounds must be at least {MIN_ROUNDS}, got {rounds}."
         )
     on_cuda = torch.device(device).type == "cuda"
+    setup = {} if setup is None else setup
 
-    def seconds(call: Call, repeats: int) -> float:
+    def elapsed(call: Call, repeats: int) -> float:
         if on_cuda:
             torch.cuda.synchronize(device)
         start = time.perf_counter()
@@ -69,14 +72,24 @@ def time_side_by_side(
             call()
         if on_cuda:
             torch.cuda.synchronize(device)
-        return (time.perf_counter() - start) / repeats
+        return time.perf_counter() - start
+
+    def seconds(name: str, repeats: int) -> float:
+        call, prepare = contenders[name], setup.get(name)
+        if prepare is None:
+            return elapsed(call, repeats) / repeats
+        total = 0.0
+        for _ in range(repeats):
+            prepare()
+            total += elapsed(call, 1)
+        return total / repeats
 
     repeats: dict[str, int] = {}
-    for name, call in contenders.items():
-        estimate = seconds(call, 1)
+    for name in contenders:
+        estimate = seconds(name, 1)
         if estimate < 100 * min_seconds:
             # the first call paid for plans, caches and threads
-            estimate = seconds(call, 1)
+            estimate = seconds(name, 1)
         repeats[name] = max(1, math.ceil(min_seconds / max(estimate, 1e-7)))
 
     names = list(contenders)
@@ -88,7 +101,7 @@ def time_side_by_side(
         for i in range(rounds):
             first = i % max(len(names), 1)
             for name in names[first:] + names[:first]:
-                times[name].append(seconds(contenders[name], repeats[name]))
+                times[name].append(seconds(name, repeats[name]))
     finally:
         if was_enabled:
             gc.enable()

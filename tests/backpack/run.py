@@ -156,12 +156,12 @@ def assert_as_reference(
     approx: str = "backpack",
     use_converter: bool = False,
 ) -> None:
-    """The factors of all convolutions equal those from Jacobians."""
+    """The factors of all layers equal those from Jacobians."""
     own = extension(ours, name, approx=approx)
     actual = run_copy(model, own, x, use_converter=use_converter)
     # BatchNorm's running statistics change
     model = copy.deepcopy(model).requires_grad_(False)
-    layers = {key: layer for key, layer in model.named_modules() if is_conv(layer)}
+    layers = {key: layer for key, layer in model.named_modules() if is_layer(layer)}
     assert layers
     for key, layer in layers.items():
         block = reference_block(name, model, layer, x)
@@ -173,9 +173,9 @@ def assert_as_reference(
             assert_close(actual[f"{key}.bias"], wanted[:1], **close)
 
 
-def is_conv(module: nn.Module) -> bool:
-    """Whether a module is a convolution, transposed or not."""
-    return isinstance(module, nn.modules.conv._ConvNd)
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a ``Linear`` or a convolution, transposed or not."""
+    return isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
 
 
 def images(*shape: int) -> Tensor:

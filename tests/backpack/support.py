@@ -1,7 +1,7 @@
-"""What do our extensions and BackPACK's support? Runs both and compares with Jacobians.
+"""What do our extensions and BackPACK's support? Runs both, compares with Jacobians.
 
-``python -m tests.backpack.support --help`` lists the options. Writes ``docs/support.md``;
-with a selection of extensions or cases, prints that part of it instead.
+``python -m tests.backpack.support --help`` lists the options. Writes
+``docs/support.md``; with a selection of extensions or cases, prints these instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from backpack import backpack, extend
@@ -24,146 +24,99 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from experiments import storage
-from tests.backpack import suite
-from tests.backpack.run import (
-    NAMES,
-    extension,
-    is_conv,
-    layer_input,
-    reference_block,
-    targets,
-)
+from tests.backpack import run, suite, support_page
 from tests.backpack.support_cases import Case, Variants, tables
+from tests.backpack.support_page import LACKING, WRONG, YES, Outcome, Outcomes, Place
 from tests.reference import curvature
 from tn_extensions import backpack as ours
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
-EXTENSIONS = (*suite.SUITE, *NAMES)
+EXTENSIONS = (*suite.SUITE, *run.NAMES)
 TOLERANCE = 1e-8
 """Of a saved entry, relative to its tensor's largest entry."""
 LOOSE = 0.1
 """The same under autocast to bfloat16."""
+ROUNDING = 1e-12
+"""Absolute: the variance of one gradient is zero."""
 TOLD = re.compile("does not have an extension|may not be meaningful")
-"""Warnings of BackPACK by which users know that a savefield is missing or no good."""
+"""Warnings of BackPACK that a savefield is missing, or that it is no good."""
 
 Saved = dict[str, Any]
 """By parameter: a tensor, or a list of Kronecker factors."""
 
 
-class Outcome(NamedTuple):
-    """What came of an extension on a case.
-
-    Args:
-        verdict: ``"yes"``, ``"no (TypeError)"`` and the like, or ``"WRONG"``.
-        reason: The message of the exception or the warning.
-    """
-
-    verdict: str
-    reason: str = ""
-
-
-NONE = Outcome("-")
-"""Of an extension that BackPACK lacks."""
-
-
-class Place(NamedTuple):
-    """Where an outcome belongs.
-
-    Args:
-        table: Title of the table.
-        row: Name of the case.
-        extension: Name of the extension.
-        variant: Number of dimensions; empty where there is one variant only.
-    """
-
-    table: str
-    row: str
-    extension: str
-    variant: str
-
-
-Outcomes = dict[Place, tuple[Outcome, Outcome]]
-"""Ours and stock's."""
-
-
 def classify(
-    run: Callable[[], Saved],
+    extension: Callable[[], Saved],
     reference: Callable[[], Saved | None],
     tolerance: float = TOLERANCE,
 ) -> Outcome:
     """Whether what an extension saves is right.
 
     Args:
-        run: Runs the extension.
+        extension: Runs the extension.
         reference: What it should save; None where that is not defined.
         tolerance: Of an entry, relative to the largest of its tensor.
 
     Returns:
-        ``"no"``, if it raises, or if it warns and is not right; ``"WRONG"``, if it is
-        neither right nor warns.
+        No, if it raises, or if it warns and is not right; wrong, if it is not right
+        without a word.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            actual = run()
+            actual = extension()
         except Exception as error:  # whatever it raises is the outcome
             return Outcome(f"no ({type(error).__name__})", str(error))
     if same(actual, reference(), tolerance):
-        return Outcome("yes")
+        return YES
     for warning in caught:
-        if TOLD.search(str(warning.message)):
-            return Outcome(f"no ({warning.category.__name__})", str(warning.message))
-    return Outcome("WRONG", "no exception and no warning")
+        message = str(warning.message)
+        if TOLD.search(message):
+            return Outcome(f"no ({warning.category.__name__})", message)
+    return WRONG
 
 
-def same(actual: Saved, wanted: Saved | None, tolerance: float) -> bool:
+def same(actual: Saved, wanted: Saved | None, tolerance: float = TOLERANCE) -> bool:
     """Whether names, shapes and values are the same."""
     if wanted is None or actual.keys() != wanted.keys():
         return False
-    return all(_close(actual[key], wanted[key], tolerance) for key in wanted)
+    return all(_same_value(actual[key], wanted[key], tolerance) for key in wanted)
 
 
-def _close(actual: Any, wanted: Any, tolerance: float) -> bool:
+def _same_value(actual: Any, wanted: Any, tolerance: float) -> bool:
     if isinstance(wanted, list):
-        return (
-            isinstance(actual, list)
-            and len(actual) == len(wanted)
-            and all(_close(*pair, tolerance) for pair in zip(actual, wanted, strict=True))
+        return len(actual) == len(wanted) and all(
+            _same_value(*pair, tolerance) for pair in zip(actual, wanted, strict=True)
         )
     if actual.shape != wanted.shape:
         return False
-    # a variance may be zero but for rounding
-    allowed = tolerance * wanted.abs().max() + 1e-12
-    return bool((actual - wanted).abs().max() <= allowed)
+    error, size = (actual - wanted).abs().max(), wanted.abs().max()
+    return bool(error <= tolerance * size + ROUNDING)
 
 
-def make(package: Any, name: str) -> Any:
-    """An extension of ours or stock's."""
+def saved(case: Case, package: Any, name: str) -> Saved:
+    """What an extension of ours or stock's saves."""
     if name in suite.SUITE:
-        return suite.SUITE[name](package)
-    return extension(package, name)
-
-
-def run(case: Case, package: Any, name: str) -> Saved:
-    """What an extension saves."""
-    own = make(package, name)
-    with default_dtype(case.x.dtype):  # which some of stock's modules compute in
+        extension = suite.SUITE[name](package)
+    else:
+        extension = run.extension(package, name)
+    with default_dtype(case.x.dtype):  # stock's pools compute in the default dtype
         if case.autocast:
-            return _run_under_autocast(case, own)
+            return _saved_under_autocast(case, extension)
         (found,) = suite.saved(
-            case.model, [own], case.x, use_converter=case.use_converter
+            case.model, [extension], case.x, use_converter=case.use_converter
         )
         return found
 
 
-def _run_under_autocast(case: Case, own: Any) -> Saved:
+def _saved_under_autocast(case: Case, extension: Any) -> Saved:
     criterion, model = extend(nn.CrossEntropyLoss()), extend(copy.deepcopy(case.model))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = criterion(model(case.x), targets(len(case.x)))
+        loss = criterion(model(case.x), run.targets(len(case.x)))
     torch.manual_seed(1)
-    with backpack(own):
+    with backpack(extension):
         loss.backward()
-    return suite.names_with(model, own.savefield)
+    return suite.names_with(model, extension.savefield)
 
 
 @contextmanager
@@ -177,14 +130,15 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def reference(case: Case, name: str) -> Saved | None:
+def expected(case: Case, name: str) -> Saved | None:
     """What an extension should save, in float64; None where that is not defined."""
     model = copy.deepcopy(case.model if case.twin is None else case.twin).double()
     x = case.x.double()
-    if name in NAMES:
+    wanted: Saved | None
+    if name in run.NAMES:
         wanted = kronecker_factors(name, model, x)
     elif couples_samples(model):
-        return None
+        wanted = None
     else:
         wanted = suite.expected(name, model, x)
     if wanted is None:
@@ -194,26 +148,23 @@ def reference(case: Case, name: str) -> Saved | None:
 
 
 def couples_samples(model: nn.Module) -> bool:
-    """Whether gradients of single samples do not exist."""
-    norms = nn.modules.batchnorm._BatchNorm
-    return any(isinstance(m, norms) and m.training for m in model.modules())
+    """Whether the gradient of a sample is not defined."""
+    norm = nn.modules.batchnorm._BatchNorm
+    return any(isinstance(m, norm) and m.training for m in model.modules())
 
 
 def kronecker_factors(name: str, model: nn.Module, x: Tensor) -> Saved | None:
     """Factors of all convolutions and Linears, from Jacobians."""
     if name == "KFRA" and type(model) is not nn.Sequential:
-        return None  # defined by a recursion over a chain
+        return None  # a recursion over a chain of modules
     model.requires_grad_(False)
     result: Saved = {}
     for key, layer in model.named_modules():
-        if not is_conv(layer) and not isinstance(layer, nn.Linear):
+        if not run.is_layer(layer):
             continue
-        block = reference_block(name, model, layer, x)
-        z = layer_input(model, layer, x)
-        if is_conv(layer):
-            factors = curvature.expected(layer, z, block, "backpack")
-        else:
-            factors = [block, z.T @ z / len(z)]
+        block = run.reference_block(name, model, layer, x)
+        z = run.layer_input(model, layer, x)
+        factors = curvature.expected(layer, z, block, "backpack")
         result[f"{key}.weight"] = factors
         if layer.bias is not None:
             result[f"{key}.bias"] = factors[:1]
@@ -222,32 +173,124 @@ def kronecker_factors(name: str, model: nn.Module, x: Tensor) -> Saved | None:
 
 def compare(case: Case, name: str) -> tuple[Outcome, Outcome]:
     """Outcomes of our extension and of stock's."""
+    wanted = cache(partial(expected, case, name))
     tolerance = LOOSE if case.autocast else TOLERANCE
-    wanted = cache(partial(reference, case, name))
-    own, theirs = (
-        NONE
-        if package is stock and name in suite.OURS_ONLY
-        else classify(partial(run, case, package, name), wanted, tolerance)
-        for package in (ours, stock)
-    )
-    return own, theirs
+
+    def outcome(package: Any) -> Outcome:
+        return classify(partial(saved, case, package, name), wanted, tolerance)
+
+    lacking = name in suite.OURS_ONLY
+    return outcome(ours), LACKING if lacking else outcome(stock)
 
 
 def survey(
     chosen: dict[str, dict[str, Variants]],
     extensions: Sequence[str] = EXTENSIONS,
-    progress: bool = False,
+    disable: bool | None = True,
 ) -> Outcomes:
-    """All outcomes."""
-    places = [
+    """Run extensions on cases, of which each run gets a new one.
+
+    Args:
+        chosen: Cases by table, row and variant.
+        extensions: Names of extensions.
+        disable: Of the progress bar; None disables it where there is no terminal.
+    """
+    cases = [
         (table, row, variant, make_case)
         for table, rows in chosen.items()
         for row, variants in rows.items()
         for variant, make_case in variants.items()
     ]
     result: Outcomes = {}
-    for table, row, variant, make_case in tqdm(places, unit="case", disable=not progress):
-        case = make_case()
+    for table, row, variant, make_case in tqdm(cases, unit="case", disable=disable):
         for name in extensions:
-            result[Place(table, row, name, variant)] = compare(case, name)
+            place = Place(table, row, name, variant)
+            result[place] = compare(make_case(), name)
     return result
+
+
+INTRODUCTION = """# What is supported
+
+Extensions of `tn_extensions.backpack` (ours), and of BackPACK {backpack} (stock), with
+torch {torch}. Made by
+
+```bash
+python -m tests.backpack.support
+```
+
+which runs both and compares what they save with Jacobians. A cell is *ours / stock*:
+
+* yes: right.
+* no: raises the exception in brackets; or warns, and saves something else or nothing.
+* **WRONG**: neither raises nor warns, but what it saves is not right.
+* -: there is no such extension.
+
+The models are, in float64: a convolution (for sequences, a `Linear`), the layer in
+question, a nonlinearity, `Flatten`, `Linear` and `CrossEntropyLoss`. Right means that
+the savefields of *all* parameters are there and differ from the reference by at most
+{tolerance} of the largest entry (under autocast: {loose}). The layer before tells
+whether backpropagation through the one in question is right. The reference is made of
+Jacobians and Hessians of torch's own modules, by `torch.func` and autograd, with
+BackPACK's Monte-Carlo samples. A row holds for one, two and three dimensions, or for
+those in brackets; a cell names them where they differ.
+
+With groups, where stock raises, our `KFAC`, `KFLR` and `KFRA` have one pair of factors
+per group. They skip BatchNorm's parameters, with a warning. In train mode it couples
+the samples, so that the gradient of a sample is not defined.
+"""
+
+
+def introduction(backpack_version: str, torch_version: str) -> str:
+    """What the page begins with."""
+    return INTRODUCTION.format(
+        backpack=backpack_version,
+        torch=torch_version,
+        tolerance=f"{TOLERANCE:g}".replace("e-0", "e-"),
+        loose=LOOSE,
+    )
+
+
+def render(outcomes: Outcomes) -> str:
+    """The page."""
+    found = support_page.cells(outcomes)
+    backpack_version = version("backpack-for-pytorch")
+    torch_version = torch.__version__.split("+")[0]
+    lines = introduction(backpack_version, torch_version).splitlines()
+    for title in dict.fromkeys(place.table for place in outcomes):
+        lines += ["", f"## {title}", "", *support_page.table_of(found, title)]
+    lines += ["", "## What ours does not support", "", *support_page.reasons(outcomes)]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page, or print what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.backpack.support", description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add(
+        "--extensions", nargs="+", choices=EXTENSIONS, metavar="NAME", help="only these"
+    )
+    add("--cases", nargs="+", metavar="TEXT", help="only cases whose name has it")
+    add("--threads", type=int, default=1)
+    add("--output", type=Path, default=PAGE)
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    chosen = {
+        table: {
+            row: variants
+            for row, variants in rows.items()
+            if not args.cases or any(text in row for text in args.cases)
+        }
+        for table, rows in tables().items()
+    }
+    page = render(survey(chosen, args.extensions or EXTENSIONS, disable=None))
+    if args.extensions or args.cases:
+        print(page)
+    else:
+        storage.write_text(args.output, page)
+        print(args.output)
+
+
+if __name__ == "__main__":
+    main()

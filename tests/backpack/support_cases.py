@@ -79,12 +79,13 @@ def autocast(case: Case) -> Case:
 
 
 def sized(by_position: bool, case: Case) -> Case:
-    """The output size is passed to the layer under test, which has no such padding."""
-    model: Any = Upsample(*copy.deepcopy(case.model))
-    size = case.model[:2](case.x).shape[2:]
+    """The output size is given to forward, in place of the output padding."""
+    twin: Any = case.model
+    model: Any = Upsample(*copy.deepcopy(twin))
+    size = twin[:2](case.x).shape[2:]
     model[1].output_padding = (0,) * len(size)
     model.size, model.by_position = list(size), by_position
-    return case._replace(model=model, twin=case.model)
+    return case._replace(model=model, twin=twin)
 
 
 def evaluating(case: Case) -> Case:
@@ -119,8 +120,8 @@ class Row(NamedTuple):
     """A line of the table.
 
     Args:
-        options: Hyper-parameters of the layer under test; tuples are cut to the number
-            of dimensions. Of ``sizes``, the batch has these.
+        options: Hyper-parameters of the layer under test, and ``sizes`` of its input;
+            tuples are cut to the number of dimensions.
         change: What is changed about the case.
         num_dims: The numbers of dimensions that ``torch.nn`` can express it in.
         family: The layer's class, without the number of dimensions.
@@ -143,7 +144,7 @@ OF_BOTH = {
     "depthwise": Row(DEPTHWISE),
     "unequal per dimension": Row(
         {
-            "kernel_size": (3, 2, 1),
+            "kernel_size": (3, 1, 2),
             "stride": (1, 2, 1),
             "padding": (1, 0, 1),
             "dilation": (1, 1, 2),
@@ -166,7 +167,8 @@ CONVOLUTION = OF_BOTH | {
         for mode in ("reflect", "replicate", "circular")
     },
 }
-PADDED = {"stride": 2, "output_padding": 1}
+# padded so that the kernel reaches what the output padding adds
+PADDED = {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1}
 TRANSPOSED = OF_BOTH | {
     "`output_padding`": Row(PADDED),
     "`output_size` by keyword": Row(PADDED, partial(sized, False)),
@@ -176,7 +178,7 @@ TRANSPOSED = OF_BOTH | {
 POOL = {"kernel_size": 2}
 WIDE = {"kernel_size": 3, "stride": 2, "padding": 1}
 BATCH_NORM = {"num_features": 2}
-OTHERS = {
+POOLING = {
     "MaxPool": Row(POOL, family="MaxPool"),
     "MaxPool, stride and padding": Row(WIDE, family="MaxPool"),
     "MaxPool, dilation": Row({**POOL, "dilation": 2}, family="MaxPool"),
@@ -195,6 +197,8 @@ OTHERS = {
     ),
     "AdaptiveAvgPool, uneven": Row({"output_size": 2}, family="AdaptiveAvgPool"),
     "AdaptiveMaxPool": Row({"output_size": 2}, family="AdaptiveMaxPool"),
+}
+OTHERS = {
     "BatchNorm, eval mode": Row(BATCH_NORM, evaluating, family="BatchNorm"),
     "BatchNorm, train mode": Row(BATCH_NORM, training, family="BatchNorm"),
     "branches, with the converter": Row(
@@ -256,7 +260,7 @@ def of_sequence() -> Case:
 
 def tables() -> dict[str, dict[str, Variants]]:
     """By table and line: the cases, which are made when they are called."""
-    convolutions = {
+    result: dict[str, dict[str, Variants]] = {
         title: {
             name: {
                 f"{n}d": partial(of_convolution, row, transposed, n)
@@ -269,10 +273,13 @@ def tables() -> dict[str, dict[str, Variants]]:
             ("Transposed convolutions", TRANSPOSED, True),
         )
     }
-    others: dict[str, Variants] = {
-        name: {f"{n}d": partial(of_other, row, n) for n in row.num_dims}
-        for name, row in OTHERS.items()
+    for title, rows in (("Pooling", POOLING), ("Other layers", OTHERS)):
+        result[title] = {
+            name: {f"{n}d": partial(of_other, row, n) for n in row.num_dims}
+            for name, row in rows.items()
+        }
+    result["Other layers"] |= {
+        **{name: {"": partial(of_activation, name)} for name in ACTIVATIONS},
+        "Linear, on sequences": {"": of_sequence},
     }
-    others |= {name: {"": partial(of_activation, name)} for name in ACTIVATIONS}
-    others["Linear, on sequences"] = {"": of_sequence}
-    return convolutions | {"Other layers": others}
+    return result

@@ -80,10 +80,10 @@ def test_what_extensions_share(monkeypatch: pytest.MonkeyPatch) -> None:
     every = [make(ours) for make in (EXACT | FIRST_ORDER).values()]
     first = [ours.SqrtGGNExact(), ours.BatchGrad()]
     saved(model, [*first, *every, ours.KFLR(), ours.KFAC()], x)
-    # of two layers
+    # of two convolutions, and a Linear
     assert padded.count == 2
-    assert factors.count == 2
-    # of which the first one's input needs no gradient; KFAC has samples of its own
+    assert factors.count == 2 + 1
+    # the first one's input needs no gradient; KFAC has samples of its own
     assert through.count == 2
     # made of the square root, and of the gradients
     assert diagonals.count == 0

@@ -13,7 +13,8 @@ from torch.testing import assert_close
 
 from tests.strategies import examples, noise_tensor
 from tn_extensions import memory_budget
-from tn_extensions.backpack.columns import Columns, SavedColumns, column_per_sample
+from tn_extensions.backpack.columns import Columns, column_per_sample
+from tn_extensions.backpack.saved import SavedCopies
 
 SHAPE = (2, 3)
 
@@ -92,7 +93,7 @@ def test_alone_until_copied() -> None:
 
 def test_saved_for_two_inputs() -> None:
     """Each input has a copy; only the last one left may be overwritten."""
-    saved = SavedColumns()
+    saved = SavedCopies()
     columns = Columns([torch.ones(1)])
     for key in (1, 2):
         saved.save_quantity(key, columns, lambda a, b: a + b)

@@ -62,6 +62,17 @@ def test_groups(transposed: bool, num_dims: int, name: str, approx: str) -> None
 
 
 @pytest.mark.parametrize("approx", APPROX)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4)])
+def test_linear(name: str, approx: str, shape: tuple[int, ...]) -> None:
+    """On inputs with any number of axes, of which all but the last are positions."""
+    x = images(2, *shape)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2, bias=False))
+    model = classifier(*model, x=x)
+    assert_as_reference(name, model, x, approx)
+
+
+@pytest.mark.parametrize("approx", APPROX)
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_kronecker_product_is_the_ggn_where_kfac_is_exact(

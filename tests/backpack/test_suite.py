@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from backpack import extensions as stock
+from backpack.custom_module.branching import Parallel
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -119,17 +120,30 @@ def test_as_stock(name: str, reduction: str) -> None:
         assert_equal(actual, wanted)
 
 
-@pytest.mark.parametrize("name", [*FIRST_ORDER, *EXACT, *SAMPLED])
+@pytest.mark.parametrize("name", NAMES)
 def test_chain(name: str) -> None:
     """Also what stock lacks, and BatchNorm's parameters."""
     assert_as_jacobians(name, chain(), images(3, 2, 10, 11))
 
 
-@pytest.mark.parametrize("name", [*FIRST_ORDER, *EXACT, *SAMPLED])
+@pytest.mark.parametrize("name", NAMES)
 def test_residual_network(name: str) -> None:
     x = images(2, 2, 4, 4)
     model = with_statistics(ResNet().double()).eval()
     assert_as_jacobians(name, model, x, use_converter=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_branches_with_curvature(name: str) -> None:
+    """Square roots that start within a branch stay apart from the others."""
+    x = images(2, 2, 4, 3)
+    branches = Parallel(
+        nn.Sequential(nn.Conv2d(2, 2, 1), nn.Tanh(), nn.Conv2d(2, 2, 1)),
+        nn.Conv2d(2, 2, 1),
+        nn.Sequential(nn.Sigmoid(), nn.Conv2d(2, 2, 1), nn.Sigmoid()),
+    )
+    model = classifier(nn.Conv2d(2, 2, 2), nn.Tanh(), branches, nn.Tanh(), x=x)
+    assert_as_jacobians(name, model, x)
 
 
 @pytest.mark.parametrize("name", [*EXACT, *SAMPLED, *HESSIAN, "KFLR"])

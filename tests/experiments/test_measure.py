@@ -72,6 +72,24 @@ def test_short_calls_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(clock.calls) >= 2 + 5 * 10
 
 
+def test_setup_comes_before_each_call_and_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = _Clock(monkeypatch)
+    times = time_side_by_side(
+        {"short": clock.call("short", 1e-4), "bare": clock.call("bare", 1.0)},
+        rounds=5,
+        min_seconds=1e-3,
+        setup={"short": clock.call("set up", 100.0)},
+    )
+    assert times["short"] == pytest.approx([1e-4] * 5)
+    assert times["bare"] == pytest.approx([1.0] * 5)
+    calls = clock.calls
+    assert calls.count("short") == calls.count("set up") >= 2 + 5 * 10
+    before = [calls[i - 1] for i, name in enumerate(calls) if name == "short"]
+    assert set(before) == {"set up"}
+
+
 def test_too_few_rounds_are_refused() -> None:
     with pytest.raises(ValueError, match="rounds must be at least 5, got 4"):
         time_side_by_side({"nothing": lambda: None}, rounds=4)

@@ -57,9 +57,14 @@ def averaged_block(modules: Sequence[Function], y: Tensor, block: Tensor) -> Ten
 
 def output_factor(module: Any, block: Tensor, approx: str) -> Tensor:
     """Per-group output factor ``[G, CO, CO]`` of a GGN block ``[D, D]``."""
-    channels = module.out_channels // module.groups
-    positions = len(block) // module.out_channels
-    split = block.reshape(2 * (module.groups, channels, positions))
+    if isinstance(module, nn.Linear):  # channels come last
+        positions = len(block) // module.out_features
+        split = block.reshape(2 * (1, positions, module.out_features))
+        split = split.permute(0, 2, 1, 3, 5, 4)
+    else:
+        channels = module.out_channels // module.groups
+        positions = len(block) // module.out_channels
+        split = block.reshape(2 * (module.groups, channels, positions))
     if approx == "expand":
         return torch.einsum("gaogbo->gab", split)
     return torch.einsum("gaogbp->gab", split)
@@ -69,6 +74,12 @@ def input_factor(
     module: Any, x: Tensor, approx: str, output_size: Any = None
 ) -> Tensor:
     """Per-group input factor ``[G, CI * K, CI * K]``."""
+    if isinstance(module, nn.Linear):
+        rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]
+        if approx == "reduce":
+            rows = rows.mean(1, keepdim=True)
+        factor = torch.einsum("npa,npb->ab", rows, rows)[None] / len(x)
+        return factor / rows.shape[1] if approx == "expand" else factor
     if approx == "reduce":
         return kfac_factor(module, x, "reduce", output_size=output_size)
     factor = kfac_factor(module, x, "expand", output_size=output_size)
@@ -81,7 +92,7 @@ def input_factor(
 def expected(
     module: nn.Module, x: Tensor, block: Tensor, approx: str, output_size: Any = None
 ) -> list[Tensor]:
-    """Savefield of a convolution's weight; without groups, of two dimensions."""
+    """Savefield of a layer's weight; without groups, of two dimensions."""
     factors = [
         output_factor(module, block, approx),
         input_factor(module, x, approx, output_size),

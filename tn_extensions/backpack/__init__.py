@@ -7,14 +7,13 @@ from tn_extensions.backpack.firstorder import (
     Variance,
 )
 from tn_extensions.backpack.gram import BatchDotGrad, GGNGramExact, GGNGramMC
+from tn_extensions.backpack.hessian import BatchDiagHessian, DiagHessian
 from tn_extensions.backpack.kronecker import KFAC, KFLR, KFRA
 from tn_extensions.backpack.secondorder import (
     BatchDiagGGNExact,
     BatchDiagGGNMC,
-    BatchDiagHessian,
     DiagGGNExact,
     DiagGGNMC,
-    DiagHessian,
     SqrtGGNExact,
     SqrtGGNMC,
 )

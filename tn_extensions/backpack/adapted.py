@@ -17,6 +17,7 @@ from tn_extensions.backpack.derivatives import AnyDtype
 from tn_extensions.backpack.layout import laid_out_like
 from tn_extensions.backpack.precision import Cast, common_dtype
 from tn_extensions.backpack.sharing import SHARED
+from tn_extensions.backpack.signed_roots import SignedRoots
 
 
 def adapted(extension: ModuleExtension) -> ModuleExtension:
@@ -94,9 +95,13 @@ def _backpropagate(
         subsampling = ext.get_subsampling()
         samples = None if subsampling is None else tuple(subsampling)
         return SHARED.once((samples, "input"), backproped.pieces, through)
-    if not (ext.backpropagates_columns and is_loss(module)):
-        return function(ext, module, g_inp, g_out, backproped)
-    return ext.start(module, partial(function, ext, module, g_inp, g_out, None))
+    arguments = (ext, module, g_inp, g_out, backproped)
+    if ext.backpropagates_columns and is_loss(module):
+        return ext.start(module, partial(function, *arguments))
+    result = function(*arguments)
+    if isinstance(result, dict):
+        return SignedRoots.after(backproped, result)
+    return result
 
 
 def _mapped(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 from weakref import WeakSet
 
 import torch
-from backpack.extensions.saved_quantities import SavedQuantities
 from torch import Tensor
 
 from tn_extensions.backpack.sharing import SHARED
@@ -110,26 +108,3 @@ def column_per_sample(sqrt: Tensor) -> Tensor:
     columns = sqrt.new_zeros(len(sqrt), num_data, *sqrt.shape[1:])
     columns[:, sample, sample] = sqrt
     return columns.flatten(0, 1)
-
-
-class SavedColumns(SavedQuantities):
-    """What waits at tensors to be backpropagated further.
-
-    BackPACK saves one object at each input of a module; each needs a copy that can be
-    taken apart.
-    """
-
-    def save_quantity(
-        self, key: int, quantity: Any, accumulation_function: Callable[[Any, Any], Any]
-    ) -> None:
-        """Save a copy, or add to what is there."""
-        super().save_quantity(key, _copied(quantity), accumulation_function)
-
-    def retrieve_quantity(self, key: int, delete_old: bool) -> Any:
-        """Fetch what was saved; a copy, if it stays."""
-        found = super().retrieve_quantity(key, delete_old)
-        return found if delete_old else _copied(found)
-
-
-def _copied(quantity: Any) -> Any:
-    return quantity.copy() if isinstance(quantity, Columns) else quantity

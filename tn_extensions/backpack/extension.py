@@ -16,8 +16,9 @@ from torch.nn import Module
 from torch.nn.utils.parametrize import is_parametrized
 
 from tn_extensions.backpack.adapted import adapted
-from tn_extensions.backpack.columns import Columns, SavedColumns
+from tn_extensions.backpack.columns import Columns
 from tn_extensions.backpack.modules import CONVOLUTIONS
+from tn_extensions.backpack.saved import SavedCopies
 from tn_extensions.backpack.sharing import SHARED
 from tn_extensions.errors import describe
 
@@ -46,7 +47,7 @@ class Extension(BackpropExtension):
         module_exts = module_exts | self.module_extensions()
         self._known = {kind: adapted(known) for kind, known in module_exts.items()}
         super().__init__(savefield, self._known, fail_mode, subsampling)
-        self.saved_quantities = SavedColumns()
+        self.saved_quantities = SavedCopies()
         self._visited: WeakSet[Module] = WeakSet()
 
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
@@ -165,4 +166,4 @@ class Extension(BackpropExtension):
                 if hasattr(parameter, self.savefield):
                     delattr(parameter, self.savefield)
         self._visited.clear()
-        self.saved_quantities = SavedColumns()
+        self.saved_quantities = SavedCopies()

@@ -7,16 +7,17 @@ from backpack.extensions.module_extension import ModuleExtension
 from torch import Tensor
 from torch.nn import Module
 
+from tn_extensions.backpack.derivatives import ConvDerivatives
 from tn_extensions.backpack.extension import Extension
 from tn_extensions.backpack.layer import Layer
-from tn_extensions.backpack.modules import CONVOLUTIONS, ConvModule
+from tn_extensions.backpack.modules import CONVOLUTIONS, LayerModule
 
 
 class _FirstOrder(Extension):
     """What first-order extensions share."""
 
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
-        return dict.fromkeys(CONVOLUTIONS, ConvModule())
+        return dict.fromkeys(CONVOLUTIONS, LayerModule(ConvDerivatives()))
 
 
 class BatchGrad(stock.BatchGrad, _FirstOrder):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from backpack.core.derivatives.batchnorm_nd import BatchNormNdDerivatives
 from backpack.core.derivatives.embedding import EmbeddingDerivatives
 from backpack.core.derivatives.lstm import LSTMDerivatives
 from backpack.core.derivatives.rnn import RNNDerivatives
@@ -16,13 +15,13 @@ from backpack.extensions.secondorder.sqrt_ggn import SqrtGGN
 from torch import Tensor, nn
 from torch.nn import Module
 
-from tn_extensions.backpack.derivatives import DenseDerivatives
+from tn_extensions.backpack.derivatives import ConvDerivatives, DenseDerivatives
 from tn_extensions.backpack.extension import Extension
 from tn_extensions.backpack.layer import Layer, gram_of_gradients
 from tn_extensions.backpack.modules import (
     BATCH_NORMS,
     CONVOLUTIONS,
-    ConvModule,
+    BatchNormModule,
     GradientsModule,
     LayerModule,
 )
@@ -34,9 +33,6 @@ Groups = Iterable[dict[str, Any] | Iterable[Tensor]]
 
 def module_extensions() -> dict[type[Module], ModuleExtension]:
     """Module extensions by type: of modules with parameters."""
-    norm = GradientsModule(
-        BatchNormNdDerivatives(), ("weight", "bias"), is_batch_norm=True
-    )
     embedding = GradientsModule(EmbeddingDerivatives(), ("weight",))
     result: dict[type[Module], ModuleExtension] = {
         nn.Linear: LayerModule(DenseDerivatives()),
@@ -44,8 +40,8 @@ def module_extensions() -> dict[type[Module], ModuleExtension]:
     }
     return (
         result
-        | dict.fromkeys(CONVOLUTIONS, ConvModule())
-        | dict.fromkeys(BATCH_NORMS, norm)
+        | dict.fromkeys(CONVOLUTIONS, LayerModule(ConvDerivatives()))
+        | dict.fromkeys(BATCH_NORMS, BatchNormModule())
     )
 
 

@@ -15,6 +15,7 @@ from backpack.core.derivatives import (
     mseloss,
     selu,
 )
+from backpack.core.derivatives.basederivatives import BaseDerivatives
 from backpack.custom_module.branching import SumModule
 from backpack.extensions.module_extension import ModuleExtension
 from backpack.extensions.secondorder.hbp.custom_module import HBPSumModule
@@ -28,7 +29,11 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from tn_extensions import functional
-from tn_extensions.backpack.derivatives import BatchNormDerivatives, ConvDerivatives
+from tn_extensions.backpack.derivatives import (
+    BatchNormDerivatives,
+    ConvDerivatives,
+    DenseDerivatives,
+)
 from tn_extensions.backpack.derivatives.batchnorm import uses_batch_statistics
 from tn_extensions.backpack.layer import Layer
 from tn_extensions.backpack.modules import (
@@ -42,8 +47,8 @@ from tn_extensions.errors import describe
 Approx = Literal["backpack", "expand", "reduce"]
 
 
-class KroneckerConv(HBPBaseModule):
-    """Kronecker factors of convolutions, transposed or not, of any dimension.
+class KroneckerLayer(HBPBaseModule):
+    """Kronecker factors of convolutions, transposed or not, and of ``Linear``.
 
     With patches ``U`` (``[N, G, D, O]``), ``D = CI * K``, and a square root ``S`` of
     the loss GGN with respect to the output (``[V, N, G, CO, O]``; it holds the
@@ -54,12 +59,17 @@ class KroneckerConv(HBPBaseModule):
     | backpack | ``sum_{v,n} (sum_o S)(sum_o S)^T`` | ``1/N sum_{n,o} U U^T`` |
     | expand | ``sum_{v,n,o} S S^T`` | ``1/(N O) sum_{n,o} U U^T`` |
     | reduce | as backpack | ``1/(N O^2) sum_n (sum_o U)(sum_o U)^T`` |
+
+    A ``Linear`` acts on the last of several axes: the others are positions.
+
+    Args:
+        derivatives: Derivatives of the layer.
     """
 
     takes_columns = True
 
-    def __init__(self) -> None:
-        super().__init__(ConvDerivatives(), params=["weight", "bias"])
+    def __init__(self, derivatives: BaseDerivatives) -> None:
+        super().__init__(derivatives, params=["weight", "bias"])
 
     def __call__(self, extension: Any, module: Any, g_inp: Any, g_out: Any) -> None:
         """Save factors, then backpropagate."""
@@ -72,49 +82,52 @@ class KroneckerConv(HBPBaseModule):
         """Factors ``[B, A]`` of the weight."""
         return [
             *self.bias(ext, module, g_inp, g_out, backproped),
-            self._input_factor(ext.approx, module),
+            _input_factor(Layer(module), ext.approx),
         ]
 
     def bias(
         self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
     ) -> list[Tensor]:
         """Factor ``[B]`` of the bias."""
+        layer, all_positions = Layer(module), ext.approx == "expand"
         if BackpropStrategy.is_batch_average(ext.get_backprop_strategy()):
-            factor = self._from_average(ext.approx, module, backproped)
+            factor = _from_average(layer, backproped, all_positions)
         else:
             pieces = backproped.copy().take()
-            factor = self._from_sqrt(ext.approx, module, next(pieces))
+            factor = _from_sqrt(layer, next(pieces), all_positions)
             for piece in pieces:
-                factor += self._from_sqrt(ext.approx, module, piece)
+                factor += _from_sqrt(layer, piece, all_positions)
         return [_squeezed(factor)]
 
-    @staticmethod
-    def _input_factor(approx: Approx, module: Any) -> Tensor:
-        layer = Layer(module)
-        if approx == "reduce":
-            return _squeezed(layer.input_factor(functional.kfac_reduce))
-        scale = None
-        if approx == "expand":
-            positions = module.output.shape[2:].numel()
-            scale = 1 / (max(module.input0.shape[0], 1) * positions)
-        return _squeezed(layer.input_factor(functional.kfac_expand, scale=scale))
 
-    @staticmethod
-    def _from_sqrt(approx: Approx, module: Any, sqrt: Tensor) -> Tensor:
-        if approx != "expand":
-            sqrt = sqrt.sum(tuple(range(3, sqrt.dim())))
-        per_group = sqrt.unflatten(2, (module.groups, -1))
-        flat = per_group.movedim((2, 3), (0, 1)).flatten(2)
-        return flat @ flat.mT
+def _input_factor(layer: Layer, approx: Approx) -> Tensor:
+    if approx == "reduce":
+        return _squeezed(layer.input_factor(functional.kfac_reduce))
+    scale = None
+    if approx == "expand":
+        scale = 1 / (max(layer.num_data, 1) * layer.num_positions)
+    return _squeezed(layer.input_factor(functional.kfac_expand, scale=scale))
 
-    @staticmethod
-    def _from_average(approx: Approx, module: Any, average: Tensor) -> Tensor:
-        groups = module.groups
-        channels = module.out_channels // groups
-        positions = average.shape[0] // (groups * channels)
-        split = average.reshape(2 * (groups, channels, positions))
-        equation = "gaogbo->gab" if approx == "expand" else "gaogbp->gab"
-        return torch.einsum(equation, split)
+
+def _from_sqrt(layer: Layer, sqrt: Tensor, all_positions: bool) -> Tensor:
+    sqrt = layer.channels_first(sqrt)
+    if not all_positions:
+        sqrt = sqrt.sum(tuple(range(3, sqrt.dim())))
+    per_group = sqrt.unflatten(2, (layer.groups, -1))
+    flat = per_group.movedim((2, 3), (0, 1)).flatten(2)
+    return flat @ flat.mT
+
+
+def _from_average(layer: Layer, average: Tensor, all_positions: bool) -> Tensor:
+    groups, channels = layer.groups, layer.out_channels // layer.groups
+    positions = len(average) // layer.out_channels
+    if layer.is_linear:  # positions come first
+        split = average.reshape(2 * (positions, channels)).permute(1, 0, 3, 2)
+    else:
+        split = average
+    split = split.reshape(2 * (groups, channels, positions))
+    equation = "gaogbo->gab" if all_positions else "gaogbp->gab"
+    return torch.einsum(equation, split)
 
 
 def _squeezed(factor: Tensor) -> Tensor:
@@ -199,6 +212,7 @@ def module_extensions() -> dict[type[Module], ModuleExtension]:
         nn.CrossEntropyLoss: Loss(crossentropyloss.CrossEntropyLossDerivatives()),
         nn.BCEWithLogitsLoss: Loss(bcewithlogitsloss.BCELossWithLogitsDerivatives()),
         SumModule: Sum(),
+        nn.Linear: KroneckerLayer(DenseDerivatives()),
         # BackPACK has their derivatives, but its Kronecker extensions do not list them
         nn.LeakyReLU: HBPBaseModule(leakyrelu.LeakyReLUDerivatives()),
         nn.ELU: HBPBaseModule(elu.ELUDerivatives()),
@@ -206,6 +220,6 @@ def module_extensions() -> dict[type[Module], ModuleExtension]:
         nn.LogSigmoid: HBPBaseModule(logsigmoid.LogSigmoidDerivatives()),
     }
     result |= passive(HBPBaseModule)
-    result |= dict.fromkeys(CONVOLUTIONS, KroneckerConv())
+    result |= dict.fromkeys(CONVOLUTIONS, KroneckerLayer(ConvDerivatives()))
     result |= dict.fromkeys(BATCH_NORMS, KroneckerBatchNorm())
     return result

@@ -33,7 +33,34 @@ class Layer:
     def __init__(self, module: Any, subsampling: Sequence[int] | None = None) -> None:
         self._module = module
         self._samples = None if subsampling is None else tuple(subsampling)
-        self._is_linear = isinstance(module, nn.Linear)
+        self.is_linear = isinstance(module, nn.Linear)
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels, of which a ``Linear`` has one."""
+        return 1 if self.is_linear else int(self._module.groups)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        module = self._module
+        return int(module.out_features if self.is_linear else module.out_channels)
+
+    @property
+    def num_data(self) -> int:
+        """Samples considered."""
+        return len(self._module.input0 if self._samples is None else self._samples)
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of the output."""
+        return prod(self._module.output.shape[1:]) // self.out_channels
+
+    def channels_first(self, vectors: Tensor) -> Tensor:
+        """Vectors ``[(V,) N, *output.shape[1:]]`` as ``[(V,) N, C_out, ...]``."""
+        if not self.is_linear:
+            return vectors
+        return _channels_first(vectors, self._leading(vectors))
 
     def parameter(self, name: str) -> Tensor:
         """A parameter of the layer."""
@@ -100,9 +127,7 @@ class Layer:
     ) -> Tensor:
         x, conv = self._input()
         dtype = common_dtype(x, vectors)
-        vectors = vectors.detach().to(dtype)
-        if self._is_linear:
-            vectors = _channels_first(vectors, self._leading(vectors))
+        vectors = self.channels_first(vectors.detach().to(dtype))
         if parameter == "bias":
             of_bias: Any = getattr(functional, f"bias_{quantity}")
             return cast(Tensor, of_bias(vectors, conv, **arguments))
@@ -118,7 +143,7 @@ class Layer:
         x: Tensor = self._module.input0.detach()
         if self._samples is not None:
             x = x[list(self._samples)]
-        if self._is_linear:
+        if self.is_linear:
             x = _channels_first(x, 1)
             features = (x.shape[1], self._module.out_features)
             return x, Conv.make(*features, kernel_size=1, input_size=x.shape[2:])

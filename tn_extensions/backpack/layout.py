@@ -11,8 +11,8 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 def channels_last(x: Tensor) -> Tensor:
     """The same values, with the channels closest in memory where that pays.
 
-    oneDNN's transposed convolutions of float32 take a third to all of the time then, and
-    pass the format on.
+    oneDNN's transposed convolutions of float32 take a third to all of the time then
+    and pass the format on.
 
     Args:
         x: ``[N, C, I1, ...]``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from backpack.core.derivatives.basederivatives import (
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from tn_extensions.backpack.derivatives import (
-    ConvDerivatives,
+    BatchNormDerivatives,
     LinearModuleDerivatives,
     MaxPoolDerivatives,
 )
@@ -76,139 +77,124 @@ def passive(
     return result
 
 
-class LayerModule(MatToJacMat):
-    """A layer with a kernel and a bias: the extension says what it wants of them.
+class _OfParameters(ModuleExtension):
+    """What an extension wants of a module's parameters: it says so itself.
+
+    To be inherited from before BackPACK's class of module extensions that backpropagate
+    what the extension needs.
+
+    Args:
+        derivatives: Derivatives of the module.
+        params: Names of its parameters.
+    """
+
+    def __init__(self, derivatives: BaseDerivatives, params: Sequence[str]) -> None:
+        self.derivatives = derivatives
+        for name in params:
+            setattr(self, name, partial(self._quantity, name))
+        super().__init__(derivatives, params=list(params))
+
+    def quantity(self, name: str, ext: Any, module: Any, vectors: Tensor) -> Tensor:
+        """A parameter's quantity, from vectors ``[(V,) N, *output.shape[1:]]``."""
+        raise NotImplementedError
+
+    def _quantity(
+        self, name: str, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
+    ) -> Tensor:
+        quantity = partial(self.quantity, name, ext, module)
+        if not ext.expects_backpropagation_quantities():
+            return quantity(subsample(g_out[0], subsampling=ext.get_subsampling()))
+        if not isinstance(backproped, dict):
+            return quantity(backproped)
+        # the Hessian is a sum of square roots' squares with signs
+        first, *others = zip(backproped["matrices"], backproped["signs"], strict=True)
+        total = first[1] * quantity(first[0])
+        for matrix, sign in others:
+            total += sign * quantity(matrix)
+        return total
+
+
+class _Layers(_OfParameters):
+    """Convolutions and ``Linear``: quantities of the functional interface.
 
     Args:
         derivatives: Derivatives of the layer.
     """
 
     def __init__(self, derivatives: BaseDerivatives) -> None:
-        super().__init__(derivatives, params=["weight", "bias"])
+        super().__init__(derivatives, ("weight", "bias"))
 
     def __call__(self, extension: Any, module: Any, g_inp: Any, g_out: Any) -> None:
         """Save the quantities, then backpropagate."""
         forget_output_size(module)
         super().__call__(extension, module, g_inp, g_out)
 
-    def weight(
-        self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
-    ) -> Tensor:
-        """Quantity of the kernel."""
-        return self._quantity("weight", ext, module, g_out, backproped)
-
-    def bias(
-        self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
-    ) -> Tensor:
-        """Quantity of the bias."""
-        return self._quantity("bias", ext, module, g_out, backproped)
-
-    def _quantity(
-        self, parameter: str, ext: Any, module: Any, g_out: Any, backproped: Any
-    ) -> Tensor:
-        vectors = vectors_of(ext, g_out, backproped)
+    def quantity(self, name: str, ext: Any, module: Any, vectors: Tensor) -> Tensor:
+        """The extension's quantity of the layer."""
         layer = Layer(module, ext.get_subsampling())
-        result: Tensor = ext.quantity(layer, parameter, vectors)
+        result: Tensor = ext.quantity(layer, name, vectors)
         return result
 
 
-class ConvModule(LayerModule):
-    """A convolution, transposed or not, of any dimension."""
-
-    def __init__(self) -> None:
-        super().__init__(ConvDerivatives())
+class LayerModule(_Layers, MatToJacMat):
+    """A layer of extensions of first order, or of the GGN's square root."""
 
 
-class HessianConv(DiagHBaseModule):
-    """The Hessian's diagonal: square roots with signs are backpropagated."""
-
-    def __init__(self) -> None:
-        super().__init__(ConvDerivatives(), params=["weight", "bias"])
-
-    def __call__(self, extension: Any, module: Any, g_inp: Any, g_out: Any) -> None:
-        """Save the quantities, then backpropagate."""
-        forget_output_size(module)
-        super().__call__(extension, module, g_inp, g_out)
-
-    def weight(
-        self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
-    ) -> Tensor:
-        """Diagonal of the kernel's Hessian."""
-        return self._diagonal("weight", ext, module, backproped)
-
-    def bias(
-        self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
-    ) -> Tensor:
-        """Diagonal of the bias' Hessian."""
-        return self._diagonal("bias", ext, module, backproped)
-
-    @staticmethod
-    def _diagonal(parameter: str, ext: Any, module: Any, backproped: Any) -> Tensor:
-        layer = Layer(module)
-        total: Tensor | None = None
-        pairs = zip(backproped["matrices"], backproped["signs"], strict=True)
-        for matrix, sign in pairs:
-            diagonal = sign * ext.quantity(layer, parameter, matrix)
-            total = diagonal if total is None else total.add_(diagonal)
-        assert total is not None
-        return total
+class HessianLayer(_Layers, DiagHBaseModule):
+    """A layer of extensions of the Hessian's diagonal."""
 
 
-class GradientsModule(MatToJacMat):
-    """A module whose gradients are formed, with the extension's function of them.
+class _Gradients(_OfParameters):
+    """Modules whose gradients are formed, with the extension's function of them.
 
     For modules with few parameters, or for which there is nothing faster.
 
     Args:
         derivatives: Derivatives of the module.
         params: Names of its parameters.
-        is_batch_norm: Whether it may couple samples, about which BackPACK complains.
     """
 
-    def __init__(
-        self,
-        derivatives: BaseParameterDerivatives,
-        params: Sequence[str],
-        is_batch_norm: bool = False,
-    ) -> None:
-        for name in params:
-            setattr(self, name, self._make(name))
-        super().__init__(derivatives, params=list(params))
-        self._is_batch_norm = is_batch_norm
+    derivatives: BaseParameterDerivatives
+
+    def quantity(self, name: str, ext: Any, module: Any, vectors: Tensor) -> Tensor:
+        """The extension's quantity of gradients."""
+        gradients = self.derivatives.param_mjp(
+            name,
+            module,
+            None,
+            None,
+            vectors,
+            sum_batch=False,
+            subsampling=ext.get_subsampling(),
+        )
+        result: Tensor = ext.of_gradients(gradients, getattr(module, name))
+        return result
+
+
+class GradientsModule(_Gradients, MatToJacMat):
+    """A module of extensions of first order, or of the GGN's square root."""
+
+
+class _BatchNorms(_Gradients):
+    """BatchNorm, about which BackPACK complains where it couples samples."""
+
+    def __init__(self) -> None:
+        super().__init__(BatchNormDerivatives(), ("weight", "bias"))
 
     def check_hyperparameters_module_extension(
         self, ext: Any, module: Any, g_inp: Any, g_out: Any
     ) -> None:
-        """Refuse, or for first-order extensions warn, where samples are coupled."""
-        if self._is_batch_norm:
-            second_order = ext.expects_backpropagation_quantities()
-            batch_norm_raise_error_if_train(module, raise_error=second_order)
-
-    def _make(self, name: str) -> Callable[..., Tensor]:
-        def of_parameter(
-            ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
-        ) -> Tensor:
-            gradients = self.derivatives.param_mjp(
-                name,
-                module,
-                g_inp,
-                g_out,
-                vectors_of(ext, g_out, backproped),
-                sum_batch=False,
-                subsampling=ext.get_subsampling(),
-            )
-            result: Tensor = ext.of_gradients(gradients, getattr(module, name))
-            return result
-
-        return of_parameter
+        """Refuse, or for first-order extensions warn."""
+        second_order = ext.expects_backpropagation_quantities()
+        batch_norm_raise_error_if_train(module, raise_error=second_order)
 
 
-def vectors_of(ext: Any, g_out: Any, backproped: Any) -> Tensor:
-    """What an extension multiplies with Jacobians: a square root, or gradients."""
-    vectors: Tensor = backproped
-    if not ext.expects_backpropagation_quantities():
-        vectors = subsample(g_out[0], subsampling=ext.get_subsampling())
-    return vectors
+class BatchNormModule(_BatchNorms, MatToJacMat):
+    """BatchNorm of extensions of first order, or of the GGN's square root."""
+
+
+class HessianBatchNorm(_BatchNorms, DiagHBaseModule):
+    """BatchNorm of extensions of the Hessian's diagonal."""
 
 
 def forget_output_size(module: Any) -> None:

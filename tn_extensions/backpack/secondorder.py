@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from backpack.core.derivatives.elementwise import ElementwiseDerivatives
 from backpack.extensions import secondorder as stock
-from backpack.extensions.backprop_extension import FAIL_ERROR
 from backpack.extensions.mat_to_mat_jac_base import MatToJacMat
 from backpack.extensions.module_extension import ModuleExtension
-from backpack.extensions.secondorder.diag_hessian.diag_h_base import DiagHBaseModule
 from torch import Tensor
 from torch.nn import Module
 
+from tn_extensions.backpack.derivatives import ConvDerivatives
 from tn_extensions.backpack.extension import Extension
 from tn_extensions.backpack.layer import Layer
 from tn_extensions.backpack.modules import (
+    BATCH_NORMS,
     CONVOLUTIONS,
-    ConvModule,
-    HessianConv,
+    BatchNormModule,
+    LayerModule,
     passive,
 )
 
@@ -29,24 +26,45 @@ class SecondOrder(Extension):
     backpropagates_columns = True
 
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
-        """Ours of convolutions and pooling."""
-        return passive(MatToJacMat) | dict.fromkeys(CONVOLUTIONS, ConvModule())
+        """Ours of convolutions, BatchNorm and pooling."""
+        convolution = LayerModule(ConvDerivatives())
+        return (
+            passive(MatToJacMat)
+            | dict.fromkeys(CONVOLUTIONS, convolution)
+            | dict.fromkeys(BATCH_NORMS, BatchNormModule())
+        )
 
 
-class _DiagGGN(SecondOrder):
-    additive = True
+class Diagonal(Extension):
+    """What extensions share that save a diagonal."""
 
     def quantity(self, layer: Layer, parameter: str, S: Tensor) -> Tensor:
-        """The diagonal for a layer's parameter."""
+        """The diagonal of a square root's square for a layer's parameter."""
         return layer.evaluate("ggn_diagonal", parameter, S)
 
+    def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
+        """The same for other modules, made of gradients ``[V, N, ...]``."""
+        return gradients.square().sum((0, 1))
 
-class _BatchDiagGGN(SecondOrder):
-    additive = True
+
+class BatchDiagonal(Extension):
+    """What extensions share that save a diagonal for each sample."""
 
     def quantity(self, layer: Layer, parameter: str, S: Tensor) -> Tensor:
-        """The diagonals for a layer's parameter."""
+        """The diagonals of a square root's square for a layer's parameter."""
         return layer.evaluate("ggn_diagonal", parameter, S, per_sample=True)
+
+    def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
+        """The same for other modules, made of gradients ``[V, N, ...]``."""
+        return gradients.square().sum(0)
+
+
+class _DiagGGN(Diagonal, SecondOrder):
+    additive = True
+
+
+class _BatchDiagGGN(BatchDiagonal, SecondOrder):
+    additive = True
 
 
 class _SqrtGGN(SecondOrder):
@@ -55,6 +73,10 @@ class _SqrtGGN(SecondOrder):
     def quantity(self, layer: Layer, parameter: str, S: Tensor) -> Tensor:
         """The square root for a layer's parameter."""
         return layer.evaluate("per_sample_grad", parameter, S)
+
+    def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
+        """The same for other modules: the gradients."""
+        return gradients
 
 
 class DiagGGNExact(stock.DiagGGNExact, _DiagGGN):
@@ -119,52 +141,3 @@ class SqrtGGNMC(stock.SqrtGGNMC, _SqrtGGN):
     Raises:
         ValueError: On backpropagation, if ``subsampling`` does not fit the batch.
     """
-
-
-class _DiagHessian(Extension):
-    in_parameter_dtype = True
-
-    def __init__(
-        self,
-        savefield: str,
-        module_exts: dict[type[Module], ModuleExtension],
-        fail_mode: str = FAIL_ERROR,
-    ) -> None:
-        for extension in module_exts.values():
-            _curvature_in_order(getattr(extension, "derivatives", None))
-        super().__init__(savefield, module_exts, fail_mode)
-
-    def module_extensions(self) -> dict[type[Module], ModuleExtension]:
-        """Ours of convolutions and pooling."""
-        return passive(DiagHBaseModule) | dict.fromkeys(CONVOLUTIONS, HessianConv())
-
-
-def _curvature_in_order(derivatives: Any) -> None:
-    """Make an elementwise module's curvature contiguous, which BackPACK reshapes."""
-    if isinstance(derivatives, ElementwiseDerivatives):
-        diagonal = derivatives.hessian_diagonal
-        derivatives.hessian_diagonal = lambda *args: diagonal(*args).contiguous()
-
-
-class DiagHessian(stock.DiagHessian, _DiagHessian):
-    """The Hessian's diagonal, in ``parameter.diag_h``, shaped as the parameter.
-
-    A drop-in for BackPACK's as :class:`DiagGGNExact` is. The Hessian is split into
-    square roots with signs, one or two more for each module that is not piecewise
-    linear.
-    """
-
-    def quantity(self, layer: Layer, parameter: str, S: Tensor) -> Tensor:
-        """One square root's part for a layer's parameter."""
-        return layer.evaluate("ggn_diagonal", parameter, S)
-
-
-class BatchDiagHessian(stock.BatchDiagHessian, _DiagHessian):
-    """The Hessian's diagonal for each sample, in ``parameter.diag_h_batch``.
-
-    ``[N, *parameter.shape]``; the sum over samples is :class:`DiagHessian`'s.
-    """
-
-    def quantity(self, layer: Layer, parameter: str, S: Tensor) -> Tensor:
-        """One square root's part for a layer's parameter."""
-        return layer.evaluate("ggn_diagonal", parameter, S, per_sample=True)

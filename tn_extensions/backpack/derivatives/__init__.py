@@ -11,6 +11,7 @@ from tn_extensions.backpack.derivatives.linear import (
     DenseDerivatives,
     LinearDerivatives,
     LinearModuleDerivatives,
+    SumDerivatives,
 )
 from tn_extensions.backpack.derivatives.maxpool import MaxPoolDerivatives
 
@@ -22,5 +23,6 @@ __all__ = [
     "LinearDerivatives",
     "LinearModuleDerivatives",
     "MaxPoolDerivatives",
+    "SumDerivatives",
     "conv_of",
 ]

@@ -6,13 +6,14 @@ from math import sqrt
 from typing import Any
 
 import torch
+from backpack.core.derivatives.basederivatives import BaseParameterDerivatives
 from torch import Tensor, einsum
 
 from tn_extensions.backpack.derivatives.linear import AnyDtype
 from tn_extensions.errors import describe
 
 
-class BatchNormDerivatives(AnyDtype):
+class BatchNormDerivatives(AnyDtype, BaseParameterDerivatives):
     """Derivatives of batch normalisation in any number of dimensions.
 
     With fixed statistics it scales each channel. With those of the batch (train mode,
@@ -86,6 +87,41 @@ class BatchNormDerivatives(AnyDtype):
             scale = _fixed_scale(module)
         scaled = blocks * scale.view(-1, 1, 1, 1) * scale.view(-1, 1)
         return scaled.reshape(mat.shape)
+
+    def _weight_jac_t_mat_prod(
+        self,
+        module: Any,
+        g_inp: Any,
+        g_out: Any,
+        mat: Tensor,
+        sum_batch: bool = True,
+        subsampling: list[int] | None = None,
+    ) -> Tensor:
+        """Apply the weight's transposed Jacobian to ``[V, N, C, ...]``."""
+        x = module.input0.detach().to(mat.dtype)
+        if uses_batch_statistics(module):
+            normalized, _ = _normalize(module, x)
+        else:
+            mean = _per_channel(module.running_mean, x)
+            inverse = torch.rsqrt(module.running_var + module.eps)
+            normalized = (x - mean) * _per_channel(inverse, x)
+        if subsampling is not None:
+            normalized = normalized[subsampling]
+        products = mat * normalized
+        return self._bias_jac_t_mat_prod(module, g_inp, g_out, products, sum_batch)
+
+    def _bias_jac_t_mat_prod(
+        self,
+        module: Any,
+        g_inp: Any,
+        g_out: Any,
+        mat: Tensor,
+        sum_batch: bool = True,
+        subsampling: list[int] | None = None,
+    ) -> Tensor:
+        """Apply the bias' transposed Jacobian to ``[V, N, C, ...]``."""
+        per_sample = mat.flatten(3).sum(3) if mat.dim() > 3 else mat
+        return per_sample.sum(1) if sum_batch else per_sample
 
 
 def uses_batch_statistics(module: Any) -> bool:

@@ -71,6 +71,14 @@ class DenseDerivatives(LinearDerivatives):
         return product
 
 
+class SumDerivatives(LinearDerivatives):
+    """Derivatives of a sum of branches, with respect to each."""
+
+    def input_vjp(self, module: Any, g: Tensor) -> Tensor:
+        """Apply the transposed Jacobian, the identity."""
+        return g
+
+
 class LinearModuleDerivatives(LinearDerivatives):
     """Derivatives of any linear module, by automatic differentiation.
 

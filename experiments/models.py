@@ -1,0 +1,139 @@
+"""Whole networks to run BackPACK on, from arXiv:1902.05653 (DeepOBS) and torchvision.
+
+A faster layer gains only as much as what surrounds it leaves to gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from importlib import import_module
+from typing import NamedTuple
+
+import torch
+from backpack import extend
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+_CIFAR_PIXELS = 32
+_CALIBRATION_SAMPLES = 8
+
+
+class Subject(NamedTuple):
+    """A network on images of one size.
+
+    Args:
+        network: A key of :data:`NUM_CLASSES`.
+        pixels: Side of the images.
+    """
+
+    network: str
+    pixels: int = _CIFAR_PIXELS
+
+    @property
+    def title(self) -> str:
+        """What is measured, in a few words."""
+        return f"{self.network}, {self.pixels} pixels"
+
+    def build(self, without: Collection[type[nn.Module]] = ()) -> nn.Module:
+        """Build the network, the same one each time, ready for BackPACK.
+
+        Args:
+            without: Kinds of modules, of those in :data:`REPLACEABLE`, to express by
+                others: ``nn.BatchNorm2d`` is folded into the convolution before it,
+                ``nn.AdaptiveAvgPool2d`` becomes ``nn.AvgPool2d``.
+
+        Returns:
+            The extended network in evaluation mode.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            if self.network == "resnet18":
+                return _resnet18(self.pixels, without)
+            networks = {"3c3d": _three_c_three_d, "allcnnc": _all_cnn_c}
+            return extend(networks[self.network]().eval())
+
+    def batch(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Images and labels, the same ones each time."""
+        generator = torch.Generator().manual_seed(batch_size)
+        size = (batch_size, 3, self.pixels, self.pixels)
+        images = torch.randn(size, generator=generator)
+        num_classes = NUM_CLASSES[self.network]
+        return images, torch.randint(num_classes, (batch_size,), generator=generator)
+
+
+NUM_CLASSES = {"3c3d": 10, "allcnnc": 100, "resnet18": 1000}
+REPLACEABLE = {"resnet18": (nn.BatchNorm2d, nn.AdaptiveAvgPool2d)}
+"""Kinds of modules that a network can be built without."""
+
+
+def subjects(networks: Collection[str], pixels: Collection[int]) -> list[Subject]:
+    """Networks on CIFAR's images; those that take any size on each of ``pixels``."""
+    found: list[Subject] = []
+    for network in networks:
+        if network == "resnet18":
+            found += (Subject(network, side) for side in pixels)
+        else:
+            found.append(Subject(network))
+    return found
+
+
+def _three_c_three_d() -> nn.Sequential:
+    """DeepOBS's 3c3d; its pooling pads on both sides rather than as TensorFlow does."""
+    channels = ((3, 64, 5, 0), (64, 96, 3, 0), (96, 128, 3, 1))
+    layers: list[nn.Module] = []
+    for in_channels, out_channels, kernel_size, padding in channels:
+        layers += [
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        ]
+    layers += [nn.Flatten(), nn.Linear(1152, 512), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10))
+
+
+def _all_cnn_c() -> nn.Sequential:
+    """All-CNN-C without dropout; the layers of ``experiments.layers``, with biases."""
+    channels = (
+        # in, out, kernel size, stride, padding
+        (3, 96, 3, 1, 1),
+        (96, 96, 3, 1, 1),
+        (96, 96, 3, 2, 1),
+        (96, 192, 3, 1, 1),
+        (192, 192, 3, 1, 1),
+        (192, 192, 3, 2, 1),
+        (192, 192, 3, 1, 0),
+        (192, 192, 1, 1, 0),
+        (192, 100, 1, 1, 0),
+    )
+    layers: list[nn.Module] = []
+    for in_channels, out_channels, kernel_size, stride, padding in channels:
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
+        layers += [conv, nn.ReLU()]
+    return nn.Sequential(*layers, nn.AvgPool2d(6), nn.Flatten())
+
+
+def _resnet18(pixels: int, without: Collection[type[nn.Module]]) -> nn.Module:
+    """ResNet-18 of torchvision, converted by BackPACK."""
+    # slow to import, and no requirement of ours: BackPACK requires it (see setup.cfg)
+    network: nn.Module = import_module("torchvision.models").resnet18()
+    _calibrate(network, pixels)
+    network.eval()
+    if nn.BatchNorm2d in without:
+        # convolutions get BatchNorm's shift as a bias, which must have a gradient too
+        network = fuse(network).requires_grad_(True)
+    if nn.AdaptiveAvgPool2d in without:
+        # five layers halve the side, rounding up
+        network.avgpool = nn.AvgPool2d(-(-pixels // 32))
+    return extend(network, use_converter=True)
+
+
+def _calibrate(network: nn.Module, pixels: int) -> None:
+    """Set BatchNorm's statistics, without which activations grow from block to block.
+
+    The softmax would saturate, and its curvature vanish.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # averages over all batches, here one
+    with torch.no_grad():
+        network(torch.randn(_CALIBRATION_SAMPLES, 3, pixels, pixels))

@@ -1,0 +1,205 @@
+"""BackPACK's tests run with our classes, and count where stock's classes pass.
+
+A few tests in a folder take the place of BackPACK's own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from experiments import stock_tests
+
+TESTS = {
+    # as theirs
+    "__init__": "from pytorch_memlab import MemReporter",
+    "test_place": """\
+import pytest
+import tn_extensions.backpack as ours
+from backpack import extensions
+from backpack.extensions import KFAC, firstorder, secondorder
+
+SHARED = [name for name in ours.__all__ if hasattr(extensions, name)]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_ours(name):
+    for place in (extensions, firstorder, secondorder):
+        assert getattr(place, name, getattr(ours, name)) is getattr(ours, name)
+    assert KFAC is ours.KFAC
+
+
+def test_others_are_stocks():
+    assert extensions.HMP.__module__.startswith("backpack.")
+    assert secondorder.hbp.KFAC.__module__.startswith("backpack.")
+""",
+    "test_differing": """\
+import pytest
+from backpack.extensions import KFAC
+
+OURS = KFAC.__module__.startswith("tn_extensions")
+with_address = pytest.mark.parametrize("value", [lambda: 1], ids=str)
+
+
+@with_address
+def test_with_ours(value):
+    assert not OURS
+
+
+@pytest.fixture
+def broken():
+    yield
+    assert not OURS
+
+
+def test_after_ours(broken):
+    pass
+
+
+@with_address
+def test_with_both(value):
+    assert False
+
+
+def test_with_stock():
+    assert OURS
+
+
+@pytest.mark.montecarlo
+def test_slow():
+    assert False
+""",
+    "test_import": """\
+from backpack.extensions import KFAC
+
+if KFAC.__module__.startswith("tn_extensions"):
+    import no_such_module
+
+
+def test_imported():
+    pass
+""",
+    "test_memory": """\
+from test import MemReporter
+
+
+def test_memory():
+    MemReporter()
+""",
+}
+
+
+class _Result(NamedTuple):
+    status: int
+    printed: str
+
+
+def _run(sources: Path, *arguments: str) -> _Result:
+    result = subprocess.run(
+        [sys.executable, "-m", "experiments.stock_tests"]
+        + [f"--sources={sources}", "-rA", *arguments],
+        cwd=stock_tests.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return _Result(result.returncode, result.stdout)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sources with the tests above, whose BackPACK and configuration must not count."""
+    folder = tmp_path_factory.mktemp("sources")
+    for package in ("backpack", "test"):
+        (folder / package).mkdir()
+    (folder / "backpack/__init__.py").write_text("raise ImportError('not installed')")
+    (folder / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
+    for name, content in TESTS.items():
+        (folder / "test" / f"{name}.py").write_text(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(sources: Path) -> _Result:
+    return _run(sources)
+
+
+def test_our_classes_are_in_place(result: _Result) -> None:
+    ours, _ = result.printed.split("Once more with stock's classes")
+    assert "classes: ours, " in ours
+    for name in ("KFAC", "KFLR", "KFRA"):
+        assert f"PASSED test/test_place.py::test_ours[{name}]" in ours
+    assert "FAILED test/test_place.py" not in ours
+    assert "PASSED test/test_place.py::test_others_are_stocks" in ours
+
+
+def test_what_fails_only_with_ours_is_reported(result: _Result) -> None:
+    assert result.status == 1
+    head, *only_ours = result.printed.split("\nFailed with our ")[1].splitlines()
+    assert head == "classes: 4; not with stock's: 3"
+    assert sorted(only_ours) == [
+        "test/test_differing.py::test_after_ours",
+        "test/test_differing.py::test_with_ours[<function <lambda>>]",
+        "test/test_import.py",
+    ]
+
+
+def test_only_what_failed_runs_again(result: _Result) -> None:
+    ours, stock = result.printed.split("Once more with stock's classes: 4")
+    assert "test_with_stock" in ours and "test_imported" not in ours
+    assert "classes: stock's" in stock
+    assert "FAILED test/test_differing.py::test_with_both" in stock
+    for name in ("test_with_ours", "test_after_ours"):
+        assert f"PASSED test/test_differing.py::{name}" in stock
+    assert "test_with_stock" not in stock and "test_place.py" not in stock
+
+
+def test_tests_that_need_pytorch_memlab_are_skipped(result: _Result) -> None:
+    pytorch_memlab = stock_tests.find_spec("pytorch_memlab")
+    assert ("pytorch_memlab is not installed" in result.printed) == (not pytorch_memlab)
+    assert "FAILED test/test_memory.py" not in result.printed
+
+
+def test_failures_with_stock_do_not_count(sources: Path) -> None:
+    # not even if another process runs them
+    status, printed = _run(sources, "-n=1", "test/test_differing.py", "-k=with_both")
+    assert "Failed with our classes: 1; not with stock's: 0" in printed
+    assert status == 0
+
+
+def test_stocks_classes_alone(sources: Path) -> None:
+    status, printed = _run(sources, "--stock", "test/test_differing.py")
+    assert "classes: stock's" in printed and "classes: ours" not in printed
+    assert "FAILED test/test_differing.py::test_with_stock" in printed
+    assert "PASSED test/test_differing.py::test_with_ours" in printed
+    assert status == 1 and "Failed with our" not in printed
+
+
+def test_a_run_that_did_not_happen_is_no_success(sources: Path) -> None:
+    assert _run(sources, "--no-such-option").status == pytest.ExitCode.USAGE_ERROR
+
+
+def test_download_unpacks_the_installed_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(stock_tests.metadata, "version", lambda name: "1.2.3")
+    target = tmp_path / "target"
+
+    def pip(command: list[Any], env: dict[str, str], check: bool) -> None:
+        assert check and "backpack-for-pytorch==1.2.3" in command
+        assert env["SETUPTOOLS_SCM_PRETEND_VERSION"] == "1.2.3"
+        content = tmp_path / "content"
+        content.mkdir()
+        (content / "file").write_text("text")
+        target.mkdir()
+        with tarfile.open(target / "some.tar.gz", "w:gz") as archive:
+            archive.add(content, "some")
+
+    monkeypatch.setattr(stock_tests.subprocess, "run", pip)
+    assert (stock_tests.download(target) / "file").read_text() == "text"
