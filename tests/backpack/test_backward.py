@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from backpack import backpack, disable, extend
+from backpack.extensions.firstorder.base import FirstOrderBackpropExtension
 from backpack.extensions.module_extension import ModuleExtension
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from tests.backpack.suite import (
 )
 from tests.backpack.test_models import Scaled, Standardized
 from tests.messages import assert_in_form
+from tests.strategies import noise_tensor
 from tn_extensions import backpack as ours
 from tn_extensions import functional, memory_budget
 from tn_extensions.backpack import layer
@@ -146,6 +148,49 @@ def test_nothing_is_kept_where_a_stock_extension_runs_last() -> None:
     model, x = small()
     saved(model, [ours.KFLR(), ours.DiagGGNExact(), BatchGrad()], x)
     assert not SHARED.active and not SHARED._values
+
+
+class Failing(FirstOrderBackpropExtension):
+    """Fails at convolutions, between two of ours."""
+
+    def __init__(self) -> None:
+        super().__init__("failing", {nn.Conv2d: FailingModule()})
+
+
+class FailingModule(ModuleExtension):
+    """Fails."""
+
+    def __call__(self, *args: Any) -> None:
+        raise RuntimeError("failing")
+
+
+def test_nothing_is_taken_from_a_pass_that_failed_elsewhere() -> None:
+    model, x = small()
+    first, second = ours.BatchGrad(), ours.SumGradSquared()
+    with pytest.raises(RuntimeError, match="failing"):
+        saved(model, [first, Failing(), second], 2 * x)
+    conv = nn.Sequential(model[2], nn.Flatten())  # what failed comes first
+    z = model[1](model[0](x)).detach()
+    y = noise_tensor((3, 40))
+    (wanted,) = saved(conv, [ours.SumGradSquared()], z, nn.MSELoss(), y)
+    actual = saved(conv, [first, second], z, nn.MSELoss(), y)[1]
+    assert_equal(actual, wanted)
+
+
+def test_other_derivatives_are_not_shared() -> None:
+    """A user's module extension counts for the extension that has it."""
+
+    class Zero(ModuleExtension):
+        def backpropagate(self, ext: Any, module: Any, *rest: Any) -> Any:
+            return torch.zeros_like(rest[-1])
+
+    model, x = small()
+    own, other = ours.DiagGGNExact(), ours.KFLR()
+    other.set_module_extension(nn.ReLU, Zero(), overwrite=True)
+    (wanted,) = saved(model, [own], x)
+    actual, zero = saved(model, [own, other], x)
+    assert_equal(actual, wanted)
+    assert not zero["0.weight"][0].any()
 
 
 @pytest.mark.parametrize("name", list(EVERY))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from tests.strategies import noise_tensor
+from tn_extensions.compiler import sink
 from tn_extensions.compiler.sink import Sink
 
 
@@ -28,9 +30,29 @@ def test_values_and_products_are_scaled(
     assert_close(product.out, expected)
 
 
+@pytest.mark.parametrize("fresh", [True, False])
+def test_onednns_products_are_made_in_strips(
+    fresh: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink, "uses_onednn", lambda *_: True)
+    monkeypatch.setattr(sink, "_STRIP_ELEMENTS", 9)
+    heights = []
+
+    def multiply(left: Tensor, right: Tensor) -> Tensor:
+        heights.append(len(left))
+        return left @ right.mT
+
+    monkeypatch.setattr(sink, "multiply", multiply)
+    left, right = noise_tensor((5, 3)), noise_tensor((4, 3))
+    product = Sink(torch.ones(5, 4).double(), 0.5, fresh)
+    product.put_product(product.out, left, right)
+    assert_close(product.out, 0.5 * (left @ right.T) + (not fresh))
+    assert heights == [2, 2, 1]
+
+
 def test_views_of_the_target_leave_the_rest_alone() -> None:
-    sink = Sink(torch.ones(4, 4).double(), 2.0, fresh=True)
-    sink.put(sink.out[1:3, ::2], torch.full((2, 2), 3.0).double())
+    target = Sink(torch.ones(4, 4).double(), 2.0, fresh=True)
+    target.put(target.out[1:3, ::2], torch.full((2, 2), 3.0).double())
     expected = torch.ones(4, 4).double()
     expected[1:3, ::2] = 6
-    assert_close(sink.out, expected)
+    assert_close(target.out, expected)

@@ -61,6 +61,11 @@ def test_after_ours(broken):
     pass
 
 
+@pytest.mark.parametrize("groups", [2])
+def test_kfac_not_supported(groups):
+    assert not OURS
+
+
 @with_address
 def test_with_both(value):
     assert False
@@ -142,7 +147,10 @@ def test_our_classes_are_in_place(result: _Result) -> None:
 def test_what_fails_only_with_ours_is_reported(result: _Result) -> None:
     assert result.status == 1
     head, *only_ours = result.printed.split("\nFailed with our ")[1].splitlines()
-    assert head == "classes: 4; not with stock's: 3"
+    assert head == (
+        "classes: 5; wanting an error that ours does not have: 1; "
+        "else not with stock's: 3"
+    )
     assert sorted(only_ours) == [
         "test/test_differing.py::test_after_ours",
         "test/test_differing.py::test_with_ours[<function <lambda>>]",
@@ -151,7 +159,7 @@ def test_what_fails_only_with_ours_is_reported(result: _Result) -> None:
 
 
 def test_only_what_failed_runs_again(result: _Result) -> None:
-    ours, stock = result.printed.split("Once more with stock's classes: 4")
+    ours, stock = result.printed.split("Once more with stock's classes: 5")
     assert "test_with_stock" in ours and "test_imported" not in ours
     assert "classes: stock's" in stock
     assert "FAILED test/test_differing.py::test_with_both" in stock
@@ -169,7 +177,14 @@ def test_tests_that_need_pytorch_memlab_are_skipped(result: _Result) -> None:
 def test_failures_with_stock_do_not_count(sources: Path) -> None:
     # not even if another process runs them
     status, printed = _run(sources, "-n=1", "test/test_differing.py", "-k=with_both")
-    assert "Failed with our classes: 1; not with stock's: 0" in printed
+    assert "Failed with our classes: 1; " in printed
+    assert "else not with stock's: 0" in printed
+    assert status == 0
+
+
+def test_limitations_of_stock_do_not_count(sources: Path) -> None:
+    status, printed = _run(sources, "test/test_differing.py", "-k=not_supported")
+    assert "does not have: 1; else not with stock's: 0" in printed
     assert status == 0
 
 

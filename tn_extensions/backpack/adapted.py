@@ -20,11 +20,12 @@ from tn_extensions.backpack.sharing import SHARED
 from tn_extensions.backpack.signed_roots import SignedRoots
 
 
-def adapted(extension: ModuleExtension) -> ModuleExtension:
+def adapted(extension: ModuleExtension, is_users: bool = False) -> ModuleExtension:
     """A copy of a module extension that does the same to what ours backpropagate.
 
     Args:
         extension: Of BackPACK, of ours, or a user's own.
+        is_users: Whether it is a user's own.
 
     Returns:
         One that is given a square root's pieces in turn, and whose module has tensors
@@ -43,7 +44,9 @@ def adapted(extension: ModuleExtension) -> ModuleExtension:
     else:
         steps = partial(_mapped, function)
     couples = getattr(extension, "couples", None)
-    twin.backpropagate = partial(_backpropagate, function, steps, couples)
+    # all of ours and of BackPACK backpropagate the same to the same
+    origin = extension if is_users else None
+    twin.backpropagate = partial(_backpropagate, function, steps, origin, couples)
     return twin
 
 
@@ -76,6 +79,7 @@ def _parameter(
 def _backpropagate(
     function: Callable[..., Any],
     steps: Callable[..., Iterator[Tensor]],
+    origin: ModuleExtension | None,
     couples: Callable[..., bool] | None,
     ext: Any,
     module: Any,
@@ -94,7 +98,7 @@ def _backpropagate(
         coupled = backproped.coupled
         subsampling = ext.get_subsampling()
         samples = None if subsampling is None else tuple(subsampling)
-        return SHARED.once((samples, "input"), backproped.pieces, through)
+        return SHARED.once((samples, origin), backproped.pieces, through)
     arguments = (ext, module, g_inp, g_out, backproped)
     if ext.backpropagates_columns and is_loss(module):
         return ext.start(module, partial(function, *arguments))

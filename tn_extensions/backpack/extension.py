@@ -36,6 +36,10 @@ class Extension(BackpropExtension):
     """Whether what it saves is a sum over the columns of that square root."""
     in_parameter_dtype = False
     """Whether what it saves has the parameter's dtype, and not float32 or wider."""
+    refuses_coupling = True
+    """Whether BatchNorm in train mode is an error; else, as in BackPACK, a warning."""
+    loss_hessian_strategy: str
+    """Of extensions that backpropagate a square root; BackPACK sets it."""
 
     def __init__(
         self,
@@ -58,7 +62,9 @@ class Extension(BackpropExtension):
         self, module: type[Module], extension: ModuleExtension, overwrite: bool = False
     ) -> None:
         """Add a module extension of the user's own."""
-        super().set_module_extension(module, adapted(extension), overwrite)
+        super().set_module_extension(
+            module, adapted(extension, is_users=True), overwrite
+        )
 
     def __call__(
         self, module: Module, g_inp: tuple[Tensor, ...], g_out: tuple[Tensor, ...]
@@ -81,6 +87,8 @@ class Extension(BackpropExtension):
         if is_loss(module) or (has_parameters and module in self._visited):
             self.begin()
         self._visited.add(module)
+        if not active or active[0] is self:
+            SHARED.clear()  # in case that another's extension failed before
         try:
             self._check(module)
             self._learn(module)
@@ -116,9 +124,6 @@ class Extension(BackpropExtension):
             return Columns([square_root()])  # draws samples of its own, as stock does
         samples = None if subsampling is None else tuple(subsampling)
         return SHARED.once((samples, "loss"), [], lambda: Columns([square_root()]))
-
-    loss_hessian_strategy: str
-    """Of extensions that backpropagate a square root."""
 
     def _check(self, module: Any) -> None:
         name, kind = type(self).__name__, type(module).__name__

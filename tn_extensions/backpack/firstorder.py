@@ -10,14 +10,23 @@ from torch.nn import Module
 from tn_extensions.backpack.derivatives import ConvDerivatives
 from tn_extensions.backpack.extension import Extension
 from tn_extensions.backpack.layer import Layer
-from tn_extensions.backpack.modules import CONVOLUTIONS, LayerModule
+from tn_extensions.backpack.modules import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    BatchNormModule,
+    LayerModule,
+)
 
 
 class _FirstOrder(Extension):
     """What first-order extensions share."""
 
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
-        return dict.fromkeys(CONVOLUTIONS, LayerModule(ConvDerivatives()))
+        """Ours of convolutions and BatchNorm."""
+        convolution = LayerModule(ConvDerivatives())
+        return dict.fromkeys(CONVOLUTIONS, convolution) | dict.fromkeys(
+            BATCH_NORMS, BatchNormModule()
+        )
 
 
 class BatchGrad(stock.BatchGrad, _FirstOrder):
@@ -38,10 +47,15 @@ class BatchGrad(stock.BatchGrad, _FirstOrder):
     """
 
     in_parameter_dtype = True
+    refuses_coupling = False
 
     def quantity(self, layer: Layer, parameter: str, g: Tensor) -> Tensor:
         """The gradients of a layer's parameter."""
         return layer.evaluate("per_sample_grad", parameter, g)
+
+    def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
+        """The same for other modules, made of gradients ``[N, ...]``."""
+        return gradients
 
 
 class BatchL2Grad(stock.BatchL2Grad, _FirstOrder):
@@ -55,6 +69,10 @@ class BatchL2Grad(stock.BatchL2Grad, _FirstOrder):
         """The squared norms for a layer's parameter."""
         return layer.evaluate("per_sample_grad_norm", parameter, g)
 
+    def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
+        """The same for other modules, made of gradients ``[N, ...]``."""
+        return gradients.flatten(1).square().sum(1)
+
 
 class SumGradSquared(stock.SumGradSquared, _FirstOrder):
     """Sum of squared per-sample gradients, in ``parameter.sum_grad_squared``.
@@ -66,6 +84,10 @@ class SumGradSquared(stock.SumGradSquared, _FirstOrder):
     def quantity(self, layer: Layer, parameter: str, g: Tensor) -> Tensor:
         """The sum for a layer's parameter."""
         return sum_of_squares(layer, parameter, g)
+
+    def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
+        """The same for other modules, made of gradients ``[N, ...]``."""
+        return gradients.square().sum(0)
 
 
 class Variance(stock.Variance, _FirstOrder):
@@ -81,6 +103,10 @@ class Variance(stock.Variance, _FirstOrder):
         squares = sum_of_squares(layer, parameter, g)
         gradient = layer.evaluate("vjp", parameter, g)
         return squares / len(g) - (gradient / len(g)).square_()
+
+    def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
+        """The same for other modules, made of gradients ``[N, ...]``."""
+        return gradients.square().mean(0) - gradients.mean(0).square()
 
 
 def sum_of_squares(layer: Layer, parameter: str, g: Tensor) -> Tensor:

@@ -111,6 +111,8 @@ class BatchDotGrad(FirstOrderBackpropExtension, _Gram):
             does not fit the batch.
     """
 
+    refuses_coupling = False
+
     def __init__(
         self, subsampling: list[int] | None = None, param_groups: Groups | None = None
     ) -> None:

@@ -184,9 +184,8 @@ class _BatchNorms(_Gradients):
     def check_hyperparameters_module_extension(
         self, ext: Any, module: Any, g_inp: Any, g_out: Any
     ) -> None:
-        """Refuse, or for first-order extensions warn."""
-        second_order = ext.expects_backpropagation_quantities()
-        batch_norm_raise_error_if_train(module, raise_error=second_order)
+        """Refuse, or warn."""
+        batch_norm_raise_error_if_train(module, raise_error=ext.refuses_coupling)
 
 
 class BatchNormModule(_BatchNorms, MatToJacMat):

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from tn_extensions.compiler.product import multiply, uses_onednn
 
+_STRIP_ELEMENTS = 2**20
+"""Of a product that oneDNN, which takes no target, leaves in the cache."""
+
 
 @dataclass(slots=True)
 class Sink:
@@ -36,7 +39,10 @@ class Sink:
     def put_product(self, target: Tensor, left: Tensor, right: Tensor) -> None:
         """Write (or add) the scaled product ``left @ right^T`` to a view."""
         if uses_onednn(left, right):
-            self.put(target, multiply(left, right))
+            height = max(1, _STRIP_ELEMENTS // right.shape[0])
+            for start in range(0, left.shape[0], height):
+                rows = slice(start, start + height)
+                self.put(target[rows], multiply(left[rows], right))
             return
         add = torch.addmm if target.dim() == 2 else torch.baddbmm
         beta = 0 if self.fresh else 1

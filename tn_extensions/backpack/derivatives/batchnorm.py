@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from backpack.core.derivatives.basederivatives import BaseParameterDerivatives
 from torch import Tensor, einsum
+from torch.nn.functional import batch_norm
 
 from tn_extensions.backpack.derivatives.linear import AnyDtype
 from tn_extensions.errors import describe
@@ -102,13 +103,13 @@ class BatchNormDerivatives(AnyDtype, BaseParameterDerivatives):
         if uses_batch_statistics(module):
             normalized, _ = _normalize(module, x)
         else:
-            mean = _per_channel(module.running_mean, x)
-            inverse = torch.rsqrt(module.running_var + module.eps)
-            normalized = (x - mean) * _per_channel(inverse, x)
+            statistics = (module.running_mean, module.running_var)
+            mean, var = (value.to(mat.dtype) for value in statistics)
+            normalized = batch_norm(x, mean, var, eps=module.eps)
         if subsampling is not None:
             normalized = normalized[subsampling]
-        products = mat * normalized
-        return self._bias_jac_t_mat_prod(module, g_inp, g_out, products, sum_batch)
+        equation = f"vnc...,nc...->v{'' if sum_batch else 'n'}c"
+        return einsum(equation, mat, normalized)
 
     def _bias_jac_t_mat_prod(
         self,
