@@ -251,3 +251,18 @@ def jvp(function: Any, x: Tensor, tangent: Tensor) -> Tensor:
 def test_dense(shape: tuple[int, ...]) -> None:
     module = nn.Linear(4, 2).double()
     check(DenseDerivatives(), module, noise_tensor((3, *shape)))
+
+
+@pytest.mark.parametrize("num_channels", [3, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_max_pool_chooses_as_torch_among_equals(
+    num_channels: int, dtype: torch.dtype
+) -> None:
+    """After a ReLU there are many: the gradient goes to one of them."""
+    module: Any = nn.MaxPool2d(3, stride=2, padding=1)
+    x = noise_tensor((2, num_channels, 9, 8), dtype).round().relu().requires_grad_()
+    module.input0, module.output = x, module(x)
+    g = noise_tensor((1, *module.output.shape), dtype)
+    (wanted,) = torch.autograd.grad(module.output, x, g[0])
+    actual = MaxPoolDerivatives().jac_t_mat_prod(module, None, None, g)
+    assert_close(actual[0], wanted)

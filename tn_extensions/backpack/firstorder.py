@@ -49,12 +49,12 @@ class BatchGrad(stock.BatchGrad, _FirstOrder):
     in_parameter_dtype = True
     refuses_coupling = False
 
-    def quantity(self, layer: Layer, parameter: str, g: Tensor) -> Tensor:
-        """The gradients of a layer's parameter."""
-        return layer.evaluate("per_sample_grad", parameter, g)
+    def quantity(self, layer: Layer, g: Tensor) -> Tensor:
+        """The gradients of a layer's kernel."""
+        return layer.evaluate("per_sample_grad", g)
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
-        """The same for other modules, made of gradients ``[N, ...]``."""
+        """The same for other parameters, made of gradients ``[N, ...]``."""
         return gradients
 
 
@@ -65,12 +65,12 @@ class BatchL2Grad(stock.BatchL2Grad, _FirstOrder):
     batch of gradients is held. Of float32 or wider.
     """
 
-    def quantity(self, layer: Layer, parameter: str, g: Tensor) -> Tensor:
-        """The squared norms for a layer's parameter."""
-        return layer.evaluate("per_sample_grad_norm", parameter, g)
+    def quantity(self, layer: Layer, g: Tensor) -> Tensor:
+        """The squared norms for a layer's kernel."""
+        return layer.evaluate("per_sample_grad_norm", g)
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
-        """The same for other modules, made of gradients ``[N, ...]``."""
+        """The same for other parameters, made of gradients ``[N, ...]``."""
         return gradients.flatten(1).square().sum(1)
 
 
@@ -81,12 +81,12 @@ class SumGradSquared(stock.SumGradSquared, _FirstOrder):
     float32 or wider. No batch of gradients is held.
     """
 
-    def quantity(self, layer: Layer, parameter: str, g: Tensor) -> Tensor:
-        """The sum for a layer's parameter."""
-        return sum_of_squares(layer, parameter, g)
+    def quantity(self, layer: Layer, g: Tensor) -> Tensor:
+        """The sum for a layer's kernel."""
+        return sum_of_squares(layer, g)
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
-        """The same for other modules, made of gradients ``[N, ...]``."""
+        """The same for other parameters, made of gradients ``[N, ...]``."""
         return gradients.square().sum(0)
 
 
@@ -98,17 +98,17 @@ class Variance(stock.Variance, _FirstOrder):
     gradients is held.
     """
 
-    def quantity(self, layer: Layer, parameter: str, g: Tensor) -> Tensor:
-        """The variance for a layer's parameter."""
-        squares = sum_of_squares(layer, parameter, g)
-        gradient = layer.evaluate("vjp", parameter, g)
+    def quantity(self, layer: Layer, g: Tensor) -> Tensor:
+        """The variance for a layer's kernel."""
+        squares = sum_of_squares(layer, g)
+        gradient = layer.evaluate("weight_vjp", g)
         return squares / len(g) - (gradient / len(g)).square_()
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
-        """The same for other modules, made of gradients ``[N, ...]``."""
+        """The same for other parameters, made of gradients ``[N, ...]``."""
         return gradients.square().mean(0) - gradients.mean(0).square()
 
 
-def sum_of_squares(layer: Layer, parameter: str, g: Tensor) -> Tensor:
+def sum_of_squares(layer: Layer, g: Tensor) -> Tensor:
     """``sum_n g_n^2``: the diagonal of what has the gradients for a square root."""
-    return layer.evaluate("ggn_diagonal", parameter, g.unsqueeze(0))
+    return layer.evaluate("ggn_diagonal", g.unsqueeze(0))

@@ -72,15 +72,14 @@ class _Gram(Extension):
         super().begin()
         self._sums.clear()
 
-    def quantity(self, layer: Layer, parameter: str, vectors: Tensor) -> Tensor:
-        """The Gram matrix for a layer's parameter, or its group's so far."""
+    def quantity(self, layer: Layer, vectors: Tensor) -> Tensor:
+        """The Gram matrix for a layer's kernel, or its group's so far."""
         if not self.expects_backpropagation_quantities():
             vectors = vectors.unsqueeze(0)
-        gram = layer.evaluate("ggn_gram", parameter, vectors)
-        return self._summed(layer.parameter(parameter), gram)
+        return self._summed(layer.weight, layer.evaluate("ggn_gram", vectors))
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
-        """The same for other modules, made of gradients."""
+        """The same for other parameters, made of gradients."""
         return self._summed(parameter, gram_of_gradients(gradients, parameter.dim()))
 
     def _summed(self, parameter: Tensor, gram: Tensor) -> Tensor:

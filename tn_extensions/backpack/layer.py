@@ -1,4 +1,4 @@
-"""A layer in the backward pass, and the quantities of its parameters."""
+"""A layer in the backward pass, and the quantities of its kernel."""
 
 from __future__ import annotations
 
@@ -62,20 +62,23 @@ class Layer:
             return vectors
         return _channels_first(vectors, self._leading(vectors))
 
-    def parameter(self, name: str) -> Tensor:
-        """A parameter of the layer."""
-        parameter: Tensor = getattr(self._module, name)
-        return parameter
+    @property
+    def weight(self) -> Tensor:
+        """The kernel."""
+        weight: Tensor = self._module.weight
+        return weight
 
-    def evaluate(
-        self, quantity: str, parameter: str, vectors: Tensor, **arguments: Any
-    ) -> Tensor:
-        """A quantity of the functional interface.
+    def bias_gradients(self, vectors: Tensor) -> Tensor:
+        """Gradients of a bias, ``sum_o``: ``[(V,) N, C_out]``, of float32 or wider."""
+        summed = self.channels_first(vectors.detach().to(common_dtype(vectors)))
+        positions = tuple(range(self._leading(vectors) + 1, summed.dim()))
+        return summed.sum(positions) if positions else summed
+
+    def evaluate(self, quantity: str, vectors: Tensor, **arguments: Any) -> Tensor:
+        """A quantity of the functional interface, of the kernel.
 
         Args:
-            quantity: Name of the function for a kernel, whose name for a bias begins
-                with ``bias_``; or ``"vjp"``.
-            parameter: ``"weight"`` or ``"bias"``.
+            quantity: Name of the function.
             vectors: Vectors in the space of the output, of the samples considered:
                 ``[(V,) N, *output.shape[1:]]``.
             **arguments: What the function takes besides.
@@ -83,18 +86,15 @@ class Layer:
         Returns:
             The quantity, of float32 or wider.
         """
-        known = SHARED.find((self._samples, parameter, "per_sample_grad"), [vectors])
+        known = SHARED.find((self._samples, "per_sample_grad"), [vectors])
         if known is not None and quantity in _MADE_OF_GRADIENTS:
             lead = vectors.shape[: self._leading(vectors)]
-            shape = self.parameter(parameter).shape
-            gradients = known.reshape(*lead, *shape)
-            compute = partial(_MADE_OF_GRADIENTS[quantity], gradients, len(shape))
+            gradients = known.reshape(*lead, *self.weight.shape)
+            made = _MADE_OF_GRADIENTS[quantity]
+            compute = partial(made, gradients, self.weight.dim(), **arguments)
         else:
-            compute = partial(self._compute, quantity, parameter, vectors)
-        compute = partial(compute, **arguments)
-        return self._share(
-            (parameter, quantity, *arguments.items()), [vectors], compute
-        )
+            compute = partial(self._compute, quantity, vectors, **arguments)
+        return self._share((quantity, *arguments.items()), [vectors], compute)
 
     def input_factor(self, function: Callable[..., Tensor], **arguments: Any) -> Tensor:
         """A Kronecker factor of the input for each group.
@@ -122,18 +122,12 @@ class Layer:
         """How many axes come before those of a sample."""
         return int(vectors.dim() + 1 - self._module.output.dim())
 
-    def _compute(
-        self, quantity: str, parameter: str, vectors: Tensor, **arguments: Any
-    ) -> Tensor:
+    def _compute(self, quantity: str, vectors: Tensor, **arguments: Any) -> Tensor:
         x, conv = self._input()
         dtype = common_dtype(x, vectors)
         vectors = self.channels_first(vectors.detach().to(dtype))
-        if parameter == "bias":
-            of_bias: Any = getattr(functional, f"bias_{quantity}")
-            return cast(Tensor, of_bias(vectors, conv, **arguments))
-        name = "weight_vjp" if quantity == "vjp" else quantity
-        of_kernel: Any = getattr(functional, name)
-        return cast(Tensor, of_kernel(x.to(dtype), vectors, conv, **arguments))
+        function: Any = getattr(functional, quantity)
+        return cast(Tensor, function(x.to(dtype), vectors, conv, **arguments))
 
     def _input(self) -> tuple[Tensor, Conv]:
         """The input, its padding made explicit if that holds data, and what to do."""
@@ -183,6 +177,6 @@ _MADE_OF_GRADIENTS: dict[str, Callable[..., Tensor]] = {
     "per_sample_grad_norm": _squared_norm,
     "ggn_diagonal": _squares,
     "ggn_gram": gram_of_gradients,
-    "vjp": lambda gradients, _: gradients.sum(0),
+    "weight_vjp": lambda gradients, _: gradients.sum(0),
 }
-"""Of gradients ``[(V,) N, *parameter.shape]`` and the number of the latter's axes."""
+"""Of gradients ``[(V,) N, *weight.shape]`` and the number of the latter's axes."""

@@ -132,7 +132,11 @@ class _Layers(_OfParameters):
     def quantity(self, name: str, ext: Any, module: Any, vectors: Tensor) -> Tensor:
         """The extension's quantity of the layer."""
         layer = Layer(module, ext.get_subsampling())
-        result: Tensor = ext.quantity(layer, name, vectors)
+        result: Tensor
+        if name == "bias":
+            result = ext.of_gradients(layer.bias_gradients(vectors), module.bias)
+        else:
+            result = ext.quantity(layer, vectors)
         return result
 
 

@@ -38,24 +38,24 @@ class SecondOrder(Extension):
 class Diagonal(Extension):
     """What extensions share that save a diagonal."""
 
-    def quantity(self, layer: Layer, parameter: str, S: Tensor) -> Tensor:
-        """The diagonal of a square root's square for a layer's parameter."""
-        return layer.evaluate("ggn_diagonal", parameter, S)
+    def quantity(self, layer: Layer, S: Tensor) -> Tensor:
+        """The diagonal of a square root's square for a layer's kernel."""
+        return layer.evaluate("ggn_diagonal", S)
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
-        """The same for other modules, made of gradients ``[V, N, ...]``."""
+        """The same for other parameters, made of gradients ``[V, N, ...]``."""
         return gradients.square().sum((0, 1))
 
 
 class BatchDiagonal(Extension):
     """What extensions share that save a diagonal for each sample."""
 
-    def quantity(self, layer: Layer, parameter: str, S: Tensor) -> Tensor:
-        """The diagonals of a square root's square for a layer's parameter."""
-        return layer.evaluate("ggn_diagonal", parameter, S, per_sample=True)
+    def quantity(self, layer: Layer, S: Tensor) -> Tensor:
+        """The diagonals of a square root's square for a layer's kernel."""
+        return layer.evaluate("ggn_diagonal", S, per_sample=True)
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
-        """The same for other modules, made of gradients ``[V, N, ...]``."""
+        """The same for other parameters, made of gradients ``[V, N, ...]``."""
         return gradients.square().sum(0)
 
 
@@ -70,12 +70,12 @@ class _BatchDiagGGN(BatchDiagonal, SecondOrder):
 class _SqrtGGN(SecondOrder):
     in_parameter_dtype = True
 
-    def quantity(self, layer: Layer, parameter: str, S: Tensor) -> Tensor:
-        """The square root for a layer's parameter."""
-        return layer.evaluate("per_sample_grad", parameter, S)
+    def quantity(self, layer: Layer, S: Tensor) -> Tensor:
+        """The square root for a layer's kernel."""
+        return layer.evaluate("per_sample_grad", S)
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
-        """The same for other modules: the gradients."""
+        """The same for other parameters: the gradients."""
         return gradients
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tn_extensions.backpack.derivatives.linear import AnyDtype
+from tn_extensions.backpack.layout import channels_last
 
 
 class MaxPoolDerivatives(AnyDtype):
@@ -59,5 +60,6 @@ def _selected(module: Any, x: Tensor) -> Tensor:
     # a shallow copy, so that the user's module keeps its flag
     twin = copy(module)
     twin.return_indices = True
-    _, indices = twin.forward(x.detach())
+    # torch's kernels for this format are vectorised; they choose the same of equals
+    _, indices = twin.forward(channels_last(x.detach()))
     return indices.flatten(2)
