@@ -52,6 +52,13 @@ def test_the_smaller_operand_of_a_transposed_convolution_is_the_kernel() -> None
     assert roles is not None and roles.kernel.name == "weight"
 
 
+def test_of_two_small_operands_the_one_with_more_channels_is_the_kernel() -> None:
+    conv = Conv.make(8, 6, 3, (4, 4), stride=2, padding=1)  # 2 x 2 outputs
+    for batch_size, kernel in ((2, "weight"), (100, "g")):
+        roles = Roles.of(quantities.input_vjp(conv, batch_size))
+        assert roles is not None and roles.kernel.name == kernel
+
+
 def test_other_networks_are_none() -> None:
     conv = Conv.make(2, 2, 3, (5,) * (MOST_DIMS + 1))
     assert Roles.of(quantities.conv(conv, 1)) is None

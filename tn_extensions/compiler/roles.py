@@ -9,6 +9,9 @@ from math import prod
 from tn_extensions.compiler.native import MOST_DIMS
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 
+LARGE_KERNEL = 32
+"""Entries of a kernel from which on torch's convolutions are slower."""
+
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
@@ -90,10 +93,8 @@ class Roles:
         kept = set(network.output_indices)
         transposed = patterns[0].index in kept
         first, second = network.operands
-        if transposed:  # either could be the kernel; the smaller one is
-            first, second = sorted(
-                network.operands, key=lambda one: -_positions(one, patterns, sizes)
-            )
+        if transposed:  # either could be the kernel
+            first, second = _image_first(first, second, patterns, sizes)
         elif patterns[0].index not in first.indices:
             first, second = second, first
         spatial, dims = [], []
@@ -136,12 +137,28 @@ class Roles:
         )
 
 
-def _positions(
-    operand: Operand, patterns: Sequence[Pattern], sizes: Mapping[str, int]
-) -> int:
-    """Number of values of an operand's spatial indices."""
+def _image_first(
+    first: Operand,
+    second: Operand,
+    patterns: Sequence[Pattern],
+    sizes: Mapping[str, int],
+) -> tuple[Operand, Operand]:
+    """Which operand of a transposed convolution is its image, and which its kernel.
+
+    The kernel is the smaller one in space. Where both are small, it is the one with
+    more channels of its own, by which torch's kernels vectorise.
+    """
     spatial = {index for pattern in patterns for index in pattern.indices}
-    return prod(sizes[index] for index in operand.indices if index in spatial)
+
+    def size(one: Operand, among: set[str]) -> int:
+        return prod(sizes[index] for index in one.indices if index in among)
+
+    if max(size(first, spatial), size(second, spatial)) > LARGE_KERNEL:
+        swap = size(first, spatial) < size(second, spatial)
+    else:
+        own = ({*first.indices} ^ {*second.indices}) - spatial
+        swap = size(first, own) > size(second, own)
+    return (second, first) if swap else (first, second)
 
 
 def _is_whole(operand: Operand, sizes: Mapping[str, int]) -> bool:

@@ -24,7 +24,8 @@ class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
     def input_vjp(self, module: Any, g: Tensor) -> Tensor:
         """Apply the transposed Jacobian."""
         weight = module.weight.detach().to(g.dtype)
-        g = channels_last(g)
+        if g.numel() >= weight.numel() / 2:  # else it is the kernel that is rearranged
+            g = channels_last(g)
         return functional.input_vjp(weight, g, conv_of(module)).to(g.dtype)
 
     def _jac_mat_prod(self, module: Any, g_inp: Any, g_out: Any, mat: Tensor) -> Tensor:

@@ -26,15 +26,14 @@ from tn_extensions.compiler.native import (
     weight_gradient,
 )
 from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
-from tn_extensions.compiler.roles import Geometry, Roles
+from tn_extensions.compiler.roles import LARGE_KERNEL, Geometry, Roles
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import grouped, merged
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import Operand, TensorNetwork
 
-_LARGE_KERNEL = 32
-"""Entries of a kernel from which on torch's convolutions are slower, and of the result
-from which on those with a channel per group are faster."""
+_MANY_OUTPUTS = 32
+"""Entries of the result from which on those with a channel per group are faster."""
 
 
 def convolve(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
@@ -161,11 +160,11 @@ def _cost(
     elif groups > 1:  # best where all sizes are large
         rate = 3.5 * rates.depthwise * kernel / (kernel + 100) * outputs / (outputs + 4)
         columns = prod(sizes[index] for index in roles.columns)
-        if max(outputs, columns) < _LARGE_KERNEL:
+        if max(outputs, columns) < _MANY_OUTPUTS:
             rate *= 0.3 if columns == 1 else 0.12
     elif gradient:  # few positions are few terms
         rate *= kernel / (kernel + 16)
-    elif kernel > _LARGE_KERNEL:
+    elif kernel > LARGE_KERNEL:
         rate /= 2
     # operands of gradients are reordered for the kernel, results back
     copy = rates.cached_copy if moved <= rates.cache else rates.copy
