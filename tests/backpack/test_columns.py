@@ -91,6 +91,21 @@ def test_alone_until_copied() -> None:
     assert twin.is_alone
 
 
+def test_alone_unless_memory_is_handed_on() -> None:
+    columns = Columns([torch.ones(2, 3)])
+    twin = columns.copy()
+    handed_on = columns.through(lambda c: (piece.view(2, 3, 1) for piece in c.take()))
+    del columns
+    assert not handed_on.is_alone  # the twin has the same memory
+    fresh = handed_on.copy().through(lambda c: (2 * piece for piece in c.take()))
+    assert fresh.is_alone
+    del twin
+    assert handed_on.is_alone
+    same = handed_on.through(lambda c: (piece.mul_(2) for piece in c.take()))
+    del handed_on
+    assert same.is_alone
+
+
 def test_saved_for_two_inputs() -> None:
     """Each input has a copy; only the last one left may be overwritten."""
     saved = SavedCopies()

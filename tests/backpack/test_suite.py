@@ -146,6 +146,29 @@ def test_branches_with_curvature(name: str) -> None:
     assert_as_jacobians(name, model, x)
 
 
+def handed_on(first: bool) -> nn.Module:
+    """A branch with modules that hand on the memory that another branch waits for."""
+    inner = Parallel(nn.Sequential(nn.Tanh(), nn.Identity()), nn.Tanh())
+    branches = [nn.Sequential(nn.Conv2d(2, 2, 1), inner), nn.Conv2d(2, 2, 1)]
+    return Parallel(*(branches if first else branches[::-1]))
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", [*EXACT, *SAMPLED])
+def test_branches_that_share_memory(name: str, first: bool) -> None:
+    """Slopes are not multiplied into what another branch, or a savefield, has."""
+    x = images(2, 2, 3, 3)
+    head = [nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.Tanh())]
+    model = nn.Sequential(
+        nn.Conv2d(2, 2, 1),
+        handed_on(first),
+        nn.Flatten(),
+        nn.Linear(18, 3),
+        Parallel(*(head if first else head[::-1])),
+    ).double()
+    assert_as_jacobians(name, model, x)
+
+
 @pytest.mark.parametrize("name", [*EXACT, *SAMPLED, *HESSIAN, "KFLR"])
 @pytest.mark.parametrize("budget", [1, 2000])
 def test_in_pieces(name: str, budget: int) -> None:

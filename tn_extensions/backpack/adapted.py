@@ -71,6 +71,8 @@ def _parameter(
             result = result + function(*arguments, piece)
     else:
         result = function(*arguments, backproped.merged())
+        if backproped.shares_memory(result):  # which may be overwritten
+            result = result.clone()
     if ext.in_parameter_dtype:
         result = result.to(getattr(module, name).dtype)
     return result
@@ -91,14 +93,11 @@ def _backpropagate(
     if isinstance(backproped, Columns):
         if couples is not None and couples(ext, module):
             backproped = backproped.per_sample()
-
-        def through() -> Columns:
-            return Columns(steps(ext, module, g_inp, g_out, backproped), coupled)
-
-        coupled = backproped.coupled
+        step = partial(steps, ext, module, g_inp, g_out)
         subsampling = ext.get_subsampling()
         samples = None if subsampling is None else tuple(subsampling)
-        return SHARED.once((samples, origin), backproped.pieces, through)
+        compute = partial(backproped.through, step)
+        return SHARED.once((samples, origin), backproped.pieces, compute)
     arguments = (ext, module, g_inp, g_out, backproped)
     if ext.backpropagates_columns and is_loss(module):
         return ext.start(module, partial(function, *arguments))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -20,8 +21,8 @@ class Columns:
 
     Args:
         pieces: The pieces.
-        coupled: Whether a column may be nonzero in one sample only, because samples
-            became coupled (see :func:`column_per_sample`).
+        coupled: Whether each sample has columns of its own (see
+            :func:`column_per_sample`), because samples became coupled.
     """
 
     def __init__(self, pieces: Iterable[Tensor], coupled: bool = False) -> None:
@@ -32,13 +33,33 @@ class Columns:
     def copy(self) -> Columns:
         """The same pieces, to be taken independently."""
         twin = Columns(self.pieces, self.coupled)
-        twin._holders = self._holders
-        twin._holders.add(twin)
+        twin._hold_with(self)
         return twin
+
+    def through(self, step: Callable[[Columns], Iterator[Tensor]]) -> Columns:
+        """What a step makes of the pieces, which it takes; some hand on the memory."""
+        memory = self._memory()
+        result = Columns(step(self), self.coupled)
+        if memory & result._memory():
+            result._hold_with(self)
+        return result
+
+    def _hold_with(self, other: Columns) -> None:
+        self._holders = other._holders
+        self._holders.add(self)
+
+    def _memory(self) -> set[int]:
+        return {piece.untyped_storage().data_ptr() for piece in self.pieces}
+
+    def shares_memory(self, value: Any) -> bool:
+        """Whether a value is a tensor in the memory of a piece."""
+        if not isinstance(value, Tensor):
+            return False
+        return value.untyped_storage().data_ptr() in self._memory()
 
     @property
     def is_alone(self) -> bool:
-        """Whether no copy is left, so that pieces may be overwritten."""
+        """Whether nothing else has the pieces' memory: it may be overwritten."""
         return len(self._holders) == 1
 
     def __len__(self) -> int:
@@ -64,7 +85,7 @@ class Columns:
         return self.pieces[0]
 
     def per_sample(self) -> Columns:
-        """Columns that are each nonzero in one sample only."""
+        """Columns of which each sample has its own."""
         if self.coupled:
             return self
         return Columns(map(column_per_sample, self.take()), coupled=True)

@@ -38,25 +38,21 @@ class SecondOrder(Extension):
 class Diagonal(Extension):
     """What extensions share that save a diagonal."""
 
+    per_sample = False
+
     def quantity(self, layer: Layer, S: Tensor) -> Tensor:
         """The diagonal of a square root's square for a layer's kernel."""
-        return layer.evaluate("ggn_diagonal", S)
+        return layer.evaluate("ggn_diagonal", S, per_sample=self.per_sample)
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
         """The same for other parameters, made of gradients ``[V, N, ...]``."""
-        return gradients.square().sum((0, 1))
+        return gradients.square().sum(0 if self.per_sample else (0, 1))
 
 
-class BatchDiagonal(Extension):
+class BatchDiagonal(Diagonal):
     """What extensions share that save a diagonal for each sample."""
 
-    def quantity(self, layer: Layer, S: Tensor) -> Tensor:
-        """The diagonals of a square root's square for a layer's kernel."""
-        return layer.evaluate("ggn_diagonal", S, per_sample=True)
-
-    def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
-        """The same for other parameters, made of gradients ``[V, N, ...]``."""
-        return gradients.square().sum(0)
+    per_sample = True
 
 
 class _DiagGGN(Diagonal, SecondOrder):
