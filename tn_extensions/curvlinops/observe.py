@@ -1,0 +1,62 @@
+"""What layers see in a forward pass, and the gradients of their outputs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from tn_extensions.curvlinops.layers import Groups, Use
+from tn_extensions.errors import describe
+
+Uses = defaultdict[str, list[Use]]
+OnGradient = Callable[[str, int, Tensor], None]
+
+
+@contextmanager
+def observed(
+    layers: Mapping[str, nn.Module], groups: Groups, on_gradient: OnGradient
+) -> Iterator[Uses]:
+    """Gather the uses of layers in forward passes, in order.
+
+    Gradients are read by a hook on the output, not on the module: the latter fails
+    where an activation works in place.
+
+    Args:
+        layers: Modules by name.
+        groups: How groups are treated.
+        on_gradient: Called in backward passes with the name of the layer, the number
+            of its use and the gradient of its output.
+
+    Yields:
+        The uses by name, to be cleared after each batch.
+    """
+    uses: Uses = defaultdict(list)
+
+    def after(module: Any, inputs: tuple[Any, ...], output: Tensor, name: str) -> None:
+        if len(inputs) != 1:
+            rule = "be called with one positional argument"
+            layer = f"layer {name!r}"
+            raise ValueError(describe("KFACLinearOperator", layer, rule, len(inputs)))
+        use = Use.of(module, inputs[0], output, groups)
+        number = len(uses[name])
+        uses[name].append(use)
+        if output.requires_grad:
+            output.register_hook(partial(seen, name, number))
+
+    def seen(name: str, number: int, gradient: Tensor) -> None:
+        on_gradient(name, number, gradient)
+
+    handles = [
+        module.register_forward_hook(partial(after, name=name))
+        for name, module in layers.items()
+    ]
+    try:
+        yield uses
+    finally:
+        for handle in handles:
+            handle.remove()
