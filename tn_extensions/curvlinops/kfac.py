@@ -31,7 +31,7 @@ Factors = tuple[Tensor | None, Tensor, Any]
 """``A``, ``B`` and eigenvalues (of a layer, or of each parameter by its position)."""
 
 
-class KFACLinearOperator(stock.KFACLinearOperator):  # type: ignore[misc]
+class KFACLinearOperator(stock.KFACLinearOperator):
     r"""KFAC of the Fisher/GGN, in place of :class:`curvlinops.KFACLinearOperator`.
 
     The block of a layer is ``B (x) A`` for each group of channels. With patches ``U``,
@@ -63,6 +63,8 @@ class KFACLinearOperator(stock.KFACLinearOperator):  # type: ignore[misc]
     """
 
     _SUPPORTED_MODULES = SUPPORTED
+    _generator: torch.Generator | None
+    _loss_func: Any
 
     def __init__(self, *args: Any, groups: Groups = "separate", **kwargs: Any) -> None:
         if groups not in get_args(Groups):
@@ -70,7 +72,11 @@ class KFACLinearOperator(stock.KFACLinearOperator):  # type: ignore[misc]
             name = type(self).__name__
             raise ValueError(describe(name, "groups", f"be {choices}", repr(groups)))
         self._groups: Groups = groups
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except StopIteration as error:
+            name, rule = type(self).__name__, "hold at least one batch"
+            raise ValueError(describe(name, "data", rule, "none")) from error
 
     def inverse(self, damping: Any = 0.0, **kwargs: Any) -> Any:
         """The inverse; arguments as :class:`KFACInverseLinearOperator`."""
@@ -113,12 +119,6 @@ class KFACLinearOperator(stock.KFACLinearOperator):  # type: ignore[misc]
             )
         mapping = super().compute_parameter_mapping(params, model_func)
         return cast(dict[str, dict[str, int]], mapping)
-
-    def _set_num_per_example_loss_terms(self, num_terms: int | None) -> None:
-        if not self._N_data:
-            rule = "hold at least one batch"
-            raise ValueError(describe(type(self).__name__, "data", rule, "none"))
-        super()._set_num_per_example_loss_terms(num_terms)
 
     def _layer(self, name: str) -> Any:
         return self._model_func.get_submodule(name)
@@ -350,7 +350,7 @@ class KFACLinearOperator(stock.KFACLinearOperator):  # type: ignore[misc]
 
     @property
     def det(self) -> Tensor:
-        """Determinant, the product of ``det(A)^m det(B)^n``."""
+        """Determinant, ``prod |A|^m |B|^n`` over blocks."""
 
         def product() -> Any:
             return prod((_det(a, b) for a, b in self._blocks()), start=1.0)

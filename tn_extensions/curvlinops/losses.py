@@ -32,8 +32,8 @@ def plain(loss: Any) -> nn.Module:
 def row_scale(loss: Any, y: Tensor) -> Tensor | None:
     """Root of the rows' weights relative to those of a plain loss.
 
-    ``sqrt(w)`` of a sum, ``sqrt(w R / sum w)`` of a mean over ``R`` rows; zero where the
-    target is ignored. ``None``: all one.
+    ``sqrt(w)`` of a sum, ``sqrt(w R / sum w)`` of a mean over ``R`` rows; zero where
+    the target is ignored. ``None``: all one.
 
     Args:
         loss: The loss.

@@ -1,0 +1,355 @@
+"""KFAC against curvlinops where that is right, and the Jacobian's GGN elsewhere."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import curvlinops as stock
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+from torch.testing import assert_close
+
+from tests.backpack.run import classifier, images, targets
+from tests.messages import assert_in_form
+from tests.reference import curvature
+from tests.strategies import BATCHES, examples, module_input, modules, noise_tensor
+from tn_extensions import curvlinops as ours
+from tn_extensions.curvlinops.release import check_release
+
+APPROX = ["expand", "reduce"]
+LOSSES = [nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss]
+NAME = "KFACLinearOperator"
+
+
+def cnn(x: Tensor) -> nn.Sequential:
+    return classifier(
+        nn.Conv2d(2, 3, 3, stride=2, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(3, 4, (1, 3), padding="same", bias=False),
+        nn.Sigmoid(),
+        nn.AdaptiveAvgPool2d((2, 1)),
+        nn.Conv2d(4, 2, (2, 1)),
+        x=x,
+    )
+
+
+def grouped(x: Tensor) -> nn.Sequential:
+    return classifier(
+        nn.Conv2d(2, 4, 3, padding="same", padding_mode="circular", groups=2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1, groups=2),
+        nn.Tanh(),
+        nn.Conv2d(6, 6, 3, stride=2, groups=6),
+        nn.AdaptiveAvgPool2d(2),
+        x=x,
+    )
+
+
+def operator(module: Any, model: nn.Module, data: Any, **options: Any) -> Any:
+    loss = options.pop("loss", nn.CrossEntropyLoss())
+    params = list(model.parameters())
+    kind = options.pop("kind", "KFACLinearOperator")
+    return getattr(module, kind)(model, loss, params, data, **options)
+
+
+def dense(op: Any) -> Tensor:
+    return op @ torch.eye(op.shape[1], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("approx", APPROX)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("separate", [True, False])
+@pytest.mark.parametrize("fisher", ["type-2", "mc", "empirical", "forward-only"])
+@pytest.mark.parametrize(
+    "kind", [nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss]
+)
+def test_equals_stock(
+    kind: Any, fisher: str, separate: bool, reduction: str, approx: str
+) -> None:
+    x = images(5, 2, 8, 7)
+    y = targets(5) if kind is nn.CrossEntropyLoss else (images(5, 3) > 0).double()
+    data = [(x[:2], y[:2]), (x[2:], y[2:])]
+    model = cnn(x)
+    options = {
+        "loss": kind(reduction=reduction),
+        "fisher_type": fisher,
+        "separate_weight_and_bias": separate,
+        "kfac_approx": approx,
+        "mc_samples": 2 if fisher == "mc" else 1,
+    }
+    mine, theirs = (operator(m, model, data, **options) for m in (ours, stock))
+    assert isinstance(mine, stock.KFACLinearOperator)
+    tight = {"rtol": 1e-10, "atol": 1e-12}
+    assert_close(dense(mine), dense(theirs), **tight)
+    for name in ("trace", "det", "frobenius_norm"):
+        assert_close(getattr(mine, name), getattr(theirs, name), **tight)
+    v = noise_tensor([mine.shape[1]]).numpy()
+    assert_close(torch.from_numpy(mine.to_scipy() @ v), dense(theirs) @ torch.tensor(v))
+    for damping in (
+        {"damping": 0.1},
+        {"damping": (0.1, 0.2)},
+        {"damping": 0.1, "use_heuristic_damping": True},
+        {"damping": 0.1, "use_exact_damping": True},
+    ):
+        inverse = stock.KFACInverseLinearOperator(theirs, **damping)
+        assert_close(
+            dense(mine.inverse(**damping)), dense(inverse), rtol=1e-9, atol=1e-9
+        )
+
+
+def test_averaged_groups_are_stocks() -> None:
+    x = images(4, 4, 6, 6)
+    model = classifier(nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), x=x)
+    data = [(x, targets(4))]
+    mine = operator(ours, model, data, groups="average", fisher_type="type-2")
+    theirs = operator(stock, model, data, fisher_type="type-2")
+    assert_close(dense(mine), dense(theirs), rtol=1e-10, atol=1e-12)
+
+
+def block_of(op: Any, name: str, g: int) -> Tensor:
+    """``B (x) A`` of a group, from the stored factors."""
+    a, b = op._input_covariances[name], op._gradient_covariances[name]
+    return torch.kron(b[g], a[g]) if a.dim() == 3 else torch.kron(b, a)
+
+
+@pytest.mark.parametrize("approx", APPROX)
+def test_matrix_functions_and_inverse_with_groups(approx: str) -> None:
+    x = images(40, 2, 5, 4)
+    model = grouped(x)
+    options = {"kfac_approx": approx, "fisher_type": "mc", "mc_samples": 3}
+    for separate in (True, False):
+        options["separate_weight_and_bias"] = separate
+        op = operator(ours, model, [(x, targets(40))], **options)
+        matrix = dense(op)
+        assert_close(matrix, matrix.T)
+        assert_close(op.trace, matrix.trace())
+        assert_close(op.frobenius_norm, torch.linalg.norm(matrix))
+        damped = matrix + 0.3 * torch.eye(len(matrix), dtype=matrix.dtype)
+        exact = op.inverse(damping=0.3, use_exact_damping=True)
+        assert_close(dense(exact), torch.linalg.inv(damped))
+        for heuristic in (False, True):
+            inverse = op.inverse(damping=1e-2, use_heuristic_damping=heuristic)
+            assert torch.linalg.eigvalsh(dense(inverse)).min() > 0
+        spd = dense(op.inverse(damping=1e-3))
+        for name in op._mapping:
+            a, b = op._input_covariances[name], op._gradient_covariances[name]
+            op._input_covariances[name] = a + 1e-3 * torch.eye(a.shape[-1]).to(a)
+            op._gradient_covariances[name] = b + 1e-3 * torch.eye(b.shape[-1]).to(b)
+        op._reset_matrix_properties()
+        assert_close(spd @ dense(op), torch.eye(len(spd)).to(spd), atol=1e-7, rtol=0)
+        assert_close(op.logdet, -torch.logdet(spd))
+
+
+@examples(60)
+@given(case=st.data())
+def test_factors_of_every_convolution(case: st.DataObject) -> None:
+    module, sizes = case.draw(modules())
+    x = module_input(module, sizes, case.draw(BATCHES))
+    approx = case.draw(st.sampled_from(APPROX))
+    model = nn.Sequential(module, nn.Flatten()).double()
+    with torch.no_grad():
+        y = noise_tensor(model(x).shape)
+    op = operator(
+        ours,
+        model,
+        [(x, y)],
+        loss=nn.MSELoss(),
+        fisher_type="empirical",
+        kfac_approx=approx,
+        check_deterministic=False,
+    )
+    op.compute_kronecker_factors()
+    expected = curvature.input_factor(module, x, approx)
+    found = op._input_covariances["0"]
+    assert_close(found if found.dim() == 3 else found[None], expected)
+    # the gradients of the outputs, by hand
+    output = module(x).detach()
+    flat = output.flatten(1)
+    g = (2 / flat.shape[1]) * (flat - y) / len(x) * math.sqrt(flat.shape[1])
+    g = g.reshape(*output.shape[:1], module.groups, -1, *output.shape[2:]).flatten(3)
+    if approx == "reduce":
+        g = g.sum(3, keepdim=True)
+    expected = torch.einsum("ngao,ngbo->gab", g, g) * len(x)
+    found = op._gradient_covariances["0"]
+    assert_close(found if found.dim() == 3 else found[None], expected)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_exact_where_theory_says_so(
+    groups: int, separate: bool, transposed: bool
+) -> None:
+    """One datum, one output position: each layer's block is the GGN's."""
+    x = images(1, 4, 3, 3) if not transposed else images(1, 4, 1, 1)
+    layer = (
+        nn.ConvTranspose2d(4, 6, 1, groups=groups)
+        if transposed
+        else nn.Conv2d(4, 6, 3, groups=groups)
+    )
+    model = nn.Sequential(layer, nn.Flatten()).double()
+    y = targets(1)
+    op = operator(
+        ours, model, [(x, y)], fisher_type="type-2", separate_weight_and_bias=separate
+    )
+    exact = operator(stock, model, [(x, y)], kind="GGNLinearOperator")
+    found, ggn = dense(op), dense(exact)
+    # blocks of groups (and of weight and bias) are what KFAC keeps
+    kept = found != 0
+    assert_close(found[kept], ggn[kept])
+    assert kept.sum() >= found.numel() / groups / 4
+    assert_close(found.diagonal(), ggn.diagonal())
+
+
+@pytest.mark.parametrize("approx", APPROX)
+def test_uses_share_the_weight_as_positions_do(approx: str) -> None:
+    """A layer used twice is the layer once on both inputs, one after another."""
+
+    class Twice(nn.Module):
+        def __init__(self, split: bool) -> None:
+            super().__init__()
+            self.layer = nn.Conv1d(2, 3, 3, stride=3).double()
+            self.split = split
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.split:
+                return self.layer(x).sum(2)
+            left, right = x[..., :6], x[..., 6:]
+            return self.layer(left).sum(2) + self.layer(right).sum(2)
+
+    x = images(4, 2, 9)
+    once, twice = Twice(False), Twice(True)
+    twice.load_state_dict(once.state_dict())
+    found, expected = (
+        dense(
+            operator(ours, m, [(x, targets(4))], fisher_type="mc", kfac_approx=approx)
+        )
+        for m in (twice, once)
+    )
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("fisher", ["type-2", "mc"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_weighted_cross_entropy(reduction: str, fisher: str) -> None:
+    """Exact for linear models with one datum a class; ignored rows do not count."""
+    weight = torch.tensor([0.5, 2.0, 3.0]).double()
+    loss = nn.CrossEntropyLoss(weight, ignore_index=1, reduction=reduction)
+    x = images(1, 4).repeat(3, 1)  # all alike: KFAC is exact
+    model = nn.Sequential(nn.Linear(4, 3)).double()
+    data = [(x, targets(3))]
+    many = {"mc_samples": 20_000} if fisher == "mc" else {}
+    op = operator(
+        ours,
+        model,
+        data,
+        loss=loss,
+        fisher_type=fisher,
+        check_deterministic=False,
+        separate_weight_and_bias=False,
+        **many,
+    )
+    exact = dense(operator(stock, model, data, kind="GGNLinearOperator", loss=loss))
+    loose = {"rtol": 0.0, "atol": 0.03 * float(exact.abs().max())}
+    assert_close(dense(op), exact, **(loose if fisher == "mc" else {}))
+
+
+def test_batches_and_seed() -> None:
+    x = images(6, 2, 5, 4)
+    model, y = grouped(x), targets(6)
+    whole = operator(ours, model, [(x, y)], fisher_type="type-2")
+    parts = [(x[:1], y[:1]), (x[1:], y[1:])]
+    assert_close(
+        dense(whole), dense(operator(ours, model, parts, fisher_type="type-2"))
+    )
+    first, second = (dense(operator(ours, model, parts, seed=3)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_state() -> None:
+    x = images(3, 2, 5, 4)
+    model, data = grouped(x), [(x, targets(3))]
+    loss = nn.CrossEntropyLoss(torch.rand(3).double())
+    op = operator(ours, model, data, loss=loss)
+    matrix = dense(op)
+    with pytest.warns(UserWarning, match="overwrite"):
+        loaded = ours.KFACLinearOperator.from_state_dict(
+            op.state_dict(), model, list(model.parameters()), data
+        )
+    assert torch.equal(dense(loaded), matrix)
+    loaded.compute_kronecker_factors()
+    assert_close(dense(loaded), matrix)
+
+
+def test_frozen_weights() -> None:
+    x = images(3, 2, 5, 4)
+    model = grouped(x)
+    model[0].weight.requires_grad_(False)
+    params = [p for p in model.parameters() if p.requires_grad]
+    args = nn.CrossEntropyLoss(), params, [(x, targets(3))]
+    op = ours.KFACLinearOperator(model, *args)
+    assert op.shape[0] == parameters_to_vector(params).numel()
+    assert_close(dense(op), dense(op).T)
+
+
+def test_bad_input() -> None:
+    x = images(3, 2, 5, 4)
+    model, data = grouped(x), [(x, targets(3))]
+    loss = nn.CrossEntropyLoss()
+    kfac: Any = ours.KFACLinearOperator
+    other = nn.Parameter(torch.zeros(1))
+    with pytest.raises(ValueError, match="params") as error:
+        kfac(model, loss, [other], data)
+    assert_in_form(error.value, NAME, "params")
+    norm = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+    with pytest.raises(NotImplementedError, match=r"un-supported.*1\.weight, 1\.bias"):
+        kfac(norm, loss, list(norm.parameters()), data)
+    with pytest.raises(ValueError, match="data") as error:
+        operator(ours, model, [])
+    assert_in_form(error.value, NAME, "data")
+    with pytest.raises(ValueError, match="groups") as error:
+        operator(ours, model, data, groups="all")
+    assert_in_form(error.value, NAME, "groups")
+    for wrong in ({"fisher_type": "exact"}, {"kfac_approx": "both"}):
+        with pytest.raises(ValueError, match="Invalid"):
+            operator(ours, model, data, **wrong)
+    op = operator(ours, model, data)
+    with pytest.raises(torch.linalg.LinAlgError, match="damping") as singular:
+        dense(op.inverse(damping=-10.0))
+    assert "layer '0' must be positive definite" in str(singular.value)
+    with pytest.raises(TypeError) as kind:
+        ours.KFACInverseLinearOperator(operator(stock, cnn(x), data))  # type: ignore[arg-type]
+    assert_in_form(kind.value, "KFACInverseLinearOperator", "A")
+
+
+def test_a_failure_leaves_nothing() -> None:
+    x = images(3, 2, 5, 4)
+    model = grouped(x)
+    op = operator(ours, model, [(x, targets(3))])
+    dense(op)
+    op._data = [(x, targets(3)), (x * torch.nan, targets(3))]
+    with pytest.raises((ValueError, RuntimeError)):
+        op.compute_kronecker_factors()
+    assert not op._input_covariances and not op._gradient_covariances
+    assert all(not module._forward_hooks for module in model.modules())
+    op = operator(
+        ours,
+        model,
+        [(x * torch.nan, targets(3))],
+        check_deterministic=False,
+        fisher_type="empirical",
+    )
+    with pytest.raises(ValueError, match="'0'") as error:
+        op.compute_kronecker_factors()
+    assert "of layer '0' must be finite" in str(error.value)
+
+
+def test_release_line() -> None:
+    check_release("3.0.1")
+    with pytest.raises(ImportError, match="got 4.1.0"):
+        check_release("4.1.0")
