@@ -9,7 +9,6 @@ from typing import Any, cast, get_args
 
 import torch
 from curvlinops import kfac as stock
-from curvlinops.kfac_utils import loss_hessian_matrix_sqrt
 from torch import Tensor, nn
 
 from tn_extensions.curvlinops import losses
@@ -23,7 +22,15 @@ from tn_extensions.curvlinops.layers import (
     kernel_of_matrices,
     num_groups,
 )
-from tn_extensions.curvlinops.multiply import Kronecker, stacked
+from tn_extensions.curvlinops.multiply import (
+    Kronecker,
+    det,
+    diagonal,
+    logdet,
+    squared_norm,
+    stacked,
+    trace,
+)
 from tn_extensions.curvlinops.observe import Uses, observed
 from tn_extensions.errors import describe
 
@@ -277,22 +284,13 @@ class KFACLinearOperator(stock.KFACLinearOperator):
             return
         loss = losses.plain(self._loss_func)
         if self._fisher_type == stock.FisherType.TYPE2:
-            draws = self._hessian_columns(loss, output, y)
+            draws = losses.hessian_columns(loss, output, y)
         else:
             draws = (
                 losses.gradient(loss, output, self.draw_label(output))
                 for _ in range(self._mc_samples)
             )
         yield from losses.scaled(draws, losses.row_scale(self._loss_func, y))
-
-    def _hessian_columns(
-        self, loss: Any, output: Tensor, y: Tensor
-    ) -> Iterator[Tensor]:
-        rows = zip(output.detach().split(1), y.split(1), strict=True)
-        roots = torch.stack([loss_hessian_matrix_sqrt(o, t, loss) for o, t in rows])
-        if loss.reduction == "mean":
-            roots /= len(output)
-        yield from roots.unbind(2)
 
     def _identity(self, name: str) -> Tensor:
         module = self._layer(name)
@@ -312,7 +310,8 @@ class KFACLinearOperator(stock.KFACLinearOperator):
                 rule = "take part in the forward pass"
                 raise ValueError(describe(owner, f"layer {name!r}", rule, "no use"))
             for factors in (inputs, gradients):
-                if name in factors and not factors[name].isfinite().all():
+                # what is not finite in a sum of squares' matrix is on its diagonal, too
+                if name in factors and not diagonal(factors[name]).isfinite().all():
                     what = "inputs" if factors is inputs else "output gradients"
                     argument = f"{what} of layer {name!r}"
                     raise ValueError(
@@ -341,19 +340,19 @@ class KFACLinearOperator(stock.KFACLinearOperator):
     @property
     def trace(self) -> Tensor:
         """Trace, ``sum tr(A) tr(B)`` over blocks."""
-        return cast(Tensor, self._once("_trace", partial(self._sum, _trace)))
+        return cast(Tensor, self._once("_trace", partial(self._sum, trace)))
 
     @property
     def logdet(self) -> Tensor:
         """Logarithm of the determinant, ``sum m log det(A) + n log det(B)``."""
-        return cast(Tensor, self._once("_logdet", partial(self._sum, _logdet)))
+        return cast(Tensor, self._once("_logdet", partial(self._sum, logdet)))
 
     @property
     def det(self) -> Tensor:
         """Determinant, ``prod |A|^m |B|^n`` over blocks."""
 
         def product() -> Any:
-            return prod((_det(a, b) for a, b in self._blocks()), start=1.0)
+            return prod((det(a, b) for a, b in self._blocks()), start=1.0)
 
         return cast(Tensor, self._once("_det", product))
 
@@ -362,7 +361,7 @@ class KFACLinearOperator(stock.KFACLinearOperator):
         """Frobenius norm, the root of ``sum ||A||^2 ||B||^2`` over blocks."""
 
         def norm() -> Any:
-            return self._sum(_squared_norm).sqrt()
+            return self._sum(squared_norm).sqrt()
 
         return cast(Tensor, self._once("_frobenius_norm", norm))
 
@@ -392,23 +391,3 @@ def _matrices(module: Any, key: str, vectors: Tensor, groups: int) -> Tensor:
     if key == "weight":
         return kernel_matrices(module, vectors, groups)
     return vectors.reshape(groups, -1, 1, vectors.shape[-1])
-
-
-def _trace(a: Tensor, b: Tensor) -> Tensor:
-    return _diagonal(a).sum(-1) * _diagonal(b).sum(-1)
-
-
-def _diagonal(factors: Tensor) -> Tensor:
-    return factors.diagonal(dim1=-2, dim2=-1)
-
-
-def _logdet(a: Tensor, b: Tensor) -> Tensor:
-    return b.shape[-1] * a.logdet() + a.shape[-1] * b.logdet()
-
-
-def _det(a: Tensor, b: Tensor) -> Tensor:
-    return (a.det().pow(b.shape[-1]) * b.det().pow(a.shape[-1])).prod()
-
-
-def _squared_norm(a: Tensor, b: Tensor) -> Tensor:
-    return a.square().sum((1, 2)) * b.square().sum((1, 2))

@@ -7,6 +7,7 @@ from math import sqrt
 from typing import Any
 
 import torch
+from curvlinops.kfac_utils import loss_hessian_matrix_sqrt
 from torch import Tensor, nn
 from torch.autograd import grad
 
@@ -69,6 +70,15 @@ def gradient(loss: nn.Module, output: Tensor, y: Tensor) -> Tensor:
     if over_classes and loss.reduction == "mean":
         return vectors * sqrt(output.shape[1])
     return vectors
+
+
+def hessian_columns(loss: Any, output: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """Columns of a root of the Hessian with respect to the outputs, ``[R, C]`` each."""
+    rows = zip(output.detach().split(1), y.split(1), strict=True)
+    roots = torch.stack([loss_hessian_matrix_sqrt(o, t, loss) for o, t in rows])
+    if loss.reduction == "mean":
+        roots /= len(output)
+    yield from roots.unbind(2)
 
 
 def scaled(vectors: Iterator[Tensor], scale: Tensor | None) -> Iterator[Tensor]:

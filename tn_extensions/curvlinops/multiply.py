@@ -1,4 +1,4 @@
-"""Products with Kronecker factors of a layer's groups."""
+"""Products with Kronecker factors of a layer's groups, and functions of them."""
 
 from __future__ import annotations
 
@@ -48,3 +48,28 @@ def _both(left: Tensor, matrices: Tensor, right: Tensor | None) -> Tensor:
     shape = product.shape
     product = product.reshape(groups, vectors * rows, columns) @ right
     return product.reshape(shape).movedim(1, 3)
+
+
+def trace(a: Tensor, b: Tensor) -> Tensor:
+    """Trace of ``B (x) A`` of each group."""
+    return diagonal(a).sum(-1) * diagonal(b).sum(-1)
+
+
+def diagonal(factors: Tensor) -> Tensor:
+    """Diagonals of matrices."""
+    return factors.diagonal(dim1=-2, dim2=-1)
+
+
+def logdet(a: Tensor, b: Tensor) -> Tensor:
+    """Logarithm of the determinant of ``B (x) A`` of each group."""
+    return b.shape[-1] * a.logdet() + a.shape[-1] * b.logdet()
+
+
+def det(a: Tensor, b: Tensor) -> Tensor:
+    """Product of the groups' determinants of ``B (x) A``."""
+    return (a.det().pow(b.shape[-1]) * b.det().pow(a.shape[-1])).prod()
+
+
+def squared_norm(a: Tensor, b: Tensor) -> Tensor:
+    """Squared Frobenius norm of ``B (x) A`` of each group."""
+    return a.square().sum((1, 2)) * b.square().sum((1, 2))
