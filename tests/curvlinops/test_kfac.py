@@ -234,15 +234,31 @@ def test_uses_share_the_weight_as_positions_do(approx: str) -> None:
     assert_close(found, expected)
 
 
+CROSS_ENTROPIES = {
+    "ignored by default": {},
+    "ignored": {"ignore_index": 1},
+    "smoothed": {"label_smoothing": 0.2},
+    "weighted": {"ignore_index": 1, "weight": torch.tensor([0.5, 2, 3]).double()},
+    "all": {
+        "ignore_index": 1,
+        "weight": torch.tensor([0.5, 2, 3]).double(),
+        "label_smoothing": 0.2,
+    },
+}
+
+
 @pytest.mark.parametrize("fisher", ["type-2", "mc"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_weighted_cross_entropy(reduction: str, fisher: str) -> None:
-    """Exact for linear models with one datum a class; ignored rows do not count."""
-    weight = torch.tensor([0.5, 2.0, 3.0]).double()
-    loss = nn.CrossEntropyLoss(weight, ignore_index=1, reduction=reduction)
-    x = images(1, 4).repeat(3, 1)  # all alike: KFAC is exact
+@pytest.mark.parametrize("options", CROSS_ENTROPIES.values(), ids=CROSS_ENTROPIES)
+def test_weighted_cross_entropy(
+    options: dict[str, Any], reduction: str, fisher: str
+) -> None:
+    """Exact for linear models on data that are all alike; ignored rows do not count."""
+    x = images(1, 4).repeat(3, 1)
     model = nn.Sequential(nn.Linear(4, 3)).double()
-    data = [(x, targets(3))]
+    y = torch.tensor([0, 1, 2] if options else [0, -100, 2])
+    data = [(x, y)]
+    loss = nn.CrossEntropyLoss(reduction=reduction, **options)
     many = {"mc_samples": 20_000} if fisher == "mc" else {}
     op = operator(
         ours,
@@ -286,6 +302,21 @@ def test_state() -> None:
     assert_close(dense(loaded), matrix)
 
 
+def test_state_of_stock() -> None:
+    x = images(4, 4, 6, 6)
+    model = classifier(nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), x=x)
+    data = [(x, targets(4))]
+    theirs = operator(stock, model, data)
+    matrix = dense(theirs)
+    with pytest.warns(UserWarning, match="overwrite"):
+        loaded = ours.KFACLinearOperator.from_state_dict(
+            theirs.state_dict(), model, list(model.parameters()), data
+        )
+    assert_close(dense(loaded), matrix)
+    loaded.compute_kronecker_factors()
+    assert_close(dense(loaded), matrix)
+
+
 def test_frozen_weights() -> None:
     x = images(3, 2, 5, 4)
     model = grouped(x)
@@ -294,7 +325,36 @@ def test_frozen_weights() -> None:
     args = nn.CrossEntropyLoss(), params, [(x, targets(3))]
     op = ours.KFACLinearOperator(model, *args)
     assert op.shape[0] == parameters_to_vector(params).numel()
-    assert_close(dense(op), dense(op).T)
+    assert "0" not in op._input_covariances
+    frozen = model[0].weight.numel()
+    model[0].weight.requires_grad_(True)
+    assert_close(dense(op), dense(operator(ours, model, args[2]))[frozen:, frozen:])
+
+
+def test_an_unused_use_does_not_reach_the_next_batch() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = self.layer(x), self.layer(2 * x)
+            return second if float(x[0, 0].detach()) < 0 else first
+
+    x = images(4, 3)
+    x[:2, 0], x[2:, 0] = -1, 1
+    model, y = Unused(), targets(4)
+    halves = [(x[:2], y[:2]), (x[2:], y[2:])]
+    options: dict[str, Any] = {"fisher_type": "type-2", "kfac_approx": "reduce"}
+    options |= {"num_data": 4, "num_per_example_loss_terms": 1}
+    whole, *parts = (
+        operator(ours, model, data, **options)
+        for data in (halves, halves[:1], halves[1:])
+    )
+    for op in (whole, *parts):
+        op.compute_kronecker_factors()
+    factors = [op._gradient_covariances["layer"] for op in (whole, *parts)]
+    assert_close(factors[0], factors[1] + factors[2])
 
 
 def test_bad_input() -> None:
@@ -315,6 +375,9 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="groups") as error:
         operator(ours, model, data, groups="all")
     assert_in_form(error.value, NAME, "groups")
+    with pytest.raises(ValueError, match="classes") as error:
+        operator(ours, model, [(x, images(3, 3).softmax(1))])
+    assert_in_form(error.value, NAME, "targets")
     for wrong in ({"fisher_type": "exact"}, {"kfac_approx": "both"}):
         with pytest.raises(ValueError, match="Invalid"):
             operator(ours, model, data, **wrong)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from tn_extensions.curvlinops.kfac import KFACLinearOperator
+from tn_extensions.curvlinops.multiply import diagonal
 from tn_extensions.errors import describe
 
 
@@ -43,12 +44,13 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
         return result
 
     def _compute_or_get_cached_inverse(self, name: str) -> Any:
+        is_new = name not in self._inverse_gradient_covariances
         try:
             right, left, values = super()._compute_or_get_cached_inverse(name)
         except LinAlgError as error:
             raise self._singular(name) from error
         each = values.values() if isinstance(values, dict) else [values]
-        if not all(value is None or value.isfinite().all() for value in each):
+        if is_new and any(v is not None and not v.isfinite().all() for v in each):
             raise self._singular(name)
         return right, left, values
 
@@ -75,10 +77,11 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
         )
 
     def _damped_cholesky(self, M: Tensor, damping: Any) -> Tensor:
-        identity = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+        damped = M.clone()
         if isinstance(damping, Tensor) and damping.dim():
-            damping = damping.to(M.dtype).reshape(-1, 1, 1)
-        return torch.linalg.cholesky(M + damping * identity)
+            damping = damping.to(M.dtype).unsqueeze(1)
+        diagonal(damped).add_(damping)
+        return torch.linalg.cholesky(damped)
 
     def _compute_inv_damped_eigenvalues(
         self, aaT_eigenvalues: Tensor | None, ggT_eigenvalues: Tensor, name: str

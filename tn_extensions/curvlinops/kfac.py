@@ -16,8 +16,8 @@ from tn_extensions.curvlinops.layers import (
     SUPPORTED,
     Groups,
     Use,
-    add_gradient_factor,
-    add_reduced,
+    add_input_factor,
+    add_outer,
     kernel_matrices,
     kernel_of_matrices,
     num_groups,
@@ -30,8 +30,9 @@ from tn_extensions.curvlinops.multiply import (
     squared_norm,
     stacked,
     trace,
+    unstacked,
 )
-from tn_extensions.curvlinops.observe import Uses, observed
+from tn_extensions.curvlinops.observe import observed
 from tn_extensions.errors import describe
 
 Factors = tuple[Tensor | None, Tensor, Any]
@@ -114,15 +115,10 @@ class KFACLinearOperator(stock.KFACLinearOperator):
         others = [names[p.data_ptr()] for p in params if p.data_ptr() not in known]
         if others:
             supported = ", ".join(module.__name__ for module in cls._SUPPORTED_MODULES)
+            rule, found = f"belong to {supported}", ", ".join(others)
+            message = describe(cls.__name__, "params", rule, found, "Leave them out")
             raise NotImplementedError(
-                "Found parameters in un-supported layers: "
-                + describe(
-                    cls.__name__,
-                    "params",
-                    f"belong to {supported}",
-                    ", ".join(others),
-                    "Leave them out",
-                )
+                f"Found parameters in un-supported layers: {message}"
             )
         mapping = super().compute_parameter_mapping(params, model_func)
         return cast(dict[str, dict[str, int]], mapping)
@@ -184,75 +180,57 @@ class KFACLinearOperator(stock.KFACLinearOperator):
         self._input_covariances, self._gradient_covariances = {}, {}
         inputs: dict[str, Tensor] = {}
         gradients: dict[str, Tensor] = {}
+        # of one backward pass: KFAC-reduce sums over uses before it multiplies
         sums: dict[str, Tensor] = {}
-        reduces = self._kfac_approx == stock.KFACType.REDUCE
 
         def on_gradient(name: str, number: int, gradient: Tensor) -> None:
-            use = uses[name][number]
-            scale = self._loss_correction(len(gradient))
-            gradient = use.channels_first(gradient)
-            if reduces:
+            gradient = uses[name][number].gradient(gradient)
+            if self._kfac_approx == stock.KFACType.EXPAND:
+                add(name, gradient)
+            else:
                 gradient = gradient.sum(2, keepdim=True)
-                if name in sums:
-                    gradient = gradient + sums.pop(name)
-                if number:  # the backward pass comes to the first use last
-                    sums[name] = gradient
-                    return
-            gradients[name] = add_gradient_factor(
-                gradients.get(name), gradient, use.groups, scale
-            )
+                sums[name] = sums[name] + gradient if name in sums else gradient
 
-        with observed(self._layers(), self._groups, on_gradient) as uses:
-            for _ in self._batches("KFAC matrices", uses, inputs):
-                pass
-        if self._fisher_type == stock.FisherType.FORWARD_ONLY:
-            gradients = {name: self._identity(name) for name in self._mapping}
-        self._check_factors(inputs, gradients)
-        squeeze = {True: lambda f: f[0], False: lambda f: f}
-        self._input_covariances, self._gradient_covariances = (
-            {name: squeeze[len(f) == 1](f) for name, f in factors.items()}
-            for factors in (inputs, gradients)
-        )
+        def add(name: str, vectors: Tensor) -> None:
+            groups = num_groups(self._layer(name), self._groups)
+            scale = self._loss_correction(len(vectors))
+            known = gradients.get(name)
+            gradients[name] = add_outer(vectors, groups, known, scale)
 
-    def _layers(self) -> dict[str, nn.Module]:
-        return {name: self._layer(name) for name in self._mapping}
-
-    def _batches(
-        self, title: str, uses: Uses, inputs: dict[str, Tensor] | None = None
-    ) -> Iterator[None]:
-        """Pass the data forwards and backwards.
-
-        Args:
-            title: What to show in the progress bar.
-            uses: The uses of layers in a forward pass.
-            inputs: Input factors to add to; the inputs are dropped then.
-        """
         if self._generator is None or self._generator.device != self.device:
             self._generator = torch.Generator(device=self.device)
         self._generator.manual_seed(self._seed)
-        for X, y in self._loop_over_data(desc=title):
-            output = self._model_func(X)
-            for name, own in uses.items():
-                if inputs is not None and "weight" in self._mapping[name]:
-                    self._add_input_factor(inputs, name, own)
-                if inputs is not None or "weight" not in self._mapping[name]:
+        layers = {name: self._layer(name) for name in self._mapping}
+        with observed(layers, self._groups, on_gradient) as uses:
+            for X, y in self._loop_over_data(desc="KFAC matrices"):
+                output = self._model_func(X)
+                for name, own in uses.items():
+                    if "weight" in self._mapping[name]:
+                        self._add_input_factor(inputs, name, own)
                     own[:] = [use.without_input() for use in own]
-            output, y = self._rearrange_for_larger_than_2d_output(output, y)
-            self._compute_loss_and_backward(output, y)
-            uses.clear()
-            yield
+                output, y = self._rearrange_for_larger_than_2d_output(output, y)
+                for _ in self._backward_passes(output, y):
+                    for name in list(sums):
+                        add(name, sums.pop(name))
+                uses.clear()
+        if self._fisher_type == stock.FisherType.FORWARD_ONLY:
+            gradients = {name: self._identity(name) for name in self._mapping}
+        self._check_factors(inputs, gradients)
+        self._input_covariances, self._gradient_covariances = (
+            {name: unstacked(factor) for name, factor in factors.items()}
+            for factors in (inputs, gradients)
+        )
 
     def _add_input_factor(
         self, inputs: dict[str, Tensor], name: str, uses: list[Use]
     ) -> None:
-        factor, bias = inputs.get(name), self._is_joint(name)
-        if self._kfac_approx == stock.KFACType.REDUCE:
-            inputs[name] = add_reduced(uses, factor, 1 / self._N_data, bias)
-            return
-        positions = max(sum(use.num_positions for use in uses), 1)
-        for use in uses:
-            factor = use.add_expanded(factor, 1 / (self._N_data * positions), bias)
-            inputs[name] = factor
+        inputs[name] = add_input_factor(
+            uses,
+            self._kfac_approx,
+            inputs.get(name),
+            scale=1 / self._N_data,
+            bias=self._is_joint(name),
+        )
 
     def _loss_correction(self, batch_size: int) -> float:
         """Undo the scaling of gradients by the loss, as curvlinops does."""
@@ -261,19 +239,18 @@ class KFACLinearOperator(stock.KFACLinearOperator):
         terms = self._num_per_example_loss_terms
         return batch_size**2 * float(terms) / (self._N_data * self._mc_samples)
 
-    def _compute_loss_and_backward(self, output: Tensor, y: Tensor) -> None:
+    def _backward_passes(self, output: Tensor, y: Tensor) -> Iterator[None]:
         if output.ndim != 2 or y.ndim not in {1, 2}:
             found = f"{output.ndim} and {y.ndim} axes"
             rule = "have two axes, and targets one or two"
             raise ValueError(describe(type(self).__name__, "outputs", rule, found))
-        vectors = self._vectors(output, y)
-        following = next(vectors, None)
-        while following is not None:
-            vector, following = following, next(vectors, None)
-            self._is_last_pass = following is None
-            torch.autograd.grad(
-                output, self._params, vector, retain_graph=not self._is_last_pass
-            )
+        if isinstance(self._loss_func, nn.CrossEntropyLoss) and y.is_floating_point():
+            rule, found = "hold classes", "probabilities"
+            raise ValueError(describe(type(self).__name__, "targets", rule, found))
+        vectors = list(self._vectors(output, y))
+        for left, vector in zip(reversed(range(len(vectors))), vectors, strict=True):
+            torch.autograd.grad(output, self._params, vector, retain_graph=left > 0)
+            yield
 
     def _vectors(self, output: Tensor, y: Tensor) -> Iterator[Tensor]:
         """What to backpropagate, ``[R, C]`` each."""
@@ -290,7 +267,7 @@ class KFACLinearOperator(stock.KFACLinearOperator):
                 losses.gradient(loss, output, self.draw_label(output))
                 for _ in range(self._mc_samples)
             )
-        yield from losses.scaled(draws, losses.row_scale(self._loss_func, y))
+        yield from losses.scaled(draws, losses.row_scale(self._loss_func, output, y))
 
     def _identity(self, name: str) -> Tensor:
         module = self._layer(name)
@@ -306,7 +283,8 @@ class KFACLinearOperator(stock.KFACLinearOperator):
     ) -> None:
         for name in self._mapping:
             owner = type(self).__name__
-            if name not in gradients:
+            has_input = name in inputs or "weight" not in self._mapping[name]
+            if name not in gradients or not has_input:
                 rule = "take part in the forward pass"
                 raise ValueError(describe(owner, f"layer {name!r}", rule, "no use"))
             for factors in (inputs, gradients):

@@ -1,8 +1,8 @@
 """The layers that have Kronecker factors, and the factors of one use of a layer.
 
-A ``Linear`` is a convolution without positions to unfold. Groups are a leading axis of
-all factors: an input factor is ``[G, D, D]`` with ``D = CI * K`` (one more with a joint
-bias), a gradient factor ``[G, CO, CO]``.
+A ``Linear`` is a convolution with a kernel of one position. Groups are a leading axis
+of all factors: an input factor is ``[G, D, D]`` with ``D = CI * K`` (one more with a
+joint bias), a gradient factor ``[G, CO, CO]``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from torch import Tensor, nn
 
 from tn_extensions import functional
 from tn_extensions.conv import Conv
-from tn_extensions.functional.evaluate import result_dtype
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 Groups = Literal["separate", "average"]
-Approximation = Literal["expand", "reduce"]
 
 
 def num_groups(module: Any, groups: Groups) -> int:
@@ -55,128 +53,112 @@ class Use:
 
     Args:
         x: Its input, ``[N, C_in, I1, ...]``.
-        conv: Hyper-parameters. ``None``: a ``Linear``, ``x`` is ``[N, P, C_in]``.
+        conv: Hyper-parameters.
+        is_linear: Whether it is a ``Linear``, whose channels come last.
     """
 
     x: Tensor
-    conv: Conv | None
+    conv: Conv
+    is_linear: bool
 
     @classmethod
     def of(cls, module: Any, x: Tensor, output: Tensor, groups: Groups) -> Use:
         """What a layer did to an input."""
         x = x.detach()
         if isinstance(module, nn.Linear):
-            return cls(x.reshape(len(x), prod(x.shape[1:-1]), x.shape[-1]), None)
+            x = _channels_first(x)
+            features = (module.in_features, module.out_features)
+            pointwise = Conv.make(*features, kernel_size=1, input_size=x.shape[2:])
+            return cls(x, pointwise, is_linear=True)
         conv = Conv.from_module(module, x.shape[2:], output.shape[2:])
         if groups == "average" and conv.groups > 1:
             # what curvlinops does: the layer as one without groups
             x = x.unflatten(1, (conv.groups, -1)).mean(1)
             conv = replace(conv, in_channels=x.shape[1], groups=1)
-        return cls(x, conv)
-
-    @property
-    def groups(self) -> int:
-        """Pairs of factors."""
-        return 1 if self.conv is None else self.conv.groups
+        return cls(x, conv, is_linear=False)
 
     @property
     def num_positions(self) -> int:
         """Positions that share the weight."""
-        return self.x.shape[1] if self.conv is None else prod(self.conv.output_size)
+        return prod(self.conv.output_size)
 
-    def channels_first(self, gradient: Tensor) -> Tensor:
-        """A gradient of the output as ``[N, C_out, P]``, of float32 or wider."""
+    def gradient(self, gradient: Tensor) -> Tensor:
+        """A gradient of the output as ``[N, C_out, P]``."""
         gradient = gradient.detach()
-        gradient = gradient.to(result_dtype(gradient))
-        if self.conv is None:
-            flat = gradient.reshape(len(gradient), -1, gradient.shape[-1])
-            return flat.transpose(1, 2)
-        return gradient.flatten(2)
+        return _channels_first(gradient) if self.is_linear else gradient.flatten(2)
 
     def without_input(self) -> Use:
         """The same, but for the input, whose memory can then be freed."""
-        return replace(self, x=self.x.new_empty(0, *self.x.shape[1:]))
-
-    def mean(self) -> Tensor:
-        """Mean of its patches over the positions, ``[N, G, D]``."""
-        if self.conv is None:
-            return self.x.to(result_dtype(self.x)).mean(1, keepdim=True)
-        return functional.patch_mean(self.x, self.conv)
-
-    def add_expanded(self, factor: Tensor | None, scale: float, bias: bool) -> Tensor:
-        """Add ``scale * sum_n,o U U^T``, in place; a first one is allocated."""
-        if self.conv is not None:
-            return functional.kfac_expand(
-                self.x, self.conv, bias=bias, scale=scale, out=factor
-            )
-        return add_outer(factor, self._rows().unsqueeze(0), scale, bias)
-
-    def unfold(self, start: int, stop: int, bias: bool) -> Tensor:
-        """Patches of some samples, ``[n, G, D, P]``."""
-        x = self.x[start:stop]
-        if self.conv is None:
-            patches = x.to(result_dtype(x)).transpose(1, 2).unsqueeze(1)
-        else:
-            flat = functional.unfold_input(x, self.conv)
-            patches = flat.unflatten(1, (self.conv.groups, -1))
-        if not bias:
-            return patches
-        one = patches.new_ones(*patches.shape[:2], 1, patches.shape[3])
-        return torch.cat([patches, one], dim=2)
-
-    def _rows(self) -> Tensor:
-        return self.x.to(result_dtype(self.x)).flatten(0, 1)
+        return replace(self, x=self.x.new_empty(0))
 
 
-def add_reduced(
-    uses: Sequence[Use], factor: Tensor | None, scale: float, bias: bool
+def _channels_first(x: Tensor) -> Tensor:
+    """``[N, ..., C]`` as ``[N, C, P]``."""
+    return x.reshape(len(x), prod(x.shape[1:-1]), x.shape[-1]).transpose(1, 2)
+
+
+def add_input_factor(
+    uses: Sequence[Use],
+    approx: str,
+    factor: Tensor | None,
+    scale: float,
+    bias: bool,
 ) -> Tensor:
-    """Add ``scale * sum_n m m^T``, ``m`` the mean patch over positions and uses."""
-    if len(uses) == 1 and uses[0].conv is not None:
-        (use,) = uses
-        conv, positions = cast(Conv, use.conv), use.num_positions
-        each = scale / max(positions, 1) ** 2
-        return functional.kfac_reduce(use.x, conv, bias=bias, scale=each, out=factor)
-    total = max(sum(use.num_positions for use in uses), 1)
-    mean = sum(use.mean() * (use.num_positions / total) for use in uses)
-    return add_outer(factor, cast(Tensor, mean).transpose(0, 1), scale, bias)
-
-
-def add_outer(
-    factor: Tensor | None, rows: Tensor, scale: float, bias: bool = False
-) -> Tensor:
-    """Add ``scale * sum_r row row^T`` of rows ``[G, R, D]``, in place."""
-    if bias:
-        rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
-    columns = rows.transpose(1, 2)
-    if factor is None:
-        groups, _, size = rows.shape
-        factor = rows.new_zeros(groups, size, size)
-    if len(factor) == 1:  # one product is faster than a batch of one
-        factor[0].addmm_(columns[0], rows[0], alpha=scale)
-        return factor
-    return factor.baddbmm_(columns, rows, alpha=scale)
-
-
-def add_gradient_factor(
-    factor: Tensor | None, gradient: Tensor, groups: int, scale: float
-) -> Tensor:
-    """Add ``scale * sum g g^T`` over samples and positions.
+    """Add the input factor of a layer's uses, whose positions share the weight.
 
     Args:
-        factor: What to add to, ``[G, CO, CO]``. ``None``: zeros.
-        gradient: ``[N, C_out, P]``; of ``P = 1``, summed over positions before.
-        groups: Pairs of factors.
+        uses: Uses on the same data.
+        approx: ``"expand"``: ``scale / S sum_{n,s} U U^T`` over the positions ``S`` of
+            all uses. ``"reduce"``: ``scale sum_n m m^T`` of the means ``m`` over them.
+        factor: What to add to in place, ``[G, D, D]``. ``None``: zeros.
         scale: Scale of what is added.
+        bias: Whether patches end with a one.
 
     Returns:
         The factor.
     """
-    samples, channels, positions = gradient.shape
-    if positions == 1:
-        rows = gradient[..., 0].reshape(samples, groups, -1).transpose(0, 1)
-        return add_outer(factor, rows, scale)
-    pointwise = Conv.make(
-        channels, channels, kernel_size=1, input_size=(positions,), groups=groups
+    positions = sum(use.num_positions for use in uses)
+    if approx == "expand":
+        scale /= positions
+        for use in uses:
+            factor = functional.kfac_expand(
+                use.x, use.conv, bias=bias, scale=scale, out=factor
+            )
+        return cast(Tensor, factor)
+    if len(uses) == 1:
+        (use,) = uses
+        scale /= positions**2
+        return functional.kfac_reduce(
+            use.x, use.conv, bias=bias, scale=scale, out=factor
+        )
+    weighted = (
+        functional.patch_mean(use.x, use.conv) * (use.num_positions / positions)
+        for use in uses
     )
-    return functional.kfac_expand(gradient, pointwise, scale=scale, out=factor)
+    mean = sum(weighted, start=torch.zeros(()))
+    groups = mean.shape[1]
+    return add_outer(mean.flatten(1).unsqueeze(2), groups, factor, scale, bias)
+
+
+def add_outer(
+    vectors: Tensor,
+    groups: int,
+    factor: Tensor | None,
+    scale: float,
+    bias: bool = False,
+) -> Tensor:
+    """Add ``scale * sum v v^T`` of each group, over samples and positions, in place.
+
+    Args:
+        vectors: ``[N, C, P]``, as if inputs of a kernel of one position.
+        groups: Groups of channels.
+        factor: What to add to, ``[G, C / G, C / G]``. ``None``: zeros.
+        scale: Scale of what is added.
+        bias: Whether vectors end with a one.
+
+    Returns:
+        The factor, of float32 or wider.
+    """
+    _, channels, *sizes = vectors.shape
+    conv = Conv.make(channels, channels, 1, input_size=sizes, groups=groups)
+    return functional.kfac_expand(vectors, conv, bias=bias, scale=scale, out=factor)

@@ -12,50 +12,44 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 
-def is_plain(loss: nn.Module) -> bool:
-    """Whether every row of a batch has the same weight in a loss."""
-    return not isinstance(loss, nn.CrossEntropyLoss) or (
-        loss.weight is None
-        and loss.ignore_index == nn.CrossEntropyLoss().ignore_index
-        and loss.label_smoothing == 0
-    )
-
-
-def plain(loss: Any) -> nn.Module:
+def plain(loss: Any) -> Any:
     """The loss with equal weights, whose Hessian times :func:`row_scale` is the loss's.
 
-    A cross entropy's Hessian does not depend on the targets, but for the weight and
-    whether they are ignored; smoothing changes nothing.
+    A cross entropy's Hessian depends on the targets by the weights of rows only.
     """
-    return loss if is_plain(loss) else nn.CrossEntropyLoss(reduction=loss.reduction)
+    if isinstance(loss, nn.CrossEntropyLoss):
+        return nn.CrossEntropyLoss(reduction=loss.reduction)
+    return loss
 
 
-def row_scale(loss: Any, y: Tensor) -> Tensor | None:
+def row_scale(loss: Any, output: Tensor, y: Tensor) -> Tensor | None:
     """Root of the rows' weights relative to those of a plain loss.
 
-    ``sqrt(w)`` of a sum, ``sqrt(w R / sum w)`` of a mean over ``R`` rows; zero where
-    the target is ignored. ``None``: all one.
+    Classes ``c`` of weights ``w`` and targets ``y'`` after smoothing give a row the
+    weight ``sum_c w_c y'_c``, zero where the target is ignored. torch's mean divides
+    by the sum of the targets' own weights.
 
     Args:
         loss: The loss.
-        y: Targets, ``[R]`` classes or ``[R, C]`` probabilities.
+        output: Outputs, ``[R, C]``.
+        y: Targets; of a cross entropy, classes ``[R]``.
+
+    Returns:
+        The roots, ``[R]``. ``None``: all are one.
     """
-    ignores = isinstance(loss, nn.CrossEntropyLoss) and not y.is_floating_point()
-    if is_plain(loss) and not (ignores and bool((y == loss.ignore_index).any())):
+    if not isinstance(loss, nn.CrossEntropyLoss):
         return None
-    if not ignores:
-        weight = torch.ones_like(y[0]) if loss.weight is None else loss.weight
-        # the Hessian of sum_c w_c y_c log p_c has the weight of all classes; torch's
-        # mean divides by the number of rows here
-        return (y * weight).sum(1).sqrt()
     kept = y != loss.ignore_index
-    if loss.weight is None:
-        weights = kept.to(torch.get_default_dtype())
-    else:
-        weights = loss.weight[y.where(kept, 0)] * kept
+    if loss.weight is None and bool(kept.all()):
+        return None
+    weight = output.new_ones(output.shape[1]) if loss.weight is None else loss.weight
+    own = weight[y.where(kept, 0)] * kept
+    smoothing = loss.label_smoothing
+    rows = (1 - smoothing) * own + smoothing * weight.mean() * kept
     if loss.reduction == "mean":
-        weights = weights * (len(y) / weights.sum().clamp(min=1e-30))
-    return weights.sqrt()
+        # a batch of ignored rows only has a loss of nan; it has no curvature
+        rows = rows * (len(y) / own.sum()) if kept.any() else rows
+    return rows.sqrt()
 
 
 def gradient(loss: nn.Module, output: Tensor, y: Tensor) -> Tensor:

@@ -12,6 +12,11 @@ def stacked(factor: Tensor) -> Tensor:
     return factor if factor.dim() == 3 else factor.unsqueeze(0)
 
 
+def unstacked(factor: Tensor) -> Tensor:
+    """The inverse of :func:`stacked`: as curvlinops has it without groups."""
+    return factor[0] if len(factor) == 1 else factor
+
+
 @dataclass(frozen=True)
 class Kronecker:
     """``B (x) A``, or ``(Q_B (x) Q_A) diag(eigenvalues) (Q_B (x) Q_A)^T``.

@@ -46,10 +46,7 @@ def observed(
         number = len(uses[name])
         uses[name].append(use)
         if output.requires_grad:
-            output.register_hook(partial(seen, name, number))
-
-    def seen(name: str, number: int, gradient: Tensor) -> None:
-        on_gradient(name, number, gradient)
+            output.register_hook(partial(on_gradient, name, number))
 
     handles = [
         module.register_forward_hook(partial(after, name=name))
