@@ -19,6 +19,7 @@ from tests.messages import assert_in_form
 from tests.reference import curvature
 from tests.strategies import BATCHES, examples, module_input, modules, noise_tensor
 from tn_extensions import curvlinops as ours
+from tn_extensions.curvlinops.factors import kept
 from tn_extensions.curvlinops.release import check_release
 
 APPROX = ["expand", "reduce"]
@@ -90,12 +91,7 @@ def test_equals_stock(
         assert_close(getattr(mine, name), getattr(theirs, name), **tight)
     v = noise_tensor([mine.shape[1]]).numpy()
     assert_close(torch.from_numpy(mine.to_scipy() @ v), dense(theirs) @ torch.tensor(v))
-    for damping in (
-        {"damping": 0.1},
-        {"damping": (0.1, 0.2)},
-        {"damping": 0.1, "use_heuristic_damping": True},
-        {"damping": 0.1, "use_exact_damping": True},
-    ):
+    for damping in DAMPINGS:
         inverse = stock.KFACInverseLinearOperator(theirs, **damping)
         assert_close(
             dense(mine.inverse(**damping)), dense(inverse), rtol=1e-9, atol=1e-9
@@ -143,6 +139,40 @@ def test_matrix_functions_and_inverse_with_groups(approx: str) -> None:
         op._reset_matrix_properties()
         assert_close(spd @ dense(op), torch.eye(len(spd)).to(spd), atol=1e-7, rtol=0)
         assert_close(op.logdet, -torch.logdet(spd))
+
+
+DAMPINGS: list[dict[str, Any]] = [
+    {"damping": 0.1},
+    {"damping": (0.1, 0.2)},
+    {"damping": 0.1, "use_heuristic_damping": True},
+    {"damping": 0.1, "use_exact_damping": True},
+]
+
+
+@pytest.mark.parametrize("approx", APPROX)
+@pytest.mark.parametrize("separate", [True, False])
+@pytest.mark.parametrize("num_data", [5, 30])
+def test_few_data_keep_roots(num_data: int, separate: bool, approx: str) -> None:
+    """Factors of fewer vectors than half their size are kept as these."""
+    x = images(num_data, 12, 3, 3)
+    y = targets(num_data)
+    model = classifier(nn.Conv2d(12, 20, 3, padding=1, stride=2), nn.Tanh(), x=x)
+    data = [(x[:2], y[:2]), (x[2:], y[2:])]
+    options: dict[str, Any] = {"fisher_type": "empirical", "kfac_approx": approx}
+    options["separate_weight_and_bias"] = separate
+    mine, theirs = (operator(m, model, data, **options) for m in (ours, stock))
+    assert_close(dense(mine), dense(theirs), rtol=1e-10, atol=1e-12)
+    is_few = num_data == 5 or approx == "reduce"
+    assert (kept(mine._input_covariances)["0"].shape[1] <= 54) == is_few
+    for name in ("trace", "frobenius_norm"):
+        assert_close(getattr(mine, name), getattr(theirs, name))
+    assert mine.det == 0
+    for damping in DAMPINGS:
+        inverse = stock.KFACInverseLinearOperator(theirs, **damping)
+        assert_close(dense(mine.inverse(**damping)), dense(inverse))
+    for exact in (False, True):
+        with pytest.raises(torch.linalg.LinAlgError, match="Increase the damping"):
+            dense(mine.inverse(use_exact_damping=exact))
 
 
 @examples(60)

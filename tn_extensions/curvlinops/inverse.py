@@ -1,25 +1,37 @@
-"""The inverse of KFAC, damped."""
+"""The inverse of KFAC and EKFAC, damped."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
+from warnings import warn
 
 import torch
 from curvlinops import inverse as stock
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from tn_extensions.curvlinops.kfac import KFACLinearOperator
-from tn_extensions.curvlinops.multiply import diagonal
+from tn_extensions.curvlinops.blocks import LowRank, Matrix, Product, Rotated
+from tn_extensions.curvlinops.factors import (
+    compact,
+    diagonal,
+    eigenbasis,
+    is_root,
+    kept,
+    trace,
+)
+from tn_extensions.curvlinops.kfac import Blocks, KFACLinearOperator
 from tn_extensions.errors import describe
 
 
 class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
-    """Inverse of our KFAC, in place of :class:`curvlinops.KFACInverseLinearOperator`.
+    """Inverse of our (E)KFAC, for :class:`curvlinops.KFACInverseLinearOperator`.
 
     Each group's factors are damped and inverted on their own. Damping is a number or a
     pair (added to ``A`` and ``B``), heuristic (Martens & Grosse, 2015, section 6.3) or
-    exact (added to ``B (x) A``, in its eigenbasis).
+    exact (added to ``B (x) A``, in its eigenbasis; what EKFAC requires). Factors of few
+    data are inverted by their root ``R``, whose Gram matrix is smaller (Woodbury)::
+
+        (R^T R + d I)^-1 = (I - R^T (R R^T + d I)^-1 R) / d
 
     Args:
         A: The operator.
@@ -27,7 +39,8 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
 
     Raises:
         TypeError: If ``A`` is not an operator of this package.
-        torch.linalg.LinAlgError: If a damped factor is singular.
+        ValueError: If options exclude each other.
+        torch.linalg.LinAlgError: If a damped factor is singular (at the first product).
     """
 
     def __init__(self, A: KFACLinearOperator, *args: Any, **options: Any) -> None:
@@ -37,22 +50,115 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
         super().__init__(A, *args, **options)
 
     def _matmat(self, X: list[Tensor]) -> list[Tensor]:
-        A = self._A
-        if not (A._input_covariances or A._gradient_covariances):
-            A.compute_kronecker_factors()
-        result: list[Tensor] = A._apply(X, self._compute_or_get_cached_inverse)
+        self._A._compute_once()
+        result: list[Tensor] = self._A._apply(X, self._blocks_of)
         return result
 
-    def _compute_or_get_cached_inverse(self, name: str) -> Any:
-        is_new = name not in self._inverse_gradient_covariances
+    def _blocks_of(self, name: str) -> Blocks:
+        rotated = self._A._rotated_of(name)
+        if rotated is None and not self._use_exact_damping:
+            right, left = self._inverses(name)
+            keys = self._A._keys(name)
+            return {
+                key: Product(left, None if key == "bias" else right) for key in keys
+            }
+        if rotated is None:
+            rotated = self._eigenbases(name)
+        inverted = {key: block.inverse(self._damping) for key, block in rotated.items()}
+        if not all(block.is_finite for block in inverted.values()):
+            raise self._singular(name)
+        return inverted
+
+    # caches are curvlinops' attributes: inputs' and gradients' matrices or eigenbases
+
+    def _inverses(self, name: str) -> tuple[Matrix | None, Matrix]:
+        right, left = self._cached(name)
+        if left is None:
+            right, left = self._factors(name)
+            right, left = (
+                None if factor is None else self._inverse(factor, damping, name)
+                for factor, damping in zip(
+                    (right, left), self._compute_damping(right, left), strict=True
+                )
+            )
+            self._keep(name, right, left)
+        return right, left
+
+    def _eigenbases(self, name: str) -> dict[str, Rotated]:
+        right, left = self._cached(name)
+        if left is None:
+            right, left = (
+                None if factor is None else eigenbasis(factor)
+                for factor in self._factors(name)
+            )
+            self._keep(name, right, left)
+        values, basis = left
+        bias = Rotated(basis, None, values.unsqueeze(2))
+        if right is None:
+            return {"bias": bias}
+        products = values.unsqueeze(2) * right[0].unsqueeze(1)
+        blocks = dict.fromkeys(self._A._keys(name), Rotated(basis, right[1], products))
+        return {key: bias if key == "bias" else b for key, b in blocks.items()}
+
+    def _factors(self, name: str) -> tuple[Tensor | None, Tensor]:
+        A = self._A
+        right = kept(A._input_covariances).get(name)
+        return right, kept(A._gradient_covariances)[name]
+
+    def _cached(self, name: str) -> tuple[Any, Any]:
+        right = self._inverse_input_covariances.get(name)
+        return right, self._inverse_gradient_covariances.get(name)
+
+    def _keep(self, name: str, right: Any, left: Any) -> None:
+        if self._cache:
+            self._inverse_input_covariances[name] = right
+            self._inverse_gradient_covariances[name] = left
+
+    def _compute_damping(self, aaT: Tensor | None, ggT: Tensor) -> Any:
+        """Damping of ``A`` and ``B``, of each group where it is heuristic."""
+        if isinstance(self._damping, tuple):
+            return self._damping
+        if not self._use_heuristic_damping or aaT is None:
+            return self._damping, self._damping
+        a, b = (trace(factor) / factor.shape[-1] for factor in (aaT, ggT))
+        ratio = (a / b).sqrt()
+        root = self._damping**0.5
+        is_defined = (a >= 0) & (b > 0)
+        return tuple(
+            torch.where(is_defined, found.clamp(self._min_damping), self._damping)
+            for found in (root * ratio, root / ratio)
+        )
+
+    def _inverse(self, factor: Tensor, damping: Any, name: str) -> Matrix:
+        if not isinstance(damping, Tensor):
+            damping = factor.new_tensor([float(damping)])
+        damping = damping.to(factor.dtype).unsqueeze(1)
+        if is_root(factor) and not (damping > 0).all():
+            raise self._singular(name)
+        damped = compact(factor).clone()
+        diagonal(damped).add_(damping)
+        triangle = self._cholesky(damped, name)
+        if not is_root(factor):
+            return torch.cholesky_inverse(triangle)
+        shift = 1 / damping.unsqueeze(2)
+        root = torch.linalg.solve_triangular(triangle, factor, upper=False)
+        return LowRank(root * shift.sqrt(), sign=-1, shift=shift)
+
+    def _cholesky(self, damped: Tensor, name: str) -> Tensor:
         try:
-            right, left, values = super()._compute_or_get_cached_inverse(name)
+            try:
+                return torch.linalg.cholesky(damped)
+            except LinAlgError as error:
+                if not self._retry_double_precision or damped.dtype == torch.float64:
+                    raise
+                warn(
+                    f"Failed to compute Cholesky decomposition in {damped.dtype} "
+                    f"precision with error {error}. Retrying in double precision...",
+                    stacklevel=2,
+                )
+                return torch.linalg.cholesky(damped.double()).to(damped.dtype)
         except LinAlgError as error:
             raise self._singular(name) from error
-        each = values.values() if isinstance(values, dict) else [values]
-        if is_new and any(v is not None and not v.isfinite().all() for v in each):
-            raise self._singular(name)
-        return right, left, values
 
     def _singular(self, name: str) -> Exception:
         owner, rule = type(self).__name__, "be positive definite"
@@ -61,37 +167,9 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
         found = f"singular ones (damping = {self._damping})"
         return LinAlgError(describe(owner, factors, rule, found, remedy))
 
-    # curvlinops' methods for one pair of factors, for one of each group
+    # -- state
 
-    def _compute_damping(self, aaT: Tensor | None, ggT: Tensor | None) -> Any:
-        grouped = aaT is not None and aaT.dim() == 3
-        if not grouped or not self._use_heuristic_damping:
-            return super()._compute_damping(aaT, ggT)
-        pairs = zip(cast(Tensor, aaT), cast(Tensor, ggT), strict=True)
-        damping = super()._compute_damping
-        each = [damping(a, b) for a, b in pairs]
-        columns = zip(*each, strict=True)
-        return tuple(
-            cast(Tensor, aaT).new_tensor([float(d) for d in column])
-            for column in columns
-        )
-
-    def _damped_cholesky(self, M: Tensor, damping: Any) -> Tensor:
-        damped = M.clone()
-        if isinstance(damping, Tensor) and damping.dim():
-            damping = damping.to(M.dtype).unsqueeze(1)
-        diagonal(damped).add_(damping)
-        return torch.linalg.cholesky(damped)
-
-    def _compute_inv_damped_eigenvalues(
-        self, aaT_eigenvalues: Tensor | None, ggT_eigenvalues: Tensor, name: str
-    ) -> Any:
-        products = {}
-        for key, position in self._A._mapping[name].items():
-            values = ggT_eigenvalues
-            if key == "weight" and aaT_eigenvalues is not None:
-                values = values.unsqueeze(-1) * aaT_eigenvalues.unsqueeze(-2)
-            products[position] = (values + self._damping).reciprocal()
-        if self._A._is_joint(name):
-            return products[self._A._mapping[name]["weight"]]
-        return products
+    def state_dict(self) -> dict[str, Any]:
+        """The state; inverted factors are not part of it, but made anew."""
+        keys = ("inverse_input_covariances", "inverse_gradient_covariances")
+        return {**super().state_dict(), **{key: {} for key in keys}}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, cast, get_args
 
@@ -12,31 +12,31 @@ from curvlinops import kfac as stock
 from torch import Tensor, nn
 
 from tn_extensions.curvlinops import losses
+from tn_extensions.curvlinops.blocks import Block, Kronecker, Product, Rotated
+from tn_extensions.curvlinops.factors import (
+    Factors,
+    add_input_factor,
+    add_outer,
+    is_finite,
+    kept,
+    unstacked,
+)
 from tn_extensions.curvlinops.layers import (
     SUPPORTED,
     Groups,
     Use,
-    add_input_factor,
-    add_outer,
     kernel_matrices,
     kernel_of_matrices,
     num_groups,
 )
-from tn_extensions.curvlinops.multiply import (
-    Kronecker,
-    det,
-    diagonal,
-    logdet,
-    squared_norm,
-    stacked,
-    trace,
-    unstacked,
-)
-from tn_extensions.curvlinops.observe import observed
+from tn_extensions.curvlinops.observe import Uses, observed
 from tn_extensions.errors import describe
 
-Factors = tuple[Tensor | None, Tensor, Any]
-"""``A``, ``B`` and eigenvalues (of a layer, or of each parameter by its position)."""
+Blocks = Mapping[str, Block | Product]
+"""A layer's blocks: of ``"joint"`` weight and bias, or of ``"weight"``, ``"bias"``."""
+
+Pairs = list[tuple[Use, Tensor]]
+"""A layer's uses and the gradients of their outputs, ``[N, C_out, P]``."""
 
 
 class KFACLinearOperator(stock.KFACLinearOperator):
@@ -133,37 +133,48 @@ class KFACLinearOperator(stock.KFACLinearOperator):
     # -- products
 
     def _matmat(self, M: list[Tensor]) -> list[Tensor]:
+        self._compute_once()
+        return self._apply(M, self._blocks_of)
+
+    def _compute_once(self) -> None:
         if not (self._input_covariances or self._gradient_covariances):
             self.compute_kronecker_factors()
-        return self._apply(M, self._factors_of)
 
-    def _factors_of(self, name: str) -> Factors:
-        a = self._input_covariances.get(name)
-        return a, self._gradient_covariances[name], None
+    def _blocks_of(self, name: str) -> Mapping[str, Block]:
+        left = kept(self._gradient_covariances)[name]
+        right = kept(self._input_covariances).get(name)
+        return {
+            key: Kronecker(left, None if key == "bias" else right)
+            for key in self._keys(name)
+        }
+
+    def _rotated_of(self, name: str) -> dict[str, Rotated] | None:
+        """Its blocks, if it is kept in a basis."""
+        return None
+
+    def _keys(self, name: str) -> list[str]:
+        return ["joint"] if self._is_joint(name) else list(self._mapping[name])
 
     def _apply(
-        self, M: list[Tensor], factors_of: Callable[[str], Factors]
+        self, M: list[Tensor], blocks_of: Callable[[str], Blocks]
     ) -> list[Tensor]:
-        """Multiply each layer's block, ``M`` having a trailing axis of columns."""
+        """Multiply each layer's blocks, ``M`` having a trailing axis of columns."""
         result = list(M)
         for name, positions in self._mapping.items():
             module = self._layer(name)
             groups = num_groups(module, self._groups)
-            right, left, values = factors_of(name)
+            dtype = kept(self._gradient_covariances)[name].dtype
             vectors = {
-                key: _matrices(module, key, M[position].to(left.dtype), groups)
+                key: _matrices(module, key, M[position].to(dtype), groups)
                 for key, position in positions.items()
             }
-            if self._is_joint(name):
-                weight, bias = vectors["weight"], vectors["bias"]
-                both = Kronecker(left, right, values) @ torch.cat([weight, bias], 2)
-                weight, bias = both.split([weight.shape[2], 1], 2)
+            blocks = blocks_of(name)
+            if "joint" in blocks:
+                both = torch.cat([vectors["weight"], vectors["bias"]], 2)
+                weight, bias = (blocks["joint"] @ both).tensor_split([-1], 2)
                 vectors = {"weight": weight, "bias": bias}
             else:
-                for key, position in positions.items():
-                    factor = right if key == "weight" else None
-                    own = None if values is None else values[position]
-                    vectors[key] = Kronecker(left, factor, own) @ vectors[key]
+                vectors = {key: blocks[key] @ own for key, own in vectors.items()}
             for key, position in positions.items():
                 like, found = M[position], vectors[key].to(M[position].dtype)
                 if key == "weight":
@@ -177,60 +188,72 @@ class KFACLinearOperator(stock.KFACLinearOperator):
     def compute_kronecker_factors(self) -> None:
         """Compute and keep the factors. A failure leaves the operator without any."""
         self._reset_matrix_properties()
-        self._input_covariances, self._gradient_covariances = {}, {}
+        self._input_covariances, self._gradient_covariances = Factors(), Factors()
         inputs: dict[str, Tensor] = {}
         gradients: dict[str, Tensor] = {}
-        # of one backward pass: KFAC-reduce sums over uses before it multiplies
-        sums: dict[str, Tensor] = {}
+
+        def on_uses(uses: Uses) -> None:
+            for name, own in uses.items():
+                if "weight" in self._mapping[name]:
+                    inputs[name] = self._with_inputs(inputs.get(name), name, own)
+                own[:] = [use.without_input() for use in own]
+
+        def on_gradients(name: str, pairs: Pairs) -> None:
+            known = gradients.get(name)
+            gradients[name] = self._with_gradients(known, name, pairs)
+
+        self._observe("KFAC matrices", on_uses, on_gradients)
+        if self._fisher_type == stock.FisherType.FORWARD_ONLY:
+            gradients = {name: self._identity(name) for name in self._mapping}
+        self._check_factors(inputs, gradients)
+        self._input_covariances = Factors(inputs)
+        self._gradient_covariances = Factors(gradients)
+
+    def _observe(
+        self,
+        desc: str,
+        on_uses: Callable[[Uses], None],
+        on_gradients: Callable[[str, Pairs], None],
+    ) -> None:
+        """Show the uses of each batch and, by layer, the gradients of each pass."""
+        pending: defaultdict[str, Pairs] = defaultdict(list)
 
         def on_gradient(name: str, number: int, gradient: Tensor) -> None:
-            gradient = uses[name][number].gradient(gradient)
-            if self._kfac_approx == stock.KFACType.EXPAND:
-                add(name, gradient)
+            use = uses[name][number]
+            pair = use, use.gradient(gradient)
+            if len(uses[name]) == 1:
+                on_gradients(name, [pair])
             else:
-                gradient = gradient.sum(2, keepdim=True)
-                sums[name] = sums[name] + gradient if name in sums else gradient
-
-        def add(name: str, vectors: Tensor) -> None:
-            groups = num_groups(self._layer(name), self._groups)
-            scale = self._loss_correction(len(vectors))
-            known = gradients.get(name)
-            gradients[name] = add_outer(vectors, groups, known, scale)
+                pending[name].append(pair)
 
         if self._generator is None or self._generator.device != self.device:
             self._generator = torch.Generator(device=self.device)
         self._generator.manual_seed(self._seed)
         layers = {name: self._layer(name) for name in self._mapping}
         with observed(layers, self._groups, on_gradient) as uses:
-            for X, y in self._loop_over_data(desc="KFAC matrices"):
+            for X, y in self._loop_over_data(desc=desc):
                 output = self._model_func(X)
-                for name, own in uses.items():
-                    if "weight" in self._mapping[name]:
-                        self._add_input_factor(inputs, name, own)
-                    own[:] = [use.without_input() for use in own]
+                on_uses(uses)
                 output, y = self._rearrange_for_larger_than_2d_output(output, y)
                 for _ in self._backward_passes(output, y):
-                    for name in list(sums):
-                        add(name, sums.pop(name))
+                    while pending:
+                        on_gradients(*pending.popitem())
                 uses.clear()
-        if self._fisher_type == stock.FisherType.FORWARD_ONLY:
-            gradients = {name: self._identity(name) for name in self._mapping}
-        self._check_factors(inputs, gradients)
-        self._input_covariances, self._gradient_covariances = (
-            {name: unstacked(factor) for name, factor in factors.items()}
-            for factors in (inputs, gradients)
-        )
 
-    def _add_input_factor(
-        self, inputs: dict[str, Tensor], name: str, uses: list[Use]
-    ) -> None:
-        inputs[name] = add_input_factor(
-            uses,
-            self._kfac_approx,
-            inputs.get(name),
-            scale=1 / self._N_data,
-            bias=self._is_joint(name),
-        )
+    def _with_inputs(self, factor: Tensor | None, name: str, uses: list[Use]) -> Tensor:
+        scale, bias = 1 / self._N_data, self._is_joint(name)
+        return add_input_factor(uses, self._kfac_approx, factor, scale, bias)
+
+    def _with_gradients(self, factor: Tensor | None, name: str, pairs: Pairs) -> Tensor:
+        groups = num_groups(self._layer(name), self._groups)
+        vectors = [gradient for _, gradient in pairs]
+        if self._kfac_approx == stock.KFACType.REDUCE:
+            sums = torch.stack([g.sum(2, keepdim=True) for g in vectors])
+            vectors = [sums.sum(0)]
+        for each in vectors:
+            scale = self._loss_correction(len(each))
+            factor = add_outer(each, groups, factor, scale)
+        return cast(Tensor, factor)
 
     def _loss_correction(self, batch_size: int) -> float:
         """Undo the scaling of gradients by the loss, as curvlinops does."""
@@ -288,8 +311,7 @@ class KFACLinearOperator(stock.KFACLinearOperator):
                 rule = "take part in the forward pass"
                 raise ValueError(describe(owner, f"layer {name!r}", rule, "no use"))
             for factors in (inputs, gradients):
-                # what is not finite in a sum of squares' matrix is on its diagonal, too
-                if name in factors and not diagonal(factors[name]).isfinite().all():
+                if name in factors and not is_finite(factors[name]):
                     what = "inputs" if factors is inputs else "output gradients"
                     argument = f"{what} of layer {name!r}"
                     raise ValueError(
@@ -298,17 +320,9 @@ class KFACLinearOperator(stock.KFACLinearOperator):
 
     # -- functions of the whole matrix
 
-    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """``A`` and ``B`` of each block, ``[G, ., .]``."""
-        if not (self._input_covariances or self._gradient_covariances):
-            self.compute_kronecker_factors()
-        for name, parameters in self._mapping.items():
-            right, left, _ = self._factors_of(name)
-            left = stacked(left)
-            one = left.new_ones(len(left), 1, 1)
-            for key in ["weight"] if self._is_joint(name) else parameters:
-                weighs = key == "weight" and right is not None
-                yield stacked(cast(Tensor, right)) if weighs else one, left
+    def _blocks(self) -> list[Block]:
+        self._compute_once()
+        return [b for name in self._mapping for b in self._blocks_of(name).values()]
 
     def _once(self, attribute: str, of_blocks: Callable[[], Any]) -> Any:
         if getattr(self, attribute) is None:
@@ -317,34 +331,27 @@ class KFACLinearOperator(stock.KFACLinearOperator):
 
     @property
     def trace(self) -> Tensor:
-        """Trace, ``sum tr(A) tr(B)`` over blocks."""
-        return cast(Tensor, self._once("_trace", partial(self._sum, trace)))
+        """Trace, the sum over blocks of ``tr(A) tr(B)``."""
+        return self._once("_trace", lambda: sum(b.trace() for b in self._blocks()))
 
     @property
     def logdet(self) -> Tensor:
-        """Logarithm of the determinant, ``sum m log det(A) + n log det(B)``."""
-        return cast(Tensor, self._once("_logdet", partial(self._sum, logdet)))
+        """Logarithm of the determinant."""
+        return self._once("_logdet", lambda: sum(b.logdet() for b in self._blocks()))
 
     @property
     def det(self) -> Tensor:
-        """Determinant, ``prod |A|^m |B|^n`` over blocks."""
-
-        def product() -> Any:
-            return prod((det(a, b) for a, b in self._blocks()), start=1.0)
-
-        return cast(Tensor, self._once("_det", product))
+        """Determinant, the product over blocks of ``|A|^CO |B|^D``."""
+        return self._once("_det", lambda: prod(b.det() for b in self._blocks()))
 
     @property
     def frobenius_norm(self) -> Tensor:
-        """Frobenius norm, the root of ``sum ||A||^2 ||B||^2`` over blocks."""
+        """Frobenius norm, the root of the sum over blocks of ``||A||^2 ||B||^2``."""
 
-        def norm() -> Any:
-            return self._sum(squared_norm).sqrt()
+        def norm() -> Tensor:
+            return torch.stack([b.squared_norm() for b in self._blocks()]).sum().sqrt()
 
-        return cast(Tensor, self._once("_frobenius_norm", norm))
-
-    def _sum(self, function: Callable[[Tensor, Tensor], Tensor]) -> Any:
-        return sum(function(a, b).sum() for a, b in self._blocks())
+        return self._once("_frobenius_norm", norm)
 
     # -- state
 
@@ -352,11 +359,21 @@ class KFACLinearOperator(stock.KFACLinearOperator):
         """The state, with what curvlinops' lacks: groups and options of the loss."""
         options = ("weight", "ignore_index", "label_smoothing")
         loss = {key: getattr(self._loss_func, key, None) for key in options}
-        return {**super().state_dict(), "groups": self._groups, "loss_options": loss}
+        own = {
+            "groups": self._groups,
+            "loss_options": loss,
+            "input_covariances": _state(self._input_covariances),
+            "gradient_covariances": _state(self._gradient_covariances),
+        }
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; that of curvlinops, too."""
         super().load_state_dict(state_dict)
+        self._input_covariances, self._gradient_covariances = (
+            Factors(factors)
+            for factors in (self._input_covariances, self._gradient_covariances)
+        )
         self._groups = state_dict.get("groups", "average")
         if isinstance(self._loss_func, nn.CrossEntropyLoss):
             reduction = self._loss_func.reduction
@@ -369,3 +386,7 @@ def _matrices(module: Any, key: str, vectors: Tensor, groups: int) -> Tensor:
     if key == "weight":
         return kernel_matrices(module, vectors, groups)
     return vectors.reshape(groups, -1, 1, vectors.shape[-1])
+
+
+def _state(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: unstacked(factor) for name, factor in kept(factors).items()}

@@ -1,4 +1,4 @@
-"""The layers that have Kronecker factors, and the factors of one use of a layer.
+"""The layers that have Kronecker factors, their kernels as matrices, and their uses.
 
 A ``Linear`` is a convolution with a kernel of one position. Groups are a leading axis
 of all factors: an input factor is ``[G, D, D]`` with ``D = CI * K`` (one more with a
@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from tn_extensions import functional
 from tn_extensions.conv import Conv
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -95,70 +93,3 @@ class Use:
 def _channels_first(x: Tensor) -> Tensor:
     """``[N, ..., C]`` as ``[N, C, P]``."""
     return x.reshape(len(x), prod(x.shape[1:-1]), x.shape[-1]).transpose(1, 2)
-
-
-def add_input_factor(
-    uses: Sequence[Use],
-    approx: str,
-    factor: Tensor | None,
-    scale: float,
-    bias: bool,
-) -> Tensor:
-    """Add the input factor of a layer's uses, whose positions share the weight.
-
-    Args:
-        uses: Uses on the same data.
-        approx: ``"expand"``: ``scale / S sum_{n,s} U U^T`` over the positions ``S`` of
-            all uses. ``"reduce"``: ``scale sum_n m m^T`` of the means ``m`` over them.
-        factor: What to add to in place, ``[G, D, D]``. ``None``: zeros.
-        scale: Scale of what is added.
-        bias: Whether patches end with a one.
-
-    Returns:
-        The factor.
-    """
-    positions = sum(use.num_positions for use in uses)
-    if approx == "expand":
-        scale /= positions
-        for use in uses:
-            factor = functional.kfac_expand(
-                use.x, use.conv, bias=bias, scale=scale, out=factor
-            )
-        return cast(Tensor, factor)
-    if len(uses) == 1:
-        (use,) = uses
-        scale /= positions**2
-        return functional.kfac_reduce(
-            use.x, use.conv, bias=bias, scale=scale, out=factor
-        )
-    weighted = (
-        functional.patch_mean(use.x, use.conv) * (use.num_positions / positions)
-        for use in uses
-    )
-    mean = sum(weighted, start=torch.zeros(()))
-    groups = mean.shape[1]
-    return add_outer(mean.flatten(1).unsqueeze(2), groups, factor, scale, bias)
-
-
-def add_outer(
-    vectors: Tensor,
-    groups: int,
-    factor: Tensor | None,
-    scale: float,
-    bias: bool = False,
-) -> Tensor:
-    """Add ``scale * sum v v^T`` of each group, over samples and positions, in place.
-
-    Args:
-        vectors: ``[N, C, P]``, as if inputs of a kernel of one position.
-        groups: Groups of channels.
-        factor: What to add to, ``[G, C / G, C / G]``. ``None``: zeros.
-        scale: Scale of what is added.
-        bias: Whether vectors end with a one.
-
-    Returns:
-        The factor, of float32 or wider.
-    """
-    _, channels, *sizes = vectors.shape
-    conv = Conv.make(channels, channels, 1, input_size=sizes, groups=groups)
-    return functional.kfac_expand(vectors, conv, bias=bias, scale=scale, out=factor)

@@ -1,0 +1,190 @@
+"""Blocks of a layer's (E)KFAC, one of each group: products and matrix functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite
+
+import torch
+from torch import Tensor
+
+from tn_extensions.curvlinops.factors import compact, is_root, trace
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """``shift I + sign root^T root`` of each group.
+
+    Args:
+        root: ``[G, r, D]``.
+        sign: One or minus one.
+        shift: ``[G, 1, 1]``, or zero.
+    """
+
+    root: Tensor
+    sign: int = 1
+    shift: Tensor | float = 0.0
+
+    def __matmul__(self, matrices: Tensor) -> Tensor:
+        return self._add(matrices, self.root.mT @ (self.root @ matrices))
+
+    def __rmatmul__(self, matrices: Tensor) -> Tensor:
+        return self._add(matrices, (matrices @ self.root.mT) @ self.root)
+
+    def _add(self, matrices: Tensor, product: Tensor) -> Tensor:
+        if self.sign == 1 and isinstance(self.shift, float) and not self.shift:
+            return product
+        return (self.shift * matrices).add_(product, alpha=self.sign)
+
+
+Matrix = Tensor | LowRank
+
+
+def matrix(factor: Tensor) -> Matrix:
+    """What multiplies by a factor."""
+    return LowRank(factor) if is_root(factor) else factor
+
+
+@dataclass(frozen=True)
+class Product:
+    """``left (x) right``, that only multiplies.
+
+    Args:
+        left: ``[G, CO, CO]``.
+        right: ``[G, D, D]``. ``None``: one by one (a bias).
+    """
+
+    left: Matrix
+    right: Matrix | None
+
+    def __matmul__(self, matrices: Tensor) -> Tensor:
+        """Multiply onto vectors of a kernel, ``[G, CO, D, V]``."""
+        return _both(self.left, matrices, self.right)
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """``B (x) A``.
+
+    Args:
+        left: Factor ``B`` of ``CO`` columns.
+        right: Factor ``A`` of ``D`` columns. ``None``: one by one (a bias).
+    """
+
+    left: Tensor
+    right: Tensor | None
+
+    def __matmul__(self, matrices: Tensor) -> Tensor:
+        """Multiply onto vectors of a kernel, ``[G, CO, D, V]``."""
+        right = None if self.right is None else matrix(self.right)
+        return Product(matrix(self.left), right) @ matrices
+
+    @property
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """``A`` and ``B``."""
+        one = self.left.new_ones(len(self.left), 1, 1)
+        return one if self.right is None else self.right, self.left
+
+    def trace(self) -> Tensor:
+        """``tr(A) tr(B)``."""
+        a, b = map(trace, self._factors)
+        return (a * b).sum()
+
+    def det(self) -> Tensor:
+        """``|A|^CO |B|^D``."""
+        a, b = self._factors
+        return (_det(a).pow(b.shape[-1]) * _det(b).pow(a.shape[-1])).prod()
+
+    def logdet(self) -> Tensor:
+        """``CO log|A| + D log|B|``."""
+        a, b = self._factors
+        return (_logdet(a) * b.shape[-1] + _logdet(b) * a.shape[-1]).sum()
+
+    def squared_norm(self) -> Tensor:
+        """``||A||^2 ||B||^2``."""
+        a, b = (compact(factor).square().sum((1, 2)) for factor in self._factors)
+        return (a * b).sum()
+
+
+def _det(factor: Tensor) -> Tensor:
+    zeros = factor.new_zeros(len(factor))
+    return zeros if is_root(factor) else torch.linalg.det(factor)
+
+
+def _logdet(factor: Tensor) -> Tensor:
+    return _det(factor).log() if is_root(factor) else torch.logdet(factor)
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """``(Q_B (x) Q_A) diag(values) (Q_B (x) Q_A)^T + rest`` outside of the bases' span.
+
+    Args:
+        left: Basis ``Q_B``, ``[G, CO, s]``.
+        right: Basis ``Q_A``, ``[G, D, r]``. ``None``: one by one (a bias).
+        values: Eigenvalues, ``[G, s, r]``.
+        rest: Eigenvalue of what is orthogonal to the bases.
+    """
+
+    left: Tensor
+    right: Tensor | None
+    values: Tensor
+    rest: float = 0.0
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether the bases leave a rest."""
+        bases = [self.left] if self.right is None else [self.left, self.right]
+        return any(is_root(basis.mT) for basis in bases)
+
+    def __matmul__(self, matrices: Tensor) -> Tensor:
+        """Multiply onto vectors of a kernel, ``[G, CO, D, V]``."""
+        has_rest = self.is_thin and self.rest != 0
+        values = (self.values - self.rest if has_rest else self.values).unsqueeze(3)
+        rotated = _both(self.left.mT, matrices, self.right).mul_(values)
+        back = None if self.right is None else self.right.mT
+        result = _both(self.left, rotated, back)
+        return result.add_(matrices, alpha=self.rest) if has_rest else result
+
+    def inverse(self, damping: float) -> Rotated:
+        """The inverse of this plus ``damping`` times the identity."""
+        values = (self.values + damping).reciprocal()
+        rest = self.rest + damping
+        return Rotated(self.left, self.right, values, 1 / rest if rest else inf)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all eigenvalues are finite."""
+        return bool(self.values.isfinite().all()) and (
+            not self.is_thin or isfinite(self.rest)
+        )
+
+    def trace(self) -> Tensor:
+        """Sum of the eigenvalues."""
+        return self.values.sum()
+
+    def det(self) -> Tensor:
+        """Product of the eigenvalues."""
+        return self.values.new_zeros(()) if self.is_thin else self.values.prod()
+
+    def logdet(self) -> Tensor:
+        """Sum of the eigenvalues' logarithms."""
+        rest = self.values.new_full((), -torch.inf)
+        return rest if self.is_thin else self.values.log().sum()
+
+    def squared_norm(self) -> Tensor:
+        """Sum of the squared eigenvalues."""
+        return self.values.square().sum()
+
+
+def _both(left: Matrix, matrices: Tensor, right: Matrix | None) -> Tensor:
+    groups, _, columns, vectors = matrices.shape
+    product = (left @ matrices.flatten(2)).unflatten(2, (columns, vectors))
+    if right is None:
+        return product
+    product = product.movedim(3, 1)
+    rows = product.reshape(groups, -1, columns) @ right
+    return rows.unflatten(1, product.shape[1:3]).movedim(1, 3)
+
+
+Block = Kronecker | Rotated

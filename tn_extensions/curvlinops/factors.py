@@ -1,0 +1,188 @@
+"""Kronecker factors: sums of outer products, kept as their vectors while those are few.
+
+A factor is a tensor: a matrix ``[G, D, D]``, or a root ``[G, r, D]`` of fewer rows,
+whose product ``root^T root`` is the matrix. A root of up to half as many rows as
+columns takes less memory than its matrix, and less time to make, multiply and invert.
+"""
+
+from __future__ import annotations
+
+from collections import UserDict
+from collections.abc import Mapping, Sequence
+from math import prod, sqrt
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from tn_extensions import functional
+from tn_extensions.conv import Conv
+from tn_extensions.curvlinops.layers import Use
+
+
+class Factors(UserDict[str, Tensor]):
+    """Factors of layers as curvlinops has them: ``[D, D]``, ``[G, D, D]`` of groups.
+
+    Reading makes a matrix of what is kept as a root.
+    """
+
+    def __getitem__(self, name: str) -> Tensor:
+        return unstacked(dense(self.data[name]))
+
+    def __setitem__(self, name: str, factor: Tensor) -> None:
+        self.data[name] = stacked(factor)
+
+
+def kept(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is kept of factors: matrices or roots."""
+    return factors.data if isinstance(factors, Factors) else dict(factors)
+
+
+def stacked(factor: Tensor) -> Tensor:
+    """A factor with an axis of groups; layers without groups keep none."""
+    return factor if factor.dim() == 3 else factor.unsqueeze(0)
+
+
+def unstacked(factor: Tensor) -> Tensor:
+    """The inverse of :func:`stacked`: as curvlinops has it without groups."""
+    return factor[0] if len(factor) == 1 else factor
+
+
+def is_root(factor: Tensor) -> bool:
+    """Whether it is a root, not a matrix."""
+    return factor.shape[-2] < factor.shape[-1]
+
+
+def dense(factor: Tensor) -> Tensor:
+    """The matrix ``[G, D, D]``."""
+    return factor.mT @ factor if is_root(factor) else factor
+
+
+def compact(factor: Tensor) -> Tensor:
+    """The smallest matrix with the same nonzero eigenvalues, ``[G, r, r]``."""
+    return factor @ factor.mT if is_root(factor) else factor
+
+
+def diagonal(matrices: Tensor) -> Tensor:
+    """Diagonals of matrices."""
+    return matrices.diagonal(dim1=-2, dim2=-1)
+
+
+def is_finite(factor: Tensor) -> bool:
+    """Whether all entries are finite; a matrix' diagonal, a sum of squares, tells."""
+    return bool((factor if is_root(factor) else diagonal(factor)).isfinite().all())
+
+
+def trace(factor: Tensor) -> Tensor:
+    """Trace of each group, ``[G]``."""
+    if is_root(factor):
+        return factor.square().sum((1, 2))
+    return diagonal(factor).sum(1)
+
+
+def eigenbasis(factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``[G, r]`` and -vectors ``[G, D, r]``, as many as rows of a root."""
+    if is_root(factor):
+        _, roots, vectors = torch.linalg.svd(factor, full_matrices=False)
+        return roots.square(), vectors.mT
+    return cast(tuple[Tensor, Tensor], torch.linalg.eigh(factor))
+
+
+def add_input_factor(
+    uses: Sequence[Use],
+    approx: str,
+    factor: Tensor | None,
+    scale: float,
+    bias: bool,
+) -> Tensor:
+    """Add the input factor of a layer's uses, whose positions share the weight.
+
+    Args:
+        uses: Uses on the same data.
+        approx: ``"expand"``: ``scale / S sum_{n,s} U U^T`` over the positions ``S`` of
+            all uses. ``"reduce"``: ``scale sum_n m m^T`` of the means ``m`` over them.
+        factor: What to add to in place, of columns ``D``. ``None``: zeros.
+        scale: Scale of what is added.
+        bias: Whether patches end with a one.
+
+    Returns:
+        The factor.
+    """
+    positions = sum(use.num_positions for use in uses)
+    if approx == "expand":
+        scale /= positions
+        for use in uses:
+            x, conv = use.x, use.conv
+            if _stays_root(factor, len(x) * use.num_positions, _size(conv, bias)):
+                patches = functional.unfold_input(x, conv)
+                factor = _append(factor, vectors_of(patches, conv.groups), scale, bias)
+            else:
+                out = None if factor is None else dense(factor)
+                factor = functional.kfac_expand(
+                    x, conv, bias=bias, scale=scale, out=out
+                )
+        return cast(Tensor, factor)
+    (use, *others) = uses
+    stays_root = _stays_root(factor, len(use.x), _size(use.conv, bias))
+    if not (stays_root or others):
+        out = None if factor is None else dense(factor)
+        scale /= positions**2
+        return functional.kfac_reduce(use.x, use.conv, bias=bias, scale=scale, out=out)
+    weighted = (
+        functional.patch_mean(use.x, use.conv) * (use.num_positions / positions)
+        for use in uses
+    )
+    mean = sum(weighted, start=torch.zeros(()))
+    return add_outer(mean.flatten(1).unsqueeze(2), mean.shape[1], factor, scale, bias)
+
+
+def add_outer(
+    vectors: Tensor,
+    groups: int,
+    factor: Tensor | None,
+    scale: float,
+    bias: bool = False,
+) -> Tensor:
+    """Add ``scale * sum v v^T`` of each group, over samples and positions, in place.
+
+    Args:
+        vectors: ``[N, C, P]``, as if inputs of a kernel of one position.
+        groups: Groups of channels.
+        factor: What to add to, of ``C / G`` columns. ``None``: zeros.
+        scale: Scale of what is added.
+        bias: Whether vectors end with a one.
+
+    Returns:
+        The factor, of float32 or wider.
+    """
+    num_data, channels, *sizes = vectors.shape
+    conv = Conv.make(channels, channels, 1, input_size=sizes, groups=groups)
+    if _stays_root(factor, num_data * prod(sizes), _size(conv, bias)):
+        return _append(factor, vectors_of(vectors, groups), scale, bias)
+    out = None if factor is None else dense(factor)
+    return functional.kfac_expand(vectors, conv, bias=bias, scale=scale, out=out)
+
+
+def vectors_of(patches: Tensor, groups: int) -> Tensor:
+    """Patches ``[N, G * D, P]`` as rows ``[G, N * P, D]``."""
+    rows = patches.unflatten(1, (groups, -1)).permute(1, 0, 3, 2)
+    return rows.reshape(groups, -1, rows.shape[-1])
+
+
+def _size(conv: Conv, bias: bool) -> int:
+    return conv.in_channels // conv.groups * prod(conv.kernel_size) + bias
+
+
+def _stays_root(factor: Tensor | None, new: int, size: int) -> bool:
+    if factor is not None and not is_root(factor):
+        return False
+    held = 0 if factor is None else factor.shape[1]
+    return 2 * (held + new) <= size
+
+
+def _append(factor: Tensor | None, rows: Tensor, scale: float, bias: bool) -> Tensor:
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    if bias:
+        rows = torch.nn.functional.pad(rows, (0, 1), value=1.0)
+    rows = rows * sqrt(scale)
+    return rows if factor is None else torch.cat([factor, rows], 1)
