@@ -80,12 +80,23 @@ def trace(factor: Tensor) -> Tensor:
     return diagonal(factor).sum(1)
 
 
-def eigenbasis(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues ``[G, r]`` and -vectors ``[G, D, r]``, as many as rows of a root."""
-    if is_root(factor):
-        _, roots, vectors = torch.linalg.svd(factor, full_matrices=False)
-        return roots.square(), vectors.mT
-    return cast(tuple[Tensor, Tensor], torch.linalg.eigh(factor))
+def eigenbasis(factor: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors.
+
+    Args:
+        factor: A matrix or a root, of ``D`` columns.
+        complete: Whether to find a root's eigenvectors of eigenvalue zero, too; any
+            orthonormal ones are.
+
+    Returns:
+        Eigenvalues ``[G, r]`` and eigenvectors ``[G, D, r]``; ``r = D`` of a matrix,
+        and where complete.
+    """
+    if not is_root(factor):
+        return cast(tuple[Tensor, Tensor], torch.linalg.eigh(factor))
+    _, roots, vectors = torch.linalg.svd(factor, full_matrices=complete)
+    missing = vectors.shape[1] - roots.shape[1]
+    return torch.nn.functional.pad(roots.square(), (0, missing)), vectors.mT
 
 
 def add_input_factor(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from warnings import warn
 
@@ -84,7 +85,7 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
             self._keep(name, right, left)
         return right, left
 
-    def _eigenbases(self, name: str) -> dict[str, Rotated]:
+    def _eigenbases(self, name: str) -> Mapping[str, Rotated]:
         right, left = self._cached(name)
         if left is None:
             right, left = (

@@ -28,6 +28,7 @@ from tn_extensions.curvlinops.layers import (
     kernel_matrices,
     kernel_of_matrices,
     num_groups,
+    transposed_groups,
 )
 from tn_extensions.curvlinops.observe import Uses, observed
 from tn_extensions.errors import describe
@@ -148,7 +149,7 @@ class KFACLinearOperator(stock.KFACLinearOperator):
             for key in self._keys(name)
         }
 
-    def _rotated_of(self, name: str) -> dict[str, Rotated] | None:
+    def _rotated_of(self, name: str) -> Mapping[str, Rotated] | None:
         """Its blocks, if it is kept in a basis."""
         return None
 
@@ -163,9 +164,8 @@ class KFACLinearOperator(stock.KFACLinearOperator):
         for name, positions in self._mapping.items():
             module = self._layer(name)
             groups = num_groups(module, self._groups)
-            dtype = kept(self._gradient_covariances)[name].dtype
             vectors = {
-                key: _matrices(module, key, M[position].to(dtype), groups)
+                key: _matrices(module, key, M[position], groups)
                 for key, position in positions.items()
             }
             blocks = blocks_of(name)
@@ -178,7 +178,9 @@ class KFACLinearOperator(stock.KFACLinearOperator):
             for key, position in positions.items():
                 like, found = M[position], vectors[key].to(M[position].dtype)
                 if key == "weight":
-                    result[position] = kernel_of_matrices(module, found, like.shape)
+                    result[position] = kernel_of_matrices(
+                        found, like.shape, transposed_groups(module)
+                    )
                 else:
                     result[position] = found.reshape(like.shape)
         return result
@@ -202,7 +204,7 @@ class KFACLinearOperator(stock.KFACLinearOperator):
             known = gradients.get(name)
             gradients[name] = self._with_gradients(known, name, pairs)
 
-        self._observe("KFAC matrices", on_uses, on_gradients)
+        self._observe("KFAC matrices", on_uses, on_gradients, self._vectors)
         if self._fisher_type == stock.FisherType.FORWARD_ONLY:
             gradients = {name: self._identity(name) for name in self._mapping}
         self._check_factors(inputs, gradients)
@@ -214,6 +216,7 @@ class KFACLinearOperator(stock.KFACLinearOperator):
         desc: str,
         on_uses: Callable[[Uses], None],
         on_gradients: Callable[[str, Pairs], None],
+        vectors_of: Callable[[Tensor, Tensor], Iterator[Tensor]],
     ) -> None:
         """Show the uses of each batch and, by layer, the gradients of each pass."""
         pending: defaultdict[str, Pairs] = defaultdict(list)
@@ -235,7 +238,8 @@ class KFACLinearOperator(stock.KFACLinearOperator):
                 output = self._model_func(X)
                 on_uses(uses)
                 output, y = self._rearrange_for_larger_than_2d_output(output, y)
-                for _ in self._backward_passes(output, y):
+                self._check_outputs(output, y)
+                for _ in self._backward_passes(output, vectors_of(output, y)):
                     while pending:
                         on_gradients(*pending.popitem())
                 uses.clear()
@@ -262,7 +266,7 @@ class KFACLinearOperator(stock.KFACLinearOperator):
         terms = self._num_per_example_loss_terms
         return batch_size**2 * float(terms) / (self._N_data * self._mc_samples)
 
-    def _backward_passes(self, output: Tensor, y: Tensor) -> Iterator[None]:
+    def _check_outputs(self, output: Tensor, y: Tensor) -> None:
         if output.ndim != 2 or y.ndim not in {1, 2}:
             found = f"{output.ndim} and {y.ndim} axes"
             rule = "have two axes, and targets one or two"
@@ -270,10 +274,17 @@ class KFACLinearOperator(stock.KFACLinearOperator):
         if isinstance(self._loss_func, nn.CrossEntropyLoss) and y.is_floating_point():
             rule, found = "hold classes", "probabilities"
             raise ValueError(describe(type(self).__name__, "targets", rule, found))
-        vectors = list(self._vectors(output, y))
-        for left, vector in zip(reversed(range(len(vectors))), vectors, strict=True):
-            torch.autograd.grad(output, self._params, vector, retain_graph=left > 0)
+
+    def _backward_passes(
+        self, output: Tensor, vectors: Iterator[Tensor]
+    ) -> Iterator[None]:
+        vector = next(vectors, None)
+        while vector is not None:
+            following = next(vectors, None)
+            again = following is not None
+            torch.autograd.grad(output, self._params, vector, retain_graph=again)
             yield
+            vector = following
 
     def _vectors(self, output: Tensor, y: Tensor) -> Iterator[Tensor]:
         """What to backpropagate, ``[R, C]`` each."""
@@ -383,8 +394,12 @@ class KFACLinearOperator(stock.KFACLinearOperator):
 
 def _matrices(module: Any, key: str, vectors: Tensor, groups: int) -> Tensor:
     """A parameter's vectors as ``[G, CO, D, V]``."""
+    # factors of halves are of float32
+    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     if key == "weight":
-        return kernel_matrices(module, vectors, groups)
+        kernels = vectors.movedim(-1, 0)
+        of_transposed = transposed_groups(module)
+        return kernel_matrices(kernels, groups, of_transposed).movedim(0, -1)
     return vectors.reshape(groups, -1, 1, vectors.shape[-1])
 
 

@@ -22,25 +22,44 @@ SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 Groups = Literal["separate", "average"]
 
 
+def transposed_groups(module: Any) -> int | None:
+    """Groups of a transposed convolution; ``None`` of others."""
+    return module.groups if isinstance(module, TRANSPOSED) else None
+
+
 def num_groups(module: Any, groups: Groups) -> int:
     """Pairs of factors that a layer has."""
     return 1 if isinstance(module, nn.Linear) or groups == "average" else module.groups
 
 
-def kernel_matrices(module: Any, weight: Tensor, groups: int) -> Tensor:
-    """A weight, trailing axis ``V``, as matrices ``[G, CO, CI * K, V]``."""
-    if isinstance(module, TRANSPOSED):
-        weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
-    rows = weight.shape[0]
-    return weight.reshape(groups, rows // groups, -1, weight.shape[-1])
+def kernel_matrices(
+    kernels: Tensor, groups: int, transposed_groups: int | None
+) -> Tensor:
+    """Kernels as matrices.
+
+    Args:
+        kernels: ``[V, *weight.shape]``.
+        groups: Groups of the matrices.
+        transposed_groups: Groups of a transposed convolution, whose kernels are
+            ``[C_in, CO, *K]``. ``None``: of others they are ``[C_out, CI, *K]``.
+
+    Returns:
+        Matrices, ``[V, G, CO, CI * K]``.
+    """
+    if transposed_groups is not None:
+        kernels = kernels.unflatten(1, (transposed_groups, -1))
+        kernels = kernels.transpose(2, 3).flatten(1, 2)
+    return kernels.unflatten(1, (groups, -1)).flatten(3)
 
 
-def kernel_of_matrices(module: Any, matrices: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of :func:`kernel_matrices`, ``shape`` being that of the result."""
-    if not isinstance(module, TRANSPOSED):
+def kernel_of_matrices(
+    matrices: Tensor, shape: Sequence[int], transposed_groups: int | None
+) -> Tensor:
+    """Matrices ``[G, CO, CI * K, V]`` as kernels ``[*weight.shape, V]``."""
+    if transposed_groups is None:
         return matrices.reshape(*shape)
     channels, rows, *rest = shape
-    groups = module.groups
+    groups = transposed_groups
     kernel = matrices.reshape(groups, rows, channels // groups, *rest)
     return kernel.transpose(1, 2).reshape(*shape)
 

@@ -1,0 +1,189 @@
+"""Eigenvalue-corrected KFAC of networks with convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from curvlinops import ekfac, kfac
+from torch import Tensor
+
+from tn_extensions.curvlinops.blocks import Rotated
+from tn_extensions.curvlinops.factors import (
+    Factors,
+    eigenbasis,
+    kept,
+    stacked,
+    unstacked,
+)
+from tn_extensions.curvlinops.kfac import KFACLinearOperator, Pairs
+from tn_extensions.curvlinops.moments import Basis, bias_moments, kernel_moments
+from tn_extensions.curvlinops.observe import Uses
+from tn_extensions.errors import describe
+
+
+class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
+    r"""EKFAC of the Fisher/GGN, in place of :class:`curvlinops.EKFACLinearOperator`.
+
+    The block of a layer is ``(Q_B (x) Q_A) diag(l) (Q_B (x) Q_A)^T`` for each group of
+    channels, with the eigenvectors of KFAC's factors and the second moments ``l = c
+    sum_n (Q_B^T G_n Q_A)^2`` of the data's gradients ``G_n``, ``c`` undoing the scaling
+    of the loss as in curvlinops. Layers and losses as :class:`KFACLinearOperator`.
+
+    Beyond curvlinops: outputs of more than two axes. Gradients are then those of all of
+    a datum's loss terms together, but for ``fisher_type="type-2"``, whose terms are
+    taken one by one: exact, at as many backward passes as terms times classes.
+
+    Neither the unfolded input nor the gradients of all data are held; bound what is by
+    :func:`tn_extensions.memory_budget`. Of a factor that fewer vectors make up than
+    half its size, only the eigenvectors that these span are computed: gradients have no
+    part in the others, whose eigenvalues are zero.
+
+    Args:
+        *args: As :class:`curvlinops.EKFACLinearOperator`.
+        groups: As :class:`KFACLinearOperator`.
+        **kwargs: As :class:`curvlinops.EKFACLinearOperator`.
+
+    Raises:
+        ValueError: As :class:`KFACLinearOperator`.
+        NotImplementedError: If a parameter belongs to a layer without factors.
+
+    Reference: George et al., "Fast Approximate Natural Gradient Descent in a
+    Kronecker-factored Eigenbasis", NeurIPS 2018.
+    """
+
+    def _compute_once(self) -> None:
+        if not self._corrected_eigenvalues:
+            self.compute_eigenvalue_correction()
+
+    def _bases(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """``Q_B`` and ``Q_A``, with an axis of groups."""
+        left = self._gradient_covariances_eigenvectors[name]
+        right = self._input_covariances_eigenvectors.get(name)
+        return stacked(left), None if right is None else stacked(right)
+
+    def _rotated_of(self, name: str) -> Mapping[str, Rotated]:
+        left, right = self._bases(name)
+        shape = len(left), left.shape[2], -1
+        found, positions = self._corrected_eigenvalues[name], self._mapping[name]
+        blocks = {}
+        for key in self._keys(name):
+            values = found if key == "joint" else found[positions[key]]
+            basis = None if key == "bias" else right
+            blocks[key] = Rotated(left, basis, values.reshape(shape))
+        return blocks
+
+    _blocks_of = _rotated_of
+
+    def compute_kronecker_factors(self) -> None:
+        """Compute KFAC's factors. What was made of former ones is dropped."""
+        self._corrected_eigenvalues: dict[str, Any] = {}
+        self._input_covariances_eigenvectors: dict[str, Tensor] = {}
+        self._gradient_covariances_eigenvectors: dict[str, Tensor] = {}
+        super().compute_kronecker_factors()
+
+    def _compute_eigenvectors(self) -> None:
+        """Replace the factors by their eigenvectors."""
+        if not (self._input_covariances or self._gradient_covariances):
+            self.compute_kronecker_factors()
+        inputs, gradients = self._input_covariances, self._gradient_covariances
+        self._input_covariances, self._gradient_covariances = Factors(), Factors()
+        # of eigenvalue zero, KFAC-reduce's factors may have directions that gradients
+        # have a part in; so may KFAC-expand's of gradients, if these are single terms'
+        is_reduced = self._kfac_approx == kfac.KFACType.REDUCE
+        self._input_covariances_eigenvectors = _eigenvectors(inputs, is_reduced)
+        self._gradient_covariances_eigenvectors = _eigenvectors(
+            gradients, is_reduced or self._splits_terms
+        )
+
+    @property
+    def _splits_terms(self) -> bool:
+        """Whether gradients are those of single loss terms."""
+        several = self._num_per_example_loss_terms > 1
+        return several and self._fisher_type == kfac.FisherType.TYPE2
+
+    def compute_eigenvalue_correction(self) -> None:
+        """Compute the eigenvalues; first, what they need. A failure leaves none."""
+        self._reset_matrix_properties()
+        self._corrected_eigenvalues = {}
+        if not self._gradient_covariances_eigenvectors:
+            self._compute_eigenvectors()
+        moments: dict[tuple[str, str], Tensor] = {}
+
+        def on_uses(uses: Uses) -> None:
+            for name, own in uses.items():
+                if "weight" not in self._mapping[name]:
+                    own[:] = [use.without_input() for use in own]
+
+        def on_gradients(name: str, pairs: Pairs) -> None:
+            scale = self._loss_correction(len(pairs[0][1]))
+            for key in self._keys(name):
+                found = self._moments(name, key, pairs).mul_(scale)
+                known = moments.get((name, key))
+                moments[name, key] = found if known is None else known.add_(found)
+
+        desc = "Eigenvalue correction"
+        self._observe(desc, on_uses, on_gradients, self._vectors_of_terms)
+        for name in self._mapping:
+            if not all(moments[name, key].isfinite().all() for key in self._keys(name)):
+                owner, argument = type(self).__name__, f"gradients of layer {name!r}"
+                raise ValueError(describe(owner, argument, "be finite", "inf or nan"))
+        self._corrected_eigenvalues = {
+            name: self._as_in_curvlinops(name, moments) for name in self._mapping
+        }
+
+    def _moments(self, name: str, key: str, pairs: Pairs) -> Tensor:
+        left, right = self._bases(name)
+        if key == "bias":
+            return bias_moments([g.to(left.dtype) for _, g in pairs], left)
+        assert right is not None
+        return kernel_moments(pairs, Basis(left, right, bias=key == "joint"))
+
+    def _as_in_curvlinops(
+        self, name: str, moments: dict[tuple[str, str], Tensor]
+    ) -> Any:
+        """``[(G,) s, r]`` of weights, ``[(G,) s]`` of biases, by position."""
+        if self._is_joint(name):
+            return unstacked(moments[name, "joint"])
+        return {
+            position: unstacked(
+                moments[name, key].squeeze(2) if key == "bias" else moments[name, key]
+            )
+            for key, position in self._mapping[name].items()
+        }
+
+    def _vectors_of_terms(self, output: Tensor, y: Tensor) -> Iterator[Tensor]:
+        """Vectors whose gradients' products make the Fisher/GGN without cross terms.
+
+        Columns of the Hessian's root are told apart by datum only; draws have no
+        covariance between the terms of a datum, so that all may be taken at once.
+        """
+        terms = self._num_per_example_loss_terms
+        for vector in self._vectors(output, y):
+            if not self._splits_terms:
+                yield vector
+                continue
+            for term in range(terms):
+                own = torch.zeros_like(vector)
+                own[term::terms] = vector[term::terms]
+                yield own
+
+    def _rearrange_for_larger_than_2d_output(
+        self, output: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        # curvlinops' KFAC's, which its EKFAC refuses
+        rearrange = kfac.KFACLinearOperator._rearrange_for_larger_than_2d_output
+        found: tuple[Tensor, Tensor] = rearrange(self, output, y)
+        return found
+
+
+def _eigenvectors(
+    factors: Mapping[str, Tensor], is_complete: bool
+) -> dict[str, Tensor]:
+    """Eigenvectors of factors, each of which is gone before the next one's."""
+    remaining = kept(factors)
+    return {
+        name: unstacked(eigenbasis(remaining.pop(name), is_complete)[1])
+        for name in list(remaining)
+    }
