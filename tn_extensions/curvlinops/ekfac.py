@@ -9,6 +9,7 @@ import torch
 from curvlinops import ekfac, kfac
 from torch import Tensor
 
+from tn_extensions.curvlinops.backward import Pairs
 from tn_extensions.curvlinops.blocks import Rotated
 from tn_extensions.curvlinops.factors import (
     Factors,
@@ -17,7 +18,7 @@ from tn_extensions.curvlinops.factors import (
     stacked,
     unstacked,
 )
-from tn_extensions.curvlinops.kfac import KFACLinearOperator, Pairs
+from tn_extensions.curvlinops.kfac import KFACLinearOperator
 from tn_extensions.curvlinops.moments import Basis, bias_moments, kernel_moments
 from tn_extensions.curvlinops.observe import Uses
 from tn_extensions.errors import describe

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, cast, get_args
 
@@ -11,7 +10,7 @@ import torch
 from curvlinops import kfac as stock
 from torch import Tensor, nn
 
-from tn_extensions.curvlinops import losses
+from tn_extensions.curvlinops.backward import BackwardPasses, Pairs
 from tn_extensions.curvlinops.blocks import Block, Kronecker, Product, Rotated
 from tn_extensions.curvlinops.factors import (
     Factors,
@@ -30,17 +29,14 @@ from tn_extensions.curvlinops.layers import (
     num_groups,
     transposed_groups,
 )
-from tn_extensions.curvlinops.observe import Uses, observed
+from tn_extensions.curvlinops.observe import Uses
 from tn_extensions.errors import describe
 
 Blocks = Mapping[str, Block | Product]
 """A layer's blocks: of ``"joint"`` weight and bias, or of ``"weight"``, ``"bias"``."""
 
-Pairs = list[tuple[Use, Tensor]]
-"""A layer's uses and the gradients of their outputs, ``[N, C_out, P]``."""
 
-
-class KFACLinearOperator(stock.KFACLinearOperator):
+class KFACLinearOperator(BackwardPasses, stock.KFACLinearOperator):
     r"""KFAC of the Fisher/GGN, in place of :class:`curvlinops.KFACLinearOperator`.
 
     The block of a layer is ``B (x) A`` for each group of channels. With patches ``U``,
@@ -72,7 +68,6 @@ class KFACLinearOperator(stock.KFACLinearOperator):
     """
 
     _SUPPORTED_MODULES = SUPPORTED
-    _generator: torch.Generator | None
     _loss_func: Any
 
     def __init__(self, *args: Any, groups: Groups = "separate", **kwargs: Any) -> None:
@@ -123,9 +118,6 @@ class KFACLinearOperator(stock.KFACLinearOperator):
             )
         mapping = super().compute_parameter_mapping(params, model_func)
         return cast(dict[str, dict[str, int]], mapping)
-
-    def _layer(self, name: str) -> Any:
-        return self._model_func.get_submodule(name)
 
     def _is_joint(self, name: str) -> bool:
         parameters = self._mapping[name]
@@ -211,39 +203,6 @@ class KFACLinearOperator(stock.KFACLinearOperator):
         self._input_covariances = Factors(inputs)
         self._gradient_covariances = Factors(gradients)
 
-    def _observe(
-        self,
-        desc: str,
-        on_uses: Callable[[Uses], None],
-        on_gradients: Callable[[str, Pairs], None],
-        vectors_of: Callable[[Tensor, Tensor], Iterator[Tensor]],
-    ) -> None:
-        """Show the uses of each batch and, by layer, the gradients of each pass."""
-        pending: defaultdict[str, Pairs] = defaultdict(list)
-
-        def on_gradient(name: str, number: int, gradient: Tensor) -> None:
-            use = uses[name][number]
-            pair = use, use.gradient(gradient)
-            if len(uses[name]) == 1:
-                on_gradients(name, [pair])
-            else:
-                pending[name].append(pair)
-
-        if self._generator is None or self._generator.device != self.device:
-            self._generator = torch.Generator(device=self.device)
-        self._generator.manual_seed(self._seed)
-        layers = {name: self._layer(name) for name in self._mapping}
-        with observed(layers, self._groups, on_gradient) as uses:
-            for X, y in self._loop_over_data(desc=desc):
-                output = self._model_func(X)
-                on_uses(uses)
-                output, y = self._rearrange_for_larger_than_2d_output(output, y)
-                self._check_outputs(output, y)
-                for _ in self._backward_passes(output, vectors_of(output, y)):
-                    while pending:
-                        on_gradients(*pending.popitem())
-                uses.clear()
-
     def _with_inputs(self, factor: Tensor | None, name: str, uses: list[Use]) -> Tensor:
         scale, bias = 1 / self._N_data, self._is_joint(name)
         return add_input_factor(uses, self._kfac_approx, factor, scale, bias)
@@ -258,50 +217,6 @@ class KFACLinearOperator(stock.KFACLinearOperator):
             scale = self._loss_correction(len(each))
             factor = add_outer(each, groups, factor, scale)
         return cast(Tensor, factor)
-
-    def _loss_correction(self, batch_size: int) -> float:
-        """Undo the scaling of gradients by the loss, as curvlinops does."""
-        if self._loss_func.reduction == "sum":
-            return 1 / float(self._mc_samples)
-        terms = self._num_per_example_loss_terms
-        return batch_size**2 * float(terms) / (self._N_data * self._mc_samples)
-
-    def _check_outputs(self, output: Tensor, y: Tensor) -> None:
-        if output.ndim != 2 or y.ndim not in {1, 2}:
-            found = f"{output.ndim} and {y.ndim} axes"
-            rule = "have two axes, and targets one or two"
-            raise ValueError(describe(type(self).__name__, "outputs", rule, found))
-        if isinstance(self._loss_func, nn.CrossEntropyLoss) and y.is_floating_point():
-            rule, found = "hold classes", "probabilities"
-            raise ValueError(describe(type(self).__name__, "targets", rule, found))
-
-    def _backward_passes(
-        self, output: Tensor, vectors: Iterator[Tensor]
-    ) -> Iterator[None]:
-        vector = next(vectors, None)
-        while vector is not None:
-            following = next(vectors, None)
-            again = following is not None
-            torch.autograd.grad(output, self._params, vector, retain_graph=again)
-            yield
-            vector = following
-
-    def _vectors(self, output: Tensor, y: Tensor) -> Iterator[Tensor]:
-        """What to backpropagate, ``[R, C]`` each."""
-        if self._fisher_type == stock.FisherType.FORWARD_ONLY:
-            return
-        if self._fisher_type == stock.FisherType.EMPIRICAL:
-            yield losses.gradient(self._loss_func, output, y)
-            return
-        loss = losses.plain(self._loss_func)
-        if self._fisher_type == stock.FisherType.TYPE2:
-            draws = losses.hessian_columns(loss, output, y)
-        else:
-            draws = (
-                losses.gradient(loss, output, self.draw_label(output))
-                for _ in range(self._mc_samples)
-            )
-        yield from losses.scaled(draws, losses.row_scale(self._loss_func, output, y))
 
     def _identity(self, name: str) -> Tensor:
         module = self._layer(name)

@@ -72,11 +72,13 @@ class Use:
         x: Its input, ``[N, C_in, I1, ...]``.
         conv: Hyper-parameters.
         is_linear: Whether it is a ``Linear``, whose channels come last.
+        node: What made its output, in autograd's graph.
     """
 
     x: Tensor
     conv: Conv
     is_linear: bool
+    node: Any = None
 
     @classmethod
     def of(cls, module: Any, x: Tensor, output: Tensor, groups: Groups) -> Use:
@@ -86,13 +88,13 @@ class Use:
             x = _channels_first(x)
             features = (module.in_features, module.out_features)
             pointwise = Conv.make(*features, kernel_size=1, input_size=x.shape[2:])
-            return cls(x, pointwise, is_linear=True)
+            return cls(x, pointwise, is_linear=True, node=output.grad_fn)
         conv = Conv.from_module(module, x.shape[2:], output.shape[2:])
         if groups == "average" and conv.groups > 1:
             # what curvlinops does: the layer as one without groups
             x = x.unflatten(1, (conv.groups, -1)).mean(1)
             conv = replace(conv, in_channels=x.shape[1], groups=1)
-        return cls(x, conv, is_linear=False)
+        return cls(x, conv, is_linear=False, node=output.grad_fn)
 
     @property
     def num_positions(self) -> int:

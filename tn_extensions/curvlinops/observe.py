@@ -57,3 +57,28 @@ def observed(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def innermost(output: Tensor, uses: Mapping[str, list[Use]]) -> set[str]:
+    """Layers from whose outputs a backward pass reaches no other one's.
+
+    Args:
+        output: Where passes start.
+        uses: Uses by the layers' names.
+
+    Returns:
+        Names of the layers.
+    """
+    layers = {use.node: name for name, own in uses.items() for use in own}
+    reaches: dict[Any, bool] = {}
+    stack: list[Any] = [] if output.grad_fn is None else [output.grad_fn]
+    while stack:
+        node = stack[-1]
+        following = [n for n, _ in node.next_functions if n is not None]
+        unknown = [n for n in following if n not in reaches]
+        if unknown:
+            stack += unknown
+        else:
+            reaches[stack.pop()] = any(reaches[n] or n in layers for n in following)
+    ends = [node for node, reaches_another in reaches.items() if not reaches_another]
+    return {layers[node] for node in ends if node in layers}

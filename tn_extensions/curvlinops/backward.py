@@ -1,0 +1,127 @@
+"""Backward passes of a network's data that together make a Fisher/GGN."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from curvlinops.kfac import FisherType
+from torch import Tensor, nn
+
+from tn_extensions.curvlinops import losses
+from tn_extensions.curvlinops.layers import Groups, Use
+from tn_extensions.curvlinops.observe import Uses, innermost, observed
+from tn_extensions.errors import describe
+
+Pairs = list[tuple[Use, Tensor]]
+"""A layer's uses and the gradients of their outputs, ``[N, C_out, P]``."""
+
+
+class BackwardPasses:
+    """Shows layers' uses and gradients: a part of curvlinops' (E)KFAC operators."""
+
+    # of curvlinops
+    _model_func: nn.Module
+    _loss_func: Any
+    _params: list[nn.Parameter]
+    _mapping: dict[str, dict[str, int]]
+    _fisher_type: str
+    _mc_samples: int
+    _N_data: int
+    _num_per_example_loss_terms: int
+    _seed: int
+    _generator: torch.Generator | None
+    device: torch.device
+    draw_label: Callable[[Tensor], Tensor]
+    _loop_over_data: Callable[..., Iterator[tuple[Any, Tensor]]]
+    _rearrange_for_larger_than_2d_output: Callable[..., tuple[Tensor, Tensor]]
+    # our own
+    _groups: Groups
+
+    def _layer(self, name: str) -> Any:
+        return self._model_func.get_submodule(name)
+
+    def _observe(
+        self,
+        desc: str,
+        on_uses: Callable[[Uses], None],
+        on_gradients: Callable[[str, Pairs], None],
+        vectors_of: Callable[[Tensor, Tensor], Iterator[Tensor]],
+    ) -> None:
+        """Show the uses of each batch and, by layer, the gradients of each pass."""
+        pending: defaultdict[str, Pairs] = defaultdict(list)
+
+        def on_gradient(name: str, number: int, gradient: Tensor) -> None:
+            use = uses[name][number]
+            pair = use, use.gradient(gradient)
+            if len(uses[name]) == 1:
+                on_gradients(name, [pair])
+            else:
+                pending[name].append(pair)
+
+        if self._generator is None or self._generator.device != self.device:
+            self._generator = torch.Generator(device=self.device)
+        self._generator.manual_seed(self._seed)
+        layers = {name: self._layer(name) for name in self._mapping}
+        with observed(layers, self._groups, on_gradient) as uses:
+            for X, y in self._loop_over_data(desc=desc):
+                output = self._model_func(X)
+                on_uses(uses)
+                output, y = self._rearrange_for_larger_than_2d_output(output, y)
+                self._check_outputs(output, y)
+                vectors = vectors_of(output, y)
+                for _ in self._backward_passes(output, vectors, uses):
+                    while pending:
+                        on_gradients(*pending.popitem())
+                uses.clear()
+
+    def _loss_correction(self, batch_size: int) -> float:
+        """Undo the scaling of gradients by the loss, as curvlinops does."""
+        if self._loss_func.reduction == "sum":
+            return 1 / float(self._mc_samples)
+        terms = self._num_per_example_loss_terms
+        return batch_size**2 * float(terms) / (self._N_data * self._mc_samples)
+
+    def _check_outputs(self, output: Tensor, y: Tensor) -> None:
+        if output.ndim != 2 or y.ndim not in {1, 2}:
+            found = f"{output.ndim} and {y.ndim} axes"
+            rule = "have two axes, and targets one or two"
+            raise ValueError(describe(type(self).__name__, "outputs", rule, found))
+        if isinstance(self._loss_func, nn.CrossEntropyLoss) and y.is_floating_point():
+            rule, found = "hold classes", "probabilities"
+            raise ValueError(describe(type(self).__name__, "targets", rule, found))
+
+    def _backward_passes(
+        self, output: Tensor, vectors: Iterator[Tensor], uses: Uses
+    ) -> Iterator[None]:
+        # passes to the layers closest to the input reach all others on their way,
+        # without gradients of the parameters there
+        positions = [self._mapping[name] for name in innermost(output, uses)]
+        # a bias' gradient is cheaper than a weight's
+        params = [self._params[own.get("bias", max(own.values()))] for own in positions]
+        vector = next(vectors, None)
+        while vector is not None and params:
+            following = next(vectors, None)
+            again = following is not None
+            torch.autograd.grad(output, params, vector, retain_graph=again)
+            yield
+            vector = following
+
+    def _vectors(self, output: Tensor, y: Tensor) -> Iterator[Tensor]:
+        """What to backpropagate, ``[R, C]`` each."""
+        if self._fisher_type == FisherType.FORWARD_ONLY:
+            return
+        if self._fisher_type == FisherType.EMPIRICAL:
+            yield losses.gradient(self._loss_func, output, y)
+            return
+        loss = losses.plain(self._loss_func)
+        if self._fisher_type == FisherType.TYPE2:
+            draws = losses.hessian_columns(loss, output, y)
+        else:
+            draws = (
+                losses.gradient(loss, output, self.draw_label(output))
+                for _ in range(self._mc_samples)
+            )
+        yield from losses.scaled(draws, losses.row_scale(self._loss_func, output, y))
