@@ -305,6 +305,23 @@ def test_weighted_cross_entropy(
     assert_close(dense(op), exact, **(loose if fisher == "mc" else {}))
 
 
+@pytest.mark.parametrize("fisher", ["type-2", "mc"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_weighted_binary_cross_entropy(reduction: str, fisher: str) -> None:
+    """Exact for linear models on one datum, whatever the targets."""
+    x, y = images(1, 4), torch.tensor([[0.3, 1.0, 0.0]]).double()
+    model = nn.Sequential(nn.Linear(4, 3)).double()
+    weights = {"weight": torch.tensor([1, 2, 3]), "pos_weight": torch.tensor([0.5])}
+    loss = nn.BCEWithLogitsLoss(reduction=reduction, **weights)
+    many = {"mc_samples": 20_000} if fisher == "mc" else {}
+    options = {"loss": loss, "check_deterministic": False}
+    joint = {"separate_weight_and_bias": False, "fisher_type": fisher, **many}
+    found = dense(operator(ours, model, [(x, y)], **joint, **options))
+    exact = operator(stock, model, [(x, y)], kind="GGNLinearOperator", **options)
+    loose = {"rtol": 0.0, "atol": 0.03 * float(dense(exact).abs().max())}
+    assert_close(found, dense(exact), **(loose if fisher == "mc" else {}))
+
+
 def test_batches_and_seed() -> None:
     x = images(6, 2, 5, 4)
     model, y = grouped(x), targets(6)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from curvlinops.kfac import FisherType
 from torch import Tensor, nn
 
 from tn_extensions.curvlinops import losses
@@ -111,17 +110,17 @@ class BackwardPasses:
 
     def _vectors(self, output: Tensor, y: Tensor) -> Iterator[Tensor]:
         """What to backpropagate, ``[R, C]`` each."""
-        if self._fisher_type == FisherType.FORWARD_ONLY:
+        if self._fisher_type == "forward-only":
             return
-        if self._fisher_type == FisherType.EMPIRICAL:
+        if self._fisher_type == "empirical":
             yield losses.gradient(self._loss_func, output, y)
             return
         loss = losses.plain(self._loss_func)
-        if self._fisher_type == FisherType.TYPE2:
-            draws = losses.hessian_columns(loss, output, y)
+        if self._fisher_type == "type-2":
+            draws = losses.hessian_columns(loss, output)
         else:
             draws = (
                 losses.gradient(loss, output, self.draw_label(output))
                 for _ in range(self._mc_samples)
             )
-        yield from losses.scaled(draws, losses.row_scale(self._loss_func, output, y))
+        yield from losses.scaled(draws, losses.scale(self._loss_func, output, y))

@@ -10,6 +10,7 @@ import torch
 from curvlinops import kfac as stock
 from torch import Tensor, nn
 
+from tn_extensions.curvlinops import losses
 from tn_extensions.curvlinops.backward import BackwardPasses, Pairs
 from tn_extensions.curvlinops.blocks import Block, Kronecker, Product, Rotated
 from tn_extensions.curvlinops.factors import (
@@ -283,11 +284,9 @@ class KFACLinearOperator(BackwardPasses, stock.KFACLinearOperator):
 
     def state_dict(self) -> dict[str, Any]:
         """The state, with what curvlinops' lacks: groups and options of the loss."""
-        options = ("weight", "ignore_index", "label_smoothing")
-        loss = {key: getattr(self._loss_func, key, None) for key in options}
         own = {
             "groups": self._groups,
-            "loss_options": loss,
+            "loss_options": losses.options(self._loss_func),
             "input_covariances": _state(self._input_covariances),
             "gradient_covariances": _state(self._gradient_covariances),
         }
@@ -301,10 +300,9 @@ class KFACLinearOperator(BackwardPasses, stock.KFACLinearOperator):
             for factors in (self._input_covariances, self._gradient_covariances)
         )
         self._groups = state_dict.get("groups", "average")
-        if isinstance(self._loss_func, nn.CrossEntropyLoss):
-            reduction = self._loss_func.reduction
-            options = state_dict.get("loss_options", {})
-            self._loss_func = nn.CrossEntropyLoss(reduction=reduction, **options)
+        options = state_dict.get("loss_options", {})
+        loss = self._loss_func
+        self._loss_func = type(loss)(reduction=loss.reduction, **options)
 
 
 def _matrices(module: Any, key: str, vectors: Tensor, groups: int) -> Tensor:

@@ -7,27 +7,36 @@ from math import sqrt
 from typing import Any
 
 import torch
-from curvlinops.kfac_utils import loss_hessian_matrix_sqrt
 from torch import Tensor, nn
 from torch.autograd import grad
 
+OPTIONS = {
+    nn.CrossEntropyLoss: ("weight", "ignore_index", "label_smoothing"),
+    nn.BCEWithLogitsLoss: ("weight", "pos_weight"),
+}
+"""Arguments of losses beside the reduction that curvlinops does not know of."""
+
+
+def options(loss: Any) -> dict[str, Any]:
+    """Values of a loss's :data:`OPTIONS`."""
+    return {name: getattr(loss, name) for name in OPTIONS.get(type(loss), ())}
+
 
 def plain(loss: Any) -> Any:
-    """The loss with equal weights, whose Hessian times :func:`row_scale` is the loss's.
+    """The loss without options, whose Hessian times :func:`scale` squared is its own.
 
-    A cross entropy's Hessian depends on the targets by the weights of rows only.
+    Hessians depend on targets by the weights of rows or outputs only.
     """
-    if isinstance(loss, nn.CrossEntropyLoss):
-        return nn.CrossEntropyLoss(reduction=loss.reduction)
-    return loss
+    return type(loss)(reduction=loss.reduction)
 
 
-def row_scale(loss: Any, output: Tensor, y: Tensor) -> Tensor | None:
-    """Root of the rows' weights relative to those of a plain loss.
+def scale(loss: Any, output: Tensor, y: Tensor) -> Tensor | None:
+    """Root of the weights of rows or outputs relative to those of a plain loss.
 
-    Classes ``c`` of weights ``w`` and targets ``y'`` after smoothing give a row the
-    weight ``sum_c w_c y'_c``, zero where the target is ignored. torch's mean divides
-    by the sum of the targets' own weights.
+    Cross entropy: classes ``c`` of weights ``w`` and targets ``y'`` after smoothing
+    give a row the weight ``sum_c w_c y'_c``, zero where the target is ignored. torch's
+    mean divides by the sum of the targets' own weights. Binary cross entropy: an output
+    has the weight ``w (1 - y + w' y)``, ``w'`` being that of positives.
 
     Args:
         loss: The loss.
@@ -35,8 +44,14 @@ def row_scale(loss: Any, output: Tensor, y: Tensor) -> Tensor | None:
         y: Targets; of a cross entropy, classes ``[R]``.
 
     Returns:
-        The roots, ``[R]``. ``None``: all are one.
+        The roots, ``[R, 1]`` or ``[R, C]``. ``None``: all are one.
     """
+    if isinstance(loss, nn.BCEWithLogitsLoss):
+        found: Tensor | None = loss.weight
+        if loss.pos_weight is not None:
+            positive = 1 - y + loss.pos_weight * y
+            found = positive if found is None else found * positive
+        return None if found is None else found.sqrt()
     if not isinstance(loss, nn.CrossEntropyLoss):
         return None
     kept = y != loss.ignore_index
@@ -49,7 +64,7 @@ def row_scale(loss: Any, output: Tensor, y: Tensor) -> Tensor | None:
     if loss.reduction == "mean":
         # a batch of ignored rows only has a loss of nan; it has no curvature
         rows = rows * (len(y) / own.sum()) if kept.any() else rows
-    return rows.sqrt()
+    return rows.sqrt().unsqueeze(1)
 
 
 def gradient(loss: nn.Module, output: Tensor, y: Tensor) -> Tensor:
@@ -66,16 +81,32 @@ def gradient(loss: nn.Module, output: Tensor, y: Tensor) -> Tensor:
     return vectors
 
 
-def hessian_columns(loss: Any, output: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Columns of a root of the Hessian with respect to the outputs, ``[R, C]`` each."""
-    rows = zip(output.detach().split(1), y.split(1), strict=True)
-    roots = torch.stack([loss_hessian_matrix_sqrt(o, t, loss) for o, t in rows])
+def hessian_columns(loss: Any, output: Tensor) -> Iterator[Tensor]:
+    """Columns of a root of a plain loss's Hessian by the outputs, ``[R, C]`` each.
+
+    Cross entropy: column ``c`` is ``sqrt(p_c) (e_c - p)`` of the probabilities ``p``;
+    of others, whose Hessian is diagonal, it is a multiple of ``e_c``.
+    """
+    output = output.detach()
+    mean = torch.zeros_like(output)
+    if isinstance(loss, nn.CrossEntropyLoss):
+        mean = output.softmax(1)
+        root = mean.sqrt()
+    elif isinstance(loss, nn.BCEWithLogitsLoss):
+        root = (output.sigmoid() * output.neg().sigmoid()).sqrt()
+    else:
+        root = torch.full_like(output, sqrt(2))
     if loss.reduction == "mean":
-        roots /= len(output)
-    yield from roots.unbind(2)
+        over_classes = not isinstance(loss, nn.CrossEntropyLoss)
+        root = root / (len(output) * (sqrt(output.shape[1]) if over_classes else 1))
+    for c in range(output.shape[1]):
+        own = root[:, c]
+        column = -own.unsqueeze(1) * mean
+        column[:, c] += own
+        yield column
 
 
 def scaled(vectors: Iterator[Tensor], scale: Tensor | None) -> Iterator[Tensor]:
-    """Vectors times a number for each row."""
+    """Vectors times a number for each row or output."""
     for vector in vectors:
-        yield vector if scale is None else vector * scale.to(vector.dtype).unsqueeze(1)
+        yield vector if scale is None else vector * scale.to(vector.dtype)
