@@ -236,6 +236,59 @@ def test_exact_where_theory_says_so(
     assert_close(found.diagonal(), ggn.diagonal())
 
 
+class DeepLinear(nn.Module):
+    """Linear in its input: a layer of weight sharing, and one that mixes its channels.
+
+    Loss terms are of each position (the setting of KFAC-expand), or of their mean (that
+    of KFAC-reduce).
+    """
+
+    def __init__(self, layer: Any, approx: str) -> None:
+        super().__init__()
+        self.layer, self.approx = layer, approx
+        self.last = nn.Linear(layer.out_channels, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = self.layer(x).flatten(2).mT
+        output: Tensor = self.last(positions)
+        return output if self.approx == "expand" else output.mean(1)
+
+
+SHARING = {
+    "circular": (nn.Conv1d(4, 6, 3, padding=2, dilation=2, padding_mode="circular"), 7),
+    "grouped": (nn.Conv2d(4, 6, (2, 3), stride=2, padding="valid", groups=2), 5),
+    "same": (nn.Conv2d(4, 4, (2, 4), padding="same", groups=4), 4),
+    "3d": (nn.Conv3d(4, 2, 2, bias=False), 3),
+    "up": (nn.ConvTranspose1d(4, 4, 3, stride=2, output_padding=1, groups=2), 4),
+    "upsampling": (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, dilation=2), 3),
+}
+
+
+@pytest.mark.parametrize("approx", APPROX)
+@pytest.mark.parametrize(("layer", "side"), SHARING.values(), ids=SHARING)
+def test_exact_for_deep_linear_networks(layer: Any, side: int, approx: str) -> None:
+    """Eschenhagen et al. 2023, sections 3.2 and 3.3, for the square loss."""
+    model = DeepLinear(layer, approx).double()
+    x = images(3, 4, *[side] * (layer.weight.dim() - 2))
+    with torch.no_grad():
+        y = noise_tensor(model(x).shape)
+    data = [(x[:1], y[:1]), (x[1:], y[1:])]
+    options: dict[str, Any] = {"loss": nn.MSELoss(), "check_deterministic": False}
+    exact = dense(operator(stock, model, data, kind="GGNLinearOperator", **options))
+    options |= {"fisher_type": "type-2", "kfac_approx": approx}
+    options |= {"separate_weight_and_bias": False}
+    found = dense(operator(ours, model, data, **options))
+    # blocks of layers, and those of groups in them, are what KFAC keeps
+    first = sum(parameter.numel() for parameter in layer.parameters())
+    kept_blocks = torch.block_diag(
+        torch.ones(first, first), torch.ones(len(found) - first, len(found) - first)
+    )
+    if layer.groups > 1:
+        kept_blocks = kept_blocks * (found != 0)
+    assert_close(found, exact * kept_blocks)
+    assert_close(found.diagonal(), exact.diagonal())
+
+
 @pytest.mark.parametrize("approx", APPROX)
 def test_uses_share_the_weight_as_positions_do(approx: str) -> None:
     """A layer used twice is the layer once on both inputs, one after another."""
