@@ -54,6 +54,9 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
     Kronecker-factored Eigenbasis", NeurIPS 2018.
     """
 
+    _RANK_LIMIT = 0.7
+    """Singular vectors of such a root take no more time than a matrix' eigenvectors."""
+
     def _compute_once(self) -> None:
         if not self._corrected_eigenvalues:
             self.compute_eigenvalue_correction()

@@ -69,6 +69,8 @@ class KFACLinearOperator(BackwardPasses, stock.KFACLinearOperator):
     """
 
     _SUPPORTED_MODULES = SUPPORTED
+    _RANK_LIMIT = 0.5
+    """Part of its columns that a root may have as rows: products take less time."""
     _loss_func: Any
 
     def __init__(self, *args: Any, groups: Groups = "separate", **kwargs: Any) -> None:
@@ -206,7 +208,8 @@ class KFACLinearOperator(BackwardPasses, stock.KFACLinearOperator):
 
     def _with_inputs(self, factor: Tensor | None, name: str, uses: list[Use]) -> Tensor:
         scale, bias = 1 / self._N_data, self._is_joint(name)
-        return add_input_factor(uses, self._kfac_approx, factor, scale, bias)
+        approx, limit = self._kfac_approx, self._RANK_LIMIT
+        return add_input_factor(uses, approx, factor, scale, bias, limit)
 
     def _with_gradients(self, factor: Tensor | None, name: str, pairs: Pairs) -> Tensor:
         groups = num_groups(self._layer(name), self._groups)
@@ -216,7 +219,7 @@ class KFACLinearOperator(BackwardPasses, stock.KFACLinearOperator):
             vectors = [sums.sum(0)]
         for each in vectors:
             scale = self._loss_correction(len(each))
-            factor = add_outer(each, groups, factor, scale)
+            factor = add_outer(each, groups, factor, scale, self._RANK_LIMIT)
         return cast(Tensor, factor)
 
     def _identity(self, name: str) -> Tensor:

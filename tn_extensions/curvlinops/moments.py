@@ -14,7 +14,7 @@ from tn_extensions.compiler.budget import current_budget
 from tn_extensions.curvlinops.factors import vectors_of
 from tn_extensions.curvlinops.layers import Use, kernel_matrices
 
-_CHUNKS = 8
+_CHUNKS = 32
 """Part of the memory budget that a chunk takes: larger ones are no faster."""
 
 
