@@ -10,49 +10,29 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from experiments import curvlinops_report, machine, storage
 from experiments.bars import Record
-from experiments.measure import (
-    MIN_ROUNDS,
-    Call,
-    MemoryNotMeasured,
-    medians,
-    memory_share,
-    preload,
-    ratios,
-    time_side_by_side,
-)
+from experiments.measure import MIN_ROUNDS, preload
 from experiments.models import Subject
-from experiments.operator_layers import LayerRow, layer_parts
-from experiments.operators import (
-    KINDS,
-    OURS,
-    Case,
-    Side,
-    deviation,
-    kept_bytes,
-    peak_of_build,
-    trace_deviation,
-    vector_like,
+from experiments.operator_costs import (
+    DAMPING,
+    LOOSE_TOLERANCE,
+    TOLERANCE,
+    Settings,
+    operator_parts,
 )
+from experiments.operator_layers import LayerRow, layer_parts
+from experiments.operators import KINDS, OURS, Case
 from experiments.records import measure_all
 
 RESULTS = Path(__file__).parent / "results"
-TOLERANCE = 1e-4
-"""Of a product in float32, relative to each tensor's largest entry; of a trace."""
-LOOSE_TOLERANCE = 5e-2
-"""Likewise of EKFAC's products, as eigenvectors of close eigenvalues are arbitrary, and
-of inverses, which multiply rounding by the condition number."""
-DAMPING = 1e-2
-MIN_SLOW_ROUNDS = 1
-
 WORKLOADS = (
     (Subject("resnet18", 224), 8),
     (Subject("resnet18", 64), 16),
@@ -61,27 +41,7 @@ WORKLOADS = (
 )
 """Networks and batch sizes."""
 QUICK_WORKLOADS = ((Subject("unet", 16), 2),)
-INVERSES: dict[str, dict[str, Any]] = {
-    "inverse": {"damping": DAMPING},
-    "exact inverse": {"damping": DAMPING, "use_exact_damping": True},
-}
-"""Arguments of inverses; an EKFAC's damping is always exact."""
-
 Row = Case | LayerRow
-
-
-class Settings(NamedTuple):
-    """How to measure.
-
-    Args:
-        rounds: Number of rounds of the timings.
-        slow_rounds: Likewise where stock decomposes factors, which takes minutes.
-        with_memory: Whether to measure memory.
-    """
-
-    rounds: int
-    slow_rounds: int
-    with_memory: bool
 
 
 def rows_of(
@@ -102,8 +62,8 @@ def rows_of(
                 continue
             rows += [
                 Case(subject, batch_size, kind, fisher_type, library)
-                for kind, (class_name, _) in KINDS.items()
-                if fisher_type == "empirical" or class_name == "KFACLinearOperator"
+                for kind in KINDS
+                if fisher_type == "empirical" or kind != "ekfac"
             ]
         rows += [
             LayerRow(Case(subject, batch_size, kind, library=library)) for kind in KINDS
@@ -116,154 +76,26 @@ def parts_of(row: Row, settings: Settings) -> Iterator[dict[str, Any]]:
     if isinstance(row, LayerRow):
         yield from layer_parts(row, settings.rounds)
     else:
-        yield from _operator_parts(row, settings)
+        yield from operator_parts(row, settings)
     yield {"complete": True}
 
 
-def _operator_parts(case: Case, settings: Settings) -> Iterator[dict[str, Any]]:
-    yield {
-        "part": "operator",
-        "kind": case.kind,
-        "network": case.subject.network,
-        "pixels": case.subject.pixels,
-        "batch_size": case.batch_size,
-        "fisher_type": case.fisher_type,
-    }
-    model, batch = case.subject.plain(), case.subject.batch(case.batch_size)
-    parameters, every = (case.parameters(model, side) for side in ("ours", "all"))
-    yield {
-        "num_parameters": {
-            "both": sum(p.numel() for p in parameters),
-            "ours": sum(p.numel() for p in every),
-            "network": sum(p.numel() for p in model.parameters()),
-        }
-    }
-    sides: list[Side] = ["ours", "stock", "plain"]
-    if len(every) > len(parameters):
-        sides.append("all")
-    built: dict[Side, Any] = {}
+def former_records(path: Path, metadata: Mapping[str, Any]) -> list[Record]:
+    """Whole records of a former run, if it was like this one.
 
-    def build(side: Side) -> None:
-        built[side] = case.run(side, model, batch)
-
-    calls: dict[str, Call] = {side: partial(build, side) for side in sides}
-    # two operators of a side would take twice the memory
-    forget: dict[str, Call] = {side: partial(built.pop, side, None) for side in sides}
-    is_slow = KINDS[case.kind].is_corrected
-    times = time_side_by_side(
-        calls,
-        settings.slow_rounds if is_slow else settings.rounds,
-        setup=forget,
-        min_rounds=MIN_SLOW_ROUNDS if is_slow else MIN_ROUNDS,
-    )
-    ours, stock = built["ours"], built["stock"]
-    built.clear()
-    vector = vector_like(parameters)
-    checked = {
-        "error": deviation(ours @ vector, stock @ vector),
-        "trace_error": trace_deviation(ours, stock),
-    }
-    limit = LOOSE_TOLERANCE if is_slow else TOLERANCE
-    agrees = checked["error"] <= limit and checked["trace_error"] <= TOLERANCE
-    yield checked | {"agrees": agrees}
-    if not agrees:
-        return
-    yield _compared(times)
-    kept = {"ours": kept_bytes(ours), "stock": kept_bytes(stock)}
-    if case.fisher_type == "empirical":
-        # the others' products take the same time
-        products: dict[str, Any] = {}
-        for name, part in _products(case, ours, stock, settings):
-            products[name] = part
-            yield {"products": products}
-    del ours, stock
-    if settings.with_memory and case.fisher_type == "empirical":
-        try:
-            yield _weigh(case, kept)
-        except MemoryNotMeasured as reason:
-            yield {"reason": f"memory: {reason}"}
-
-
-def _products(
-    case: Case, ours: Any, stock: Any, settings: Settings
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Time products with operators and their inverses, once and again."""
-    operators: dict[Side, Any] = {"ours": ours, "stock": stock}
-    vector = vector_like(ours._params)
-
-    def compare(
-        calls: dict[Side, Call], tolerance: float, is_slow: bool = False
-    ) -> dict[str, Any]:
-        products: dict[str, Any] = {}
-
-        def multiply(side: Side) -> None:
-            products[side] = calls[side]()
-
-        times = time_side_by_side(
-            {side: partial(multiply, side) for side in calls},
-            settings.slow_rounds if is_slow else settings.rounds,
-            min_rounds=MIN_SLOW_ROUNDS if is_slow else MIN_ROUNDS,
-        )
-        error = deviation(products["ours"], products["stock"])
-        agrees = error <= tolerance
-        return {"error": error, "agrees": agrees} | (_compared(times) if agrees else {})
-
-    is_corrected = KINDS[case.kind].is_corrected
-    tolerance = LOOSE_TOLERANCE if is_corrected else TOLERANCE
-    yield (
-        "matvec",
-        compare(
-            {side: partial(one.__matmul__, vector) for side, one in operators.items()},
-            tolerance,
-        ),
-    )
-    for name, options in INVERSES.items():
-        is_exact = "use_exact_damping" in options
-        if is_corrected and not is_exact:
-            continue
-        inverses: dict[Side, Any] = {}
-
-        def first(
-            side: Side, options: dict[str, Any], inverses: dict[Side, Any]
-        ) -> Any:
-            inverses[side] = case.invert(side, operators[side], options)
-            return inverses[side] @ vector
-
-        firsts: dict[Side, Call] = {
-            side: partial(first, side, options, inverses) for side in operators
-        }
-        is_slow = is_exact and not is_corrected
-        yield f"{name}, first", compare(firsts, LOOSE_TOLERANCE, is_slow)
-        again: dict[Side, Call] = {
-            side: partial(one.__matmul__, vector) for side, one in inverses.items()
-        }
-        yield f"{name}, again", compare(again, LOOSE_TOLERANCE)
-
-
-def _compared(times: dict[str, list[float]]) -> dict[str, Any]:
-    seconds = medians(times)
-    found = ratios(times["stock"], times["ours"])
-    return {
-        "rounds": len(found),
-        "seconds": seconds,
-        "ratio": seconds["stock"] / seconds["ours"],
-        "ratio_range": [min(found), max(found)],
-    }
-
-
-def _weigh(case: Case, kept: dict[str, int]) -> dict[str, Any]:
-    """Peak memory beyond that of a forward and a backward pass."""
-    sides: tuple[Side, ...] = ("ours", "stock", "plain")
-    peaks = {side: peak_of_build(case, side) for side in sides}
-    ours, stock = (max(0, peaks[side] - peaks["plain"]) for side in sides[:2])
-    passing = (max(0, ours - kept["ours"]), max(0, stock - kept["stock"]))
-    return {
-        "peak_bytes": peaks,
-        "kept_bytes": kept,
-        "memory_bytes": {"ours": ours, "stock": stock},
-        "memory_share": memory_share(ours, stock),
-        "passing_share": memory_share(*passing),
-    }
+    Raises:
+        ValueError: If it was not; measurements of two machines or versions do not mix.
+    """
+    if not path.exists():
+        return []
+    content = storage.read_json(path)
+    for key, value in metadata.items():
+        if key != "date" and content["metadata"].get(key) != value:
+            raise ValueError(
+                f"{path} was measured with {key} = {content['metadata'].get(key)}, "
+                f"now it is {value}"
+            )
+    return [record for record in content["records"] if record.get("complete")]
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
@@ -300,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     args = parser.parse_args(arguments)
     if args.rounds < MIN_ROUNDS:
         parser.error(f"--rounds must be at least {MIN_ROUNDS}, got {args.rounds}")
-    if args.slow_rounds < MIN_SLOW_ROUNDS:
+    if args.slow_rounds < 1:
         parser.error(f"--slow-rounds must be positive, got {args.slow_rounds}")
     workloads = QUICK_WORKLOADS if args.quick else WORKLOADS
     rows = [
@@ -311,3 +143,38 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     if args.list or not rows:
         titles = "\n".join(row.title for row in rows)
         parser.exit(0 if rows else 2, f"{titles or 'no row has such a title'}\n")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    preload("experiments.operators", "torchvision", OURS)
+
+    settings = Settings(
+        rounds=MIN_ROUNDS if args.quick else args.rounds,
+        slow_rounds=args.slow_rounds,
+        with_memory=not args.no_memory,
+    )
+    metadata = machine.describe(torch.device("cpu")) | {
+        "dtype": "float32",
+        "rounds": settings.rounds,
+        "slow_rounds": settings.slow_rounds,
+        "damping": DAMPING,
+        "tolerance": TOLERANCE,
+        "loose_tolerance": LOOSE_TOLERANCE,
+    }
+    known: list[Record] = []
+    if args.resume:
+        try:
+            known = former_records(args.output, metadata)
+        except ValueError as reason:
+            parser.error(f"--resume: {reason}")
+    titles_known = {record["title"] for record in known}
+    rows = [row for row in rows if row.title not in titles_known]
+    measure_all(
+        rows, partial(parts_of, settings=settings), args.output, metadata, known
+    )
+    written = curvlinops_report.write(args.output)
+    print("\n".join(map(str, [args.output, *written])))
+    return Path(args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.measure import Call, time_side_by_side
-from experiments.operators import KINDS, Case, Side, deviation, vector_like
+from experiments.operators import Case, Side, deviation, vector_like
 
 
 class LayerRow(NamedTuple):
@@ -38,7 +38,7 @@ class LayerRow(NamedTuple):
     @property
     def exists(self) -> bool:
         """Whether ours has the operator, and its factors are made of inputs alone."""
-        return not KINDS[self.case.kind].is_corrected and self.case.exists
+        return not self.case.is_corrected and self.case.exists
 
 
 class Layer(NamedTuple):
@@ -48,13 +48,13 @@ class Layer(NamedTuple):
         name: Of the first one.
         module: The first one.
         x: Its input.
-        count: How many there are.
+        num: How many there are.
     """
 
     name: str
     module: nn.Module
     x: Tensor
-    count: int
+    num: int
 
 
 def layers(case: Case) -> list[Layer]:
@@ -83,18 +83,17 @@ def layers(case: Case) -> list[Layer]:
     return [Layer(*one, counts[key]) for key, one in found.items()]
 
 
-def layer_parts(row: LayerRow, rounds: int, min_rounds: int) -> Iterator[Any]:
+def layer_parts(row: LayerRow, rounds: int) -> Iterator[Any]:
     """Time and compare the input factors of each layer; parts of a record."""
     case = row.case
-    yield {"part": "layers", "kind": case.kind, "network": case.subject.network}
-    yield {"pixels": case.subject.pixels, "batch_size": case.batch_size}
+    yield case.identity() | {"part": "layers"}
     records: list[dict[str, Any]] = []
     for layer in layers(case):
-        records.append(_measure(case, layer, rounds, min_rounds))
+        records.append(_measure(case, layer, rounds))
         yield {"layers": records}
 
 
-def _measure(case: Case, layer: Layer, rounds: int, min_rounds: int) -> dict[str, Any]:
+def _measure(case: Case, layer: Layer, rounds: int) -> dict[str, Any]:
     if isinstance(layer.module, nn.Linear):
         model = nn.Sequential(layer.module)
     else:
@@ -113,12 +112,12 @@ def _measure(case: Case, layer: Layer, rounds: int, min_rounds: int) -> dict[str
 
     calls: dict[str, Call] = {side: partial(build, side) for side in sides}
     calls["forward"] = partial(model, layer.x)
-    times = time_side_by_side(calls, rounds, min_rounds=min_rounds)
+    times = time_side_by_side(calls, rounds)
     record = {
         "layer": layer.name,
         "module": repr(layer.module),
         "input": list(layer.x.shape),
-        "count": layer.count,
+        "count": layer.num,
     }
     factors = {
         side: median(
@@ -137,4 +136,3 @@ def _measure(case: Case, layer: Layer, rounds: int, min_rounds: int) -> dict[str
         products = [built[side] @ vector for side in sides]
         record["error"] = deviation(*products)
     return record
-

@@ -25,28 +25,12 @@ Side = Literal["ours", "stock", "all", "plain"]
 Batch = tuple[Tensor, Tensor]
 
 
-class Kind(NamedTuple):
-    """An operator.
-
-    Args:
-        class_name: Its name in curvlinops and here.
-        options: What it is made with.
-    """
-
-    class_name: str
-    options: Mapping[str, str]
-
-    @property
-    def is_corrected(self) -> bool:
-        """Whether it has eigenvalues of its own, for which it decomposes factors."""
-        return self.class_name == "EKFACLinearOperator"
-
-
 KINDS = {
-    "expand": Kind("KFACLinearOperator", {"kfac_approx": "expand"}),
-    "reduce": Kind("KFACLinearOperator", {"kfac_approx": "reduce"}),
-    "ekfac": Kind("EKFACLinearOperator", {"kfac_approx": "expand"}),
+    "expand": ("KFACLinearOperator", "expand"),
+    "reduce": ("KFACLinearOperator", "reduce"),
+    "ekfac": ("EKFACLinearOperator", "expand"),
 }
+"""Classes of curvlinops, and of ours, and the approximation."""
 
 
 class Case(NamedTuple):
@@ -75,8 +59,23 @@ class Case(NamedTuple):
     @property
     def exists(self) -> bool:
         """Whether ours has the operator."""
-        library = importlib.import_module(self.library)
-        return hasattr(library, KINDS[self.kind].class_name)
+        name, _ = KINDS[self.kind]
+        return hasattr(importlib.import_module(self.library), name)
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether it has eigenvalues of its own, for which it decomposes factors."""
+        return self.kind == "ekfac"
+
+    def identity(self) -> dict[str, Any]:
+        """What is measured, for a record."""
+        return {
+            "kind": self.kind,
+            "network": self.subject.network,
+            "pixels": self.subject.pixels,
+            "batch_size": self.batch_size,
+            "fisher_type": self.fisher_type,
+        }
 
     def take(self, side: Side, name: str) -> Any:
         """A class of stock's or ours."""
@@ -85,23 +84,23 @@ class Case(NamedTuple):
 
     def parameters(self, model: nn.Module, side: Side) -> list[nn.Parameter]:
         """What a side is built of: for a fair comparison, of what stock supports."""
-        of = "ours" if side == "all" else "stock"
+        of: Side = "ours" if side == "all" else "stock"
         return supported(model, self.take(of, "KFACLinearOperator"))
 
     def build(self, side: Side, model: nn.Module, batch: Batch) -> Any:
         """An operator with all that its products need."""
-        kind = KINDS[self.kind]
-        operator = self.take(side, kind.class_name)(
+        name, approx = KINDS[self.kind]
+        operator = self.take(side, name)(
             model,
             nn.CrossEntropyLoss(),
             self.parameters(model, side),
             [batch],
             fisher_type=self.fisher_type,
             check_deterministic=False,
-            **kind.options,
+            kfac_approx=approx,
         )
         operator.compute_kronecker_factors()
-        if kind.is_corrected:
+        if self.is_corrected:
             operator.compute_eigenvalue_correction()
         return operator
 
