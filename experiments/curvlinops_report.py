@@ -34,13 +34,14 @@ _EXPLANATION = (
     "time over ours (above 1: ours is faster), `range` the least and the largest of "
     "the rounds' ratios. Building is `cls(...)`, `compute_kronecker_factors()` and, of "
     "EKFAC, `compute_eigenvalue_correction()`, on one batch; `plain` is the network's "
-    "forward and backward pass alone. Where stock decomposes factors for minutes, "
-    "there are fewer rounds (`slow_rounds`); their number is in the tables. Both sides build "
-    "for the parameters that stock supports, those of `Linear` and `Conv2d`; `all` is "
-    "ours for all that it supports. Errors are of products with a random vector, the "
-    "largest over all entries, relative to the largest entry of the parameter's; "
-    "`trace` is the relative difference of the operators' traces. EKFACs of stock and "
-    "ours may differ by more than rounding where factors have close eigenvalues."
+    "forward and backward pass alone, and `beyond plain x` of the times less it. Where "
+    "stock decomposes factors for minutes, there are fewer rounds (`slow_rounds`); "
+    "their number is in the tables. Both sides build for the parameters that stock "
+    "supports, those of `Linear` and `Conv2d`; `all` is ours for all that it supports. "
+    "Errors are of products with a random vector, the largest over all entries, "
+    "relative to the largest entry of the parameter's; `trace` is the relative "
+    "difference of the operators' traces. EKFACs of stock and ours may differ by more "
+    "than rounding where factors have close eigenvalues."
 )
 _PRODUCTS = (
     "`first` is making the inverse and its first product, which inverts the factors; "
@@ -49,7 +50,8 @@ _PRODUCTS = (
 _MEMORY = (
     "Peak of building in a fresh process, beyond that of a forward and a backward "
     "pass; `share` is ours over stock's, 1 where the difference is less than can be "
-    "measured. This includes what an operator keeps; `passing share` is without that."
+    "measured. This includes what an operator keeps, and plans and caches for later "
+    "passes; `passing share` is without what it keeps."
 )
 _LAYERS = (
     "The input factor of each layer: building KFAC with `fisher_type='forward-only'` "
@@ -146,7 +148,7 @@ def _bar_row(verdict: Verdict) -> list[str]:
 
 
 _BUILD_HEAD = ["", "ours ms", "stock ms", "plain ms", "x", "range", "rounds"]
-_BUILD_HEAD += ["all ms", "error", "trace"]
+_BUILD_HEAD += ["beyond plain x", "all ms", "error", "trace"]
 _PARAMETERS_HEAD = ["network", "parameters", "of stock and ours", "of ours (all)"]
 _PRODUCT_HEAD = ["", "product", "ours ms", "stock ms", "x", "range", "rounds", "error"]
 _MEMORY_HEAD = ["", "MiB ours", "MiB stock", "share", "passing share"]
@@ -168,10 +170,18 @@ def _build_row(record: Record) -> list[str]:
         record["title"],
         *(number(seconds.get(side), 1e3) for side in ("ours", "stock", "plain")),
         *_timing(record),
+        number(_beyond_plain(seconds)),
         number(seconds.get("all"), 1e3),
         error(record.get("error")),
         error(record.get("trace_error")),
     ]
+
+
+def _beyond_plain(seconds: dict[str, float]) -> float | None:
+    if not seconds:
+        return None
+    ours, stock = (seconds[side] - seconds["plain"] for side in ("ours", "stock"))
+    return stock / ours if ours > 0 else None
 
 
 def _parameter_rows(records: Sequence[Record]) -> Iterator[list[str]]:
@@ -217,7 +227,7 @@ def _layer_table(layers: Sequence[Record]) -> Iterator[list[str]]:
     sums = {"ours": 0.0, "stock": 0.0}
     for layer in layers:
         ours, stock = (layer["factor_seconds"][side] for side in ("ours", "stock"))
-        if stock is not None:
+        if ours is not None and stock is not None:
             sums["ours"] += layer["count"] * ours
             sums["stock"] += layer["count"] * stock
         yield [
@@ -233,10 +243,11 @@ def _layer_table(layers: Sequence[Record]) -> Iterator[list[str]]:
     yield ["sum of what both have", "", "", "", *total, "", ""]
 
 
-def _factor(ours: float, stock: float | None) -> list[str]:
+def _factor(ours: float | None, stock: float | None) -> list[str]:
     """Times and their ratio, where the forward pass did not drown them."""
-    is_known = stock is not None and min(ours, stock) > 0
-    ratio = stock / ours if stock is not None and is_known else None
+    ratio = None
+    if ours is not None and stock is not None and min(ours, stock) > 0:
+        ratio = stock / ours
     return [number(ours, 1e3), number(stock, 1e3), number(ratio)]
 
 
@@ -273,6 +284,9 @@ def _failures(record: Record) -> Iterator[str]:
     for name, product in record.get("products", {}).items():
         if not product["agrees"]:
             yield f"{title}, {name}: ours DIFFERS from stock's, so not timed"
+    for layer in record.get("layers", ()):
+        if not layer.get("agrees", True):
+            yield f"{title}, {layer['layer']}: ours DIFFERS from stock's, so not timed"
     if "reason" in record:
         yield f"{title}: {record['reason']}"
 

@@ -140,9 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         for row in rows_of(workloads, args.fisher_types, args.library)
         if re.search(args.only or "", row.title)
     ]
-    if args.list or not rows:
-        titles = "\n".join(row.title for row in rows)
-        parser.exit(0 if rows else 2, f"{titles or 'no row has such a title'}\n")
+    if not rows:
+        parser.error(f"--only: no row has a title with {args.only!r}, see --list")
+    if args.list:
+        print("\n".join(row.title for row in rows))
+        parser.exit()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     preload("experiments.operators", "torchvision", OURS)
