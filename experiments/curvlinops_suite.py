@@ -118,9 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     add(
         "--slow-rounds",
         type=int,
-        default=3,
-        help="of what takes stock minutes: building EKFAC, inverting with exact "
-        "damping (default: 3)",
+        default=5,
+        help="of what takes stock long: building EKFAC, inverting with exact damping "
+        "(default: 5; fewer only to save time)",
     )
     add("--threads", type=int, help="default: torch's")
     add("--no-memory", action="store_true", help="do not measure peak memory")
