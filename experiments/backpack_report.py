@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments import storage
 from experiments.bars import Record, Verdict
+from experiments.markdown import error, judged, limit, number, table
 
 BAR_NETWORKS = ("allcnnc", "resnet18")
 """The networks that bars are stated for; memory may nowhere be more than stock's."""
@@ -80,14 +81,14 @@ def render(content: dict[str, Any]) -> str:
         "\n".join(f"- {key}: {value}" for key, value in metadata.items()),
         _EXPLANATION,
         "## Bars",
-        _table(
+        table(
             [["bar", "limit", "whole", "met", "extraction", "met"], *_speed(records)]
         ),
-        _table([_SHARE_HEAD, *_memory(records)]),
+        table([_SHARE_HEAD, *_memory(records)]),
         "## Time",
-        _table([_TIME_HEAD, *map(_time_row, records)]),
+        table([_TIME_HEAD, *map(_time_row, records)]),
         "## Memory",
-        _table([_MEMORY_HEAD, *map(_memory_row, records)]),
+        table([_MEMORY_HEAD, *map(_memory_row, records)]),
     ]
     if replaced := [record for record in records if record.get("replaced")]:
         lines = [f"- {one['title']}: {', '.join(one['replaced'])}" for one in replaced]
@@ -101,12 +102,12 @@ def speed_verdicts(records: Sequence[Record]) -> list[tuple[Verdict, Verdict]]:
     """Bars on whole backward passes, and the same limits on extraction alone."""
     return [
         (
-            Verdict(one["title"], "at least", limit, one.get("ratio")),
-            Verdict(one["title"], "at least", limit, one.get("extraction_ratio")),
+            Verdict(one["title"], "at least", bar, one.get("ratio")),
+            Verdict(one["title"], "at least", bar, one.get("extraction_ratio")),
         )
         for one in records
         if one["network"] in BAR_NETWORKS
-        and (limit := SPEED_BARS.get(one["extension"])) is not None
+        and (bar := SPEED_BARS.get(one["extension"])) is not None
     ]
 
 
@@ -128,8 +129,8 @@ def _speed(records: Sequence[Record]) -> list[list[str]]:
     return [
         [
             whole.text,
-            f">= {_number(whole.limit)}",
-            *(cell for one in (whole, extraction) for cell in _judged(one)),
+            limit(whole),
+            *(cell for one in (whole, extraction) for cell in judged(one)),
         ]
         for whole, extraction in speed_verdicts(records)
     ]
@@ -137,14 +138,9 @@ def _speed(records: Sequence[Record]) -> list[list[str]]:
 
 def _memory(records: Sequence[Record]) -> list[list[str]]:
     return [
-        [verdict.text, f"<= {_number(verdict.limit)}", *_judged(verdict)]
+        [verdict.text, limit(verdict), *judged(verdict)]
         for verdict in memory_verdicts(records)
     ]
-
-
-def _judged(verdict: Verdict) -> list[str]:
-    answers = {True: "yes", False: "**no**", None: "not measured"}
-    return [_number(verdict.value), answers[verdict.met]]
 
 
 _SPEED_HEAD = ["time", "limit", "whole x", "met", "extraction x", "met"]
@@ -158,16 +154,15 @@ _MEMORY_HEAD += ["peak MiB ours", "stock", "plain"]
 def _time_row(record: Record) -> list[str]:
     seconds = record.get("seconds", {})
     within = record.get("extraction_seconds", {})
-    error = record.get("error")
     return [
         record["title"],
         str(record.get("batch_size", "")),
-        *(_number(seconds.get(side), 1e3) for side in ("ours", "stock", "plain")),
-        _number(record.get("ratio")),
-        "-".join(map(_number, record.get("ratio_range", ()))),
-        *(_number(within.get(side), 1e3) for side in ("ours", "stock")),
-        _number(record.get("extraction_ratio")),
-        "" if error is None else f"{error:.1e}",
+        *(number(seconds.get(side), 1e3) for side in ("ours", "stock", "plain")),
+        number(record.get("ratio")),
+        "-".join(map(number, record.get("ratio_range", ()))),
+        *(number(within.get(side), 1e3) for side in ("ours", "stock")),
+        number(record.get("extraction_ratio")),
+        error(record.get("error")),
     ]
 
 
@@ -177,10 +172,10 @@ def _memory_row(record: Record) -> list[str]:
     return [
         record["title"],
         str(record.get("batch_size", "")),
-        *(_number(beyond.get(side), 2**-20) for side in ("ours", "stock")),
-        _number(record.get("memory_share")),
-        _number(record.get("saved_bytes", {}).get("ours"), 2**-20),
-        *(_number(peaks.get(side), 2**-20) for side in ("ours", "stock", "plain")),
+        *(number(beyond.get(side), 2**-20) for side in ("ours", "stock")),
+        number(record.get("memory_share")),
+        number(record.get("saved_bytes", {}).get("ours"), 2**-20),
+        *(number(peaks.get(side), 2**-20) for side in ("ours", "stock", "plain")),
     ]
 
 
@@ -190,19 +185,6 @@ def _failures(record: Record) -> Iterator[str]:
         yield f"- **{record['title']}**: ours DIFFERS from stock's, so not timed"
     if "reason" in record:
         yield f"- **{record['title']}**: {record['reason']}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = (head, ["---"] * len(head), *body)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _number(value: float | None, factor: float = 1.0) -> str:
-    if value is None:
-        return ""
-    scaled = value * factor
-    return f"{scaled:.3g}" if abs(scaled) < 1000 else f"{scaled:.0f}"
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
-from experiments import backpack_report, machine, storage
+from experiments import backpack_report, machine
 from experiments.backward_passes import (
     OURS,
     ExtractionTimer,
@@ -31,23 +30,25 @@ from experiments.backward_passes import (
     num_bytes,
     peak_of_backward,
 )
+from experiments.bars import Record
 from experiments.measure import (
     MIN_ROUNDS,
     Call,
     MemoryNotMeasured,
     medians,
+    memory_share,
     preload,
+    ratios,
     time_side_by_side,
 )
-from experiments.models import NUM_CLASSES, subjects
+from experiments.models import subjects
+from experiments.records import complete, measure_all
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-4
 """Of a saved entry in float32, relative to its tensor's largest entry."""
-RESOLUTION_BYTES = 2**19
-"""Of differences between the peaks of two processes."""
 
-ALL = tuple(NUM_CLASSES)
+ALL = ("3c3d", "allcnnc", "resnet18")
 EXTENSIONS = {
     "BatchGrad": ALL,
     "BatchL2Grad": ALL,
@@ -85,24 +86,17 @@ class Settings(NamedTuple):
     steady: bool = False
 
 
-def measure(row: Row, settings: Settings) -> dict[str, Any]:
+def measure(row: Row, settings: Settings) -> Record:
     """Check, time and weigh an extension on a network; a record for the JSON file."""
-    record: dict[str, Any] = {
-        "title": row.title,
+    return complete({"title": row.title}, _parts(row, settings))
+
+
+def _parts(row: Row, settings: Settings) -> Iterator[dict[str, Any]]:
+    yield {
         "extension": row.extension,
         "network": row.subject.network,
         "pixels": row.subject.pixels,
     }
-    try:
-        # later parts may fail, but what is known before stays in the record
-        for part in _parts(row, settings):
-            record |= part
-    except Exception as reason:  # whatever stops a toolkit is a result
-        record["reason"] = f"{type(reason).__name__}: {reason}"[:200]
-    return record
-
-
-def _parts(row: Row, settings: Settings) -> Iterator[dict[str, Any]]:
     yield {"replaced": names(row.replaced())}
     batch_size = settings.batch_size
     if settings.with_memory:
@@ -173,15 +167,14 @@ def _time(passes: dict[Side, Pass], rounds: int) -> dict[str, Any]:
     for side in SIDES:
         passes[side].forget()
     seconds = medians(times)
-    rounds_of_both = zip(times["ours"], times["stock"], strict=True)
-    ratios = [stock / ours for ours, stock in rounds_of_both]
+    found = ratios(times["stock"], times["ours"])
     # shares, as the calls that are not rounds may have been disturbed; the first one
     # paid for plans and caches
     within = {side: seconds[side] * median(shares[side][1:]) for side in EXTENDED}
     return {
         "seconds": seconds,
         "ratio": seconds["stock"] / seconds["ours"],
-        "ratio_range": [min(ratios), max(ratios)],
+        "ratio_range": [min(found), max(found)],
         "extraction_seconds": within,
         "extraction_ratio": within["stock"] / within["ours"],
     }
@@ -194,11 +187,10 @@ def _weigh(
     peaks = {side: peak_of_backward(row, side, batch_size, steady) for side in SIDES}
     base = peaks["plain"]
     ours, stock = (max(0, peaks[side] - base - saved[side]) for side in EXTENDED)
-    alike = abs(ours - stock) <= RESOLUTION_BYTES
     return {
         "peak_bytes": peaks,
         "memory_bytes": {"ours": ours, "stock": stock},
-        "memory_share": 1.0 if alike else ours / max(stock, RESOLUTION_BYTES),
+        "memory_share": memory_share(ours, stock),
     }
 
 
@@ -208,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         prog="python -m experiments.backpack_suite", description=__doc__.splitlines()[0]
     )
     add = parser.add_argument
-    add("--models", nargs="+", choices=NUM_CLASSES, default=list(NUM_CLASSES))
+    add("--models", nargs="+", choices=ALL, default=list(ALL))
     add("--extensions", nargs="+", choices=EXTENSIONS, default=list(EXTENSIONS))
     add("--batch-size", type=int, help="at most (default: 16, quick: 2)")
     add(
@@ -259,24 +251,15 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     ]
     if not rows:
         parser.error("none of these extensions is ours and measured on these models")
-    records: list[dict[str, Any]] = []
-    content = {
-        "metadata": machine.describe(torch.device("cpu"))
-        | {
-            "dtype": "float32",
-            "rounds": settings.rounds,
-            "tolerance": TOLERANCE,
-            "memory": "of a second pass" if settings.steady else "of a first pass",
-            "memory_limit_gib": args.memory_limit if settings.with_memory else None,
-        },
-        "records": records,
+    metadata = machine.describe(torch.device("cpu")) | {
+        "dtype": "float32",
+        "rounds": settings.rounds,
+        "tolerance": TOLERANCE,
+        "memory": "of a second pass" if settings.steady else "of a first pass",
+        "memory_limit_gib": args.memory_limit if settings.with_memory else None,
     }
-    with tqdm(rows, unit="row", disable=None) as progress:
-        for row in progress:
-            progress.set_postfix_str(row.title)
-            records.append(measure(row, settings))
-            # a long run that is cut short still leaves what it has measured
-            storage.write_json(args.output, content)
+    parts_of = partial(_parts, settings=settings)
+    measure_all(rows, parts_of, args.output, metadata)
     markdown = backpack_report.write(args.output)
     print(f"{args.output}\n{markdown}")
     return Path(args.output)

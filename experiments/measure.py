@@ -21,6 +21,8 @@ Prepare = Callable[[], tuple[Call, Callable[[], Tensor]]]
 
 MIN_ROUNDS = 5
 MEMORY_TIMEOUT_SECONDS = 300.0
+RESOLUTION_BYTES = 2**19
+"""Of differences between the peaks of two processes."""
 
 # the server forks from an image that has imported torch but never ran a parallel
 # region, so every child is fresh and starts in milliseconds
@@ -37,6 +39,7 @@ def time_side_by_side(
     device: torch.device | str = "cpu",
     min_seconds: float = 2e-3,
     setup: Mapping[str, Call] | None = None,
+    min_rounds: int = MIN_ROUNDS,
 ) -> dict[str, list[float]]:
     """Time callables in alternating rounds.
 
@@ -46,10 +49,11 @@ def time_side_by_side(
 
     Args:
         contenders: What to call, by name.
-        rounds: Number of rounds after the warm-up, at least five.
+        rounds: Number of rounds after the warm-up.
         device: Where the contenders compute; CUDA devices are synchronised.
         min_seconds: Shortest time to measure.
         setup: What to call before each call of a contender, untimed, by its name.
+        min_rounds: Least number of rounds; fewer than five only for calls of minutes.
 
     Returns:
         Seconds per call of each round, by name.
@@ -57,9 +61,9 @@ def time_side_by_side(
     Raises:
         ValueError: If there are too few rounds.
     """
-    if rounds < MIN_ROUNDS:
+    if rounds < min_rounds:
         raise ValueError(
-            f"time_side_by_side: rounds must be at least {MIN_ROUNDS}, got {rounds}."
+            f"time_side_by_side: rounds must be at least {min_rounds}, got {rounds}."
         )
     on_cuda = torch.device(device).type == "cuda"
     setup = {} if setup is None else setup
@@ -113,6 +117,18 @@ def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: median(rounds) for name, rounds in times.items()}
 
 
+def ratios(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
+    """Ratios of two contenders' rounds."""
+    return [a / b for a, b in zip(slow, fast, strict=True)]
+
+
+def memory_share(ours: int, stock: int) -> float:
+    """Ours over stock's peak; one where processes differ by that much anyway."""
+    if abs(ours - stock) <= RESOLUTION_BYTES:
+        return 1.0
+    return ours / max(stock, RESOLUTION_BYTES)
+
+
 def preload(*modules: str) -> None:
     """Name the modules that memory measurements need; call it before the first one.
 
@@ -123,7 +139,10 @@ def preload(*modules: str) -> None:
 
 
 def peak_memory(
-    prepare: Prepare, device: torch.device | str = "cpu", threads: int | None = None
+    prepare: Prepare,
+    device: torch.device | str = "cpu",
+    threads: int | None = None,
+    timeout: float | None = None,
 ) -> int:
     """Peak memory of a call beyond its inputs and its result, in bytes.
 
@@ -137,6 +156,7 @@ def peak_memory(
             picklable.
         device: Where the call computes.
         threads: Number of threads on CPU. Default: torch's.
+        timeout: Seconds to wait for the process. Default: five minutes.
 
     Returns:
         Bytes.
@@ -157,7 +177,7 @@ def peak_memory(
     process.start()
     sender.close()
     try:
-        answer = _receive(receiver)
+        answer = _receive(receiver, timeout or MEMORY_TIMEOUT_SECONDS)
     finally:
         receiver.close()
         process.kill()
@@ -167,10 +187,10 @@ def peak_memory(
     return answer
 
 
-def _receive(receiver: Connection) -> int | str:
+def _receive(receiver: Connection, timeout: float) -> int | str:
     """Wait for a child's answer: bytes, or why there are none."""
-    if not receiver.poll(MEMORY_TIMEOUT_SECONDS):
-        return f"no answer within {MEMORY_TIMEOUT_SECONDS:.0f} s"
+    if not receiver.poll(timeout):
+        return f"no answer within {timeout:.0f} s"
     try:
         answer: int | str = receiver.recv()
         return answer

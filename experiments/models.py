@@ -1,11 +1,11 @@
-"""Whole networks to run BackPACK on, from arXiv:1902.05653 (DeepOBS) and torchvision.
+"""Whole networks, from arXiv:1902.05653 (DeepOBS), torchvision, and a small UNet.
 
 A faster layer gains only as much as what surrounds it leaves to gain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from importlib import import_module
 from typing import NamedTuple
 
@@ -45,12 +45,30 @@ class Subject(NamedTuple):
         Returns:
             The extended network in evaluation mode.
         """
+        return extend(self.plain(without), use_converter=self.network == "resnet18")
+
+    def plain(self, without: Collection[type[nn.Module]] = ()) -> nn.Module:
+        """Build the network, the same one each time, as torch has it.
+
+        Args:
+            without: As :meth:`build`.
+
+        Returns:
+            The network in evaluation mode.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if self.network == "resnet18":
                 return _resnet18(self.pixels, without)
-            networks = {"3c3d": _three_c_three_d, "allcnnc": _all_cnn_c}
-            return extend(networks[self.network]().eval())
+            networks: dict[str, Callable[[], nn.Module]] = {
+                "3c3d": _three_c_three_d,
+                "allcnnc": _all_cnn_c,
+                "unet": UNet,
+            }
+            network = networks[self.network]()
+            if self.network == "unet":
+                _calibrate(network, self.pixels)
+            return network.eval()
 
     def batch(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Images and labels, the same ones each time."""
@@ -61,7 +79,7 @@ class Subject(NamedTuple):
         return images, torch.randint(num_classes, (batch_size,), generator=generator)
 
 
-NUM_CLASSES = {"3c3d": 10, "allcnnc": 100, "resnet18": 1000}
+NUM_CLASSES = {"3c3d": 10, "allcnnc": 100, "resnet18": 1000, "unet": 10}
 REPLACEABLE = {"resnet18": (nn.BatchNorm2d, nn.AdaptiveAvgPool2d)}
 """Kinds of modules that a network can be built without."""
 
@@ -70,7 +88,7 @@ def subjects(networks: Collection[str], pixels: Collection[int]) -> list[Subject
     """Networks on CIFAR's images; those that take any size on each of ``pixels``."""
     found: list[Subject] = []
     for network in networks:
-        if network == "resnet18":
+        if network in ("resnet18", "unet"):
             found += (Subject(network, side) for side in pixels)
         else:
             found.append(Subject(network))
@@ -112,8 +130,53 @@ def _all_cnn_c() -> nn.Sequential:
     return nn.Sequential(*layers, nn.AvgPool2d(6), nn.Flatten())
 
 
+class UNet(nn.Module):
+    """An encoder and a decoder with skip connections, and a head that classifies.
+
+    Args:
+        width: Channels of the first level; the next two have twice as many each.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        middle, deep = 2 * width, 4 * width
+        self.encoder = nn.ModuleList(
+            [_block(3, width), _block(width, middle), _block(middle, deep)]
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.up = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(deep, middle, 2, stride=2),
+                nn.ConvTranspose2d(
+                    middle, width, 3, stride=2, padding=1, output_padding=1
+                ),
+            ]
+        )
+        self.decoder = nn.ModuleList([_block(deep, middle), _block(middle, width)])
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores of images whose sides are divisible by four."""
+        first, second, third = self.encoder
+        high = first(x)
+        middle = second(self.pool(high))
+        x = third(self.pool(middle))
+        for up, block, skipped in zip(
+            self.up, self.decoder, (middle, high), strict=True
+        ):
+            x = block(torch.cat([up(x), skipped], 1))
+        return self.head(x)
+
+
+def _block(in_channels: int, out_channels: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
 def _resnet18(pixels: int, without: Collection[type[nn.Module]]) -> nn.Module:
-    """ResNet-18 of torchvision, converted by BackPACK."""
+    """ResNet-18 of torchvision."""
     # slow to import, and no requirement of ours: BackPACK requires it (see setup.cfg)
     network: nn.Module = import_module("torchvision.models").resnet18()
     _calibrate(network, pixels)
@@ -124,7 +187,7 @@ def _resnet18(pixels: int, without: Collection[type[nn.Module]]) -> nn.Module:
     if nn.AdaptiveAvgPool2d in without:
         # five layers halve the side, rounding up
         network.avgpool = nn.AvgPool2d(-(-pixels // 32))
-    return extend(network, use_converter=True)
+    return network
 
 
 def _calibrate(network: nn.Module, pixels: int) -> None:

@@ -1,0 +1,39 @@
+"""What reports are made of: tables, numbers, and bars that are met or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments.bars import Verdict
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
+    head, *body = rows
+    lines = (head, ["---"] * len(head), *body)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(value: float | None, factor: float = 1.0) -> str:
+    """Three digits, or those before the point; empty for ``None``."""
+    if value is None:
+        return ""
+    scaled = value * factor
+    return f"{scaled:.3g}" if abs(scaled) < 1000 else f"{scaled:.0f}"
+
+
+def error(value: float | None) -> str:
+    """The order of magnitude of a deviation; empty for ``None``."""
+    return "" if value is None else f"{value:.1e}"
+
+
+def limit(verdict: Verdict) -> str:
+    """The limit of a bar."""
+    sign = ">=" if verdict.aim == "at least" else "<="
+    return f"{sign} {number(verdict.limit)}"
+
+
+def judged(verdict: Verdict) -> list[str]:
+    """What was measured, and whether it meets the bar."""
+    answers = {True: "yes", False: "**no**", None: "not measured"}
+    return [number(verdict.value), answers[verdict.met]]
