@@ -320,3 +320,21 @@ def test_sums_are_of_the_same_shapes() -> None:
     assert_in_form(error.value, "Kron.__add__", "other")
     with pytest.raises(ValueError, match="Can only add Kron"):
         _ = kron + 1
+
+
+def test_dictionaries_as_input() -> None:
+    class OfDictionary(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, batch: Any) -> Tensor:
+            return self.net(batch["input_ids"])
+
+    net, x = networks()["transposed"]
+    y = targets(N)
+    data = [{"input_ids": x[n], "labels": y[n]} for n in range(N)]
+    model = OfDictionary(net)
+    la = laplace.KronLaplace(model, "classification", backend=ours.CurvlinopsGGN)
+    la.fit(DataLoader(data, batch_size=2))  # type: ignore[arg-type]
+    assert_close(la.H_facs.to_matrix(), kfac(net, "classification", x), **TIGHT)
