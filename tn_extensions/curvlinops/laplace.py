@@ -27,7 +27,6 @@ from laplace.curvature import curvlinops as stock
 from laplace.utils import matrix, symeig
 from torch import Tensor
 
-from tn_extensions.curvlinops import multiply
 from tn_extensions.curvlinops.kfac import KFACLinearOperator
 from tn_extensions.curvlinops.layers import TRANSPOSED
 from tn_extensions.errors import describe
@@ -182,13 +181,11 @@ class Kron(matrix.Kron):
 
     def logdet(self) -> Tensor:
         """Logarithm of the determinant."""
-        each = [multiply.logdet(b.right, b.left).sum() for b in self._blocks()]
-        return torch.stack(each).sum()
+        return torch.stack([block.logdet() for block in self._blocks()]).sum()
 
     def diag(self) -> Tensor:
         """The diagonal."""
-        each = [block.flat(block.diagonal()) for block in self._blocks()]
-        return torch.cat(each)
+        return torch.cat([block.flat(block.diagonal()) for block in self._blocks()])
 
     def to_matrix(self) -> Tensor:
         """As one dense matrix."""
@@ -317,8 +314,13 @@ class _Block:
 
     def diagonal(self) -> Tensor:
         """The diagonal, ``[G, CO, D]``."""
-        left, right = (multiply.diagonal(own) for own in (self.left, self.right))
+        left, right = (own.diagonal(dim1=1, dim2=2) for own in (self.left, self.right))
         return left.unsqueeze(2) * right.unsqueeze(1)
+
+    def logdet(self) -> Tensor:
+        """Logarithm of the determinant."""
+        rows, columns = self.left.shape[1], self.right.shape[1]
+        return (columns * self.left.logdet() + rows * self.right.logdet()).sum()
 
     def squared(self) -> _Block:
         """With all entries squared."""
@@ -332,7 +334,7 @@ def _rows(factor: Tensor) -> Tensor:
 
 def _square(rows: Tensor) -> Tensor:
     """Rows as ``[G, D, D]``."""
-    return rows.flatten(1, 2) if rows.ndim == 4 else multiply.stacked(rows)
+    return rows.flatten(1, 2) if rows.ndim == 4 else rows.reshape(-1, *rows.shape[-2:])
 
 
 def _eigen(factor: Tensor) -> tuple[Tensor, Tensor]:
