@@ -306,11 +306,11 @@ class _Block:
 
     def forward(self, matrices: Tensor) -> Tensor:
         """``L X R^T``."""
-        return torch.einsum("gab,...gbi,gji->...gaj", self.left, matrices, self.right)
+        return _product(self.left, matrices, self.right.mT)
 
     def adjoint(self, matrices: Tensor) -> Tensor:
         """``L^T X R``."""
-        return torch.einsum("gba,...gbi,gij->...gaj", self.left, matrices, self.right)
+        return _product(self.left.mT, matrices, self.right)
 
     def diagonal(self) -> Tensor:
         """The diagonal, ``[G, CO, D]``."""
@@ -341,6 +341,15 @@ def _eigen(factor: Tensor) -> tuple[Tensor, Tensor]:
     rows = _rows(factor)
     values, vectors = symeig(_square(rows) if rows.ndim == 4 else rows)
     return values, vectors.reshape(rows.shape)
+
+
+def _product(left: Tensor, matrices: Tensor, right: Tensor) -> Tensor:
+    """``L X R`` of matrices ``[..., G, CO, D]``."""
+    if len(left) == 1:
+        return left[0] @ matrices @ right[0]
+    # a matrix product would copy the groups' matrices for all vectors
+    product = torch.einsum("gab,...gbi->...gai", left, matrices)
+    return torch.einsum("...gai,gij->...gaj", product, right)
 
 
 def _identity(blocks: Sequence[_Block]) -> Tensor:
