@@ -83,6 +83,7 @@ def test_contracts_hold() -> None:
         ("functional.py", "from backpack import extend", "BackPACK"),
         ("optim/singd.py", "import backpack.extensions", "BackPACK"),
         ("backpack/kfac.py", "import curvlinops", "imports curvlinops"),
+        ("curvlinops/kfac.py", "from laplace import Laplace", "laplace is optional"),
     ],
 )
 def test_contracts_catch(
@@ -102,7 +103,11 @@ def test_contracts_catch(
 
 @pytest.mark.parametrize(
     ("module", "package"),
-    [("backpack/kfac.py", "backpack"), ("curvlinops/kfac.py", "curvlinops")],
+    [
+        ("backpack/kfac.py", "backpack"),
+        ("curvlinops/kfac.py", "curvlinops"),
+        ("curvlinops/laplace.py", "laplace"),
+    ],
 )
 def test_contracts_allow_adapters(checkout: Path, module: str, package: str) -> None:
     path = checkout / "tn_extensions" / module

@@ -74,7 +74,7 @@ def test_wheel_metadata(metadata: Message) -> None:
     packages = {"backpack-for-pytorch", "curvlinops-for-pytorch", "opt_einsum"}
     assert required == packages | {"numpy", "torch"}
     extras = set(metadata.get_all("Provides-Extra", []))
-    assert extras == {"bench", "demo", "dev", "lint", "test"}
+    assert extras == {"bench", "demo", "dev", "laplace", "lint", "test"}
 
 
 def test_version_has_one_source(metadata: Message) -> None:
@@ -93,15 +93,18 @@ def test_installs_what_is_imported() -> None:
     config.read(ROOT / "setup.cfg")
     extras = config["options.extras_require"]
     required = config["options"]["install_requires"]
-    everything = required + extras["test"] + extras["bench"] + extras["demo"]
+    installed = required + extras["laplace"]
+    everything = installed + extras["test"] + extras["bench"] + extras["demo"]
     distributions = {
         "backpack": "backpack-for-pytorch",
         "curvlinops": "curvlinops-for-pytorch",
         "importlinter": "import-linter",
+        "laplace": "laplace-torch",
         "sklearn": "scikit-learn",
     }
     for scope, available in (
-        (["tn_extensions"], required),
+        # an import contract says which module may import an optional package
+        (["tn_extensions"], installed),
         (["experiments"], required + extras["bench"] + extras["demo"]),
         (["tests"], everything),
     ):

@@ -1,0 +1,359 @@
+"""Backends of laplace-torch on our operators, for every convolution.
+
+Needs the extra ``laplace``; nothing else of this package imports it::
+
+    from laplace import Laplace
+    from tn_extensions.curvlinops.laplace import CurvlinopsGGN
+
+    Laplace(model, "classification", "all", "kron", backend=CurvlinopsGGN)
+
+laplace's Kronecker matrices have a block for each parameter: ``B (x) A`` on the flat
+weight, ``B`` on the bias. So have ours, but factors of groups are stacked,
+``[G, CO, CO]`` and ``[G, D, D]`` with ``D = CI * K``; their block diagonal is never
+formed. In the weight of a transposed convolution, ``[G, CI, CO, K]``, ``B (x) A`` is
+not a Kronecker product of flat matrices. To tell, its ``A`` is ``[G, CI, CI, K, K]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import laplace
+import torch
+from laplace.curvature import curvlinops as stock
+from laplace.utils import matrix, symeig
+from torch import Tensor
+
+from tn_extensions.curvlinops.kfac import KFACLinearOperator
+from tn_extensions.curvlinops.layers import TRANSPOSED
+from tn_extensions.errors import describe
+
+__all__ = ["CurvlinopsEF", "CurvlinopsGGN", "Kron", "KronDecomposed", "KronLaplace"]
+
+
+class _Interface(stock.CurvlinopsInterface):
+    """Kronecker factors by our operator."""
+
+    def kron(
+        self, x: Any, y: Tensor, N: int, **kwargs: Any
+    ) -> tuple[Tensor, matrix.Kron]:
+        """The loss and the factors of a batch of ``N`` data, scaled as laplace's.
+
+        Args:
+            x: Input.
+            y: Targets.
+            N: Size of the data set.
+            **kwargs: Of :class:`KFACLinearOperator`, e.g. ``kfac_approx`` or
+                ``mc_samples``; laplace hands its ``asdl_fisher_kwargs`` on.
+
+        Returns:
+            The loss and the :class:`Kron`.
+        """
+        if isinstance(x, MutableMapping):
+            kwargs["batch_size_fn"] = lambda batch: len(batch[self.dict_key_x])
+        linop = KFACLinearOperator(
+            self.model,
+            self.lossfunc,
+            self.params,
+            [(x, y)],
+            fisher_type=self._kron_fisher_type,
+            separate_weight_and_bias=True,
+            check_deterministic=False,
+            groups="separate",
+            **kwargs,
+        )
+        linop.compute_kronecker_factors()
+        kron = self._rescale_kron_factors(self._get_kron_factors(linop), len(y), N)
+        with torch.no_grad():
+            loss = self.lossfunc(self.model(x), y)
+        return self.factor * loss, self.factor * kron
+
+    def _get_kron_factors(self, linop: KFACLinearOperator) -> Kron:
+        kfacs: list[list[Tensor]] = [[] for _ in self.params]
+        for name, positions in linop._mapping.items():
+            module = self.model.get_submodule(name)
+            for position in positions.values():
+                kfacs[position].append(linop._gradient_covariances[name])
+            if "weight" in positions:
+                a = linop._input_covariances[name]
+                if isinstance(module, TRANSPOSED):
+                    axes = module.in_channels // module.groups, prod(module.kernel_size)
+                    a = a.reshape(module.groups, *axes, *axes).transpose(2, 3)
+                kfacs[positions["weight"]].append(a)
+        return Kron(kfacs)
+
+
+class CurvlinopsGGN(_Interface, stock.CurvlinopsGGN):
+    """The GGN, in place of :class:`laplace.curvature.CurvlinopsGGN`.
+
+    Args:
+        *args: As laplace's.
+        **kwargs: As laplace's.
+    """
+
+
+class CurvlinopsEF(_Interface, stock.CurvlinopsEF):
+    """The empirical Fisher, in place of :class:`laplace.curvature.CurvlinopsEF`.
+
+    Args:
+        *args: As laplace's.
+        **kwargs: As laplace's.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # laplace's are names in the last layer: the model, to which they mean nothing,
+        # silently has gradients of zero
+        own = {id(parameter) for parameter in self.params}
+        named = self.model.named_parameters()
+        self.params_dict = {name: p for name, p in named if id(p) in own}
+
+
+class KronLaplace(laplace.KronLaplace):
+    """:class:`laplace.KronLaplace`, with ``Conv3d`` and with states of our factors.
+
+    laplace's own fits everything but ``Conv3d``, whose shape it refuses. It loads no
+    states of groups or transposed convolutions: their factors raise when first used.
+    """
+
+    # laplace.Laplace has a class for each key: laplace's must stay that of its own
+    _key = ("all", "kron of tn_extensions")
+
+    def _init_H(self) -> None:
+        self.H = Kron([])
+
+
+class Kron(matrix.Kron):
+    """Sums of Kronecker factors, in place of :class:`laplace.utils.Kron`.
+
+    Args:
+        kfacs: For each parameter, ``[B, A]`` or ``[B]`` (see the module). None at all:
+            zero.
+    """
+
+    kfacs: list[list[Tensor]]
+
+    def __add__(self, other: matrix.Kron) -> Kron:
+        if not isinstance(other, matrix.Kron):
+            super().__add__(other)  # it raises
+        if not self.kfacs or not other.kfacs:
+            return Kron(self.kfacs or other.kfacs)
+        pairs = zip(self.kfacs, other.kfacs, strict=True)
+        return Kron([self._sum(own, others) for own, others in pairs])
+
+    # preferred to laplace's own sum where that starts with zeros
+    __radd__ = __add__
+
+    @staticmethod
+    def _sum(own: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+        shapes, found = ([tuple(f.shape) for f in F] for F in (own, others))
+        if shapes == found:
+            return [a + b for a, b in zip(own, others, strict=True)]
+        if any(bool(factor.any()) for factor in others):
+            rule = f"have factors of shapes {shapes}"
+            raise ValueError(describe("Kron.__add__", "other", rule, found))
+        # laplace's zeros, whose shapes know of no groups
+        return own
+
+    def __mul__(self, scalar: Any) -> Kron:
+        return Kron(super().__mul__(scalar).kfacs)
+
+    __rmul__ = __mul__
+
+    def decompose(self, damping: bool = False) -> KronDecomposed:
+        """Eigendecompositions of all factors."""
+        both = [[_eigen(factor) for factor in F] for F in self.kfacs]
+        values, vectors = ([[own[i] for own in F] for F in both] for i in range(2))
+        return KronDecomposed(vectors, values, damping=damping)
+
+    def _blocks(self) -> list[_Block]:
+        return [_Block.of(F) for F in self.kfacs]
+
+    def _bmm(self, W: Tensor) -> Tensor:
+        blocks = self._blocks()
+        parts = W.split([block.size for block in blocks], -1)
+        pairs = zip(blocks, parts, strict=True)
+        products = [b.flat(b.forward(b.matrices(part))) for b, part in pairs]
+        return torch.cat(products, -1)
+
+    def logdet(self) -> Tensor:
+        """Logarithm of the determinant."""
+        return torch.stack([block.logdet() for block in self._blocks()]).sum()
+
+    def diag(self) -> Tensor:
+        """The diagonal."""
+        return torch.cat([block.flat(block.diagonal()) for block in self._blocks()])
+
+    def to_matrix(self) -> Tensor:
+        """As one dense matrix."""
+        return self._bmm(_identity(self._blocks()))[0]
+
+
+class KronDecomposed(matrix.KronDecomposed):
+    """Eigendecomposed :class:`Kron`, in place of :class:`laplace.utils.KronDecomposed`.
+
+    Args:
+        eigenvectors: Of ``[B, A]`` or ``[B]`` for each parameter: as the factors, but
+            ``[G, CI, K, D]`` of a transposed convolution's ``A``.
+        eigenvalues: ``[(G,) CO]`` and ``[(G,) D]``.
+        deltas: What is added to each parameter's block.
+        damping: As laplace's.
+    """
+
+    def __add__(self, deltas: Tensor) -> KronDecomposed:
+        return self._of(super().__add__(deltas))
+
+    __radd__ = __add__
+
+    def __mul__(self, scalar: Any) -> KronDecomposed:
+        return self._of(super().__mul__(scalar))
+
+    __rmul__ = __mul__
+
+    @staticmethod
+    def _of(result: matrix.KronDecomposed) -> KronDecomposed:
+        values, deltas = result.eigenvalues, result.deltas
+        return KronDecomposed(result.eigenvectors, values, deltas, result.damping)
+
+    def _blocks(self) -> list[tuple[_Block, Tensor]]:
+        """Eigenvectors, and eigenvalues ``[G, CO, D]``, of each parameter."""
+        parts = zip(self.eigenvectors, self.eigenvalues, self.deltas, strict=True)
+        blocks = []
+        for vectors, values, delta in parts:
+            block = _Block.of(vectors)
+            left = values[0].reshape(len(block.left), -1, 1)
+            if len(values) == 1:
+                sums = left + delta
+            else:
+                right = values[1].reshape(len(block.left), 1, -1)
+                if self.damping:
+                    sums = (left + delta.sqrt()) * (right + delta.sqrt())
+                else:
+                    sums = left * right + delta
+            blocks.append((block, sums))
+        return blocks
+
+    def _bmm(self, W: Tensor, exponent: float = -1) -> Tensor:
+        blocks = self._blocks()
+        parts = W.split([block.size for block, _ in blocks], -1)
+        products = []
+        for (block, values), part in zip(blocks, parts, strict=True):
+            rotated = block.adjoint(block.matrices(part)) * values**exponent
+            products.append(block.flat(block.forward(rotated)))
+        return torch.cat(products, -1)
+
+    def logdet(self) -> Tensor:
+        """Logarithm of the determinant."""
+        return torch.stack([values.log().sum() for _, values in self._blocks()]).sum()
+
+    def diag(self, exponent: float = 1) -> Tensor:
+        """The diagonal of a power."""
+        blocks = [(block, values**exponent) for block, values in self._blocks()]
+        return torch.cat([b.flat(b.squared().forward(own)) for b, own in blocks])
+
+    def to_matrix(self, exponent: float = 1) -> Tensor:
+        """A power as one dense matrix."""
+        identity = _identity([block for block, _ in self._blocks()])
+        return self._bmm(identity, exponent)[0]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Matrices ``L (x) R`` on one parameter.
+
+    Args:
+        left: ``L``, ``[G, CO, CO]``.
+        right: ``R``, ``[G, D, D]``; of a bias, ones.
+        split: ``CI`` and ``K`` of a transposed convolution's ``D``.
+    """
+
+    left: Tensor
+    right: Tensor
+    split: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, matrices: Sequence[Tensor]) -> _Block:
+        """Of one or two factors, or of their eigenvectors."""
+        left = _square(matrices[0])
+        if len(matrices) == 1:
+            return cls(left, left.new_ones(len(left), 1, 1), None)
+        right = _rows(matrices[1])
+        split = (right.shape[1], right.shape[2]) if right.ndim == 4 else None
+        return cls(left, _square(right), split)
+
+    @property
+    def size(self) -> int:
+        """Entries of the parameter."""
+        return self.left.shape[0] * self.left.shape[1] * self.right.shape[1]
+
+    def matrices(self, vectors: Tensor) -> Tensor:
+        """Flat vectors ``[..., P]`` as ``[..., G, CO, D]``."""
+        groups, rows, columns = *self.left.shape[:2], self.right.shape[1]
+        if self.split is None:
+            return vectors.unflatten(-1, (groups, rows, columns))
+        inputs, positions = self.split
+        vectors = vectors.unflatten(-1, (groups, inputs, rows, positions))
+        return vectors.transpose(-3, -2).flatten(-2)
+
+    def flat(self, matrices: Tensor) -> Tensor:
+        """The inverse of :meth:`matrices`."""
+        if self.split is None:
+            return matrices.flatten(-3)
+        return matrices.unflatten(-1, self.split).transpose(-3, -2).flatten(-4)
+
+    def forward(self, matrices: Tensor) -> Tensor:
+        """``L X R^T``."""
+        return _product(self.left, matrices, self.right.mT)
+
+    def adjoint(self, matrices: Tensor) -> Tensor:
+        """``L^T X R``."""
+        return _product(self.left.mT, matrices, self.right)
+
+    def diagonal(self) -> Tensor:
+        """The diagonal, ``[G, CO, D]``."""
+        left, right = (own.diagonal(dim1=1, dim2=2) for own in (self.left, self.right))
+        return left.unsqueeze(2) * right.unsqueeze(1)
+
+    def logdet(self) -> Tensor:
+        """Logarithm of the determinant."""
+        rows, columns = self.left.shape[1], self.right.shape[1]
+        return (columns * self.left.logdet() + rows * self.right.logdet()).sum()
+
+    def squared(self) -> _Block:
+        """With all entries squared."""
+        return _Block(self.left.square(), self.right.square(), self.split)
+
+
+def _rows(factor: Tensor) -> Tensor:
+    """A factor as its eigenvectors are: ``[(G,) D, D]`` or ``[G, CI, K, D]``."""
+    return factor.transpose(2, 3).flatten(3) if factor.ndim == 5 else factor
+
+
+def _square(rows: Tensor) -> Tensor:
+    """Rows as ``[G, D, D]``."""
+    return rows.flatten(1, 2) if rows.ndim == 4 else rows.reshape(-1, *rows.shape[-2:])
+
+
+def _eigen(factor: Tensor) -> tuple[Tensor, Tensor]:
+    rows = _rows(factor)
+    values, vectors = symeig(_square(rows) if rows.ndim == 4 else rows)
+    return values, vectors.reshape(rows.shape)
+
+
+def _product(left: Tensor, matrices: Tensor, right: Tensor) -> Tensor:
+    """``L X R`` of matrices ``[..., G, CO, D]``."""
+    if len(left) == 1:
+        return left[0] @ matrices @ right[0]
+    # a matrix product would copy the groups' matrices for all vectors
+    product = torch.einsum("gab,...gbi->...gai", left, matrices)
+    return torch.einsum("...gai,gij->...gaj", product, right)
+
+
+def _identity(blocks: Sequence[_Block]) -> Tensor:
+    """The identity on all parameters, ``[1, P, P]``."""
+    like = blocks[0].left
+    size = sum(block.size for block in blocks)
+    return torch.eye(size, dtype=like.dtype, device=like.device).unsqueeze(0)
