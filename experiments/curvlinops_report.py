@@ -40,9 +40,9 @@ _EXPLANATION = (
     "supports, those of `Linear` and `Conv2d`; `all` is ours for all that it supports. "
     "Errors are of products with a random vector, the largest over all entries, "
     "relative to the largest entry of the parameter's; `trace` is the relative "
-    "difference of the operators' traces. EKFACs, and their inverses more so, may differ "
-    "by more than rounding where factors have close eigenvalues, as their eigenvectors "
-    "do; their traces may not."
+    "difference of the operators' traces. EKFACs, and more so their inverses, may "
+    "differ by more than rounding where factors have close eigenvalues, as their "
+    "eigenvectors do; their traces may not."
 )
 _PRODUCTS = (
     "`first` is making the inverse and its first product, which inverts the factors; "

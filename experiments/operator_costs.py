@@ -33,8 +33,9 @@ TOLERANCE = 1e-4
 """Of a product in float32, relative to each tensor's largest entry; of a trace."""
 LOOSE_TOLERANCE = 1e-1
 """Likewise of EKFAC's products, as eigenvectors of close eigenvalues are arbitrary, and
-of inverses, which multiply rounding by the condition number. On ResNet-18, rounding the
-images differently moves stock's EKFAC by 0.01, its inverse by 0.02. Traces are sharp."""
+of inverses, which multiply rounding by the condition number. On ResNet-18, rounding
+images differently moves stock's EKFAC by 0.01, its inverse by 0.02. Traces are sharp.
+"""
 DAMPING = 1e-2
 INVERSES: dict[str, dict[str, Any]] = {
     "inverse": {"damping": DAMPING},

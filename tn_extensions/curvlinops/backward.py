@@ -60,9 +60,7 @@ class BackwardPasses:
             else:
                 pending[name].append(pair)
 
-        if self._generator is None or self._generator.device != self.device:
-            self._generator = torch.Generator(device=self.device)
-        self._generator.manual_seed(self._seed)
+        self._reset_generator()
         layers = {name: self._layer(name) for name in self._mapping}
         with observed(layers, self._groups, on_gradient) as uses:
             for X, y in self._loop_over_data(desc=desc):
@@ -75,6 +73,11 @@ class BackwardPasses:
                     while pending:
                         on_gradients(*pending.popitem())
                 uses.clear()
+
+    def _reset_generator(self) -> None:
+        if self._generator is None or self._generator.device != self.device:
+            self._generator = torch.Generator(device=self.device)
+        self._generator.manual_seed(self._seed)
 
     def _loss_correction(self, batch_size: int) -> float:
         """Undo the scaling of gradients by the loss, as curvlinops does."""
@@ -124,3 +127,25 @@ class BackwardPasses:
                 for _ in range(self._mc_samples)
             )
         yield from losses.scaled(draws, losses.scale(self._loss_func, output, y))
+
+    @property
+    def _splits_terms(self) -> bool:
+        """Whether gradients are those of single loss terms."""
+        several = self._num_per_example_loss_terms > 1
+        return several and self._fisher_type == "type-2"
+
+    def _vectors_of_terms(self, output: Tensor, y: Tensor) -> Iterator[Tensor]:
+        """Vectors whose gradients' products make the Fisher/GGN without cross terms.
+
+        Columns of the Hessian's root are told apart by datum only; draws have no
+        covariance between the terms of a datum, so that all may be taken at once.
+        """
+        terms = self._num_per_example_loss_terms
+        for vector in self._vectors(output, y):
+            if not self._splits_terms:
+                yield vector
+                continue
+            for term in range(terms):
+                own = torch.zeros_like(vector)
+                own[term::terms] = vector[term::terms]
+                yield own

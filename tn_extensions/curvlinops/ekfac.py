@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from curvlinops import ekfac, kfac
 from torch import Tensor
 
@@ -101,12 +100,6 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
             gradients, is_reduced or self._splits_terms
         )
 
-    @property
-    def _splits_terms(self) -> bool:
-        """Whether gradients are those of single loss terms."""
-        several = self._num_per_example_loss_terms > 1
-        return several and self._fisher_type == kfac.FisherType.TYPE2
-
     def compute_eigenvalue_correction(self) -> None:
         """Compute the eigenvalues; first, what they need. A failure leaves none."""
         self._reset_matrix_properties()
@@ -156,22 +149,6 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
             )
             for key, position in self._mapping[name].items()
         }
-
-    def _vectors_of_terms(self, output: Tensor, y: Tensor) -> Iterator[Tensor]:
-        """Vectors whose gradients' products make the Fisher/GGN without cross terms.
-
-        Columns of the Hessian's root are told apart by datum only; draws have no
-        covariance between the terms of a datum, so that all may be taken at once.
-        """
-        terms = self._num_per_example_loss_terms
-        for vector in self._vectors(output, y):
-            if not self._splits_terms:
-                yield vector
-                continue
-            for term in range(terms):
-                own = torch.zeros_like(vector)
-                own[term::terms] = vector[term::terms]
-                yield own
 
     def _rearrange_for_larger_than_2d_output(
         self, output: Tensor, y: Tensor

@@ -1,0 +1,121 @@
+"""What the operators of the GGN's diagonal and Gram matrix share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from curvlinops._torch_base import CurvatureLinearOperator
+from torch import Tensor, nn
+
+from tn_extensions import functional
+from tn_extensions.curvlinops.backward import Pairs
+from tn_extensions.curvlinops.kfac import KFACLinearOperator
+from tn_extensions.errors import describe
+
+Mode = Literal["exact", "mc"]
+
+
+class GGNOperator(CurvatureLinearOperator):
+    """A matrix made of the backward passes that make a GGN.
+
+    Args:
+        model_func: The network.
+        loss_func: ``MSELoss``, ``CrossEntropyLoss`` or ``BCEWithLogitsLoss``.
+        params: Parameters of layers that :class:`KFACLinearOperator` supports.
+        data: Batches ``(X, y)``.
+        progressbar: Whether to show the progress over batches.
+        check_deterministic: Whether to check that products are reproducible.
+        num_data: Number of data. ``None``: found by a pass over the data.
+        batch_size_fn: Batch size of an ``X`` that is no tensor.
+        mode: ``"exact"``: a pass for each class (and loss term of a datum, if there are
+            several). ``"mc"``: for each of ``mc_samples`` draws of targets.
+        mc_samples: Number of draws.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If an argument is not among its choices, a parameter is not the
+            model's, there are no data, a result is not finite, or a layer was not used.
+        NotImplementedError: If a parameter belongs to another kind of layer.
+    """
+
+    SELF_ADJOINT = True
+
+    def __init__(
+        self,
+        model_func: nn.Module,
+        loss_func: Any,
+        params: list[nn.Parameter],
+        data: Any,
+        progressbar: bool = False,
+        check_deterministic: bool = True,
+        num_data: int | None = None,
+        batch_size_fn: Any = None,
+        mode: Mode = "exact",
+        mc_samples: int = 1,
+        seed: int = 2147483647,
+    ) -> None:
+        name = type(self).__name__
+        if mode not in get_args(Mode):
+            choices = " or ".join(map(repr, get_args(Mode)))
+            raise ValueError(describe(name, "mode", f"be {choices}", repr(mode)))
+        # KFAC makes the same passes; errors are to name this class
+        passes = type(name, (KFACLinearOperator,), {})
+        shared = {
+            "progressbar": progressbar,
+            "num_data": num_data,
+            "batch_size_fn": batch_size_fn,
+        }
+        self._passes = passes(
+            model_func,
+            loss_func,
+            params,
+            data,
+            check_deterministic=False,
+            fisher_type={"exact": "type-2", "mc": "mc"}[mode],
+            mc_samples=mc_samples,
+            seed=seed,
+            **shared,
+        )
+        shared["num_data"] = self._passes._N_data
+        super().__init__(
+            model_func,
+            loss_func,
+            params,
+            data,
+            check_deterministic=check_deterministic,
+            **shared,
+        )
+
+    def _check_results(
+        self, results: Mapping[str, Sequence[Tensor]], names: Iterable[str]
+    ) -> None:
+        """Refuse results of layers that are missing or not finite."""
+        name = type(self).__name__
+        for layer in names:
+            if not results.get(layer):
+                rule = "take part in the forward pass"
+                raise ValueError(describe(name, f"layer {layer!r}", rule, "no use"))
+            if not all(result.isfinite().all() for result in results[layer]):
+                argument = f"gradients of layer {layer!r}"
+                raise ValueError(describe(name, argument, "be finite", "inf or nan"))
+
+
+def per_sample_gradients(pairs: Pairs, key: str) -> Tensor:
+    """Gradients of a layer's parameter, summed over its uses, ``[N, *shape]``.
+
+    Args:
+        pairs: Uses, and gradients ``[N, C_out, P]`` of their outputs.
+        key: ``"weight"`` or ``"bias"``.
+    """
+    parts = []
+    for use, g in pairs:
+        shaped = g.unflatten(2, use.conv.output_size)
+        if key == "bias":
+            parts.append(functional.bias_per_sample_grad(shaped, use.conv))
+        else:
+            parts.append(functional.per_sample_grad(use.x, shaped, use.conv))
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total

@@ -1,0 +1,114 @@
+"""The diagonal of the GGN."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from tn_extensions import functional
+from tn_extensions.compiler.budget import current_budget
+from tn_extensions.curvlinops.backward import Pairs
+from tn_extensions.curvlinops.ggn import GGNOperator, per_sample_gradients
+from tn_extensions.curvlinops.observe import Uses
+
+
+class GGNDiagonalLinearOperator(GGNOperator):
+    """The diagonal of :class:`curvlinops.GGNLinearOperator`, as an operator.
+
+    ``d = c sum_{v, n} (sum_o S[v, n, o] U[n, o])^2`` for the weight of a layer of
+    patches ``U``, with the columns ``S`` of the loss Hessian's root backpropagated to
+    its outputs; ``c`` as for :class:`KFACLinearOperator`. Computed at the first use.
+    Columns are taken as many at a time as the memory budget allows.
+
+    Arguments and errors are those of :class:`GGNOperator`.
+
+    Reference: Dangel, Kunstner and Hennig, "BackPACK: Packing more into backprop",
+    ICLR 2020.
+    """
+
+    _diagonal: list[Tensor] | None = None
+
+    def diagonal(self) -> list[Tensor]:
+        """The diagonal, shaped as the parameters; of float32 or wider."""
+        if self._diagonal is None:
+            self._diagonal = self._compute()
+        return self._diagonal
+
+    def _matmat(self, M: list[Tensor]) -> list[Tensor]:
+        pairs = zip(self.diagonal(), M, strict=True)
+        return [(d.unsqueeze(-1) * m).to(m.dtype) for d, m in pairs]
+
+    @property
+    def trace(self) -> Tensor:
+        """Trace."""
+        return self._flat().sum()
+
+    @property
+    def det(self) -> Tensor:
+        """Determinant of the diagonal matrix."""
+        return self._flat().prod()
+
+    @property
+    def logdet(self) -> Tensor:
+        """Logarithm of the determinant."""
+        return self._flat().log().sum()
+
+    @property
+    def frobenius_norm(self) -> Tensor:
+        """Frobenius norm of the diagonal matrix."""
+        return torch.linalg.vector_norm(self._flat())
+
+    def _flat(self) -> Tensor:
+        return torch.cat([d.flatten() for d in self.diagonal()])
+
+    def _compute(self) -> list[Tensor]:
+        passes = self._passes
+        mapping = passes._mapping
+        totals: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        waiting: dict[str, list[Pairs]] = defaultdict(list)
+
+        def flush(name: str) -> None:
+            columns, total = waiting.pop(name), totals[name]
+            scale = passes._loss_correction(len(columns[0][0][1]))
+            for key in mapping[name]:
+                found = _diagonal(columns, key).mul_(scale)
+                total[key] = total[key].add_(found) if key in total else found
+
+        def on_uses(_: Uses) -> None:
+            # what waits is of the last batch
+            for name in list(waiting):
+                flush(name)
+
+        def on_gradients(name: str, pairs: Pairs) -> None:
+            waiting[name].append(pairs)
+            held = sum(g.numel() * g.element_size() for _, g in pairs)
+            if held * len(waiting[name]) * len(mapping) >= current_budget():
+                flush(name)
+
+        vectors = passes._vectors_of_terms
+        passes._observe("GGN diagonal", on_uses, on_gradients, vectors)
+        for name in list(waiting):
+            flush(name)
+        results = {name: list(own.values()) for name, own in totals.items()}
+        self._check_results(results, mapping)
+        diagonal = [torch.empty(0)] * len(self._params)
+        for name, positions in mapping.items():
+            for key, position in positions.items():
+                shape = self._params[position].shape
+                diagonal[position] = totals[name][key].reshape(shape)
+        return diagonal
+
+
+def _diagonal(columns: list[Pairs], key: str) -> Tensor:
+    """Sum of squared gradients of a layer's parameter over columns and samples."""
+    if any(len(pairs) > 1 for pairs in columns):
+        squares = (per_sample_gradients(pairs, key).square_() for pairs in columns)
+        return sum((each.sum(0) for each in squares), start=torch.zeros(()))
+    use, _ = columns[0][0]
+    S = torch.stack([g for ((_, g),) in columns])
+    S = S.unflatten(3, use.conv.output_size)
+    if key == "bias":
+        return functional.bias_ggn_diagonal(S, use.conv)
+    return functional.ggn_diagonal(use.x, S, use.conv)

@@ -1,0 +1,189 @@
+"""The Gram matrix of the GGN, of the size of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, jvp
+
+from tn_extensions import functional
+from tn_extensions.compiler.budget import current_budget
+from tn_extensions.curvlinops.backward import Pairs
+from tn_extensions.curvlinops.ggn import GGNOperator, per_sample_gradients
+from tn_extensions.curvlinops.observe import Uses
+
+
+class GGNGramLinearOperator(GGNOperator):
+    """``J J^T`` of the GGN ``J^T J``, whose nonzero spectrum it shares: ``[V N, V N]``.
+
+    Row ``(v, n)`` of ``J``, ``n`` running fastest and over all data in their order, is
+    the gradient by all parameters of datum ``n``'s outputs in the direction of column
+    ``v`` of the loss Hessian's root; ``V`` is the number of classes (times loss terms
+    of a datum), or of Monte-Carlo samples. For a square loss it is the empirical neural
+    tangent kernel up to scaling.
+
+    Products take a backward pass and a forward-mode derivative for each vector, and no
+    matrix, until :meth:`dense` has formed it.
+
+    Arguments and errors are those of :class:`GGNOperator`. Data must come in the same
+    order each time.
+
+    Reference: Dangel, Tatzel and Hennig, "ViViT: Curvature access through the
+    generalized Gauss-Newton's low-rank structure", TMLR 2022.
+    """
+
+    FIXED_DATA_ORDER = True
+    _gram: Tensor | None = None
+
+    def _get_in_shape(self) -> list[tuple[int, ...]]:
+        return [(self._num_vectors * self._N_data,)]
+
+    _get_out_shape = _get_in_shape
+
+    @cached_property
+    def _num_vectors(self) -> int:
+        passes = self._passes
+        if passes._fisher_type == "mc":
+            return passes._mc_samples
+        X, y = next(iter(self._loop_over_data()))
+        with torch.no_grad():
+            output, _ = passes._rearrange_for_larger_than_2d_output(
+                self._model_func(X), y
+            )
+        return output.shape[1] * passes._num_per_example_loss_terms
+
+    # -- products
+
+    def _matmat(self, M: list[Tensor]) -> list[Tensor]:
+        (matrix,) = M
+        if self._gram is not None:
+            return [(self._gram @ matrix.to(self._gram.dtype)).to(matrix.dtype)]
+        columns = [self._backward(v) for v in matrix.unbind(1)]
+        return [torch.stack([self._forward(w) for w in columns], 1)]
+
+    def _batches(self) -> Iterator[tuple[Any, Tensor, slice, Tensor, Tensor]]:
+        """Batches' ``X``, ``y``, data; outputs and scaled vectors of their rows."""
+        passes = self._passes
+        passes._reset_generator()
+        start = 0
+        for X, y in self._loop_over_data(desc="GGN Gram matrix"):
+            rows, targets = passes._rearrange_for_larger_than_2d_output(
+                self._model_func(X), y
+            )
+            passes._check_outputs(rows, targets)
+            size = self._batch_size_fn(X)
+            scale = sqrt(passes._loss_correction(size))
+            vectors = torch.stack([*passes._vectors_of_terms(rows, targets)]) * scale
+            yield X, y, slice(start, start + size), rows, vectors
+            start += size
+
+    def _backward(self, v: Tensor) -> list[Tensor]:
+        """``J^T v``, shaped as the parameters."""
+        coefficients = v.reshape(self._num_vectors, -1)
+        total = [torch.zeros_like(parameter) for parameter in self._params]
+        for _, _, data, rows, vectors in self._batches():
+            terms = len(rows) // (data.stop - data.start)
+            own = coefficients[:, data].repeat_interleave(terms, 1).unsqueeze(2)
+            vector = (own * vectors).sum(0)
+            parts = torch.autograd.grad(rows, self._params, vector)
+            for accumulated, part in zip(total, parts, strict=True):
+                accumulated += part
+        return total
+
+    def _forward(self, w: list[Tensor]) -> Tensor:
+        """``J w``."""
+        named = {p.data_ptr(): name for name, p in self._model_func.named_parameters()}
+        names = [named[parameter.data_ptr()] for parameter in self._params]
+        primals = tuple(parameter.detach() for parameter in self._params)
+        found = []
+        for X, y, data, _, vectors in self._batches():
+
+            def rows_of(*params: Tensor, X: Any = X, y: Tensor = y) -> Tensor:
+                own = dict(zip(names, params, strict=True))
+                output = functional_call(self._model_func, own, (X,))
+                rearrange = self._passes._rearrange_for_larger_than_2d_output
+                rows: Tensor = rearrange(output, y)[0]
+                return rows
+
+            change = jvp(rows_of, primals, tuple(w))[1]
+            products = (vectors * change).sum(2)
+            size = data.stop - data.start
+            found.append(products.unflatten(1, (size, -1)).sum(2))
+        return torch.cat(found, 1).flatten()
+
+    # -- the matrix
+
+    def dense(self) -> Tensor:
+        """The matrix ``[V N, V N]``; products are with it from now on."""
+        if self._gram is None:
+            self._gram = self._compute()
+        return self._gram
+
+    def _compute(self) -> Tensor:
+        """Sum of the layers' matrices, as many in a sweep as the budget allows."""
+        passes = self._passes
+        remaining = list(passes._mapping)
+        grams: list[Tensor] = []
+        while remaining:
+            chosen = self._sweep(remaining)
+            results = {
+                name: [_gram(batches, key) for key in passes._mapping[name]]
+                for name, batches in chosen.items()
+                if all(batches)
+            }
+            self._check_results(results, chosen)
+            grams = [sum(sum(results.values(), grams), start=torch.zeros(()))]
+            remaining = [name for name in remaining if name not in chosen]
+        (total,) = grams
+        return total
+
+    def _sweep(self, names: list[str]) -> dict[str, list[list[Pairs]]]:
+        """All passes' pairs of some layers, a list for each batch."""
+        passes = self._passes
+        chosen: dict[str, list[list[Pairs]]] = {}
+
+        def on_uses(uses: Uses) -> None:
+            held = 0.0
+            for name in [] if chosen else names:
+                for use in uses.get(name, []):
+                    entries = use.conv.out_channels * use.num_positions
+                    each = entries * use.x.element_size()
+                    held += each * self._N_data * self._num_vectors
+                if not chosen or held <= current_budget():
+                    chosen[name] = []
+            for batches in chosen.values():
+                batches.append([])
+
+        def on_gradients(name: str, pairs: Pairs) -> None:
+            if name in chosen:
+                scale = sqrt(passes._loss_correction(len(pairs[0][1])))
+                chosen[name][-1].append([(use, g * scale) for use, g in pairs])
+
+        vectors = passes._vectors_of_terms
+        passes._observe("GGN Gram matrix", on_uses, on_gradients, vectors)
+        return chosen
+
+
+def _gram(batches: list[list[Pairs]], key: str) -> Tensor:
+    """Inner products of a layer's gradients, of the data of all batches."""
+    columns = [pairs for batch in batches for pairs in batch]
+    convs = {use.conv for pairs in columns for use, _ in pairs}
+    if len(convs) > 1 or any(len(pairs) > 1 for pairs in columns):
+        gradients = [
+            torch.stack([per_sample_gradients(pairs, key) for pairs in batch])
+            for batch in batches
+        ]
+        rows = torch.cat(gradients, 1).flatten(0, 1).flatten(1)
+        return rows @ rows.T
+    (conv,) = convs
+    S = torch.cat([torch.stack([g for ((_, g),) in batch]) for batch in batches], 1)
+    S = S.unflatten(3, conv.output_size)
+    if key == "bias":
+        return functional.bias_ggn_gram(S, conv)
+    x = torch.cat([batch[0][0][0].x for batch in batches])
+    return functional.ggn_gram(x, S, conv)
