@@ -89,6 +89,8 @@ class _Interface(stock.CurvlinopsInterface):
 class CurvlinopsGGN(_Interface, stock.CurvlinopsGGN):
     """The GGN, in place of :class:`laplace.curvature.CurvlinopsGGN`.
 
+    The diagonal and the full matrix are laplace's own, right for every convolution.
+
     Args:
         *args: As laplace's.
         **kwargs: As laplace's.
@@ -97,6 +99,8 @@ class CurvlinopsGGN(_Interface, stock.CurvlinopsGGN):
 
 class CurvlinopsEF(_Interface, stock.CurvlinopsEF):
     """The empirical Fisher, in place of :class:`laplace.curvature.CurvlinopsEF`.
+
+    The diagonal and the full matrix are laplace's own, of a last layer, too.
 
     Args:
         *args: As laplace's.
