@@ -338,3 +338,14 @@ def test_dictionaries_as_input() -> None:
     la = laplace.KronLaplace(model, "classification", backend=ours.CurvlinopsGGN)
     la.fit(DataLoader(data, batch_size=2))  # type: ignore[arg-type]
     assert_close(la.H_facs.to_matrix(), kfac(net, "classification", x), **TIGHT)
+
+
+def test_diagonal_of_other_layers_is_laplaces() -> None:
+    x, y = images(N, 2, 6, 6), labels("classification")
+    model = nn.Sequential(nn.BatchNorm2d(2), classifier(nn.Conv2d(2, 3, 3), x=x))
+    model = model.double().eval()
+    found, expected = (
+        backend(model, "classification").diag(x, y)
+        for backend in (ours.CurvlinopsGGN, stock.CurvlinopsGGN)
+    )
+    assert_close(found, expected, **TIGHT)

@@ -27,6 +27,7 @@ from laplace.curvature import curvlinops as stock
 from laplace.utils import matrix, symeig
 from torch import Tensor
 
+from tn_extensions.curvlinops import GGNDiagonalLinearOperator
 from tn_extensions.curvlinops.kfac import KFACLinearOperator
 from tn_extensions.curvlinops.layers import TRANSPOSED
 from tn_extensions.errors import describe
@@ -52,8 +53,7 @@ class _Interface(stock.CurvlinopsInterface):
         Returns:
             The loss and the :class:`Kron`.
         """
-        if isinstance(x, MutableMapping):
-            kwargs["batch_size_fn"] = lambda batch: len(batch[self.dict_key_x])
+        kwargs |= self._batch_size(x)
         linop = KFACLinearOperator(
             self.model,
             self.lossfunc,
@@ -67,9 +67,17 @@ class _Interface(stock.CurvlinopsInterface):
         )
         linop.compute_kronecker_factors()
         kron = self._rescale_kron_factors(self._get_kron_factors(linop), len(y), N)
-        with torch.no_grad():
-            loss = self.lossfunc(self.model(x), y)
-        return self.factor * loss, self.factor * kron
+        return self._loss(x, y), self.factor * kron
+
+    def _batch_size(self, x: Any) -> dict[str, Any]:
+        if isinstance(x, MutableMapping):
+            return {"batch_size_fn": lambda batch: len(batch[self.dict_key_x])}
+        return {}
+
+    @torch.no_grad()
+    def _loss(self, x: Any, y: Tensor) -> Tensor:
+        loss: Tensor = self.factor * self.lossfunc(self.model(x), y)
+        return loss
 
     def _get_kron_factors(self, linop: KFACLinearOperator) -> Kron:
         kfacs: list[list[Tensor]] = [[] for _ in self.params]
@@ -89,12 +97,50 @@ class _Interface(stock.CurvlinopsInterface):
 class CurvlinopsGGN(_Interface, stock.CurvlinopsGGN):
     """The GGN, in place of :class:`laplace.curvature.CurvlinopsGGN`.
 
-    The diagonal and the full matrix are laplace's own, right for every convolution.
+    The full matrix is laplace's own, right for every convolution.
 
     Args:
         *args: As laplace's.
         **kwargs: As laplace's.
     """
+
+    def diag(
+        self, x: Any, y: Tensor, N: int | None = None, mc_samples: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """The loss and the diagonal of a batch; no Jacobian is held.
+
+        Parameters of other layers than :class:`KFACLinearOperator` supports take
+        laplace's own way.
+
+        Args:
+            x: Input.
+            y: Targets.
+            N: Not used.
+            mc_samples: Samples where the backend is stochastic.
+
+        Returns:
+            The loss and the diagonal, ``[P]``.
+        """
+        try:
+            linop = GGNDiagonalLinearOperator(
+                self.model,
+                self.lossfunc,
+                self.params,
+                [(x, y)],
+                check_deterministic=False,
+                mode="mc" if self.stochastic else "exact",
+                mc_samples=mc_samples,
+                # as laplace's, from torch's global generator
+                seed=int(torch.randint(2**31, ())) if self.stochastic else 0,
+                **self._batch_size(x),
+            )
+        except NotImplementedError:
+            found: tuple[Tensor, Tensor] = super().diag(x, y)
+            return found
+        diagonal = torch.cat([part.flatten() for part in linop.diagonal()])
+        if self.subnetwork_indices is not None:
+            diagonal = diagonal[self.subnetwork_indices]
+        return self._loss(x, y), self.factor * diagonal
 
 
 class CurvlinopsEF(_Interface, stock.CurvlinopsEF):
