@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import curvlinops as stock
@@ -234,3 +235,28 @@ def test_a_failure_leaves_nothing() -> None:
     assert all(not module._forward_hooks for module in model.modules())
     op._data = [(x, y)]
     assert_close(dense(op), matrix)
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "forward-only"])
+@pytest.mark.parametrize("kind", ["KFACLinearOperator", "EKFACLinearOperator"])
+def test_half_precision_and_channels_last(kind: str, fisher: str) -> None:
+    """Factors of halves are of float32; products are of the parameters' type."""
+    if kind.startswith("E") and fisher == "forward-only":
+        pytest.skip("not a type of EKFAC's")
+    x, y = images(4, 2, 6, 5), targets(4)
+    model = grouped(x)
+    options: dict[str, Any] = {"kind": kind, "fisher_type": fisher}
+    options["check_deterministic"] = False
+    expected = operator(ours, model, [(x, y)], **options)
+    last = operator(
+        ours, model, [(x.to(memory_format=torch.channels_last), y)], **options
+    )
+    assert_close(dense(last), dense(expected))
+    half = copy.deepcopy(model).bfloat16()
+    found = operator(ours, half, [(x.bfloat16(), y)], **options)
+    v = torch.ones(found.shape[1], dtype=torch.bfloat16)
+    product = found @ v
+    assert product.dtype == torch.bfloat16
+    kept = found._gradient_covariances or found._gradient_covariances_eigenvectors
+    assert {factor.dtype for factor in kept.values()} == {torch.float32}
+    assert_close(found.trace.double(), expected.trace, rtol=0.1, atol=0)

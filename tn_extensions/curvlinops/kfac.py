@@ -11,33 +11,24 @@ from curvlinops import kfac as stock
 from torch import Tensor, nn
 
 from tn_extensions.curvlinops import losses
-from tn_extensions.curvlinops.backward import BackwardPasses, Pairs
 from tn_extensions.curvlinops.blocks import Block, Kronecker, Product, Rotated
-from tn_extensions.curvlinops.factors import (
-    Factors,
-    add_input_factor,
-    add_outer,
-    is_finite,
-    kept,
-    unstacked,
-)
+from tn_extensions.curvlinops.compute import FactorPasses
+from tn_extensions.curvlinops.factors import Factors, kept, unstacked
 from tn_extensions.curvlinops.layers import (
     SUPPORTED,
     Groups,
-    Use,
     kernel_matrices,
     kernel_of_matrices,
     num_groups,
     transposed_groups,
 )
-from tn_extensions.curvlinops.observe import Uses
 from tn_extensions.errors import describe
 
 Blocks = Mapping[str, Block | Product]
 """A layer's blocks: of ``"joint"`` weight and bias, or of ``"weight"``, ``"bias"``."""
 
 
-class KFACLinearOperator(BackwardPasses, stock.KFACLinearOperator):
+class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
     r"""KFAC of the Fisher/GGN, in place of :class:`curvlinops.KFACLinearOperator`.
 
     The block of a layer is ``B (x) A`` for each group of channels. With patches ``U``,
@@ -49,8 +40,9 @@ class KFACLinearOperator(BackwardPasses, stock.KFACLinearOperator):
     Beyond curvlinops: ``Conv1d``, ``Conv3d`` and transposed convolutions; groups,
     ``padding='same'``, every ``padding_mode``; layers used several times in a forward
     pass (uses share the weight as positions do); class weights, ``ignore_index`` and
-    label smoothing of the cross entropy. No unfolded input is held. Where all of this
-    is absent, values equal curvlinops' to rounding.
+    label smoothing of the cross entropy, weights of the binary one. No unfolded input
+    is held, and factors of few data are kept as their vectors. Where all of this is
+    absent, values equal curvlinops' to rounding.
 
     Args:
         *args: As :class:`curvlinops.KFACLinearOperator`.
@@ -69,8 +61,6 @@ class KFACLinearOperator(BackwardPasses, stock.KFACLinearOperator):
     """
 
     _SUPPORTED_MODULES = SUPPORTED
-    _RANK_LIMIT = 0.5
-    """Part of its columns that a root may have as rows: products take less time."""
     _loss_func: Any
 
     def __init__(self, *args: Any, groups: Groups = "separate", **kwargs: Any) -> None:
@@ -121,10 +111,6 @@ class KFACLinearOperator(BackwardPasses, stock.KFACLinearOperator):
             )
         mapping = super().compute_parameter_mapping(params, model_func)
         return cast(dict[str, dict[str, int]], mapping)
-
-    def _is_joint(self, name: str) -> bool:
-        parameters = self._mapping[name]
-        return not self._separate_weight_and_bias and len(parameters) == 2
 
     # -- products
 
@@ -186,67 +172,9 @@ class KFACLinearOperator(BackwardPasses, stock.KFACLinearOperator):
         """Compute and keep the factors. A failure leaves the operator without any."""
         self._reset_matrix_properties()
         self._input_covariances, self._gradient_covariances = Factors(), Factors()
-        inputs: dict[str, Tensor] = {}
-        gradients: dict[str, Tensor] = {}
-
-        def on_uses(uses: Uses) -> None:
-            for name, own in uses.items():
-                if "weight" in self._mapping[name]:
-                    inputs[name] = self._with_inputs(inputs.get(name), name, own)
-                own[:] = [use.without_input() for use in own]
-
-        def on_gradients(name: str, pairs: Pairs) -> None:
-            known = gradients.get(name)
-            gradients[name] = self._with_gradients(known, name, pairs)
-
-        self._observe("KFAC matrices", on_uses, on_gradients, self._vectors)
-        if self._fisher_type == stock.FisherType.FORWARD_ONLY:
-            gradients = {name: self._identity(name) for name in self._mapping}
-        self._check_factors(inputs, gradients)
+        inputs, gradients = self._compute_factors()
         self._input_covariances = Factors(inputs)
         self._gradient_covariances = Factors(gradients)
-
-    def _with_inputs(self, factor: Tensor | None, name: str, uses: list[Use]) -> Tensor:
-        scale, bias = 1 / self._N_data, self._is_joint(name)
-        approx, limit = self._kfac_approx, self._RANK_LIMIT
-        return add_input_factor(uses, approx, factor, scale, bias, limit)
-
-    def _with_gradients(self, factor: Tensor | None, name: str, pairs: Pairs) -> Tensor:
-        groups = num_groups(self._layer(name), self._groups)
-        vectors = [gradient for _, gradient in pairs]
-        if self._kfac_approx == stock.KFACType.REDUCE:
-            sums = torch.stack([g.sum(2, keepdim=True) for g in vectors])
-            vectors = [sums.sum(0)]
-        for each in vectors:
-            scale = self._loss_correction(len(each))
-            factor = add_outer(each, groups, factor, scale, self._RANK_LIMIT)
-        return cast(Tensor, factor)
-
-    def _identity(self, name: str) -> Tensor:
-        module = self._layer(name)
-        groups = num_groups(module, self._groups)
-        position = next(iter(self._mapping[name].values()))
-        like = self._params[position]
-        channels = getattr(module, "out_channels", None) or module.out_features
-        identity = torch.eye(channels // groups, dtype=like.dtype, device=like.device)
-        return identity.repeat(groups, 1, 1)
-
-    def _check_factors(
-        self, inputs: dict[str, Tensor], gradients: dict[str, Tensor]
-    ) -> None:
-        for name in self._mapping:
-            owner = type(self).__name__
-            has_input = name in inputs or "weight" not in self._mapping[name]
-            if name not in gradients or not has_input:
-                rule = "take part in the forward pass"
-                raise ValueError(describe(owner, f"layer {name!r}", rule, "no use"))
-            for factors in (inputs, gradients):
-                if name in factors and not is_finite(factors[name]):
-                    what = "inputs" if factors is inputs else "output gradients"
-                    argument = f"{what} of layer {name!r}"
-                    raise ValueError(
-                        describe(owner, argument, "be finite", "inf or nan")
-                    )
 
     # -- functions of the whole matrix
 

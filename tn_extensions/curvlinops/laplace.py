@@ -16,8 +16,7 @@ not a Kronecker product of flat matrices. To tell, its ``A`` is ``[G, CI, CI, K,
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import MutableMapping
 from math import prod
 from typing import Any
 
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from tn_extensions.curvlinops import GGNDiagonalLinearOperator
 from tn_extensions.curvlinops.kfac import KFACLinearOperator
+from tn_extensions.curvlinops.laplace_blocks import KronBlock, identity, rows, square
 from tn_extensions.curvlinops.layers import TRANSPOSED
 from tn_extensions.errors import describe
 
@@ -219,8 +219,8 @@ class Kron(matrix.Kron):
         values, vectors = ([[own[i] for own in F] for F in both] for i in range(2))
         return KronDecomposed(vectors, values, damping=damping)
 
-    def _blocks(self) -> list[_Block]:
-        return [_Block.of(F) for F in self.kfacs]
+    def _blocks(self) -> list[KronBlock]:
+        return [KronBlock.of(F) for F in self.kfacs]
 
     def _bmm(self, W: Tensor) -> Tensor:
         blocks = self._blocks()
@@ -239,7 +239,7 @@ class Kron(matrix.Kron):
 
     def to_matrix(self) -> Tensor:
         """As one dense matrix."""
-        return self._bmm(_identity(self._blocks()))[0]
+        return self._bmm(identity(self._blocks()))[0]
 
 
 class KronDecomposed(matrix.KronDecomposed):
@@ -268,12 +268,12 @@ class KronDecomposed(matrix.KronDecomposed):
         values, deltas = result.eigenvalues, result.deltas
         return KronDecomposed(result.eigenvectors, values, deltas, result.damping)
 
-    def _blocks(self) -> list[tuple[_Block, Tensor]]:
+    def _blocks(self) -> list[tuple[KronBlock, Tensor]]:
         """Eigenvectors, and eigenvalues ``[G, CO, D]``, of each parameter."""
         parts = zip(self.eigenvectors, self.eigenvalues, self.deltas, strict=True)
         blocks = []
         for vectors, values, delta in parts:
-            block = _Block.of(vectors)
+            block = KronBlock.of(vectors)
             left = values[0].reshape(len(block.left), -1, 1)
             if len(values) == 1:
                 sums = left + delta
@@ -306,104 +306,12 @@ class KronDecomposed(matrix.KronDecomposed):
 
     def to_matrix(self, exponent: float = 1) -> Tensor:
         """A power as one dense matrix."""
-        identity = _identity([block for block, _ in self._blocks()])
-        return self._bmm(identity, exponent)[0]
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Matrices ``L (x) R`` on one parameter.
-
-    Args:
-        left: ``L``, ``[G, CO, CO]``.
-        right: ``R``, ``[G, D, D]``; of a bias, ones.
-        split: ``CI`` and ``K`` of a transposed convolution's ``D``.
-    """
-
-    left: Tensor
-    right: Tensor
-    split: tuple[int, int] | None
-
-    @classmethod
-    def of(cls, matrices: Sequence[Tensor]) -> _Block:
-        """Of one or two factors, or of their eigenvectors."""
-        left = _square(matrices[0])
-        if len(matrices) == 1:
-            return cls(left, left.new_ones(len(left), 1, 1), None)
-        right = _rows(matrices[1])
-        split = (right.shape[1], right.shape[2]) if right.ndim == 4 else None
-        return cls(left, _square(right), split)
-
-    @property
-    def size(self) -> int:
-        """Entries of the parameter."""
-        return self.left.shape[0] * self.left.shape[1] * self.right.shape[1]
-
-    def matrices(self, vectors: Tensor) -> Tensor:
-        """Flat vectors ``[..., P]`` as ``[..., G, CO, D]``."""
-        groups, rows, columns = *self.left.shape[:2], self.right.shape[1]
-        if self.split is None:
-            return vectors.unflatten(-1, (groups, rows, columns))
-        inputs, positions = self.split
-        vectors = vectors.unflatten(-1, (groups, inputs, rows, positions))
-        return vectors.transpose(-3, -2).flatten(-2)
-
-    def flat(self, matrices: Tensor) -> Tensor:
-        """The inverse of :meth:`matrices`."""
-        if self.split is None:
-            return matrices.flatten(-3)
-        return matrices.unflatten(-1, self.split).transpose(-3, -2).flatten(-4)
-
-    def forward(self, matrices: Tensor) -> Tensor:
-        """``L X R^T``."""
-        return _product(self.left, matrices, self.right.mT)
-
-    def adjoint(self, matrices: Tensor) -> Tensor:
-        """``L^T X R``."""
-        return _product(self.left.mT, matrices, self.right)
-
-    def diagonal(self) -> Tensor:
-        """The diagonal, ``[G, CO, D]``."""
-        left, right = (own.diagonal(dim1=1, dim2=2) for own in (self.left, self.right))
-        return left.unsqueeze(2) * right.unsqueeze(1)
-
-    def logdet(self) -> Tensor:
-        """Logarithm of the determinant."""
-        rows, columns = self.left.shape[1], self.right.shape[1]
-        return (columns * self.left.logdet() + rows * self.right.logdet()).sum()
-
-    def squared(self) -> _Block:
-        """With all entries squared."""
-        return _Block(self.left.square(), self.right.square(), self.split)
-
-
-def _rows(factor: Tensor) -> Tensor:
-    """A factor as its eigenvectors are: ``[(G,) D, D]`` or ``[G, CI, K, D]``."""
-    return factor.transpose(2, 3).flatten(3) if factor.ndim == 5 else factor
-
-
-def _square(rows: Tensor) -> Tensor:
-    """Rows as ``[G, D, D]``."""
-    return rows.flatten(1, 2) if rows.ndim == 4 else rows.reshape(-1, *rows.shape[-2:])
+        one = identity([block for block, _ in self._blocks()])
+        return self._bmm(one, exponent)[0]
 
 
 def _eigen(factor: Tensor) -> tuple[Tensor, Tensor]:
-    rows = _rows(factor)
-    values, vectors = symeig(_square(rows) if rows.ndim == 4 else rows)
-    return values, vectors.reshape(rows.shape)
-
-
-def _product(left: Tensor, matrices: Tensor, right: Tensor) -> Tensor:
-    """``L X R`` of matrices ``[..., G, CO, D]``."""
-    if len(left) == 1:
-        return left[0] @ matrices @ right[0]
-    # a matrix product would copy the groups' matrices for all vectors
-    product = torch.einsum("gab,...gbi->...gai", left, matrices)
-    return torch.einsum("...gai,gij->...gaj", product, right)
-
-
-def _identity(blocks: Sequence[_Block]) -> Tensor:
-    """The identity on all parameters, ``[1, P, P]``."""
-    like = blocks[0].left
-    size = sum(block.size for block in blocks)
-    return torch.eye(size, dtype=like.dtype, device=like.device).unsqueeze(0)
+    """Eigenvalues and eigenvectors, the latter as the factor's rows."""
+    as_rows = rows(factor)
+    values, vectors = symeig(square(as_rows) if as_rows.ndim == 4 else as_rows)
+    return values, vectors.reshape(as_rows.shape)

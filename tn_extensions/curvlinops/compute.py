@@ -1,0 +1,91 @@
+"""Factors of all layers, whatever keeps and multiplies them."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from tn_extensions.curvlinops.backward import BackwardPasses, Pairs
+from tn_extensions.curvlinops.factors import add_input_factor, add_outer, is_finite
+from tn_extensions.curvlinops.layers import Use, num_groups
+from tn_extensions.curvlinops.observe import Uses
+from tn_extensions.errors import describe
+
+
+class FactorPasses(BackwardPasses):
+    """Computes Kronecker factors: the part of KFAC that knows nothing of curvlinops."""
+
+    _RANK_LIMIT = 0.5
+    """Part of its columns that a root may have as rows: products take less time."""
+    _kfac_approx: str
+    _separate_weight_and_bias: bool
+
+    def _is_joint(self, name: str) -> bool:
+        parameters = self._mapping[name]
+        return not self._separate_weight_and_bias and len(parameters) == 2
+
+    def _compute_factors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Factors ``A`` and ``B`` by layer, as matrices or roots with groups."""
+        inputs: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
+
+        def on_uses(uses: Uses) -> None:
+            for name, own in uses.items():
+                if "weight" in self._mapping[name]:
+                    inputs[name] = self._with_inputs(inputs.get(name), name, own)
+                own[:] = [use.without_input() for use in own]
+
+        def on_gradients(name: str, pairs: Pairs) -> None:
+            known = gradients.get(name)
+            gradients[name] = self._with_gradients(known, name, pairs)
+
+        self._observe("KFAC matrices", on_uses, on_gradients, self._vectors)
+        if self._fisher_type == "forward-only":
+            gradients = {name: self._identity(name) for name in self._mapping}
+        self._check_factors(inputs, gradients)
+        return inputs, gradients
+
+    def _with_inputs(self, factor: Tensor | None, name: str, uses: list[Use]) -> Tensor:
+        scale, bias = 1 / self._N_data, self._is_joint(name)
+        approx, limit = self._kfac_approx, self._RANK_LIMIT
+        return add_input_factor(uses, approx, factor, scale, bias, limit)
+
+    def _with_gradients(self, factor: Tensor | None, name: str, pairs: Pairs) -> Tensor:
+        groups = num_groups(self._layer(name), self._groups)
+        vectors = [gradient for _, gradient in pairs]
+        if self._kfac_approx == "reduce":
+            sums = torch.stack([g.sum(2, keepdim=True) for g in vectors])
+            vectors = [sums.sum(0)]
+        for each in vectors:
+            scale = self._loss_correction(len(each))
+            factor = add_outer(each, groups, factor, scale, self._RANK_LIMIT)
+        return cast(Tensor, factor)
+
+    def _identity(self, name: str) -> Tensor:
+        module = self._layer(name)
+        groups = num_groups(module, self._groups)
+        position = next(iter(self._mapping[name].values()))
+        like = self._params[position]
+        channels = getattr(module, "out_channels", None) or module.out_features
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        identity = torch.eye(channels // groups, dtype=dtype, device=like.device)
+        return identity.repeat(groups, 1, 1)
+
+    def _check_factors(
+        self, inputs: dict[str, Tensor], gradients: dict[str, Tensor]
+    ) -> None:
+        for name in self._mapping:
+            owner = type(self).__name__
+            has_input = name in inputs or "weight" not in self._mapping[name]
+            if name not in gradients or not has_input:
+                rule = "take part in the forward pass"
+                raise ValueError(describe(owner, f"layer {name!r}", rule, "no use"))
+            for factors in (inputs, gradients):
+                if name in factors and not is_finite(factors[name]):
+                    what = "inputs" if factors is inputs else "output gradients"
+                    argument = f"{what} of layer {name!r}"
+                    raise ValueError(
+                        describe(owner, argument, "be finite", "inf or nan")
+                    )
