@@ -129,6 +129,10 @@ def test_bad_input() -> None:
         with pytest.raises(ValueError, match="mode") as error:
             operator(ours, model, data, mode="both", **kind)
         assert_in_form(error.value, name, "mode")
+        for number in ({"mc_samples": 2}, {"mode": "mc", "mc_samples": 0}):
+            with pytest.raises(ValueError, match="positive") as error:
+                operator(ours, model, data, **number, **kind)
+            assert_in_form(error.value, name, "mc_samples")
         with pytest.raises(ValueError, match="data") as error:
             operator(ours, model, [], **kind)
         assert_in_form(error.value, name, "data")

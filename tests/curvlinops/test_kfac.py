@@ -469,6 +469,11 @@ def test_bad_input() -> None:
     norm = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
     with pytest.raises(NotImplementedError, match=r"un-supported.*1\.weight, 1\.bias"):
         kfac(norm, loss, list(norm.parameters()), data)
+    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(NotImplementedError, match="layers 0 and 1") as refusal:
+        kfac(tied, loss, list(tied.parameters()), data)
+    assert_in_form(refusal.value, NAME, "params")
     with pytest.raises(ValueError, match="data") as error:
         operator(ours, model, [])
     assert_in_form(error.value, NAME, "data")

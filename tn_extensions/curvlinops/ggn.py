@@ -30,8 +30,8 @@ class GGNOperator(CurvatureLinearOperator):
         batch_size_fn: Batch size of an ``X`` that is no tensor.
         mode: ``"exact"``: a pass for each class (and loss term of a datum, if there are
             several). ``"mc"``: for each of ``mc_samples`` draws of targets.
-        mc_samples: Number of draws.
         seed: Of the draws.
+        mc_samples: Number of draws.
 
     Raises:
         ValueError: If an argument is not among its choices, a parameter is not the
@@ -52,13 +52,16 @@ class GGNOperator(CurvatureLinearOperator):
         num_data: int | None = None,
         batch_size_fn: Any = None,
         mode: Mode = "exact",
-        mc_samples: int = 1,
         seed: int = 2147483647,
+        mc_samples: int = 1,
     ) -> None:
         name = type(self).__name__
         if mode not in get_args(Mode):
             choices = " or ".join(map(repr, get_args(Mode)))
             raise ValueError(describe(name, "mode", f"be {choices}", repr(mode)))
+        if mc_samples < 1 or (mode == "exact" and mc_samples != 1):
+            rule = "be 1 where exact, and positive"
+            raise ValueError(describe(name, "mc_samples", rule, mc_samples))
         # KFAC makes the same passes; errors are to name this class
         passes = type(name, (KFACLinearOperator,), {})
         shared = {

@@ -90,7 +90,9 @@ class GGNGramLinearOperator(GGNOperator):
             terms = len(rows) // (data.stop - data.start)
             own = coefficients[:, data].repeat_interleave(terms, 1).unsqueeze(2)
             vector = (own * vectors).sum(0)
-            parts = torch.autograd.grad(rows, self._params, vector)
+            parts = torch.autograd.grad(
+                rows, self._params, vector, allow_unused=True, materialize_grads=True
+            )
             for accumulated, part in zip(total, parts, strict=True):
                 accumulated += part
         return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, cast, get_args
@@ -109,8 +110,20 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
             raise NotImplementedError(
                 f"Found parameters in un-supported layers: {message}"
             )
-        mapping = super().compute_parameter_mapping(params, model_func)
-        return cast(dict[str, dict[str, int]], mapping)
+        found = super().compute_parameter_mapping(params, model_func)
+        mapping = cast(dict[str, dict[str, int]], found)
+        layers: defaultdict[int, list[str]] = defaultdict(list)
+        for name, positions in mapping.items():
+            for position in positions.values():
+                layers[position].append(name)
+        tied = [" and ".join(own) for own in layers.values() if len(own) > 1]
+        if tied:
+            rule, remedy = "belong to one layer each", "Use that layer several times"
+            found = f"some of layers {', '.join(tied)}"
+            raise NotImplementedError(
+                describe(cls.__name__, "params", rule, found, remedy)
+            )
+        return mapping
 
     # -- products
 
