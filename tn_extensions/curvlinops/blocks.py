@@ -179,6 +179,14 @@ class Rotated:
 
 def _both(left: Matrix, matrices: Tensor, right: Matrix | None) -> Tensor:
     groups, _, columns, vectors = matrices.shape
+    if groups == vectors == 1 and isinstance(left, Tensor):
+        # without the batch axis: of one matrix, a batched product takes longer
+        one = left[0] @ matrices[0, :, :, 0]
+        if isinstance(right, Tensor):
+            one = one @ right[0]
+        elif right is not None:
+            one = (one.unsqueeze(0) @ right)[0]
+        return one[None, :, :, None]
     product = (left @ matrices.flatten(2)).unflatten(2, (columns, vectors))
     if right is None:
         return product

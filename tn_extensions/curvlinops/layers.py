@@ -49,7 +49,8 @@ def kernel_matrices(
     if transposed_groups is not None:
         kernels = kernels.unflatten(1, (transposed_groups, -1))
         kernels = kernels.transpose(2, 3).flatten(1, 2)
-    return kernels.unflatten(1, (groups, -1)).flatten(3)
+    num_kernels, rows, *columns = kernels.shape
+    return kernels.reshape(num_kernels, groups, rows // groups, prod(columns))
 
 
 def kernel_of_matrices(
