@@ -62,33 +62,47 @@ def dense(op: Any) -> Tensor:
     return op @ torch.eye(op.shape[1], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("approx", APPROX)
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("separate", [True, False])
-@pytest.mark.parametrize("fisher", ["type-2", "mc", "empirical", "forward-only"])
-@pytest.mark.parametrize(
-    "kind", [nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss]
-)
-def test_equals_stock(
-    kind: Any, fisher: str, separate: bool, reduction: str, approx: str
-) -> None:
-    x = images(5, 2, 8, 7)
-    y = targets(5) if kind is nn.CrossEntropyLoss else (images(5, 3) > 0).double()
+def check_equals_stock(
+    x: Tensor,
+    loss: nn.Module,
+    fisher: str,
+    separate: bool,
+    approx: str,
+    kind: str = "KFACLinearOperator",
+) -> tuple[Any, Any]:
+    """Build ours and stock's on two batches, and compare all but their inverses."""
+    labels = (images(len(x), 3) > 0).double()
+    y = targets(len(x)) if isinstance(loss, nn.CrossEntropyLoss) else labels
     data = [(x[:2], y[:2]), (x[2:], y[2:])]
     model = cnn(x)
     options = {
-        "loss": kind(reduction=reduction),
+        "loss": loss,
         "fisher_type": fisher,
         "separate_weight_and_bias": separate,
         "kfac_approx": approx,
         "mc_samples": 2 if fisher == "mc" else 1,
+        "kind": kind,
     }
     mine, theirs = (operator(m, model, data, **options) for m in (ours, stock))
-    assert isinstance(mine, stock.KFACLinearOperator)
+    assert isinstance(mine, getattr(stock, kind))
     tight = {"rtol": 1e-10, "atol": 1e-12}
     assert_close(dense(mine), dense(theirs), **tight)
     for name in ("trace", "det", "frobenius_norm"):
         assert_close(getattr(mine, name), getattr(theirs, name), **tight)
+    return mine, theirs
+
+
+@pytest.mark.parametrize("approx", APPROX)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("separate", [True, False])
+@pytest.mark.parametrize("fisher", ["type-2", "mc", "empirical", "forward-only"])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_equals_stock(
+    kind: Any, fisher: str, separate: bool, reduction: str, approx: str
+) -> None:
+    loss = kind(reduction=reduction)
+    x = images(5, 2, 8, 7)
+    mine, theirs = check_equals_stock(x, loss, fisher, separate, approx)
     v = noise_tensor([mine.shape[1]]).numpy()
     assert_close(torch.from_numpy(mine.to_scipy() @ v), dense(theirs) @ torch.tensor(v))
     for damping in DAMPINGS:
@@ -98,12 +112,14 @@ def test_equals_stock(
         )
 
 
-def test_averaged_groups_are_stocks() -> None:
+@pytest.mark.parametrize("kind", ["KFACLinearOperator", "EKFACLinearOperator"])
+def test_averaged_groups_are_stocks(kind: str) -> None:
     x = images(4, 4, 6, 6)
     model = classifier(nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), x=x)
     data = [(x, targets(4))]
-    mine = operator(ours, model, data, groups="average", fisher_type="type-2")
-    theirs = operator(stock, model, data, fisher_type="type-2")
+    options: dict[str, Any] = {"fisher_type": "type-2", "kind": kind}
+    mine = operator(ours, model, data, groups="average", **options)
+    theirs = operator(stock, model, data, **options)
     assert_close(dense(mine), dense(theirs), rtol=1e-10, atol=1e-12)
 
 
@@ -278,14 +294,15 @@ def test_exact_for_deep_linear_networks(layer: Any, side: int, approx: str) -> N
     options |= {"fisher_type": "type-2", "kfac_approx": approx}
     options |= {"separate_weight_and_bias": False}
     found = dense(operator(ours, model, data, **options))
-    # blocks of layers, and those of groups in them, are what KFAC keeps
-    first = sum(parameter.numel() for parameter in layer.parameters())
-    kept_blocks = torch.block_diag(
-        torch.ones(first, first), torch.ones(len(found) - first, len(found) - first)
-    )
-    if layer.groups > 1:
-        kept_blocks = kept_blocks * (found != 0)
-    assert_close(found, exact * kept_blocks)
+    # blocks of groups, the last layer being one more, are what KFAC keeps
+    groups = torch.arange(layer.groups)
+    of_layer = [
+        groups.repeat_interleave(parameter.numel() // layer.groups)
+        for parameter in layer.parameters()
+    ]
+    others = sum(parameter.numel() for parameter in model.last.parameters())
+    block = torch.cat([*of_layer, torch.full((others,), layer.groups)])
+    assert_close(found, exact * (block == block[:, None]))
     assert_close(found.diagonal(), exact.diagonal())
 
 

@@ -27,7 +27,7 @@ def test_innermost() -> None:
     seen: list[tuple[str, int]] = []
     layers = dict(model.named_children())
     with observed(
-        layers, "separate", lambda name, n, _: seen.append((name, n))
+        "test", layers, "separate", lambda name, n, _: seen.append((name, n))
     ) as uses:
         output = model(x)
         names = innermost(output, uses)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,8 +61,9 @@ class BackwardPasses:
                 pending[name].append(pair)
 
         self._reset_generator()
+        owner = type(self).__name__
         layers = {name: self._layer(name) for name in self._mapping}
-        with observed(layers, self._groups, on_gradient) as uses:
+        with observed(owner, layers, self._groups, on_gradient) as uses:
             for X, y in self._loop_over_data(desc=desc):
                 output = self._model_func(X)
                 on_uses(uses)
@@ -95,6 +96,19 @@ class BackwardPasses:
             rule, found = "hold classes", "probabilities"
             raise ValueError(describe(type(self).__name__, "targets", rule, found))
 
+    def _check_layers(
+        self, what: str, results: Mapping[str, Sequence[Tensor]], names: Iterable[str]
+    ) -> None:
+        """Refuse results of layers that are missing or not finite."""
+        owner = type(self).__name__
+        for name in names:
+            if not results.get(name):
+                rule = "take part in the forward pass"
+                raise ValueError(describe(owner, f"layer {name!r}", rule, "no use"))
+            if not all(bool(result.isfinite().all()) for result in results[name]):
+                argument = f"{what} of layer {name!r}"
+                raise ValueError(describe(owner, argument, "be finite", "inf or nan"))
+
     def _backward_passes(
         self, output: Tensor, vectors: Iterator[Tensor], uses: Uses
     ) -> Iterator[None]:
@@ -102,7 +116,9 @@ class BackwardPasses:
         # without gradients of the parameters there
         positions = [self._mapping[name] for name in innermost(output, uses)]
         # a bias' gradient is cheaper than a weight's
-        params = [self._params[own.get("bias", max(own.values()))] for own in positions]
+        params = [
+            self._params[own.get("bias", own.get("weight", 0))] for own in positions
+        ]
         vector = next(vectors, None)
         while vector is not None and params:
             following = next(vectors, None)

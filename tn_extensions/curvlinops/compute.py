@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from tn_extensions.curvlinops.backward import BackwardPasses, Pairs
-from tn_extensions.curvlinops.factors import add_input_factor, add_outer, is_finite
+from tn_extensions.curvlinops.factors import add_input_factor, add_outer, squared_sums
 from tn_extensions.curvlinops.layers import Use, num_groups
 from tn_extensions.curvlinops.observe import Uses
-from tn_extensions.errors import describe
 
 
 class FactorPasses(BackwardPasses):
@@ -44,7 +43,13 @@ class FactorPasses(BackwardPasses):
         self._observe("KFAC matrices", on_uses, on_gradients, self._vectors)
         if self._fisher_type == "forward-only":
             gradients = {name: self._identity(name) for name in self._mapping}
-        self._check_factors(inputs, gradients)
+        with_weight = [name for name, own in self._mapping.items() if "weight" in own]
+        for what, factors, names in (
+            ("inputs", inputs, with_weight),
+            ("output gradients", gradients, self._mapping),
+        ):
+            found = {name: [squared_sums(factor)] for name, factor in factors.items()}
+            self._check_layers(what, found, names)
         return inputs, gradients
 
     def _with_inputs(self, factor: Tensor | None, name: str, uses: list[Use]) -> Tensor:
@@ -72,20 +77,3 @@ class FactorPasses(BackwardPasses):
         dtype = torch.promote_types(like.dtype, torch.float32)
         identity = torch.eye(channels // groups, dtype=dtype, device=like.device)
         return identity.repeat(groups, 1, 1)
-
-    def _check_factors(
-        self, inputs: dict[str, Tensor], gradients: dict[str, Tensor]
-    ) -> None:
-        for name in self._mapping:
-            owner = type(self).__name__
-            has_input = name in inputs or "weight" not in self._mapping[name]
-            if name not in gradients or not has_input:
-                rule = "take part in the forward pass"
-                raise ValueError(describe(owner, f"layer {name!r}", rule, "no use"))
-            for factors in (inputs, gradients):
-                if name in factors and not is_finite(factors[name]):
-                    what = "inputs" if factors is inputs else "output gradients"
-                    argument = f"{what} of layer {name!r}"
-                    raise ValueError(
-                        describe(owner, argument, "be finite", "inf or nan")
-                    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,6 @@ from tn_extensions.curvlinops.factors import (
 from tn_extensions.curvlinops.kfac import KFACLinearOperator
 from tn_extensions.curvlinops.moments import Basis, bias_moments, kernel_moments
 from tn_extensions.curvlinops.observe import Uses
-from tn_extensions.errors import describe
 
 
 class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
@@ -36,9 +36,9 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
     taken one by one: exact, at as many backward passes as terms times classes.
 
     Neither the unfolded input nor the gradients of all data are held; bound what is by
-    :func:`tn_extensions.memory_budget`. Of a factor that fewer vectors make up than
-    half its size, only the eigenvectors that these span are computed: gradients have no
-    part in the others, whose eigenvalues are zero.
+    :func:`tn_extensions.memory_budget`. Of a KFAC-expand factor of fewer vectors than
+    seven tenths of its size, only the eigenvectors that these span are computed:
+    gradients have no part in the others, whose eigenvalues are zero.
 
     Args:
         *args: As :class:`curvlinops.EKFACLinearOperator`.
@@ -106,7 +106,7 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
         self._corrected_eigenvalues = {}
         if not self._gradient_covariances_eigenvectors:
             self._compute_eigenvectors()
-        moments: dict[tuple[str, str], Tensor] = {}
+        moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
 
         def on_uses(uses: Uses) -> None:
             for name, own in uses.items():
@@ -114,38 +114,36 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
                     own[:] = [use.without_input() for use in own]
 
         def on_gradients(name: str, pairs: Pairs) -> None:
-            scale = self._loss_correction(len(pairs[0][1]))
+            scale, total = self._loss_correction(len(pairs[0][1])), moments[name]
             for key in self._keys(name):
                 found = self._moments(name, key, pairs).mul_(scale)
-                known = moments.get((name, key))
-                moments[name, key] = found if known is None else known.add_(found)
+                total[key] = total[key].add_(found) if key in total else found
 
         desc = "Eigenvalue correction"
         self._observe(desc, on_uses, on_gradients, self._vectors_of_terms)
-        for name in self._mapping:
-            if not all(moments[name, key].isfinite().all() for key in self._keys(name)):
-                owner, argument = type(self).__name__, f"gradients of layer {name!r}"
-                raise ValueError(describe(owner, argument, "be finite", "inf or nan"))
+        self._check_layers(
+            "gradients",
+            {name: list(own.values()) for name, own in moments.items()},
+            self._mapping,
+        )
         self._corrected_eigenvalues = {
-            name: self._as_in_curvlinops(name, moments) for name in self._mapping
+            name: self._as_in_curvlinops(name, own) for name, own in moments.items()
         }
 
     def _moments(self, name: str, key: str, pairs: Pairs) -> Tensor:
         left, right = self._bases(name)
         if key == "bias":
-            return bias_moments([g.to(left.dtype) for _, g in pairs], left)
+            return bias_moments(pairs, left)
         assert right is not None
         return kernel_moments(pairs, Basis(left, right, bias=key == "joint"))
 
-    def _as_in_curvlinops(
-        self, name: str, moments: dict[tuple[str, str], Tensor]
-    ) -> Any:
+    def _as_in_curvlinops(self, name: str, moments: dict[str, Tensor]) -> Any:
         """``[(G,) s, r]`` of weights, ``[(G,) s]`` of biases, by position."""
         if self._is_joint(name):
-            return unstacked(moments[name, "joint"])
+            return unstacked(moments["joint"])
         return {
             position: unstacked(
-                moments[name, key].squeeze(2) if key == "bias" else moments[name, key]
+                moments[key].squeeze(2) if key == "bias" else moments[key]
             )
             for key, position in self._mapping[name].items()
         }

@@ -69,16 +69,14 @@ def diagonal(matrices: Tensor) -> Tensor:
     return matrices.diagonal(dim1=-2, dim2=-1)
 
 
-def is_finite(factor: Tensor) -> bool:
-    """Whether all entries are finite; a matrix' diagonal, a sum of squares, tells."""
-    return bool((factor if is_root(factor) else diagonal(factor)).isfinite().all())
+def squared_sums(factor: Tensor) -> Tensor:
+    """The matrix' diagonal ``[G, D]``: finite if, and only if, all vectors are."""
+    return factor.square().sum(1) if is_root(factor) else diagonal(factor)
 
 
 def trace(factor: Tensor) -> Tensor:
     """Trace of each group, ``[G]``."""
-    if is_root(factor):
-        return factor.square().sum((1, 2))
-    return diagonal(factor).sum(1)
+    return squared_sums(factor).sum(1)
 
 
 def eigenbasis(factor: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from curvlinops._torch_base import CurvatureLinearOperator
-from torch import Tensor, nn
+from torch import nn
 
-from tn_extensions import functional
-from tn_extensions.curvlinops.backward import Pairs
 from tn_extensions.curvlinops.kfac import KFACLinearOperator
 from tn_extensions.errors import describe
 
@@ -89,36 +86,3 @@ class GGNOperator(CurvatureLinearOperator):
             check_deterministic=check_deterministic,
             **shared,
         )
-
-    def _check_results(
-        self, results: Mapping[str, Sequence[Tensor]], names: Iterable[str]
-    ) -> None:
-        """Refuse results of layers that are missing or not finite."""
-        name = type(self).__name__
-        for layer in names:
-            if not results.get(layer):
-                rule = "take part in the forward pass"
-                raise ValueError(describe(name, f"layer {layer!r}", rule, "no use"))
-            if not all(result.isfinite().all() for result in results[layer]):
-                argument = f"gradients of layer {layer!r}"
-                raise ValueError(describe(name, argument, "be finite", "inf or nan"))
-
-
-def per_sample_gradients(pairs: Pairs, key: str) -> Tensor:
-    """Gradients of a layer's parameter, summed over its uses, ``[N, *shape]``.
-
-    Args:
-        pairs: Uses, and gradients ``[N, C_out, P]`` of their outputs.
-        key: ``"weight"`` or ``"bias"``.
-    """
-    parts = []
-    for use, g in pairs:
-        shaped = g.unflatten(2, use.conv.output_size)
-        if key == "bias":
-            parts.append(functional.bias_per_sample_grad(shaped, use.conv))
-        else:
-            parts.append(functional.per_sample_grad(use.x, shaped, use.conv))
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total

@@ -10,7 +10,8 @@ from torch import Tensor
 from tn_extensions import functional
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.curvlinops.backward import Pairs
-from tn_extensions.curvlinops.ggn import GGNOperator, per_sample_gradients
+from tn_extensions.curvlinops.ggn import GGNOperator
+from tn_extensions.curvlinops.moments import per_sample_gradients
 from tn_extensions.curvlinops.observe import Uses
 
 
@@ -92,7 +93,7 @@ class GGNDiagonalLinearOperator(GGNOperator):
         for name in list(waiting):
             flush(name)
         results = {name: list(own.values()) for name, own in totals.items()}
-        self._check_results(results, mapping)
+        passes._check_layers("gradients", results, mapping)
         diagonal = [torch.empty(0)] * len(self._params)
         for name, positions in mapping.items():
             for key, position in positions.items():

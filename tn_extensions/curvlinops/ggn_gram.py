@@ -14,7 +14,8 @@ from torch.func import functional_call, jvp
 from tn_extensions import functional
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.curvlinops.backward import Pairs
-from tn_extensions.curvlinops.ggn import GGNOperator, per_sample_gradients
+from tn_extensions.curvlinops.ggn import GGNOperator
+from tn_extensions.curvlinops.moments import per_sample_gradients
 from tn_extensions.curvlinops.observe import Uses
 
 
@@ -63,8 +64,7 @@ class GGNGramLinearOperator(GGNOperator):
         (matrix,) = M
         if self._gram is not None:
             return [(self._gram @ matrix.to(self._gram.dtype)).to(matrix.dtype)]
-        columns = [self._backward(v) for v in matrix.unbind(1)]
-        return [torch.stack([self._forward(w) for w in columns], 1)]
+        return [self._forward(self._backward(matrix))]
 
     def _batches(self) -> Iterator[tuple[Any, Tensor, slice, Tensor, Tensor]]:
         """Batches' ``X``, ``y``, data; outputs and scaled vectors of their rows."""
@@ -82,23 +82,28 @@ class GGNGramLinearOperator(GGNOperator):
             yield X, y, slice(start, start + size), rows, vectors
             start += size
 
-    def _backward(self, v: Tensor) -> list[Tensor]:
-        """``J^T v``, shaped as the parameters."""
-        coefficients = v.reshape(self._num_vectors, -1)
-        total = [torch.zeros_like(parameter) for parameter in self._params]
+    def _backward(self, matrix: Tensor) -> list[list[Tensor]]:
+        """``J^T v`` of each column, shaped as the parameters."""
+        columns = [v.reshape(self._num_vectors, -1) for v in matrix.unbind(1)]
+        totals = [[torch.zeros_like(p) for p in self._params] for _ in columns]
         for _, _, data, rows, vectors in self._batches():
             terms = len(rows) // (data.stop - data.start)
-            own = coefficients[:, data].repeat_interleave(terms, 1).unsqueeze(2)
-            vector = (own * vectors).sum(0)
-            parts = torch.autograd.grad(
-                rows, self._params, vector, allow_unused=True, materialize_grads=True
-            )
-            for accumulated, part in zip(total, parts, strict=True):
-                accumulated += part
-        return total
+            for coefficients, total in zip(columns, totals, strict=True):
+                own = coefficients[:, data].repeat_interleave(terms, 1).unsqueeze(2)
+                parts = torch.autograd.grad(
+                    rows,
+                    self._params,
+                    (own * vectors).sum(0),
+                    retain_graph=total is not totals[-1],
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+                for accumulated, part in zip(total, parts, strict=True):
+                    accumulated += part
+        return totals
 
-    def _forward(self, w: list[Tensor]) -> Tensor:
-        """``J w``."""
+    def _forward(self, columns: list[list[Tensor]]) -> Tensor:
+        """``J w`` of each ``w``, as columns."""
         named = {p.data_ptr(): name for name, p in self._model_func.named_parameters()}
         names = [named[parameter.data_ptr()] for parameter in self._params]
         primals = tuple(parameter.detach() for parameter in self._params)
@@ -112,11 +117,11 @@ class GGNGramLinearOperator(GGNOperator):
                 rows: Tensor = rearrange(output, y)[0]
                 return rows
 
-            change = jvp(rows_of, primals, tuple(w))[1]
-            products = (vectors * change).sum(2)
+            changes = [jvp(rows_of, primals, tuple(w))[1] for w in columns]
+            products = torch.einsum("vrc,krc->vrk", vectors, torch.stack(changes))
             size = data.stop - data.start
             found.append(products.unflatten(1, (size, -1)).sum(2))
-        return torch.cat(found, 1).flatten()
+        return torch.cat(found, 1).flatten(0, 1)
 
     # -- the matrix
 
@@ -130,18 +135,19 @@ class GGNGramLinearOperator(GGNOperator):
         """Sum of the layers' matrices, as many in a sweep as the budget allows."""
         passes = self._passes
         remaining = list(passes._mapping)
-        grams: list[Tensor] = []
+        size, _ = self.shape
+        like = self._params[0]
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        total = torch.zeros(size, size, dtype=dtype, device=like.device)
         while remaining:
             chosen = self._sweep(remaining)
-            results = {
-                name: [_gram(batches, key) for key in passes._mapping[name]]
-                for name, batches in chosen.items()
-                if all(batches)
-            }
-            self._check_results(results, chosen)
-            grams = [sum(sum(results.values(), grams), start=torch.zeros(()))]
+            for name, batches in chosen.items():
+                keys = passes._mapping[name] if all(batches) else ()
+                grams = [_gram(batches, key) for key in keys]
+                passes._check_layers("gradients", {name: grams}, [name])
+                for gram in grams:
+                    total += gram
             remaining = [name for name in remaining if name not in chosen]
-        (total,) = grams
         return total
 
     def _sweep(self, names: list[str]) -> dict[str, list[list[Pairs]]]:

@@ -1,8 +1,8 @@
-"""Second moments of per-sample gradients in a Kronecker-factored basis."""
+"""Per-sample gradients, and their second moments in a Kronecker-factored basis."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tn_extensions import functional
 from tn_extensions.compiler.budget import current_budget
+from tn_extensions.curvlinops.backward import Pairs
 from tn_extensions.curvlinops.factors import vectors_of
 from tn_extensions.curvlinops.layers import Use, kernel_matrices
 
@@ -37,23 +38,46 @@ class Basis(NamedTuple):
         return self.right.shape[1], self.left.shape[2], self.right.shape[2]
 
 
-def bias_moments(gradients: Sequence[Tensor], left: Tensor) -> Tensor:
+def per_sample_gradients(pairs: Pairs, key: str) -> Tensor:
+    """Gradients of a layer's parameter, summed over its uses, ``[N, *shape]``.
+
+    Args:
+        pairs: Uses, and gradients ``[N, C_out, P]`` of their outputs.
+        key: ``"weight"`` or ``"bias"``.
+    """
+
+    def of_use(use: Use, g: Tensor) -> Tensor:
+        shaped = g.unflatten(2, use.conv.output_size)
+        if key == "bias":
+            return functional.bias_per_sample_grad(shaped, use.conv)
+        return functional.per_sample_grad(use.x, shaped, use.conv)
+
+    return _sum(of_use(use, g) for use, g in pairs)
+
+
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
+    """Sum of new tensors, into the first of them."""
+    first, *others = tensors
+    for other in others:
+        first += other
+    return first
+
+
+def bias_moments(pairs: Pairs, left: Tensor) -> Tensor:
     """``sum_n (Q_B^T g_n)^2`` of the gradients' sums over positions and uses.
 
     Args:
-        gradients: Of the outputs of each use, ``[N, C_out, P]``.
+        pairs: Uses, and the gradients of their outputs, ``[N, C_out, P]``.
         left: ``Q_B``, ``[G, CO, s]``.
 
     Returns:
         Moments, ``[G, s, 1]``.
     """
-    g, *others = (gradient.sum(2, keepdim=True) for gradient in gradients)
-    for other in others:
-        g = g + other
-    return (vectors_of(g, len(left)) @ left).square_().sum(1).unsqueeze(2)
+    gradients = per_sample_gradients(pairs, "bias").to(left.dtype).unsqueeze(2)
+    return (vectors_of(gradients, len(left)) @ left).square_().sum(1).unsqueeze(2)
 
 
-def kernel_moments(pairs: Sequence[tuple[Use, Tensor]], basis: Basis) -> Tensor:
+def kernel_moments(pairs: Pairs, basis: Basis) -> Tensor:
     """``sum_n (Q_B^T G_n Q_A)^2`` of the gradients ``G_n = sum g U^T`` over all uses.
 
     Gradients of a few samples at a time, within the memory budget, are formed and
@@ -76,13 +100,11 @@ def kernel_moments(pairs: Sequence[tuple[Use, Tensor]], basis: Basis) -> Tensor:
     step = min(_samples_in_budget(use, basis) for use, _ in pairs)
     for start in range(0, len(g), step):
         chunk = slice(start, start + step)
-        first, *rest = (
+        total = _sum(
             _gradients(replace(use, x=use.x[chunk]), g[chunk], basis)
             for use, g in pairs
         )
-        for other in rest:
-            first += other
-        moments += first.square_().sum(1)
+        moments += total.square_().sum(1)
     return moments
 
 

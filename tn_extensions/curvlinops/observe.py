@@ -19,7 +19,10 @@ OnGradient = Callable[[str, int, Tensor], None]
 
 @contextmanager
 def observed(
-    layers: Mapping[str, nn.Module], groups: Groups, on_gradient: OnGradient
+    owner: str,
+    layers: Mapping[str, nn.Module],
+    groups: Groups,
+    on_gradient: OnGradient,
 ) -> Iterator[Uses]:
     """Gather the uses of layers in forward passes, in order.
 
@@ -27,6 +30,7 @@ def observed(
     where an activation works in place.
 
     Args:
+        owner: Whom errors name.
         layers: Modules by name.
         groups: How groups are treated.
         on_gradient: Called in backward passes with the name of the layer, the number
@@ -41,7 +45,7 @@ def observed(
         if len(inputs) != 1:
             rule = "be called with one positional argument"
             layer = f"layer {name!r}"
-            raise ValueError(describe("KFACLinearOperator", layer, rule, len(inputs)))
+            raise ValueError(describe(owner, layer, rule, len(inputs)))
         use = Use.of(module, inputs[0], output, groups)
         number = len(uses[name])
         uses[name].append(use)
