@@ -177,6 +177,19 @@ def test_groups_inverse_state_and_batches() -> None:
     assert_close(torch.from_numpy(op.to_scipy() @ v), matrix @ torch.from_numpy(v))
 
 
+def test_inverse_follows_new_eigenvalues() -> None:
+    x = images(5, 2, 5, 4)
+    ekfac = operator(ours, grouped(x), [(x, targets(5))], **EKFAC)
+    inverse = ekfac.inverse(**EXACT)
+    before = dense(inverse)
+    assert torch.equal(dense(inverse), before)
+    x.mul_(2)
+    ekfac.compute_kronecker_factors()
+    expected = dense(ekfac.inverse(**EXACT))
+    assert not torch.allclose(expected, before)
+    assert_close(dense(inverse), expected, rtol=0, atol=0)
+
+
 def test_frozen_weights() -> None:
     x = images(3, 2, 5, 4)
     model, data = grouped(x), [(x, targets(3))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,8 +40,10 @@ class BackwardPasses:
     # our own
     _groups: Groups
 
-    def _layer(self, name: str) -> Any:
-        return self._model_func.get_submodule(name)
+    @cached_property
+    def _layers(self) -> dict[str, Any]:
+        """Modules by name."""
+        return {name: self._model_func.get_submodule(name) for name in self._mapping}
 
     def _observe(
         self,
@@ -62,8 +65,7 @@ class BackwardPasses:
 
         self._reset_generator()
         owner = type(self).__name__
-        layers = {name: self._layer(name) for name in self._mapping}
-        with observed(owner, layers, self._groups, on_gradient) as uses:
+        with observed(owner, self._layers, self._groups, on_gradient) as uses:
             for X, y in self._loop_over_data(desc=desc):
                 output = self._model_func(X)
                 on_uses(uses)

@@ -28,8 +28,13 @@ class LowRank:
     def __matmul__(self, matrices: Tensor) -> Tensor:
         return self._add(matrices, self.root.mT @ (self.root @ matrices))
 
-    def __rmatmul__(self, matrices: Tensor) -> Tensor:
+    def times(self, matrices: Tensor) -> Tensor:
+        """``matrices @ self``; torch takes long to hand that operator over."""
         return self._add(matrices, (matrices @ self.root.mT) @ self.root)
+
+    def __getitem__(self, group: int) -> LowRank:
+        shift = self.shift if isinstance(self.shift, float) else self.shift[group]
+        return LowRank(self.root[group], self.sign, shift)
 
     def _add(self, matrices: Tensor, product: Tensor) -> Tensor:
         if self.sign == 1 and isinstance(self.shift, float) and not self.shift:
@@ -135,11 +140,11 @@ class Rotated:
     def is_thin(self) -> bool:
         """Whether the bases leave a rest."""
         bases = [self.left] if self.right is None else [self.left, self.right]
-        return any(is_root(basis.mT) for basis in bases)
+        return any(basis.shape[1] > basis.shape[2] for basis in bases)
 
     def __matmul__(self, matrices: Tensor) -> Tensor:
         """Multiply onto vectors of a kernel, ``[G, CO, D, V]``."""
-        has_rest = self.is_thin and self.rest != 0
+        has_rest = self.rest != 0 and self.is_thin
         values = (self.values - self.rest if has_rest else self.values).unsqueeze(3)
         rotated = _both(self.left.mT, matrices, self.right).mul_(values)
         back = None if self.right is None else self.right.mT
@@ -179,20 +184,22 @@ class Rotated:
 
 def _both(left: Matrix, matrices: Tensor, right: Matrix | None) -> Tensor:
     groups, _, columns, vectors = matrices.shape
-    if groups == vectors == 1 and isinstance(left, Tensor):
+    if groups == vectors == 1:
         # without the batch axis: of one matrix, a batched product takes longer
         one = left[0] @ matrices[0, :, :, 0]
-        if isinstance(right, Tensor):
-            one = one @ right[0]
-        elif right is not None:
-            one = (one.unsqueeze(0) @ right)[0]
+        if right is not None:
+            one = _times(one, right[0])
         return one[None, :, :, None]
     product = (left @ matrices.flatten(2)).unflatten(2, (columns, vectors))
     if right is None:
         return product
     product = product.movedim(3, 1)
-    rows = product.reshape(groups, -1, columns) @ right
+    rows = _times(product.reshape(groups, -1, columns), right)
     return rows.unflatten(1, product.shape[1:3]).movedim(1, 3)
+
+
+def _times(matrices: Tensor, right: Matrix) -> Tensor:
+    return right.times(matrices) if isinstance(right, LowRank) else matrices @ right
 
 
 Block = Kronecker | Rotated

@@ -58,7 +58,7 @@ class FactorPasses(BackwardPasses):
         return add_input_factor(uses, approx, factor, scale, bias, limit)
 
     def _with_gradients(self, factor: Tensor | None, name: str, pairs: Pairs) -> Tensor:
-        groups = num_groups(self._layer(name), self._groups)
+        groups = num_groups(self._layers[name], self._groups)
         vectors = [gradient for _, gradient in pairs]
         if self._kfac_approx == "reduce":
             sums = torch.stack([g.sum(2, keepdim=True) for g in vectors])
@@ -69,7 +69,7 @@ class FactorPasses(BackwardPasses):
         return cast(Tensor, factor)
 
     def _identity(self, name: str) -> Tensor:
-        module = self._layer(name)
+        module = self._layers[name]
         groups = num_groups(module, self._groups)
         position = next(iter(self._mapping[name].values()))
         like = self._params[position]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any, cast, get_args
 
 import torch
@@ -63,6 +64,8 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
 
     _SUPPORTED_MODULES = SUPPORTED
     _loss_func: Any
+    _corrected_eigenvalues: Mapping[str, Any] = MappingProxyType({})
+    """By layer. EKFAC has them."""
 
     def __init__(self, *args: Any, groups: Groups = "separate", **kwargs: Any) -> None:
         if groups not in get_args(Groups):
@@ -156,13 +159,14 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
         """Multiply each layer's blocks, ``M`` having a trailing axis of columns."""
         result = list(M)
         for name, positions in self._mapping.items():
-            module = self._layer(name)
+            blocks = blocks_of(name)
+            module = self._layers[name]
             groups = num_groups(module, self._groups)
+            of_transposed = {"weight": transposed_groups(module), "bias": None}
             vectors = {
-                key: _matrices(module, key, M[position], groups)
+                key: _matrices(M[position], groups, of_transposed[key])
                 for key, position in positions.items()
             }
-            blocks = blocks_of(name)
             if "joint" in blocks:
                 both = torch.cat([vectors["weight"], vectors["bias"]], 2)
                 weight, bias = (blocks["joint"] @ both).tensor_split([-1], 2)
@@ -171,12 +175,9 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
                 vectors = {key: blocks[key] @ own for key, own in vectors.items()}
             for key, position in positions.items():
                 like, found = M[position], vectors[key].to(M[position].dtype)
-                if key == "weight":
-                    result[position] = kernel_of_matrices(
-                        found, like.shape, transposed_groups(module)
-                    )
-                else:
-                    result[position] = found.reshape(like.shape)
+                result[position] = kernel_of_matrices(
+                    found, like.shape, of_transposed[key]
+                )
         return result
 
     # -- factors
@@ -249,15 +250,16 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
         self._loss_func = type(loss)(reduction=loss.reduction, **options)
 
 
-def _matrices(module: Any, key: str, vectors: Tensor, groups: int) -> Tensor:
-    """A parameter's vectors as ``[G, CO, D, V]``."""
+def _matrices(vectors: Tensor, groups: int, of_transposed: int | None) -> Tensor:
+    """A parameter's vectors ``[*shape, V]`` as ``[G, CO, D, V]``."""
     # factors of halves are of float32
     vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    if key == "weight":
-        kernels = vectors.movedim(-1, 0)
-        of_transposed = transposed_groups(module)
-        return kernel_matrices(kernels, groups, of_transposed).movedim(0, -1)
-    return vectors.reshape(groups, -1, 1, vectors.shape[-1])
+    rows, *columns, number = vectors.shape
+    if of_transposed is None:
+        return vectors.reshape(groups, rows // groups, prod(columns), number)
+    # as if the vectors were a kernel's last axis
+    (matrices,) = kernel_matrices(vectors.unsqueeze(0), groups, of_transposed)
+    return matrices.unflatten(2, (-1, number))
 
 
 def _state(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
