@@ -19,8 +19,8 @@ from tests.messages import assert_in_form
 from tests.reference import curvature
 from tests.strategies import BATCHES, examples, module_input, modules, noise_tensor
 from tn_extensions import curvlinops as ours
-from tn_extensions.curvlinops.factors import kept
 from tn_extensions.curvlinops.release import check_release
+from tn_extensions.curvlinops.stored import kept
 
 APPROX = ["expand", "reduce"]
 LOSSES = [nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss]

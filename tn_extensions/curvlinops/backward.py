@@ -10,13 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tn_extensions.curvlinops import losses
-from tn_extensions.curvlinops.layers import Groups, Use
-from tn_extensions.curvlinops.observe import Uses, innermost, observed
 from tn_extensions.errors import describe
-
-Pairs = list[tuple[Use, Tensor]]
-"""A layer's uses and the gradients of their outputs, ``[N, C_out, P]``."""
+from tn_extensions.kronecker import losses
+from tn_extensions.kronecker.layers import Groups, Pairs
+from tn_extensions.kronecker.observe import Uses, innermost, observed
 
 
 class BackwardPasses:

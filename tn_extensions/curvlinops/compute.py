@@ -7,10 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tn_extensions.curvlinops.backward import BackwardPasses, Pairs
-from tn_extensions.curvlinops.factors import add_input_factor, add_outer, squared_sums
-from tn_extensions.curvlinops.layers import Use, num_groups
-from tn_extensions.curvlinops.observe import Uses
+from tn_extensions.curvlinops.backward import BackwardPasses
+from tn_extensions.kronecker.factors import add_input_factor, add_outer, squared_sums
+from tn_extensions.kronecker.layers import Pairs, Use, num_groups
+from tn_extensions.kronecker.observe import Uses
 
 
 class FactorPasses(BackwardPasses):

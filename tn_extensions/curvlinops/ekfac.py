@@ -9,18 +9,13 @@ from typing import Any
 from curvlinops import ekfac, kfac
 from torch import Tensor
 
-from tn_extensions.curvlinops.backward import Pairs
-from tn_extensions.curvlinops.blocks import Rotated
-from tn_extensions.curvlinops.factors import (
-    Factors,
-    eigenbasis,
-    kept,
-    stacked,
-    unstacked,
-)
 from tn_extensions.curvlinops.kfac import KFACLinearOperator
-from tn_extensions.curvlinops.moments import Basis, bias_moments, kernel_moments
-from tn_extensions.curvlinops.observe import Uses
+from tn_extensions.curvlinops.stored import Factors, kept, stacked, unstacked
+from tn_extensions.kronecker.blocks import Rotated
+from tn_extensions.kronecker.factors import eigenbasis
+from tn_extensions.kronecker.layers import Pairs
+from tn_extensions.kronecker.moments import Basis, bias_moments, kernel_moments
+from tn_extensions.kronecker.observe import Uses
 
 
 class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):

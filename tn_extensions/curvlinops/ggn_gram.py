@@ -13,10 +13,10 @@ from torch.func import functional_call, jvp
 
 from tn_extensions import functional
 from tn_extensions.compiler.budget import current_budget
-from tn_extensions.curvlinops.backward import Pairs
 from tn_extensions.curvlinops.ggn import GGNOperator
-from tn_extensions.curvlinops.moments import per_sample_gradients
-from tn_extensions.curvlinops.observe import Uses
+from tn_extensions.kronecker.layers import Pairs
+from tn_extensions.kronecker.moments import per_sample_gradients
+from tn_extensions.kronecker.observe import Uses
 
 
 class GGNGramLinearOperator(GGNOperator):

@@ -11,17 +11,13 @@ from curvlinops import inverse as stock
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from tn_extensions.curvlinops.blocks import LowRank, Matrix, Product, Rotated
-from tn_extensions.curvlinops.factors import (
-    compact,
-    diagonal,
-    eigenbasis,
-    is_root,
-    kept,
-    trace,
-)
-from tn_extensions.curvlinops.kfac import Blocks, KFACLinearOperator
+from tn_extensions.curvlinops.kfac import KFACLinearOperator
+from tn_extensions.curvlinops.stored import kept
 from tn_extensions.errors import describe
+from tn_extensions.kronecker.blocks import Matrix, Product, Rotated
+from tn_extensions.kronecker.factors import eigenbasis
+from tn_extensions.kronecker.inverse import damped_inverse, split_damping
+from tn_extensions.kronecker.multiply import Blocks
 
 
 class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
@@ -102,13 +98,10 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
                 for factor in self._factors(name)
             )
             self._keep(name, right, left)
-        values, basis = left
-        bias = Rotated(basis, None, values.unsqueeze(2))
-        if right is None:
-            return {"bias": bias}
-        products = values.unsqueeze(2) * right[0].unsqueeze(1)
-        blocks = dict.fromkeys(self._A._keys(name), Rotated(basis, right[1], products))
-        return {key: bias if key == "bias" else b for key, b in blocks.items()}
+        return {
+            key: Rotated.of_eigenbases(left, None if key == "bias" else right)
+            for key in self._A._keys(name)
+        }
 
     def _factors(self, name: str) -> tuple[Tensor | None, Tensor]:
         A = self._A
@@ -130,45 +123,26 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
             return self._damping
         if not self._use_heuristic_damping or aaT is None:
             return self._damping, self._damping
-        a, b = (trace(factor) / factor.shape[-1] for factor in (aaT, ggT))
-        ratio = (a / b).sqrt()
-        root = self._damping**0.5
-        is_defined = (a >= 0) & (b > 0)
-        return tuple(
-            torch.where(is_defined, found.clamp(self._min_damping), self._damping)
-            for found in (root * ratio, root / ratio)
-        )
+        return split_damping(aaT, ggT, self._damping, self._min_damping)
 
     def _inverse(self, factor: Tensor, damping: Any, name: str) -> Matrix:
-        if not isinstance(damping, Tensor):
-            damping = factor.new_tensor([float(damping)])
-        damping = damping.to(factor.dtype).unsqueeze(1)
-        if is_root(factor) and not (damping > 0).all():
-            raise self._singular(name)
-        damped = compact(factor).clone()
-        diagonal(damped).add_(damping)
-        triangle = self._cholesky(damped, name)
-        if not is_root(factor):
-            return torch.cholesky_inverse(triangle)
-        shift = 1 / damping.unsqueeze(2)
-        root = torch.linalg.solve_triangular(triangle, factor, upper=False)
-        return LowRank(root * shift.sqrt(), sign=-1, shift=shift)
-
-    def _cholesky(self, damped: Tensor, name: str) -> Tensor:
         try:
-            try:
-                return torch.linalg.cholesky(damped)
-            except LinAlgError as error:
-                if not self._retry_double_precision or damped.dtype == torch.float64:
-                    raise
-                warn(
-                    f"Failed to compute Cholesky decomposition in {damped.dtype} "
-                    f"precision with error {error}. Retrying in double precision...",
-                    stacklevel=2,
-                )
-                return torch.linalg.cholesky(damped.double()).to(damped.dtype)
+            return damped_inverse(factor, damping, self._cholesky)
         except LinAlgError as error:
             raise self._singular(name) from error
+
+    def _cholesky(self, damped: Tensor) -> Tensor:
+        try:
+            return torch.linalg.cholesky(damped)
+        except LinAlgError as error:
+            if not self._retry_double_precision or damped.dtype == torch.float64:
+                raise
+            warn(
+                f"Failed to compute Cholesky decomposition in {damped.dtype} "
+                f"precision with error {error}. Retrying in double precision...",
+                stacklevel=2,
+            )
+            return torch.linalg.cholesky(damped.double()).to(damped.dtype)
 
     def _singular(self, name: str) -> Exception:
         owner, rule = type(self).__name__, "be positive definite"

@@ -12,22 +12,13 @@ import torch
 from curvlinops import kfac as stock
 from torch import Tensor, nn
 
-from tn_extensions.curvlinops import losses
-from tn_extensions.curvlinops.blocks import Block, Kronecker, Product, Rotated
 from tn_extensions.curvlinops.compute import FactorPasses
-from tn_extensions.curvlinops.factors import Factors, kept, unstacked
-from tn_extensions.curvlinops.layers import (
-    SUPPORTED,
-    Groups,
-    kernel_matrices,
-    kernel_of_matrices,
-    num_groups,
-    transposed_groups,
-)
+from tn_extensions.curvlinops.stored import Factors, kept, unstacked
 from tn_extensions.errors import describe
-
-Blocks = Mapping[str, Block | Product]
-"""A layer's blocks: of ``"joint"`` weight and bias, or of ``"weight"``, ``"bias"``."""
+from tn_extensions.kronecker import losses
+from tn_extensions.kronecker.blocks import Block, Kronecker, Rotated
+from tn_extensions.kronecker.layers import SUPPORTED, Groups
+from tn_extensions.kronecker.multiply import Blocks, multiply
 
 
 class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
@@ -159,25 +150,10 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
         """Multiply each layer's blocks, ``M`` having a trailing axis of columns."""
         result = list(M)
         for name, positions in self._mapping.items():
-            blocks = blocks_of(name)
-            module = self._layers[name]
-            groups = num_groups(module, self._groups)
-            of_transposed = {"weight": transposed_groups(module), "bias": None}
-            vectors = {
-                key: _matrices(M[position], groups, of_transposed[key])
-                for key, position in positions.items()
-            }
-            if "joint" in blocks:
-                both = torch.cat([vectors["weight"], vectors["bias"]], 2)
-                weight, bias = (blocks["joint"] @ both).tensor_split([-1], 2)
-                vectors = {"weight": weight, "bias": bias}
-            else:
-                vectors = {key: blocks[key] @ own for key, own in vectors.items()}
+            vectors = {key: M[position] for key, position in positions.items()}
+            found = multiply(self._layers[name], self._groups, blocks_of(name), vectors)
             for key, position in positions.items():
-                like, found = M[position], vectors[key].to(M[position].dtype)
-                result[position] = kernel_of_matrices(
-                    found, like.shape, of_transposed[key]
-                )
+                result[position] = found[key]
         return result
 
     # -- factors
@@ -248,18 +224,6 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
         options = state_dict.get("loss_options", {})
         loss = self._loss_func
         self._loss_func = type(loss)(reduction=loss.reduction, **options)
-
-
-def _matrices(vectors: Tensor, groups: int, of_transposed: int | None) -> Tensor:
-    """A parameter's vectors ``[*shape, V]`` as ``[G, CO, D, V]``."""
-    # factors of halves are of float32
-    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    rows, *columns, number = vectors.shape
-    if of_transposed is None:
-        return vectors.reshape(groups, rows // groups, prod(columns), number)
-    # as if the vectors were a kernel's last axis
-    (matrices,) = kernel_matrices(vectors.unsqueeze(0), groups, of_transposed)
-    return matrices.unflatten(2, (-1, number))
 
 
 def _state(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:

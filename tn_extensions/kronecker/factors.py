@@ -8,8 +8,7 @@ its singular vectors, of up to seven tenths, no more than the matrix' eigenvecto
 
 from __future__ import annotations
 
-from collections import UserDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod, sqrt
 from typing import cast
 
@@ -18,35 +17,7 @@ from torch import Tensor
 
 from tn_extensions import functional
 from tn_extensions.conv import Conv
-from tn_extensions.curvlinops.layers import Use
-
-
-class Factors(UserDict[str, Tensor]):
-    """Factors of layers as curvlinops has them: ``[D, D]``, ``[G, D, D]`` of groups.
-
-    Reading makes a matrix of what is kept as a root.
-    """
-
-    def __getitem__(self, name: str) -> Tensor:
-        return unstacked(dense(self.data[name]))
-
-    def __setitem__(self, name: str, factor: Tensor) -> None:
-        self.data[name] = stacked(factor)
-
-
-def kept(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is kept of factors: matrices or roots."""
-    return factors.data if isinstance(factors, Factors) else dict(factors)
-
-
-def stacked(factor: Tensor) -> Tensor:
-    """A factor with an axis of groups; layers without groups keep none."""
-    return factor if factor.dim() == 3 else factor.unsqueeze(0)
-
-
-def unstacked(factor: Tensor) -> Tensor:
-    """The inverse of :func:`stacked`: as curvlinops has it without groups."""
-    return factor[0] if len(factor) == 1 else factor
+from tn_extensions.kronecker.layers import Use
 
 
 def is_root(factor: Tensor) -> bool:

@@ -115,3 +115,7 @@ class Use:
 def _channels_first(x: Tensor) -> Tensor:
     """``[N, ..., C]`` as ``[N, C, P]``."""
     return x.reshape(len(x), prod(x.shape[1:-1]), x.shape[-1]).transpose(1, 2)
+
+
+Pairs = list[tuple[Use, Tensor]]
+"""A layer's uses and the gradients of their outputs, ``[N, C_out, P]``."""

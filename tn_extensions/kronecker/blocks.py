@@ -8,7 +8,7 @@ from math import inf, isfinite
 import torch
 from torch import Tensor
 
-from tn_extensions.curvlinops.factors import compact, is_root, trace
+from tn_extensions.kronecker.factors import compact, is_root, trace
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class LowRank:
 
 
 Matrix = Tensor | LowRank
+Eigenbasis = tuple[Tensor, Tensor]
+"""Eigenvalues ``[G, r]`` and eigenvectors ``[G, D, r]``."""
 
 
 def matrix(factor: Tensor) -> Matrix:
@@ -135,6 +137,14 @@ class Rotated:
     right: Tensor | None
     values: Tensor
     rest: float = 0.0
+
+    @classmethod
+    def of_eigenbases(cls, left: Eigenbasis, right: Eigenbasis | None) -> Rotated:
+        """``B (x) A`` of the eigenvalues and eigenvectors of its factors."""
+        values, basis = left
+        if right is None:
+            return cls(basis, None, values.unsqueeze(2))
+        return cls(basis, right[1], values.unsqueeze(2) * right[0].unsqueeze(1))
 
     @property
     def is_thin(self) -> bool:

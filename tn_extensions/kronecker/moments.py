@@ -11,9 +11,8 @@ from torch import Tensor
 
 from tn_extensions import functional
 from tn_extensions.compiler.budget import current_budget
-from tn_extensions.curvlinops.backward import Pairs
-from tn_extensions.curvlinops.factors import vectors_of
-from tn_extensions.curvlinops.layers import Use, kernel_matrices
+from tn_extensions.kronecker.factors import vectors_of
+from tn_extensions.kronecker.layers import Pairs, Use, kernel_matrices
 
 _CHUNKS = 32
 """Part of the memory budget that a chunk takes: larger ones are no faster."""

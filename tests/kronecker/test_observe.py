@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tn_extensions.curvlinops.observe import innermost, observed
+from tn_extensions.kronecker.observe import innermost, observed
 
 
 class Branches(nn.Module):

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tn_extensions.curvlinops.layers import Groups, Use
 from tn_extensions.errors import describe
+from tn_extensions.kronecker.layers import Groups, Use
 
 Uses = defaultdict[str, list[Use]]
 OnGradient = Callable[[str, int, Tensor], None]

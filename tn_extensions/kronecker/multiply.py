@@ -1,0 +1,65 @@
+"""Products of a layer's blocks with vectors that are shaped as its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tn_extensions.kronecker.blocks import Block, Product
+from tn_extensions.kronecker.layers import (
+    Groups,
+    kernel_matrices,
+    kernel_of_matrices,
+    num_groups,
+    transposed_groups,
+)
+
+Blocks = Mapping[str, Block | Product]
+"""A layer's blocks: of ``"joint"`` weight and bias, or of ``"weight"``, ``"bias"``."""
+
+
+def multiply(
+    module: Any, groups: Groups, blocks: Blocks, vectors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Multiply a layer's blocks onto vectors.
+
+    Args:
+        module: The layer.
+        groups: How its groups are treated.
+        blocks: Its blocks, of float32 or wider.
+        vectors: Vectors ``[*shape, V]`` of its ``"weight"``, its ``"bias"`` or both.
+
+    Returns:
+        The products, as the vectors.
+    """
+    count = num_groups(module, groups)
+    of_transposed = {"weight": transposed_groups(module), "bias": None}
+    matrices = {
+        key: _matrices(own, count, of_transposed[key]) for key, own in vectors.items()
+    }
+    if "joint" in blocks:
+        both = torch.cat([matrices["weight"], matrices["bias"]], 2)
+        weight, bias = (blocks["joint"] @ both).tensor_split([-1], 2)
+        found = {"weight": weight, "bias": bias}
+    else:
+        found = {key: blocks[key] @ own for key, own in matrices.items()}
+    return {
+        key: kernel_of_matrices(found[key].to(own.dtype), own.shape, of_transposed[key])
+        for key, own in vectors.items()
+    }
+
+
+def _matrices(vectors: Tensor, groups: int, of_transposed: int | None) -> Tensor:
+    """A parameter's vectors ``[*shape, V]`` as ``[G, CO, D, V]``."""
+    # factors of halves are of float32
+    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    rows, *columns, number = vectors.shape
+    if of_transposed is None:
+        return vectors.reshape(groups, rows // groups, prod(columns), number)
+    # as if the vectors were a kernel's last axis
+    (matrices,) = kernel_matrices(vectors.unsqueeze(0), groups, of_transposed)
+    return matrices.unflatten(2, (-1, number))
