@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
 from tn_extensions.curvlinops.backward import BackwardPasses
-from tn_extensions.kronecker.factors import add_input_factor, add_outer, squared_sums
+from tn_extensions.kronecker.factors import (
+    add_gradient_factor,
+    add_input_factor,
+    squared_sums,
+)
 from tn_extensions.kronecker.layers import Pairs, Use, num_groups
 from tn_extensions.kronecker.observe import Uses
 
@@ -58,15 +60,8 @@ class FactorPasses(BackwardPasses):
         return add_input_factor(uses, approx, factor, scale, bias, limit)
 
     def _with_gradients(self, factor: Tensor | None, name: str, pairs: Pairs) -> Tensor:
-        groups = num_groups(self._layers[name], self._groups)
-        vectors = [gradient for _, gradient in pairs]
-        if self._kfac_approx == "reduce":
-            sums = torch.stack([g.sum(2, keepdim=True) for g in vectors])
-            vectors = [sums.sum(0)]
-        for each in vectors:
-            scale = self._loss_correction(len(each))
-            factor = add_outer(each, groups, factor, scale, self._RANK_LIMIT)
-        return cast(Tensor, factor)
+        scale, limit = self._loss_correction(len(pairs[0][1])), self._RANK_LIMIT
+        return add_gradient_factor(pairs, self._kfac_approx, factor, scale, limit)
 
     def _identity(self, name: str) -> Tensor:
         module = self._layers[name]

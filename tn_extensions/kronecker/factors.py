@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tn_extensions import functional
 from tn_extensions.conv import Conv
-from tn_extensions.kronecker.layers import Use
+from tn_extensions.kronecker.layers import Pairs, Use
 
 
 def is_root(factor: Tensor) -> bool:
@@ -63,7 +63,12 @@ def eigenbasis(factor: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:
         and where complete.
     """
     if not is_root(factor):
-        return cast(tuple[Tensor, Tensor], torch.linalg.eigh(factor))
+        # LAPACK may find nothing but nan in matrices of small entries and low rank; a
+        # power of two changes no digit
+        largest = factor.abs().amax((1, 2), keepdim=True)
+        scale = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent)
+        values, vectors = torch.linalg.eigh(factor / scale)
+        return values * scale.squeeze(2), vectors
     _, roots, vectors = torch.linalg.svd(factor, full_matrices=complete)
     missing = vectors.shape[1] - roots.shape[1]
     return torch.nn.functional.pad(roots.square(), (0, missing)), vectors.mT
@@ -120,6 +125,69 @@ def add_input_factor(
     mean = sum(weighted, start=torch.zeros(()))
     vectors = mean.flatten(1).unsqueeze(2)
     return add_outer(vectors, mean.shape[1], factor, scale, rank_limit, bias)
+
+
+def add_gradient_factor(
+    pairs: Pairs, approx: str, factor: Tensor | None, scale: float, rank_limit: float
+) -> Tensor:
+    """Add the gradient factor of a layer's uses.
+
+    Args:
+        pairs: Uses on the same data, and the gradients of their outputs.
+        approx: ``"expand"``: ``scale sum_{n,s} g g^T`` over the positions of all uses.
+            ``"reduce"``: ``scale sum_n m m^T`` of the sums ``m`` over them.
+        factor: What to add to in place, of columns ``CO``. ``None``: zeros.
+        scale: Scale of what is added.
+        rank_limit: Rows that a root may have, as a part of its columns.
+
+    Returns:
+        The factor.
+    """
+    groups = pairs[0][0].conv.groups
+    vectors = [gradient for _, gradient in pairs]
+    if approx == "reduce":
+        vectors = [torch.stack([g.sum(2, keepdim=True) for g in vectors]).sum(0)]
+    for each in vectors:
+        factor = add_outer(each, groups, factor, scale, rank_limit)
+    return cast(Tensor, factor)
+
+
+def averaged(
+    factor: Tensor | None, new: Tensor, decay: float, rank_limit: float
+) -> Tensor:
+    """``decay factor + (1 - decay) new``, an exponential moving average.
+
+    Args:
+        factor: A matrix, changed in place, or a root. ``None``: the average is ``new``.
+        new: A matrix, which may be changed, or a root.
+        decay: Weight of the former average.
+        rank_limit: Rows that a root may have, as a part of its columns.
+
+    Returns:
+        The average.
+    """
+    if factor is None:
+        return new
+    if not (is_root(factor) or is_root(new)):
+        return factor.mul_(decay).add_(new, alpha=1 - decay)
+    if not is_root(factor):
+        return add_rows(factor.mul_(decay), new, 1 - decay)
+    if not is_root(new):
+        return add_rows(new.mul_(1 - decay), factor, decay)
+    rows = torch.cat([factor * sqrt(decay), new * sqrt(1 - decay)], 1)
+    return rows if rows.shape[1] <= rank_limit * rows.shape[2] else dense(rows)
+
+
+def add_rows(matrix: Tensor, rows: Tensor, scale: float) -> Tensor:
+    """``matrix + scale rows^T rows``, in place."""
+    groups, number, columns = rows.shape
+    vectors = rows.transpose(0, 1).reshape(number, groups * columns, 1)
+    return add_outer(vectors, groups, matrix, scale, rank_limit=0.0)
+
+
+def rescale(factor: Tensor, scale: float) -> Tensor:
+    """Multiply the matrix by a number, in place."""
+    return factor.mul_(sqrt(scale) if is_root(factor) else scale)
 
 
 def add_outer(

@@ -16,6 +16,9 @@ OPTIONS = {
 }
 """Arguments of losses beside the reduction that curvlinops does not know of."""
 
+LIKELIHOODS = (nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
+"""Losses that are negative logarithms of likelihoods, to some scale."""
+
 
 def options(loss: Any) -> dict[str, Any]:
     """Values of a loss's :data:`OPTIONS`."""
@@ -104,6 +107,25 @@ def hessian_columns(loss: Any, output: Tensor) -> Iterator[Tensor]:
         column = -own.unsqueeze(1) * mean
         column[:, c] += own
         yield column
+
+
+def draw(loss: Any, output: Tensor, generator: torch.Generator) -> Tensor:
+    """Targets drawn from what the model predicts, the loss being its likelihood.
+
+    Args:
+        loss: The loss, one of :data:`LIKELIHOODS`.
+        output: Outputs, ``[R, C]``.
+        generator: The generator.
+
+    Returns:
+        Classes ``[R]`` of a cross entropy, otherwise targets ``[R, C]``.
+    """
+    output = output.detach()
+    if isinstance(loss, nn.CrossEntropyLoss):
+        return output.softmax(1).multinomial(1, generator=generator).squeeze(1)
+    if isinstance(loss, nn.BCEWithLogitsLoss):
+        return output.sigmoid().bernoulli(generator=generator)
+    return output + sqrt(0.5) * torch.empty_like(output).normal_(generator=generator)
 
 
 def scaled(vectors: Iterator[Tensor], scale: Tensor | None) -> Iterator[Tensor]:

@@ -1,0 +1,114 @@
+"""The layers of a model that are preconditioned."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+from warnings import warn
+
+import torch
+from torch import nn
+
+from tn_extensions.errors import describe
+from tn_extensions.kronecker.layers import SUPPORTED
+from tn_extensions.optim.layer import Layer
+from tn_extensions.optim.options import LayerOptions, matches
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module that was compiled or distributed."""
+    inner: Any = model
+    while True:
+        if isinstance(inner, nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        elif hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        else:
+            return cast(nn.Module, inner)
+
+
+def find_layers(
+    owner: str,
+    model: nn.Module,
+    options: LayerOptions,
+    skip_layers: Sequence[str],
+    overrides: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Layer]:
+    """Layers with trained parameters, by name.
+
+    Args:
+        owner: Whom errors name.
+        model: The model.
+        options: Options of the layers.
+        skip_layers: Patterns of those to leave out.
+        overrides: Options of single layers, by pattern.
+
+    Raises:
+        TypeError: If patterns are a single string.
+        ValueError: If there are none, an override is of none, or has a wrong option.
+        NotImplementedError: If a parameter is sharded, or belongs to two layers.
+    """
+    if isinstance(skip_layers, str):
+        rule = "be a sequence of patterns"
+        raise TypeError(describe(owner, "skip_layers", rule, repr(skip_layers)))
+    layers: dict[str, Layer] = {}
+    used: set[str] = set()
+    unsupported: dict[str, None] = {}
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        keys = [key for key, parameter in own.items() if parameter.requires_grad]
+        if not keys or any(matches(each, name, module) for each in skip_layers):
+            continue
+        if not isinstance(module, SUPPORTED):
+            unsupported[type(module).__name__] = None
+            continue
+        _check_whole(owner, {f"{name}.{key}": own[key] for key in keys})
+        patterns = [each for each in overrides if matches(each, name, module)]
+        used.update(patterns)
+        mine = options
+        for pattern in patterns:
+            mine = mine.overridden(owner, overrides[pattern])
+        order = tuple(key for key in ("weight", "bias") if key in keys)
+        layers[name] = Layer(name, module, order, mine, owner)
+    supported = ", ".join(kind.__name__ for kind in SUPPORTED)
+    if not layers:
+        rule = f"have trained layers of {supported}"
+        raise ValueError(describe(owner, "model", rule, type(model).__name__))
+    unused = [pattern for pattern in overrides if pattern not in used]
+    if unused:
+        rule = "be of layers of the model"
+        raise ValueError(describe(owner, "overrides", rule, ", ".join(unused)))
+    _check_untied(owner, layers)
+    if unsupported:
+        warn(
+            f"{owner}: layers of {', '.join(unsupported)} keep their plain gradient; "
+            f"preconditioned are {supported}.",
+            stacklevel=3,
+        )
+    return layers
+
+
+def _check_whole(owner: str, parameters: Mapping[str, Any]) -> None:
+    for name, parameter in parameters.items():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            remedy = "Pass a batch through the model first"
+            raise ValueError(describe(owner, name, "have a shape", "none", remedy))
+        # a plain tensor knows no sharding
+        if type(parameter.data) is not torch.Tensor:
+            kind = type(parameter.data).__name__
+            rule = "be held whole by each process"
+            remedy = "Use DistributedDataParallel in place of sharding"
+            raise NotImplementedError(describe(owner, name, rule, kind, remedy))
+
+
+def _check_untied(owner: str, layers: Mapping[str, Layer]) -> None:
+    holders: defaultdict[int, list[str]] = defaultdict(list)
+    for name, layer in layers.items():
+        for parameter in layer.parameters.values():
+            holders[id(parameter)].append(name)
+    tied = [" and ".join(names) for names in holders.values() if len(names) > 1]
+    if tied:
+        rule, found = "belong to one layer each", f"some of layers {', '.join(tied)}"
+        remedy = "Name the layers in skip_layers, or use one of them several times"
+        raise NotImplementedError(describe(owner, "parameters", rule, found, remedy))

@@ -1,0 +1,89 @@
+"""KFAC as an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from tn_extensions.optim.preconditioner import KFACPreconditioner
+
+
+class KFAC(torch.optim.SGD):
+    """SGD on gradients that :class:`KFACPreconditioner` preconditions.
+
+    Momentum, and weight decay (which is not preconditioned), as of
+    :class:`torch.optim.SGD`; ``param_groups``, too, whose learning rates schedulers may
+    change.
+
+    Args:
+        model: The model.
+        lr: Learning rate.
+        momentum: Momentum.
+        weight_decay: Weight decay.
+        nesterov: Whether momentum is Nesterov's.
+        params: Parameters or groups of them. Default: all of the model.
+        **options: As :class:`KFACPreconditioner`, but for ``lr``.
+
+    Raises:
+        ValueError: As :class:`KFACPreconditioner` and :class:`torch.optim.SGD`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        params: Any = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            list(model.parameters()) if params is None else params,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+        )
+        self.preconditioner = KFACPreconditioner(model, lr=self._lr_at, **options)
+
+    def _lr_at(self, step: int) -> float:
+        return float(self.param_groups[0]["lr"])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Precondition the gradients, and step.
+
+        Args:
+            closure: Computes the loss and its gradients anew.
+
+        Returns:
+            The closure's loss.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.preconditioner.step()
+        super().step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of both; see :meth:`KFACPreconditioner.state_dict`."""
+        return {
+            **super().state_dict(),
+            "preconditioner": self.preconditioner.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state.
+
+        Raises:
+            ValueError: If it is of another model.
+        """
+        own = dict(state_dict)
+        self.preconditioner.load_state_dict(own.pop("preconditioner"))
+        super().load_state_dict(own)

@@ -1,0 +1,300 @@
+"""A layer's curvature in training: a step's statistics, averages, inverses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from logging import getLogger
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from tn_extensions.kronecker.blocks import Matrix, Product, Rotated
+from tn_extensions.kronecker.factors import (
+    add_gradient_factor,
+    add_input_factor,
+    averaged,
+    diagonal,
+    eigenbasis,
+    rescale,
+)
+from tn_extensions.kronecker.inverse import Damping, damped_inverse, split_damping
+from tn_extensions.kronecker.layers import Pairs, Use
+from tn_extensions.kronecker.moments import Basis, bias_moments, kernel_moments
+from tn_extensions.kronecker.multiply import multiply
+from tn_extensions.optim.options import LayerOptions, number_at
+from tn_extensions.optim.state import from_state
+
+RANK_LIMIT = 0.5
+"""Rows that a root may have, as a part of its columns."""
+ATTEMPTS = 8
+"""Times that damping grows tenfold before an inverse is given up."""
+LOG = getLogger("tn_extensions.optim")
+
+Statistics = dict[str, Tensor]
+"""A step's ``"inputs"``, ``"gradients"`` (matrices or roots) and ``"moments"``."""
+
+
+@dataclass
+class Layer:
+    """A layer and its curvature.
+
+    Args:
+        name: Its name in the model.
+        module: The layer.
+        keys: Those of ``"weight"`` and ``"bias"`` that are trained; jointly if both.
+        options: Its options.
+        owner: Whom errors name.
+    """
+
+    name: str
+    module: Any
+    keys: tuple[str, ...]
+    options: LayerOptions
+    owner: str
+
+    def __post_init__(self) -> None:
+        self.averages: Statistics = {}
+        """Moving averages of the statistics."""
+        self.bases: tuple[Tensor, Tensor | None] | None = None
+        """Eigenvectors ``Q_B`` and ``Q_A``, if eigenvalues are corrected."""
+        self.inverse: Product | Rotated | None = None
+        self.is_inverted = False
+        """Whether some process has tried to invert it."""
+        self._new: Statistics = {}
+        self._num_data = 0
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether weight and bias share a block."""
+        return len(self.keys) == 2
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of its outputs."""
+        is_linear = isinstance(self.module, nn.Linear)
+        return self.module.out_features if is_linear else self.module.out_channels
+
+    @property
+    def _rank_limit(self) -> float:
+        # former bases must hold all gradients, and those of roots do not
+        return 0.0 if self.options.eigenvalue_correction else RANK_LIMIT
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Its trained parameters."""
+        return {key: getattr(self.module, key) for key in self.keys}
+
+    # -- a step's statistics
+
+    def add_inputs(self, uses: list[Use]) -> None:
+        """Add the uses on some data to the sum of the input factors."""
+        self._num_data += len(uses[0].x)
+        if "weight" in self.keys:
+            approx, known = self.options.approx, self._new.get("inputs")
+            self._new["inputs"] = add_input_factor(
+                uses, approx, known, 1.0, self.is_joint, self._rank_limit
+            )
+
+    def add_gradients(self, pairs: Pairs, scale: float) -> None:
+        """Add gradients of the uses on some data to the sum of gradient factors."""
+        approx, known = self.options.approx, self._new.get("gradients")
+        self._new["gradients"] = add_gradient_factor(
+            pairs, approx, known, scale, self._rank_limit
+        )
+        if self.bases is None:
+            return
+        left, right = self.bases
+        if right is None:
+            moments = bias_moments(pairs, left)
+        else:
+            moments = kernel_moments(pairs, Basis(left, right, bias=self.is_joint))
+        moments.mul_(scale)
+        known = self._new.get("moments")
+        self._new["moments"] = moments if known is None else known.add_(moments)
+
+    def forget(self) -> None:
+        """Drop the step's statistics."""
+        self._new, self._num_data = {}, 0
+
+    def take(self, gradient_scale: float, is_mean: bool) -> Statistics:
+        """The step's statistics, which are then dropped.
+
+        Args:
+            gradient_scale: Scale of the sum of gradient factors, and
+            is_mean: whether to multiply it by the number of data.
+        """
+        found, count = self._new, self._num_data
+        self.forget()
+        if "gradients" not in found or not count:
+            return {}
+        for what, own in found.items():
+            scale = 1 / count if what == "inputs" else gradient_scale
+            rescale(own, scale * (count if is_mean and what != "inputs" else 1))
+        return found
+
+    # -- averages and inverses
+
+    def average(self, new: Statistics, step: int) -> None:
+        """Add a step's statistics to the averages."""
+        decay = number_at(self.owner, "ema_decay", self.options.ema_decay, step)
+        for what, own in new.items():
+            limit = 0.0 if what == "moments" else self._rank_limit
+            known = self.averages.get(what)
+            if what == "moments" and known is not None:
+                self.averages[what] = known.mul_(decay).add_(own, alpha=1 - decay)
+            else:
+                self.averages[what] = averaged(known, own, decay, limit)
+
+    def invert(self, step: int) -> None:
+        """Invert the averages anew.
+
+        Nearly singular ones get more damping; where none helps, the former inverse, or
+        else none, stays.
+        """
+        damping = number_at(self.owner, "damping", self.options.damping, step)
+        for attempt in range(ATTEMPTS):
+            used = damping * 10**attempt
+            try:
+                inverse = self._inverted(used)
+            except LinAlgError:
+                continue
+            if _is_finite(inverse):
+                self.inverse = inverse
+                if attempt:
+                    message = "Layer %s: damping %g instead of %g"
+                    LOG.warning(message, self.name, used, damping)
+                return
+        LOG.warning("Layer %s: no inverse, the former one stays", self.name)
+
+    @property
+    def decomposition(self) -> Product | Rotated | None:
+        """What takes long to make: the inverse, or what a corrected one is made of."""
+        if not self.options.eigenvalue_correction:
+            return self.inverse
+        return self.bases and Rotated(*self.bases, self.averages["moments"])
+
+    def receive(self, decomposition: Any, step: int) -> None:
+        """Take another process's decomposition."""
+        if not self.options.eigenvalue_correction:
+            self.inverse = decomposition
+        elif decomposition is not None:
+            self.bases = decomposition.left, decomposition.right
+            self.averages["moments"] = decomposition.values
+            self.correct(step)
+
+    def correct(self, step: int) -> None:
+        """Renew the inverse of corrected eigenvalues, which need no decomposition."""
+        if self.bases is not None:
+            damping = number_at(self.owner, "damping", self.options.damping, step)
+            self.inverse = self._corrected(damping)
+
+    def _inverted(self, damping: float) -> Product | Rotated:
+        right, left = self.averages.get("inputs"), self.averages["gradients"]
+        is_corrected = self.options.eigenvalue_correction
+        if is_corrected or self.options.damping_method == "exact":
+            bases = [
+                None if factor is None else _eigenbasis(factor)
+                for factor in (left, right)
+            ]
+            assert bases[0] is not None
+            rotated = Rotated.of_eigenbases(bases[0], bases[1])
+            if not is_corrected:
+                return rotated.inverse(damping)
+            self.bases = rotated.left, rotated.right
+            self.averages["moments"] = rotated.values
+            return self._corrected(damping)
+        of_left: Damping = damping
+        of_right: Damping = damping
+        if self.options.damping_method == "pi" and right is not None:
+            of_right, of_left = split_damping(right, left, damping, 1e-8)
+        inverses = [
+            None if factor is None else damped_inverse(factor, own)
+            for factor, own in ((left, of_left), (right, of_right))
+        ]
+        assert inverses[0] is not None
+        return Product(inverses[0], inverses[1])
+
+    def _corrected(self, damping: float) -> Rotated:
+        assert self.bases is not None
+        return Rotated(*self.bases, self.averages["moments"]).inverse(damping)
+
+    # -- state
+
+    def state(self, inverse: Any) -> dict[str, Any]:
+        """Its state, of tensors and numbers, with the state of an inverse."""
+        averages = dict(self.averages)
+        return {"averages": averages, "bases": self.bases, "inverse": inverse}
+
+    def accepts(self, state: Mapping[str, Any]) -> bool:
+        """Whether a state is that of such a layer."""
+        sizes = {what: own.shape[-1] for what, own in state["averages"].items()}
+        kernel = self.module.weight
+        groups = getattr(self.module, "groups", 1)
+        rows = self.out_channels // groups
+        expected = {
+            "inputs": kernel.numel() // groups // rows + self.is_joint,
+            "gradients": rows,
+        }
+        if "weight" not in self.keys:
+            del expected["inputs"]
+        if not sizes:
+            return state["inverse"] is None
+        sizes.pop("moments", None)
+        has_bases = state["bases"] is not None
+        is_corrected = self.options.eigenvalue_correction
+        return sizes == expected and (is_corrected or not has_bases)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Load a state that it accepts."""
+        like = self.module.weight
+        self.forget()
+
+        def copied(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: copied(own) for name, own in value.items()}
+            if isinstance(value, Tensor):
+                return value.detach().to(like.device, copy=True)
+            return value
+
+        self.averages = copied(state["averages"])
+        left_and_right = state["bases"]
+        self.bases = left_and_right and tuple(map(copied, left_and_right))
+        self.inverse = from_state(copied(state["inverse"]))
+        self.is_inverted = self.inverse is not None
+
+    # -- gradients
+
+    def preconditioned(self) -> dict[str, Tensor]:
+        """The inverse times the gradients of the parameters, shaped as these."""
+        # a frozen parameter's gradient is zero
+        gradients = {
+            key: torch.zeros_like(own) if own.grad is None else own.grad
+            for key, own in self.parameters.items()
+        }
+        if self.inverse is None:
+            return gradients
+        vectors = {key: own.unsqueeze(-1) for key, own in gradients.items()}
+        blocks = {"joint" if self.is_joint else self.keys[0]: self.inverse}
+        found = multiply(self.module, "separate", blocks, vectors)
+        return {key: own.squeeze(-1) for key, own in found.items()}
+
+
+def _eigenbasis(factor: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = eigenbasis(factor)
+    return values.clamp(min=0), vectors
+
+
+def _is_finite(inverse: Product | Rotated) -> bool:
+    if isinstance(inverse, Rotated):
+        return inverse.is_finite
+    parts = (inverse.left, inverse.right)
+    return all(
+        bool(_probe(part).isfinite().all()) for part in parts if part is not None
+    )
+
+
+def _probe(part: Matrix) -> Tensor:
+    return diagonal(part) if isinstance(part, Tensor) else part.root

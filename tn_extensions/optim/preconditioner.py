@@ -1,0 +1,405 @@
+"""KFAC as a preconditioner of gradients, for any optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from logging import getLogger
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tn_extensions.errors import describe
+from tn_extensions.kronecker.factors import squared_sums
+from tn_extensions.optim.distributed import Processes
+from tn_extensions.optim.find import find_layers, unwrapped
+from tn_extensions.optim.layer import Layer, Statistics
+from tn_extensions.optim.observer import Observer
+from tn_extensions.optim.options import (
+    Approx,
+    DampingMethod,
+    Fisher,
+    LayerOptions,
+    Number,
+    Reduction,
+    Schedule,
+    check,
+    check_loss,
+    number_at,
+)
+from tn_extensions.optim.state import from_state, to_state
+
+LOG = getLogger("tn_extensions.optim")
+VERSION = 1
+"""Of the state."""
+
+
+class KFACPreconditioner:
+    """Replaces gradients by those that KFAC preconditions.
+
+    In a training loop::
+
+        loss.backward()
+        preconditioner.step()
+        optimizer.step()
+
+    The gradient ``V`` of a layer, as a matrix ``[CO, D]`` of each group of channels,
+    becomes ``(B + b I)^-1 V (A + a I)^-1``. With patches ``U`` (which end with a one if
+    there is a bias), gradients ``g`` of each datum's loss by the outputs, ``S``
+    positions that share the weight and ``N`` data, ``A = 1/(N S) sum U U^T`` and
+    ``B = 1/N sum g g^T`` (KFAC-expand); KFAC-reduce has means of patches and sums of
+    gradients over positions. Both are exponential moving averages. Other parameters
+    keep their gradient.
+
+    Layers: ``Linear``, convolutions, transposed convolutions of any hyper-parameters,
+    used once or several times in a forward pass. Frozen ones are left alone. Gradient
+    accumulation, autocast, gradient checkpointing, ``torch.compile`` and
+    ``DistributedDataParallel`` need nothing but what is said below. Only forward passes
+    in training mode (``model.train()``) are observed, and only at steps that update
+    factors.
+
+    Args:
+        model: The model; compiled or wrapped in ``DistributedDataParallel`` or not.
+        approx: ``"expand"`` or ``"reduce"``.
+        fisher: ``"empirical"``: of the gradients that train, at no extra pass.
+            ``"mc"``: of targets drawn from the model, ``mc_samples`` backward passes to
+            the layers' outputs. ``"type-2"``: exact, as many passes as classes.
+        damping: What is added to factors; see ``damping_method``. Numbers, here and
+            below, may be callables of the number of steps taken.
+        factor_update_steps: Steps between updates of the factors.
+        inverse_update_steps: Steps between updates of the inverses.
+        ema_decay: Weight of the former average.
+        kl_clip: Bound on ``lr^2`` times the sum of products of gradients and their
+            preconditioned ones: above, the latter are scaled. ``None``: no bound.
+        lr: Learning rate, for ``kl_clip``.
+        eigenvalue_correction: Whether to use EKFAC's eigenvalues, second moments of the
+            gradients in the factors' eigenbases (George et al., 2018).
+        skip_layers: Names of layers, or of modules around them, or of classes, that
+            keep their gradient. Regular expressions.
+        damping_method: ``"pi"``: ``a b = damping``, split by the factors' mean
+            eigenvalues (Martens & Grosse, 2015). ``"fixed"``: ``a = b = damping``.
+            ``"exact"``: added to ``B (x) A``, in its eigenbasis (always so in EKFAC).
+        overrides: Options of single layers by name (as in ``skip_layers``):
+            ``approx``, ``damping``, ``damping_method``, ``ema_decay``,
+            ``eigenvalue_correction``.
+        loss_func: The loss that ``"mc"`` and ``"type-2"`` are of: ``CrossEntropyLoss``
+            (the default), ``MSELoss``, ``BCEWithLogitsLoss``.
+        loss_reduction: Whether the loss that is differentiated between two steps is the
+            mean over all data of this time, or their sum. With gradient accumulation,
+            scale losses accordingly.
+        mc_samples: Draws per datum and step.
+        seed: Of the draws.
+        grad_scaler: The ``GradScaler``, if one scales the loss. Call its ``unscale_``
+            before ``step``; steps with overflows are skipped.
+        grad_worker_fraction: Share of the processes that multiply by a layer's inverse
+            (KAISA). 1: all, and inverses are sent. 0: one, and gradients are sent.
+        process_group: The processes. Default: all.
+
+    Attributes:
+        steps: Number of steps taken.
+        skipped: Number of steps without preconditioning as something was not finite.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If it is of the right kind, but not what it must be; if the model
+            has no supported layer; if models of processes differ.
+        NotImplementedError: If parameters are sharded, or shared between layers.
+
+    References: Martens & Grosse, ICML 2015; Grosse & Martens, ICML 2016; Eschenhagen et
+    al., NeurIPS 2023; Pauloski et al., SC 2021.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        approx: Approx = "expand",
+        fisher: Fisher = "empirical",
+        damping: Number = 1e-3,
+        factor_update_steps: Number = 1,
+        inverse_update_steps: Number = 1,
+        ema_decay: Number = 0.95,
+        kl_clip: Number | None = 1e-3,
+        lr: Number = 0.1,
+        eigenvalue_correction: bool = False,
+        skip_layers: Sequence[str] = (),
+        damping_method: DampingMethod = "pi",
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        loss_func: nn.Module | None = None,
+        loss_reduction: Reduction = "mean",
+        mc_samples: int = 1,
+        seed: int = 0,
+        grad_scaler: Any = None,
+        grad_worker_fraction: float = 1.0,
+        process_group: Any = None,
+    ) -> None:
+        self._owner = type(self).__name__
+        if not isinstance(model, nn.Module):
+            kind = type(model).__name__
+            raise TypeError(describe(self._owner, "model", "be a module", kind))
+        schedule: dict[str, Any] = {
+            "factor_update_steps": factor_update_steps,
+            "inverse_update_steps": inverse_update_steps,
+            "kl_clip": kl_clip,
+            "lr": lr,
+        }
+        of_layers: dict[str, Any] = {
+            "approx": approx,
+            "damping": damping,
+            "damping_method": damping_method,
+            "ema_decay": ema_decay,
+        }
+        others = {"fisher": fisher, "loss_reduction": loss_reduction}
+        for name, value in {**schedule, **of_layers, **others}.items():
+            check(self._owner, name, value)
+        if mc_samples < 1:
+            rule = "be positive"
+            raise ValueError(describe(self._owner, "mc_samples", rule, mc_samples))
+        loss = nn.CrossEntropyLoss() if loss_func is None else loss_func
+        if fisher != "empirical":
+            check_loss(self._owner, loss)
+        self._schedule = Schedule(**schedule)
+        options = LayerOptions(**of_layers, eigenvalue_correction=eigenvalue_correction)
+        model = unwrapped(model)
+        self._layers = find_layers(
+            self._owner, model, options, skip_layers, overrides or {}
+        )
+        self._is_mean = loss_reduction == "mean"
+        self._loss_is_mean = getattr(loss, "reduction", "mean") == "mean"
+        self._grad_scaler = grad_scaler
+        self.steps = 0
+        self.skipped = 0
+        layers = list(self._layers.values())
+        self._processes = Processes(
+            self._owner, layers, grad_worker_fraction, process_group
+        )
+        device = next(iter(layers[0].parameters.values())).device
+        self._generator = torch.Generator(device)
+        self._generator.manual_seed(seed + self._processes.rank)
+        self._observer = Observer(
+            self._owner,
+            model,
+            self._layers,
+            fisher,
+            loss,
+            mc_samples,
+            self._generator,
+            self._updates_factors,
+        )
+
+    # -- a step
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Precondition the gradients, in place.
+
+        Where gradients overflowed under a ``GradScaler``, or preconditioned ones are
+        not finite, the step is counted as skipped: the former stay for the scaler to
+        see, the latter are dropped, and the optimizer leaves these parameters alone.
+
+        Raises:
+            RuntimeError: If there was no backward pass in training mode.
+            ValueError: If gradients are not finite; nothing has changed then.
+        """
+        layers = {n: own for n, own in self._layers.items() if _has_gradient(own)}
+        self._observer.finish()
+        if not self._check_gradients(layers):
+            return
+        if self._updates_factors():
+            self._update_factors(layers)
+        is_due = self.steps % self._every("inverse_update_steps") == 0
+        self._update_inverses(
+            [
+                own
+                for own in layers.values()
+                if own.averages and (is_due or not own.is_inverted)
+            ]
+        )
+        own = {
+            name: layer.preconditioned()
+            for name, layer in layers.items()
+            if self._processes.multiplies(name)
+        }
+        likes = {name: layer.parameters for name, layer in layers.items()}
+        self._write(layers, self._processes.share_gradients(own, likes))
+        self.steps += 1
+
+    def _every(self, name: str) -> int:
+        value = getattr(self._schedule, name)
+        return int(number_at(self._owner, name, value, self.steps))
+
+    def _updates_factors(self) -> bool:
+        return self.steps % self._every("factor_update_steps") == 0
+
+    def _check_gradients(self, layers: Mapping[str, Layer]) -> bool:
+        """Whether gradients are there, and finite."""
+        if not layers:
+            self._observer.forget()
+            rule, remedy = "follow a backward pass", "Call loss.backward() first"
+            raise RuntimeError(describe(self._owner, "step", rule, "none", remedy))
+        gradients = {
+            f"{name}.{key}": own.grad
+            for name, layer in layers.items()
+            for key, own in layer.parameters.items()
+            if own.grad is not None
+        }
+        sums = [
+            g.sum(dtype=torch.promote_types(g.dtype, torch.float32))
+            for g in gradients.values()
+        ]
+        is_finite = torch.stack([s.isfinite() for s in sums])
+        if is_finite.all():
+            return True
+        self._observer.forget()
+        if self._grad_scaler is not None:
+            self.skipped += 1
+            return False
+        wrong = [
+            n for n, ok in zip(gradients, is_finite.tolist(), strict=True) if not ok
+        ]
+        found = f"inf or nan in {', '.join(wrong)}"
+        raise ValueError(describe(self._owner, "gradients", "be finite", found))
+
+    def _update_factors(self, layers: Mapping[str, Layer]) -> None:
+        scale = 1.0
+        if self._grad_scaler is not None and self._observer.is_empirical:
+            scale = float(self._grad_scaler.get_scale()) ** -2
+        if not self._observer.is_empirical and self._loss_is_mean:
+            scale = 1 / max(1, self._observer.num_rows)
+        is_mean = self._observer.is_empirical and self._is_mean
+        found = {name: own.take(scale, is_mean) for name, own in layers.items()}
+        self._observer.forget()
+        known = [own for own in layers.values() if own.averages]
+        if not any(found.values()) and not known:
+            rule = "follow a forward and backward pass in training mode"
+            remedy = "Call model.train() and loss.backward()"
+            raise RuntimeError(describe(self._owner, "step", rule, "none", remedy))
+        found = self._processes.average(found)
+        for name in list(found):
+            layer, new = self._layers[name], found.pop(name)
+            if _all_finite(new):
+                layer.average(new, self.steps)
+                layer.correct(self.steps)
+            else:
+                LOG.warning("Layer %s: factors not finite, left out", name)
+
+    def _update_inverses(self, layers: list[Layer]) -> None:
+        inverts = self._processes.inverts
+        for layer in layers:
+            layer.is_inverted = True
+        own = {layer.name: layer for layer in layers if inverts(layer.name)}
+        for layer in own.values():
+            layer.invert(self.steps)
+        corrected = {
+            layer.name for layer in layers if layer.options.eigenvalue_correction
+        }
+        # moments of all processes' data are in the same basis
+        for everywhere in (True, False):
+            states = {
+                name: to_state(layer.decomposition)
+                for name, layer in own.items()
+                if (name in corrected) == everywhere
+            }
+            if not everywhere or corrected:
+                for name, state in self._processes.share(states, everywhere).items():
+                    if name not in own:
+                        self._layers[name].receive(from_state(state), self.steps)
+
+    def _write(
+        self, layers: Mapping[str, Layer], found: Mapping[str, Mapping[str, Tensor]]
+    ) -> None:
+        pairs = [
+            (own.grad, found[name][key])
+            for name, layer in layers.items()
+            for key, own in layer.parameters.items()
+            if own.grad is not None
+        ]
+        wide = torch.promote_types(pairs[0][1].dtype, torch.float32)
+        products = [torch.sum(own * new, dtype=wide) for own, new in pairs]
+        total = torch.stack(products).sum()
+        # a sum of numbers is finite only if these are
+        if not total.isfinite():
+            self.skipped += 1
+            LOG.warning("Step %d skipped: its update is not finite", self.steps)
+            for layer in layers.values():
+                for own in layer.parameters.values():
+                    own.grad = None
+            return
+        scale = self._clipped_scale(total)
+        for own, new in pairs:
+            own.copy_(new if scale is None else new.mul_(scale))
+
+    def _clipped_scale(self, total: Tensor) -> Tensor | None:
+        if self._schedule.kl_clip is None:
+            return None
+        clip, lr = (
+            number_at(self._owner, name, getattr(self._schedule, name), self.steps)
+            for name in ("kl_clip", "lr")
+        )
+        bound = clip / (total.abs() * lr**2)
+        return bound.sqrt().clamp(max=1)
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages, inverses and counters, as plain tensors and numbers.
+
+        Where inverses are split between processes, all of these must call it. It can be
+        loaded in any number of processes.
+        """
+        inverses = {
+            name: to_state(layer.inverse)
+            for name, layer in self._layers.items()
+            if self._processes.inverts(name) or self._processes.has_all_inverses
+        }
+        if not self._processes.has_all_inverses:
+            inverses = self._processes.share(inverses, everywhere=True)
+        layers = {
+            name: layer.state(inverses[name]) for name, layer in self._layers.items()
+        }
+        return {
+            "version": VERSION,
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "generator": self._generator.get_state(),
+            "layers": layers,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a state. Statistics since the last step are dropped.
+
+        Raises:
+            ValueError: If it is of other layers or another version; nothing has changed
+                then.
+        """
+        version = state_dict.get("version")
+        if version != VERSION:
+            rule = f"be of version {VERSION}"
+            raise ValueError(describe(self._owner, "state_dict", rule, version))
+        states = state_dict["layers"]
+        wrong = [
+            name
+            for name in {**self._layers, **states}
+            if name not in states
+            or name not in self._layers
+            or not self._layers[name].accepts(states[name])
+        ]
+        if wrong:
+            rule, found = "be of the same layers", f"others at {', '.join(wrong)}"
+            raise ValueError(describe(self._owner, "state_dict", rule, found))
+        self._observer.forget()
+        self.steps, self.skipped = state_dict["steps"], state_dict["skipped"]
+        self._generator.set_state(state_dict["generator"].cpu())
+        for name, layer in self._layers.items():
+            layer.load(states[name])
+
+
+def _all_finite(tensors: Statistics) -> bool:
+    return all(
+        bool((own if what == "moments" else squared_sums(own)).sum().isfinite())
+        for what, own in tensors.items()
+    )
+
+
+def _has_gradient(layer: Layer) -> bool:
+    return any(own.grad is not None for own in layer.parameters.values())

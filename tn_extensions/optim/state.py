@@ -1,0 +1,65 @@
+"""Inverses as plain containers of tensors and numbers, and back."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tn_extensions.kronecker.blocks import LowRank, Product, Rotated
+
+_TYPES = {kind.__name__: kind for kind in (LowRank, Product, Rotated)}
+
+
+def to_state(value: Any) -> Any:
+    """Blocks and their parts as dictionaries; tensors and numbers as they are."""
+    if not is_dataclass(value):
+        return value
+    own = {field.name: to_state(getattr(value, field.name)) for field in fields(value)}
+    return {"type": type(value).__name__, **own}
+
+
+def from_state(state: Any) -> Any:
+    """The inverse of :func:`to_state`."""
+    if not isinstance(state, dict):
+        return state
+    own = {name: from_state(value) for name, value in state.items() if name != "type"}
+    return _TYPES[state["type"]](**own)
+
+
+def detach_tensors(state: Any, tensors: list[Tensor]) -> Any:
+    """A state with its tensors replaced by what makes empty ones.
+
+    Args:
+        state: A state.
+        tensors: What the tensors are appended to, in order.
+    """
+    if isinstance(state, dict):
+        return {name: detach_tensors(own, tensors) for name, own in state.items()}
+    if not isinstance(state, Tensor):
+        return state
+    tensors.append(state.contiguous())
+    return _Empty(tuple(state.shape), state.dtype)
+
+
+def attach_tensors(state: Any, device: torch.device, tensors: list[Tensor]) -> Any:
+    """The inverse of :func:`detach_tensors`, with empty tensors, which are appended."""
+    if isinstance(state, dict):
+        own = {}
+        for name, value in state.items():
+            own[name] = attach_tensors(value, device, tensors)
+        return own
+    if not isinstance(state, _Empty):
+        return state
+    tensors.append(torch.empty(state.shape, dtype=state.dtype, device=device))
+    return tensors[-1]
+
+
+class _Empty:
+    """Shape and type of a tensor to come."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.shape = shape
+        self.dtype = dtype
