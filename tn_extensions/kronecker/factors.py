@@ -175,7 +175,7 @@ def averaged(
     if not is_root(new):
         return add_rows(new.mul_(1 - decay), factor, decay)
     rows = torch.cat([factor * sqrt(decay), new * sqrt(1 - decay)], 1)
-    return rows if rows.shape[1] <= rank_limit * rows.shape[2] else dense(rows)
+    return rows if rows.shape[1] <= rank_limit * rows.shape[2] else rows.mT @ rows
 
 
 def add_rows(matrix: Tensor, rows: Tensor, scale: float) -> Tensor:

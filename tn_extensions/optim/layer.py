@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import getLogger
+from math import prod
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from tn_extensions.kronecker.factors import (
     diagonal,
     eigenbasis,
     rescale,
+    trace,
 )
 from tn_extensions.kronecker.inverse import Damping, damped_inverse, split_damping
 from tn_extensions.kronecker.layers import Pairs, Use
@@ -130,9 +132,13 @@ class Layer:
         self.forget()
         if "gradients" not in found or not count:
             return {}
+        if is_mean:
+            gradient_scale *= count
         for what, own in found.items():
-            scale = 1 / count if what == "inputs" else gradient_scale
-            rescale(own, scale * (count if is_mean and what != "inputs" else 1))
+            if what == "moments":
+                own.mul_(gradient_scale)
+            else:
+                rescale(own, 1 / count if what == "inputs" else gradient_scale)
         return found
 
     # -- averages and inverses
@@ -141,12 +147,11 @@ class Layer:
         """Add a step's statistics to the averages."""
         decay = number_at(self.owner, "ema_decay", self.options.ema_decay, step)
         for what, own in new.items():
-            limit = 0.0 if what == "moments" else self._rank_limit
             known = self.averages.get(what)
             if what == "moments" and known is not None:
-                self.averages[what] = known.mul_(decay).add_(own, alpha=1 - decay)
+                known.mul_(decay).add_(own, alpha=1 - decay)
             else:
-                self.averages[what] = averaged(known, own, decay, limit)
+                self.averages[what] = averaged(known, own, decay, self._rank_limit)
 
     def invert(self, step: int) -> None:
         """Invert the averages anew.
@@ -154,20 +159,29 @@ class Layer:
         Nearly singular ones get more damping; where none helps, the former inverse, or
         else none, stays.
         """
-        damping = number_at(self.owner, "damping", self.options.damping, step)
+        asked = damping = number_at(self.owner, "damping", self.options.damping, step)
         for attempt in range(ATTEMPTS):
-            used = damping * 10**attempt
+            if attempt:
+                damping = 10 * max(damping, self._least_damping())
             try:
-                inverse = self._inverted(used)
+                inverse = self._inverted(damping)
             except LinAlgError:
                 continue
             if _is_finite(inverse):
                 self.inverse = inverse
                 if attempt:
                     message = "Layer %s: damping %g instead of %g"
-                    LOG.warning(message, self.name, used, damping)
+                    LOG.warning(message, self.name, damping, asked)
                 return
         LOG.warning("Layer %s: no inverse, the former one stays", self.name)
+
+    def _least_damping(self) -> float:
+        """What rounding leaves of the factors' mean eigenvalues."""
+        factors = [self.averages.get(what) for what in ("inputs", "gradients")]
+        means = [float(trace(f).max()) / f.shape[-1] for f in factors if f is not None]
+        product = self.options.damping_method != "fixed"
+        epsilon = torch.finfo(self.averages["gradients"].dtype).eps
+        return epsilon * (prod(means) if product else max(means))
 
     @property
     def decomposition(self) -> Product | Rotated | None:

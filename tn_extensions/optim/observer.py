@@ -56,6 +56,7 @@ class Observer:
         is_wanted: Callable[[], bool],
     ) -> None:
         self._owner = owner
+        self._model = model
         self._layers = layers
         self._fisher = fisher
         self._loss = loss
@@ -95,6 +96,9 @@ class Observer:
     # -- hooks
 
     def _before(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        # a copy of the model has its hooks
+        if model is not self._model:
+            return
         is_observed = model.training and torch.is_grad_enabled() and self._is_wanted()
         self._pass = _Pass() if is_observed else None
 
@@ -102,7 +106,8 @@ class Observer:
         self, name: str, module: Any, inputs: tuple[Any, ...], output: Tensor
     ) -> None:
         # what is checkpointed runs at first without gradients, then again with them
-        if self._pass is None or not output.requires_grad:
+        is_own = module is self._layers[name].module
+        if self._pass is None or not (is_own and output.requires_grad):
             return
         if len(inputs) != 1:
             rule = "be called with one positional argument"
@@ -135,7 +140,7 @@ class Observer:
                 self._layers[name].add_gradients(pairs, self._scale)
 
     def _after_all(self, model: nn.Module, inputs: Any, output: Any) -> None:
-        observed = self._pass
+        observed = self._pass if model is self._model else None
         if observed is None or not observed.uses:
             return
         if not isinstance(output, Tensor):
