@@ -30,6 +30,22 @@ def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
     return model.to(dtype)
 
 
+def identified() -> nn.Sequential:
+    """A network of whose factors no eigenvalue is repeated: eigenvectors are unique."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = nn.Sequential(
+            nn.Conv2d(2, 4, 2),
+            nn.Tanh(),
+            nn.ConvTranspose2d(4, 4, 2, groups=2),
+            nn.Tanh(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 3),
+        )
+    return model.double()
+
+
 def batch(size: int = 6, number: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
     """Images and labels for :func:`network`."""
     x = noise_tensor([8, size, 2, 3, 3], dtype)[number]

@@ -19,7 +19,7 @@ from torch import Tensor
 from tn_extensions.errors import describe
 from tn_extensions.kronecker.factors import dense, is_root
 from tn_extensions.optim.layer import RANK_LIMIT, Layer, Statistics
-from tn_extensions.optim.state import attach_tensors, detach_tensors
+from tn_extensions.optim.state import Outline, attach_tensors, detach_tensors
 from tn_extensions.optim.triangles import pack, unpack
 
 BUCKET_BYTES = 25 * 2**20
@@ -147,22 +147,30 @@ class Processes:
         """
         if self.size == 1 or not (everywhere or self._workers > 1):
             return dict(states)
-        own_tensors: dict[str, list[Tensor]] = {name: [] for name in states}
-        outlines = {
-            name: detach_tensors(state, own_tensors[name])
-            for name, state in states.items()
-        }
+        own: list[Tensor] = []
+        outlines = {name: detach_tensors(each, own) for name, each in states.items()}
         result = dict(states)
+        group = self.group if everywhere else self._column_group
         for source, found in enumerate(self._all_objects(outlines)):
-            group = self.group if everywhere else self._column_group
             if not everywhere and source % self._columns != self._column:
                 continue
+            tensors = iter(own)
+
+            def arrive(
+                outline: Outline, source: int = source, tensors: Any = tensors
+            ) -> Tensor:
+                if source == self.rank:
+                    # of another memory layout, products would round differently
+                    tensor: Tensor = next(tensors)
+                else:
+                    tensor = torch.empty(
+                        outline.shape, dtype=outline.dtype, device=self._device
+                    )
+                dist.broadcast(tensor, self._global_rank(source), group=group)
+                return tensor
+
             for name, outline in found.items():
-                tensors = own_tensors[name] if source == self.rank else []
-                if source != self.rank:
-                    result[name] = attach_tensors(outline, self._device, tensors)
-                for tensor in tensors:
-                    self._broadcast(tensor, source, group)
+                result[name] = attach_tensors(outline, arrive)
         return result
 
     def share_gradients(
@@ -190,16 +198,13 @@ class Processes:
                 name, key = keys[0]
                 flat = likes[name][key].new_empty(sizes)
             source = row * self._columns + column
-            self._broadcast(flat, source, self._row_group)
+            dist.broadcast(flat, self._global_rank(source), group=self._row_group)
             parts = flat.split([likes[n][k].numel() for n, k in keys])
             for (name, key), part in zip(keys, parts, strict=True):
                 if column != self._column:
                     own = dict(result.get(name, {}))
                     result[name] = own | {key: part.view_as(likes[name][key])}
         return result
-
-    def _broadcast(self, tensor: Tensor, source: int, group: Any) -> None:
-        dist.broadcast(tensor, self._global_rank(source), group=group)
 
     def _global_rank(self, rank: int) -> int:
         return rank if self.group is None else dist.get_global_rank(self.group, rank)
@@ -216,17 +221,14 @@ class Processes:
         return self.rank % self._columns
 
     def _count_workers(self, fraction: float) -> int:
-        workers = max(1, round(fraction * self.size))
-        is_whole = fraction == 0 or isclose(workers, fraction * self.size)
-        if (
-            not 0 <= fraction <= 1
-            or self.size % workers
-            or not (is_whole or workers == 1)
-        ):
+        # less than one process is one
+        workers = max(1.0, fraction * self.size)
+        is_whole = isclose(workers, round(workers))
+        if not (0 <= fraction <= 1 and is_whole) or self.size % round(workers):
             rule = f"be a divisor of the number of processes, {self.size}, over it"
             name = "grad_worker_fraction"
             raise ValueError(describe(self._owner, name, rule, fraction))
-        return workers
+        return round(workers)
 
     def _check_same(self, layers: Sequence[Layer]) -> None:
         mine = {
@@ -244,7 +246,8 @@ class Processes:
 
     def _form_groups(self) -> None:
         """Each process forms all groups, as torch demands."""
-        self._column_group = self._row_group = None
+        self._column_group: Any = None
+        self._row_group: Any = None
         columns = [range(c, self.size, self._columns) for c in range(self._columns)]
         starts = range(0, self.size, self._columns)
         rows = [range(start, start + self._columns) for start in starts]

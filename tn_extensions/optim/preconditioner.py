@@ -302,8 +302,7 @@ class KFACPreconditioner:
             }
             if not everywhere or corrected:
                 for name, state in self._processes.share(states, everywhere).items():
-                    if name not in own:
-                        self._layers[name].receive(from_state(state), self.steps)
+                    self._layers[name].receive(from_state(state), self.steps)
 
     def _write(
         self, layers: Mapping[str, Layer], found: Mapping[str, Mapping[str, Tensor]]

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tn_extensions.kronecker.blocks import LowRank, Product, Rotated
+
+
+class Outline(NamedTuple):
+    """Shape and type of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
 
 _TYPES = {kind.__name__: kind for kind in (LowRank, Product, Rotated)}
 
@@ -30,36 +39,22 @@ def from_state(state: Any) -> Any:
 
 
 def detach_tensors(state: Any, tensors: list[Tensor]) -> Any:
-    """A state with its tensors replaced by what makes empty ones.
+    """A state with its tensors replaced by their shapes and types.
 
     Args:
         state: A state.
-        tensors: What the tensors are appended to, in order.
+        tensors: What the tensors are appended to, in order, contiguous.
     """
     if isinstance(state, dict):
         return {name: detach_tensors(own, tensors) for name, own in state.items()}
     if not isinstance(state, Tensor):
         return state
     tensors.append(state.contiguous())
-    return _Empty(tuple(state.shape), state.dtype)
+    return Outline(tuple(state.shape), state.dtype)
 
 
-def attach_tensors(state: Any, device: torch.device, tensors: list[Tensor]) -> Any:
-    """The inverse of :func:`detach_tensors`, with empty tensors, which are appended."""
+def attach_tensors(state: Any, make: Callable[[Outline], Tensor]) -> Any:
+    """The inverse of :func:`detach_tensors`, with tensors that are made in order."""
     if isinstance(state, dict):
-        own = {}
-        for name, value in state.items():
-            own[name] = attach_tensors(value, device, tensors)
-        return own
-    if not isinstance(state, _Empty):
-        return state
-    tensors.append(torch.empty(state.shape, dtype=state.dtype, device=device))
-    return tensors[-1]
-
-
-class _Empty:
-    """Shape and type of a tensor to come."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.shape = shape
-        self.dtype = dtype
+        return {name: attach_tensors(own, make) for name, own in state.items()}
+    return make(state) if isinstance(state, Outline) else state
