@@ -1,6 +1,25 @@
-"""Preconditioned optimizers, from one process to ``torch.distributed``."""
+"""Preconditioned optimizers, from one process to ``torch.distributed``.
+
+``SINGD`` needs the extra ``singd``.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from tn_extensions.optim.kfac import KFAC
 from tn_extensions.optim.preconditioner import KFACPreconditioner
 
-__all__ = ["KFAC", "KFACPreconditioner"]
+if TYPE_CHECKING:
+    from tn_extensions.optim.singd import SINGD
+
+__all__ = ["KFAC", "SINGD", "KFACPreconditioner"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "SINGD":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from tn_extensions.optim.singd import SINGD
+    except ModuleNotFoundError as error:
+        message = "SINGD: needs singd. Install tn-extensions[singd]."
+        raise ImportError(message) from error
+    return SINGD

@@ -20,6 +20,7 @@ from tn_extensions.kronecker.factors import (
     diagonal,
     eigenbasis,
     rescale,
+    squared_sums,
     trace,
 )
 from tn_extensions.kronecker.inverse import Damping, damped_inverse, split_damping
@@ -88,6 +89,12 @@ class Layer:
     def parameters(self) -> dict[str, Tensor]:
         """Its trained parameters."""
         return {key: getattr(self.module, key) for key in self.keys}
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """Those gradients of its parameters that are there."""
+        found = {key: own.grad for key, own in self.parameters.items()}
+        return {key: own for key, own in found.items() if own is not None}
 
     # -- a step's statistics
 
@@ -284,16 +291,23 @@ class Layer:
     def preconditioned(self) -> dict[str, Tensor]:
         """The inverse times the gradients of the parameters, shaped as these."""
         # a frozen parameter's gradient is zero
-        gradients = {
-            key: torch.zeros_like(own) if own.grad is None else own.grad
-            for key, own in self.parameters.items()
-        }
+        gradients = {key: torch.zeros_like(own) for key, own in self.parameters.items()}
+        gradients |= self.gradients
         if self.inverse is None:
             return gradients
         vectors = {key: own.unsqueeze(-1) for key, own in gradients.items()}
         blocks = {"joint" if self.is_joint else self.keys[0]: self.inverse}
         found = multiply(self.module, "separate", blocks, vectors)
         return {key: own.squeeze(-1) for key, own in found.items()}
+
+
+def all_finite(statistics: Statistics) -> bool:
+    """Whether all of a step's statistics are."""
+    sums = [
+        (own if what == "moments" else squared_sums(own)).sum()
+        for what, own in statistics.items()
+    ]
+    return bool(torch.stack(sums).isfinite().all())
 
 
 def _eigenbasis(factor: Tensor) -> tuple[Tensor, Tensor]:

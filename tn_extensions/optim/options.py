@@ -27,6 +27,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "inverse_update_steps": ("be a positive integer", lambda v: v >= 1 and v == int(v)),
     "ema_decay": ("be in [0, 1)", lambda value: 0 <= value < 1),
     "kl_clip": ("be positive or None", lambda value: value > 0),
+    "mc_samples": ("be a positive integer", lambda v: v >= 1 and v == int(v)),
     "lr": ("be non-negative", lambda value: value >= 0),
 }
 """What numbers must be."""

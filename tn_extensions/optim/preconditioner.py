@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tn_extensions.errors import describe
-from tn_extensions.kronecker.factors import squared_sums
 from tn_extensions.optim.distributed import Processes
 from tn_extensions.optim.find import find_layers, unwrapped
-from tn_extensions.optim.layer import Layer, Statistics
+from tn_extensions.optim.layer import Layer, all_finite
 from tn_extensions.optim.observer import Observer
 from tn_extensions.optim.options import (
     Approx,
@@ -149,12 +148,13 @@ class KFACPreconditioner:
             "damping_method": damping_method,
             "ema_decay": ema_decay,
         }
-        others = {"fisher": fisher, "loss_reduction": loss_reduction}
+        others: dict[str, Any] = {
+            "fisher": fisher,
+            "loss_reduction": loss_reduction,
+            "mc_samples": mc_samples,
+        }
         for name, value in {**schedule, **of_layers, **others}.items():
             check(self._owner, name, value)
-        if mc_samples < 1:
-            rule = "be positive"
-            raise ValueError(describe(self._owner, "mc_samples", rule, mc_samples))
         loss = nn.CrossEntropyLoss() if loss_func is None else loss_func
         if fisher != "empirical":
             check_loss(self._owner, loss)
@@ -201,7 +201,7 @@ class KFACPreconditioner:
             RuntimeError: If there was no backward pass in training mode.
             ValueError: If gradients are not finite; nothing has changed then.
         """
-        layers = {n: own for n, own in self._layers.items() if _has_gradient(own)}
+        layers = {n: own for n, own in self._layers.items() if own.gradients}
         self._observer.finish()
         if not self._check_gradients(layers):
             return
@@ -238,16 +238,17 @@ class KFACPreconditioner:
             rule, remedy = "follow a backward pass", "Call loss.backward() first"
             raise RuntimeError(describe(self._owner, "step", rule, "none", remedy))
         gradients = {
-            f"{name}.{key}": own.grad
+            f"{name}.{key}": own
             for name, layer in layers.items()
-            for key, own in layer.parameters.items()
-            if own.grad is not None
+            for key, own in layer.gradients.items()
         }
+        # finite only if all of its terms are; one answer for all
+        wide = [torch.promote_types(g.dtype, torch.float32) for g in gradients.values()]
         sums = [
-            g.sum(dtype=torch.promote_types(g.dtype, torch.float32))
-            for g in gradients.values()
+            g.sum(dtype=dtype).double()
+            for g, dtype in zip(gradients.values(), wide, strict=True)
         ]
-        is_finite = torch.stack([s.isfinite() for s in sums])
+        is_finite = torch.stack(sums).isfinite()
         if is_finite.all():
             return True
         self._observer.forget()
@@ -277,7 +278,7 @@ class KFACPreconditioner:
         found = self._processes.average(found)
         for name in list(found):
             layer, new = self._layers[name], found.pop(name)
-            if _all_finite(new):
+            if all_finite(new):
                 layer.average(new, self.steps)
                 layer.correct(self.steps)
             else:
@@ -308,10 +309,9 @@ class KFACPreconditioner:
         self, layers: Mapping[str, Layer], found: Mapping[str, Mapping[str, Tensor]]
     ) -> None:
         pairs = [
-            (own.grad, found[name][key])
+            (own, found[name][key])
             for name, layer in layers.items()
-            for key, own in layer.parameters.items()
-            if own.grad is not None
+            for key, own in layer.gradients.items()
         ]
         wide = torch.promote_types(pairs[0][1].dtype, torch.float32)
         products = [torch.sum(own * new, dtype=wide) for own, new in pairs]
@@ -391,14 +391,3 @@ class KFACPreconditioner:
         self._generator.set_state(state_dict["generator"].cpu())
         for name, layer in self._layers.items():
             layer.load(states[name])
-
-
-def _all_finite(tensors: Statistics) -> bool:
-    return all(
-        bool((own if what == "moments" else squared_sums(own)).sum().isfinite())
-        for what, own in tensors.items()
-    )
-
-
-def _has_gradient(layer: Layer) -> bool:
-    return any(own.grad is not None for own in layer.parameters.values())

@@ -1,0 +1,71 @@
+"""SINGD fed by our factors: no unfolded input. Needs the extra ``singd``."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from singd.optim import optimizer as stock
+from singd.optim.utils import process_grad_output
+from torch import Tensor
+
+from tn_extensions.kronecker.factors import add_input_factor, is_root
+from tn_extensions.kronecker.layers import Use
+from tn_extensions.optim.layer import RANK_LIMIT
+
+
+class SINGD(stock.SINGD):
+    """Structured inverse-free natural gradient descent, for :class:`singd.SINGD`.
+
+    The statistics of a layer's inputs are ``K^T A K``, with the input factor ``A`` of
+    KFAC-expand or -reduce as :class:`KFACPreconditioner` has it, but for groups: these
+    are averaged, as in singd. Convolutions of every ``padding_mode`` and uneven
+    ``padding="same"`` are right, which stock takes for others or refuses. Where that is
+    right, values equal stock's to rounding.
+
+    Args:
+        *args: As :class:`singd.SINGD`.
+        **kwargs: As :class:`singd.SINGD`.
+
+    Reference: Lin et al., "Structured Inverse-Free Natural Gradient", ICML 2024.
+    """
+
+    def _register_tensor_hook_on_output_to_accumulate_H_terms(
+        self, module: Any, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> None:
+        every = self._get_param_group_entry(module, "T")
+        if torch.is_grad_enabled() and self.steps % every == 0:
+            use = Use.of(module, inputs[0], output, "average")
+            output.register_hook(lambda g: self._add_H_terms(module, use, g))
+
+    @torch.no_grad()
+    def _add_H_terms(self, module: Any, use: Use, gradient: Tensor) -> None:
+        average, approx = (
+            self._get_param_group_entry(module, name)
+            for name in ("loss_average", "kfac_approx")
+        )
+        (dtype_K, dtype_C), _ = self._get_preconditioner_dtypes_and_device(module)
+        name = self.module_names[module]
+        # scaled as stock's, which undoes the scale of the former step here
+        scale = 1 / sqrt(self._get_grad_scale(self.steps - 1))
+        g = process_grad_output(gradient.to(dtype_C), module, average, approx) * scale
+        terms = {"H_Ks": self._H_K(module, use), "H_Cs": self.Cs[name].from_inner(g.T)}
+        for attribute, term in terms.items():
+            if dist.is_initialized():
+                is_mean = average is not None
+                term.all_reduce(op=dist.ReduceOp.AVG if is_mean else dist.ReduceOp.SUM)
+            known = getattr(self, attribute)
+            known[name] = known[name].add_(term) if name in known else term
+
+    def _H_K(self, module: Any, use: Use) -> Any:
+        approx = self._get_param_group_entry(module, "kfac_approx")
+        (dtype, _), _ = self._get_preconditioner_dtypes_and_device(module)
+        has_bias = module.bias is not None
+        (A,) = add_input_factor(
+            [use], approx, None, 1 / len(use.x), has_bias, RANK_LIMIT
+        ).to(dtype)
+        K = self.Ks[self.module_names[module]]
+        # of few vectors, these take less time
+        return K.from_inner(A.T) if is_root(A) else K.from_inner2(A)
