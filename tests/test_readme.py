@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import configparser
 import importlib.util
+import os
 import pydoc
 import re
 import shlex
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +58,8 @@ def check(command: str) -> None:
                 check_install(package)
         case ["python", "-m", "pydoc", name]:
             assert pydoc.locate(name) is not None
+        case ["torchrun", *options, script]:
+            check_torchrun(options, script)
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module), f"no module {module}"
         case _:
@@ -74,6 +79,24 @@ def check_make(arguments: list[str]) -> None:
         text=True,
         check=False,
     )
+    assert result.returncode == 0, result.stderr
+
+
+def check_torchrun(options: list[str], script: str) -> None:
+    """Run it: of a snippet that names itself so."""
+    texts = [b.text for b in blocks("python") if b.text.startswith(f"# {script}\n")]
+    assert len(texts) == 1, f"no snippet is {script}"
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / script).write_text(texts[0], "utf-8")
+        result = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", *options, script],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
     assert result.returncode == 0, result.stderr
 
 
@@ -110,6 +133,7 @@ def test_command_exists(command: str) -> None:
         "python -m pip install .[no_such_extra]",
         "python -m pip install something_else",
         "python -m pydoc tn_extensions.no_such_module",
+        "torchrun --nproc-per-node 2 no_such_script.py",
         "curl something",
     ],
 )
