@@ -362,6 +362,44 @@ def test_layers_used_several_times(approx: Any) -> None:
     assert model.unused.weight.grad is None
 
 
+class HalfUsed(nn.Module):
+    """Of two uses of a layer, one has no effect; and an output size is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose1d(4, 3, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.up(x)
+        return self.up(x, [8]).mean(2)
+
+
+def test_a_use_without_effect() -> None:
+    """In each part of an accumulated gradient."""
+    x, y = noise_tensor([4, 4, 3]), torch.tensor([0, 1, 2, 0])
+    state = HalfUsed().double().state_dict()
+    results = []
+    for parts in ([slice(4)], [slice(2), slice(2, 4)]):
+        model = HalfUsed().double()
+        model.load_state_dict(state)
+        found = KFACPreconditioner(model, kl_clip=None)
+        for part in parts:
+            (loss_of(model, (x[part], y[part])) / len(parts)).backward()
+        found.step()
+        results.append(gradients(model))
+    assert_close(*results)
+
+
+def test_removing_hooks() -> None:
+    model = network()
+    found = KFACPreconditioner(model, fisher="mc")
+    found.remove_hooks()
+    loss_of(model, batch()).backward()
+    with pytest.raises(RuntimeError, match="forward and backward pass"):
+        found.step()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 def test_frozen_layers_and_parameters() -> None:
     model = network()
     model[0].requires_grad_(False)

@@ -69,11 +69,18 @@ class Observer:
         """Rows of outputs whose loss was differentiated since the last step."""
         # torch.compile must not trace what happens in Python only
         outside: Any = torch.compiler.disable
-        model.register_forward_pre_hook(outside(self._before))
+        self._handles = [model.register_forward_pre_hook(outside(self._before))]
         for name, layer in layers.items():
-            layer.module.register_forward_hook(outside(partial(self._after, name)))
+            after = outside(partial(self._after, name))
+            self._handles.append(layer.module.register_forward_hook(after))
         if fisher != "empirical":
-            model.register_forward_hook(outside(self._after_all))
+            after = outside(self._after_all)
+            self._handles.append(model.register_forward_hook(after))
+
+    def remove(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
 
     @property
     def is_empirical(self) -> bool:
@@ -99,6 +106,7 @@ class Observer:
         # a copy of the model has its hooks
         if model is not self._model:
             return
+        self.finish()
         is_observed = model.training and torch.is_grad_enabled() and self._is_wanted()
         self._pass = _Pass() if is_observed else None
 
@@ -109,11 +117,9 @@ class Observer:
         is_own = module is self._layers[name].module
         if self._pass is None or not (is_own and output.requires_grad):
             return
-        if len(inputs) != 1:
-            rule = "be called with one positional argument"
-            raise ValueError(
-                describe(self._owner, f"layer {name!r}", rule, len(inputs))
-            )
+        if not inputs:
+            rule, layer = "be called with a positional argument", f"layer {name!r}"
+            raise ValueError(describe(self._owner, layer, rule, "none"))
         use = Use.of(module, inputs[0], output, "separate")
         self._pass.uses[name].append(use)
         output.register_hook(partial(self._on_gradient, self._pass, name, use))

@@ -224,6 +224,10 @@ class KFACPreconditioner:
         self._write(layers, self._processes.share_gradients(own, likes))
         self.steps += 1
 
+    def remove_hooks(self) -> None:
+        """Stop observing the model. There is nothing to precondition with from then."""
+        self._observer.remove()
+
     def _every(self, name: str) -> int:
         value = getattr(self._schedule, name)
         return int(number_at(self._owner, name, value, self.steps))
