@@ -91,7 +91,7 @@ def add_input_factor(
         factor: What to add to in place, of columns ``D``. ``None``: zeros.
         scale: Scale of what is added.
         bias: Whether patches end with a one.
-        rank_limit: Rows that a root may have, as a part of its columns.
+        rank_limit: Rows that a root may have, as a part of its columns, below one.
 
     Returns:
         The factor.
@@ -138,7 +138,7 @@ def add_gradient_factor(
             ``"reduce"``: ``scale sum_n m m^T`` of the sums ``m`` over them.
         factor: What to add to in place, of columns ``CO``. ``None``: zeros.
         scale: Scale of what is added.
-        rank_limit: Rows that a root may have, as a part of its columns.
+        rank_limit: Rows that a root may have, as a part of its columns, below one.
 
     Returns:
         The factor.
@@ -161,7 +161,7 @@ def averaged(
         factor: A matrix, changed in place, or a root. ``None``: the average is ``new``.
         new: A matrix, which may be changed, or a root.
         decay: Weight of the former average.
-        rank_limit: Rows that a root may have, as a part of its columns.
+        rank_limit: Rows that a root may have, as a part of its columns, below one.
 
     Returns:
         The average.
@@ -205,7 +205,7 @@ def add_outer(
         groups: Groups of channels.
         factor: What to add to, of ``C / G`` columns. ``None``: zeros.
         scale: Scale of what is added.
-        rank_limit: Rows that a root may have, as a part of its columns.
+        rank_limit: Rows that a root may have, as a part of its columns, below one.
         bias: Whether vectors end with a one.
 
     Returns:

@@ -1,0 +1,87 @@
+"""Averages, eigenbases and inverses of factors, as matrices and as few vectors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from tests.strategies import noise_tensor
+from tn_extensions.kronecker.blocks import LowRank
+from tn_extensions.kronecker.factors import add_rows, averaged, eigenbasis
+from tn_extensions.kronecker.inverse import damped_inverse, split_damping
+
+G, D = 2, 6
+
+
+def matrix(factor: Tensor) -> Tensor:
+    return factor.mT @ factor if factor.shape[1] < D else factor
+
+
+def factor(rows: int, number: int = 0) -> Tensor:
+    """A root of some rows, or a matrix."""
+    root = noise_tensor([3, G, rows, D])[number]
+    return root if rows < D else root.mT @ root
+
+
+@pytest.mark.parametrize("old", [1, 3, 8])
+@pytest.mark.parametrize("new", [1, 3, 8])
+@pytest.mark.parametrize("limit", [0.0, 0.5, 0.7])
+def test_average(old: int, new: int, limit: float) -> None:
+    first, second = factor(old), factor(new, 1)
+    expected = 0.7 * matrix(first) + 0.3 * matrix(second)
+    found = averaged(first, second, 0.7, limit)
+    assert_close(matrix(found), expected)
+    is_root = old + new <= limit * D and max(old, new) < D
+    assert (found.shape[1] < D) == is_root
+    if old == new == 8:
+        assert found is first
+    assert averaged(None, second, 0.7, limit) is second
+
+
+def test_rows_are_added_in_place() -> None:
+    total, rows = factor(8), factor(2, 1)
+    expected = total + 0.5 * rows.mT @ rows
+    assert add_rows(total, rows, 0.5) is total
+    assert_close(total, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("scale", [1e-60, 1.0, 1e60])
+def test_eigenbasis(rows: int, scale: float) -> None:
+    own = factor(rows) * scale
+    values, vectors = eigenbasis(own)
+    assert values.shape[1] == min(rows, D)
+    expected = matrix(own)
+    assert_close(vectors * values.unsqueeze(1) @ vectors.mT / scale, expected / scale)
+    assert_close(eigenbasis(torch.zeros(1, D, D))[0], torch.zeros(1, D))
+
+
+@pytest.mark.parametrize("rows", [2, 8])
+@pytest.mark.parametrize("damping", [0.1, torch.tensor([0.1, 3.0])])
+def test_inverse(rows: int, damping: float | Tensor) -> None:
+    own = factor(rows)
+    inverse = damped_inverse(own, damping)
+    assert isinstance(inverse, LowRank) == (rows < D)
+    shift = torch.as_tensor(damping).double().reshape(-1, 1, 1)
+    identity = torch.eye(D).double()
+    expected = torch.linalg.inv(matrix(own) + shift * identity)
+    assert_close(inverse @ identity.expand(G, D, D), expected)
+
+
+def test_a_root_needs_damping() -> None:
+    with pytest.raises(torch.linalg.LinAlgError):
+        damped_inverse(factor(2), 0.0)
+
+
+def test_split_damping() -> None:
+    right, left = factor(2), factor(8, 1)
+    a, b = split_damping(right, left, 0.09, 1e-8)
+    assert_close(a * b, torch.full((G,), 0.09).double())
+    means = [torch.stack([m.trace() / D for m in matrix(f)]) for f in (right, left)]
+    assert_close(a / b, means[0] / means[1])
+    zero = torch.zeros(G, D, D).double()
+    assert_close(
+        split_damping(right, zero, 0.09, 1e-8)[0], torch.full((G,), 0.09).double()
+    )
