@@ -44,21 +44,26 @@ class Case(NamedTuple):
         subject: The network.
         batch_size: Number of samples.
         approx: As the preconditioner has it.
+        is_late: Whether averages are matrices as they become in the long run, when more
+            data than half their size went in. At first, ours are roots.
     """
 
     subject: Subject
     batch_size: int
     approx: str
+    is_late: bool = True
 
     @property
     def title(self) -> str:
         """What is measured, in a line."""
-        return f"{self.approx}, {self.subject.title}, batch {self.batch_size}"
+        when = "in the long run" if self.is_late else "first steps"
+        return f"{self.approx}, {self.subject.title}, batch {self.batch_size}, {when}"
 
     def identity(self) -> dict[str, Any]:
         """What is measured, for a record."""
         return {
             "approx": self.approx,
+            "is_late": self.is_late,
             "contender": STOCK_NAMES[self.approx],
             "network": self.subject.network,
             "pixels": self.subject.pixels,
@@ -83,9 +88,7 @@ class Training:
         self._batch = batch
         self._side = side
         self._kind: Kind = "inverses"
-        self._optimizer = torch.optim.SGD(
-            model.parameters(), lr=LR, momentum=MOMENTUM
-        )
+        self._optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
         self.preconditioner: Any = None
         if side != "sgd":
             with catch_warnings():
@@ -121,6 +124,12 @@ class Training:
             if self.preconditioner is not None:
                 self.preconditioner.step()
             self._optimizer.step()
+
+    def start(self, is_late: bool) -> None:
+        """The first step; see :class:`Case`."""
+        limit = 0.0 if is_late else layer_module.RANK_LIMIT
+        with patch.object(layer_module, "RANK_LIMIT", limit):
+            self.step("inverses")
 
     def invert(self) -> None:
         """Update all inverses, as a step does where they are due."""

@@ -54,7 +54,7 @@ def overhead_parts(case: Case, settings: Settings) -> Iterator[dict[str, Any]]:
     yield case.identity() | {"part": "overhead"}
     sides = {side: Training.of(case, side) for side in ("sgd", *BOTH)}
     for training in sides.values():
-        training.step("inverses")
+        training.start(case.is_late)
     ours, stock = (sides[side] for side in BOTH)
     averages = {side: sides[side].averages_bytes() for side in BOTH}
     inverses = {side: sides[side].inverses_bytes() for side in BOTH}
@@ -110,8 +110,8 @@ def _timed(sides: Mapping[str, Training], settings: Settings) -> dict[str, Any]:
 def overheads(seconds: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Seconds a step beyond SGD's of both sides, and the contender's over ours.
 
-    Of steps that update nothing, of those that update factors, and averages over steps
-    some of which update factors and inverses.
+    Of steps that update nothing, of those that update factors, of the latter beyond
+    the former, and averages over steps some of which update factors and inverses.
     """
     found: dict[str, dict[str, float]] = {}
     for side in BOTH:
@@ -119,7 +119,7 @@ def overheads(seconds: Mapping[str, float]) -> dict[str, dict[str, float]]:
             seconds[f"{side} {kind}"] - seconds["sgd"] for kind in ("plain", "factors")
         )
         update = factors - plain + seconds[f"{side} invert"]
-        own = {"plain": plain, "factors": factors}
+        own = {"plain": plain, "factors": factors, "update": factors - plain}
         own |= {f"every {n}": plain + update / n for n in INTERVALS}
         for name, value in own.items():
             found.setdefault(name, {})[side] = value
@@ -195,10 +195,9 @@ def _prepare_for_memory(
 
     def run() -> Tensor:
         # the first step makes what stays, the second has it beside its own
-        training.step("inverses")
+        training.start(case.is_late)
         training.step("inverses")
         # what stays is no result: it counts
         return torch.empty(0)
 
     return warm_up, run
-
