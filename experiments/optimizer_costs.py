@@ -52,7 +52,9 @@ class Settings(NamedTuple):
 def overhead_parts(case: Case, settings: Settings) -> Iterator[dict[str, Any]]:
     """Measure a network's steps; parts of a record."""
     yield case.identity() | {"part": "overhead"}
-    sides = {side: Training.of(case, side) for side in ("sgd", *BOTH)}
+    sides: dict[str, Training] = {
+        side: Training.of(case, side) for side in ("sgd", *BOTH)
+    }
     for training in sides.values():
         training.start(case.is_late)
     ours, stock = (sides[side] for side in BOTH)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from experiments import storage
@@ -58,7 +58,7 @@ def process_parts(row: ProcessesRow, rounds: int) -> Iterator[dict[str, Any]]:
         port = free.getsockname()[1]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "seconds.json"
-        mp.spawn(_enter, (row, rounds, port, path), nprocs=row.processes)
+        spawn(_enter, (row, rounds, port, path), nprocs=row.processes)
         yield storage.read_json(path)
 
 
