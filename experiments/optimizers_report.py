@@ -124,7 +124,7 @@ _STEP_HEAD = ["", "SGD ms", "ours, plain", "contender", "ours, factors", "conten
 _STEP_HEAD += ["ours, inverses", "contender"]
 _STEPS = ["sgd", "ours plain", "stock plain", "ours factors", "stock factors"]
 _STEPS += ["ours invert", "stock invert"]
-_MEMORY_HEAD = ["", "MiB SGD", "ours", "contender", "averages, ours", "inverses, ours"]
+_MEMORY_HEAD = ["", "MiB SGD", "ours", "averages, ours", "inverses, ours"]
 _MEMORY_HEAD += ["averages, contender", "share", "with inverses"]
 _SCALING_HEAD = ["processes", "grad_worker_fraction", "SGD", "plain", "factors"]
 _SCALING_HEAD += ["inverses"]
@@ -155,7 +155,7 @@ def _step_row(record: Record) -> list[str]:
 def _memory_row(record: Record) -> list[str]:
     peaks = record["peak_bytes"]
     averages, inverses = record["averages_bytes"], record["inverses_bytes"]
-    num_bytes = [*(peaks[side] for side in ("sgd", "ours", "stock"))]
+    num_bytes = [*(peaks[side] for side in ("sgd", "ours"))]
     num_bytes += [averages["ours"], inverses["ours"], averages["stock"]]
     shares = [record["memory_share"], record["share_with_inverses"]]
     return [
