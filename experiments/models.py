@@ -64,6 +64,7 @@ class Subject(NamedTuple):
                 "3c3d": _three_c_three_d,
                 "allcnnc": _all_cnn_c,
                 "unet": UNet,
+                "vgg19": _vgg19,
             }
             network = networks[self.network]()
             if self.network == "unet":
@@ -79,7 +80,7 @@ class Subject(NamedTuple):
         return images, torch.randint(num_classes, (batch_size,), generator=generator)
 
 
-NUM_CLASSES = {"3c3d": 10, "allcnnc": 100, "resnet18": 1000, "unet": 10}
+NUM_CLASSES = {"3c3d": 10, "allcnnc": 100, "resnet18": 1000, "unet": 10, "vgg19": 10}
 REPLACEABLE = {"resnet18": (nn.BatchNorm2d, nn.AdaptiveAvgPool2d)}
 """Kinds of modules that a network can be built without."""
 
@@ -173,6 +174,17 @@ class UNet(nn.Module):
 def _block(in_channels: int, out_channels: int) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+def _vgg19() -> nn.Module:
+    """VGG-19 of torchvision, with the one linear layer that it has on small images.
+
+    The factor of ImageNet's first linear layer alone would take 2.5 GB.
+    """
+    network: nn.Module = import_module("torchvision.models").vgg19()
+    network.avgpool = nn.AdaptiveAvgPool2d(1)
+    network.classifier = nn.Linear(512, 10)
+    return network
 
 
 def _resnet18(pixels: int, without: Collection[type[nn.Module]]) -> nn.Module:
