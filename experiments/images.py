@@ -32,6 +32,10 @@ class Split(NamedTuple):
     images: Tensor
     labels: Tensor
 
+    def first(self, number: int) -> Split:
+        """Only the first ones."""
+        return Split(self.images[:number], self.labels[:number])
+
 
 class Images(NamedTuple):
     """Data to train and to test with.
@@ -50,14 +54,6 @@ class Images(NamedTuple):
     def pixels(self) -> int:
         """Side of the images."""
         return self.train.images.shape[-1]
-
-    def first(self, num_train: int, num_test: int) -> Images:
-        """Only the first ones of both splits."""
-        train, test = (
-            Split(*(tensor[:number] for tensor in split))
-            for split, number in ((self.train, num_train), (self.test, num_test))
-        )
-        return Images(self.name, train, test)
 
 
 def digits() -> Images:
@@ -125,9 +121,7 @@ def _read_idx(path: Path) -> Tensor:
         content = gzip.decompress(content)
     kind, num_axes = content[2:4].ljust(2, b"\0")
     start = 4 + 4 * num_axes
-    shape = [
-        int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)
-    ]
+    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
     size = int(torch.tensor(shape, dtype=torch.int64).prod())
     if content[:2] != b"\0\0" or kind != _BYTES or len(content) != start + size:
         raise ValueError(f"{path} is no IDX file of bytes.")

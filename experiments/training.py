@@ -17,9 +17,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from experiments.images import Images, Split
 from tn_extensions.optim import KFAC
 
-KINDS = ("SGD", "AdamW", "KFAC-expand", "KFAC-reduce", "EKFAC")
 MOMENTUM = 0.9
+NUM_CLASSES = 10
 _EVALUATION_BATCH = 512
+_KFAC: dict[str, dict[str, Any]] = {
+    "KFAC-expand": {"approx": "expand"},
+    "KFAC-reduce": {"approx": "reduce"},
+    "EKFAC": {"approx": "expand", "eigenvalue_correction": True},
+}
+KINDS = ("SGD", "AdamW", *_KFAC)
+"""Optimizers; SGD and those of KFAC have momentum."""
 
 
 @dataclass(frozen=True)
@@ -38,29 +45,46 @@ class Recipe:
 
     def build(self, model: nn.Module) -> Optimizer:
         """Make the optimizer."""
-        if self.kind in ("SGD", "AdamW"):
-            make: Callable[..., Optimizer] = {
-                "SGD": partial(SGD, momentum=MOMENTUM),
-                "AdamW": AdamW,
-            }[self.kind]
-            return make(model.parameters(), lr=self.lr, **self.options)
-        own: dict[str, Any] = {
-            "KFAC-expand": {"approx": "expand"},
-            "KFAC-reduce": {"approx": "reduce"},
-            "EKFAC": {"eigenvalue_correction": True},
-        }[self.kind]
-        options = {"momentum": MOMENTUM, **own, **self.options}
+        if self.kind == "AdamW":
+            return AdamW(model.parameters(), lr=self.lr, **self.options)
+        if self.kind == "SGD":
+            options = {"momentum": MOMENTUM, **self.options}
+            return SGD(model.parameters(), lr=self.lr, **options)
+        options = {"momentum": MOMENTUM, **_KFAC[self.kind], **self.options}
         return KFAC(model, lr=self.lr, **options)
 
     @property
     def text(self) -> str:
         """The hyper-parameters in one line."""
         pairs = {"lr": self.lr, **self.options}
-        return ", ".join(f"{key}={_short(value)}" for key, value in pairs.items())
+        return ", ".join(
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in pairs.items()
+        )
 
 
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def small_cnn(pixels: int, width: int = 16) -> nn.Sequential:
+    """A CNN with a dense, a strided, a grouped and a dilated convolution.
+
+    Args:
+        pixels: Side of its images, of one channel each.
+        width: Channels of the first convolution; those of the last are four times this.
+    """
+    convolutions = {
+        "dense": nn.Conv2d(1, width, 3, padding=1),
+        "strided": nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+        "grouped": nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=4),
+        "dilated": nn.Conv2d(2 * width, 4 * width, 3, padding=2, dilation=2),
+    }
+    model = nn.Sequential()
+    for name, module in convolutions.items():
+        model.add_module(name, module)
+        model.add_module(f"{name}_relu", nn.ReLU())
+    model.add_module("pool", nn.MaxPool2d(4))
+    model.add_module("flatten", nn.Flatten())
+    num_features = 4 * width * (pixels // 8) ** 2
+    model.add_module("linear", nn.Linear(num_features, NUM_CLASSES))
+    return model
 
 
 @dataclass(frozen=True)
@@ -73,7 +97,8 @@ class Setting:
         batch_size: Images of a step.
         make_model: Builds the model; called under the seed.
         evaluate_every: Steps between evaluations.
-        num_evaluated: Training images that the loss is evaluated on, the first ones.
+        num_evaluated: Images that are evaluated, the first ones of either split; but of
+            all test images at the end.
     """
 
     data: Images
@@ -81,16 +106,16 @@ class Setting:
     batch_size: int
     make_model: Callable[[], nn.Module]
     evaluate_every: int
-    num_evaluated: int = 2048
+    num_evaluated: int
 
 
 class Point(NamedTuple):
-    """Where a run is.
+    """Where a training is.
 
     Args:
         step: Steps taken.
         seconds: Time that they took, without that of evaluations.
-        loss: Training loss.
+        loss: Training loss; infinite once it has been.
         accuracy: Share of test images that are labelled correctly.
     """
 
@@ -100,89 +125,83 @@ class Point(NamedTuple):
     accuracy: float
 
 
-@dataclass(frozen=True)
-class Run:
-    """How a training went.
+class Training:
+    """A training whose iterator advances it from evaluation to evaluation.
 
-    Args:
-        recipe: The optimizer.
-        seed: Of the initial weights and of the batches.
-        points: Before the first step, then after some steps, and after the last.
-    """
-
-    recipe: Recipe
-    seed: int
-    points: tuple[Point, ...]
-
-    @property
-    def last(self) -> Point:
-        """The end."""
-        return self.points[-1]
-
-    def first_at(self, loss: float) -> Point | None:
-        """The first point whose loss is no larger; ``None`` if there is none."""
-        return next((point for point in self.points if point.loss <= loss), None)
-
-
-def train(
-    recipe: Recipe, setting: Setting, seed: int, models: list[nn.Module] | None = None
-) -> Iterator[Point]:
-    """Train, and yield between steps.
-
-    Seeds determine initial weights and batches, whatever the optimizer.
+    Several can take turns, so that what else the machine does slows all of them.
+    The seed determines initial weights and batches, whatever the optimizer.
 
     Args:
         recipe: The optimizer.
         setting: Everything else.
         seed: Of the initial weights and of the batches.
-        models: Where to leave the model, if wanted.
 
-    Yields:
-        Points at the start, at evaluations, and at the end. After a loss that is not
-        finite, there is one more point, whose loss is infinite.
+    Attributes:
+        model: The model.
+        points: Evaluations so far: at the start, every few steps, at the end.
     """
-    data = setting.data
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = setting.make_model()
-    if models is not None:
-        models.append(model)
-    optimizer = recipe.build(model)
-    annealed = partial(_cosine, steps=setting.steps)
-    schedule = LambdaLR(optimizer, annealed)
-    loss_function = nn.CrossEntropyLoss()
-    shown = Split(*(tensor[: setting.num_evaluated] for tensor in data.train))
-    seconds = 0.0
 
-    def point(step: int) -> Point:
-        loss, _ = evaluate(model, shown)
-        _, accuracy = evaluate(model, data.test)
-        return Point(step, seconds, loss if math.isfinite(loss) else math.inf, accuracy)
+    def __init__(self, recipe: Recipe, setting: Setting, seed: int) -> None:
+        self.recipe = recipe
+        self.setting = setting
+        self.seed = seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = setting.make_model()
+        self.points: list[Point] = []
+        self._optimizer = recipe.build(self.model)
+        anneal = partial(_cosine, steps=setting.steps)
+        self._schedule = LambdaLR(self._optimizer, anneal)
+        self._loss_function = nn.CrossEntropyLoss()
+        self._seconds = 0.0
 
-    yield point(0)
-    batches = order_of_batches(len(data.train.labels), setting.batch_size, seed)
-    for step in range(1, setting.steps + 1):
-        indices = next(batches)
-        start = time.perf_counter()
-        optimizer.zero_grad()
-        loss = loss_function(model(data.train.images[indices]), data.train.labels[indices])
+    def __iter__(self) -> Iterator[Point]:
+        """Train; ends early where a loss is not finite."""
+        setting, (images, labels) = self.setting, self.setting.data.train
+        yield self._evaluated(0)
+        batches = shuffled(len(labels), setting.batch_size, self.seed)
+        for step in range(1, setting.steps + 1):
+            batch = next(batches)
+            start = time.perf_counter()
+            is_finite = self._step(images[batch], labels[batch])
+            self._seconds += time.perf_counter() - start
+            is_last = step == setting.steps or not is_finite
+            if is_last or step % setting.evaluate_every == 0:
+                yield self._evaluated(step)
+            if is_last or self.points[-1].loss == math.inf:
+                return
+
+    def _step(self, images: Tensor, labels: Tensor) -> bool:
+        """Take a step if the loss is finite."""
+        self._optimizer.zero_grad()
+        loss = self._loss_function(self.model(images), labels)
         if not loss.isfinite():
-            yield Point(step, seconds, math.inf, 0.0)
-            return
+            return False
         loss.backward()
-        optimizer.step()
-        schedule.step()
-        seconds += time.perf_counter() - start
-        if step % setting.evaluate_every == 0 or step == setting.steps:
-            yield point(step)
+        self._optimizer.step()
+        self._schedule.step()
+        return True
+
+    def _evaluated(self, step: int) -> Point:
+        setting = self.setting
+        test = setting.data.test
+        if step < setting.steps:
+            test = test.first(setting.num_evaluated)
+        train = setting.data.train.first(setting.num_evaluated)
+        loss, _ = evaluate(self.model, train)
+        loss = loss if math.isfinite(loss) else math.inf
+        _, accuracy = evaluate(self.model, test)
+        self.points.append(Point(step, self._seconds, loss, accuracy))
+        return self.points[-1]
 
 
-def _cosine(step: int, steps: int) -> float:
-    return (1 + math.cos(math.pi * step / steps)) / 2
+def first_at(points: Sequence[Point], loss: float) -> Point | None:
+    """The first point whose loss is no larger; ``None`` if there is none."""
+    return next((point for point in points if point.loss <= loss), None)
 
 
-def order_of_batches(num_data: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Indices of batches, without end; each epoch is shuffled, and drops the rest."""
+def shuffled(num_data: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Indices of batches, without end; an epoch's last few data are left out."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(num_data, generator=generator)
@@ -194,11 +213,16 @@ def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
     """Mean loss, and share of images that are labelled correctly."""
     was_training = model.training
     model.eval()
-    loss, correct = 0.0, 0
-    batches = zip(*(t.split(_EVALUATION_BATCH) for t in split), strict=True)
-    for images, labels in batches:
+    loss, num_correct = 0.0, 0
+    for images, labels in zip(
+        *(tensor.split(_EVALUATION_BATCH) for tensor in split), strict=True
+    ):
         outputs = model(images)
         loss += float(nn.functional.cross_entropy(outputs, labels, reduction="sum"))
-        correct += int((outputs.argmax(1) == labels).sum())
+        num_correct += int((outputs.argmax(1) == labels).sum())
     model.train(was_training)
-    return loss / len(split.labels), correct / len(split.labels)
+    return loss / len(split.labels), num_correct / len(split.labels)
+
+
+def _cosine(step: int, steps: int) -> float:
+    return (1 + math.cos(math.pi * step / steps)) / 2
