@@ -104,7 +104,7 @@ class Setting:
     data: Images
     steps: int
     batch_size: int
-    make_model: Callable[[], nn.Module]
+    make_model: Callable[[], nn.Sequential]
     evaluate_every: int
     num_evaluated: int
 
