@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     plot = Path(tempfile.gettempdir()) / "tn_extensions-demo.svg"
     add = parser.add_argument
-    add("--epochs", type=int, default=4)
+    add("--epochs", type=int, default=6)
     add("--batch-size", type=int, default=64)
     add("--rounds", type=int, default=7, help="of the timings of factors")
     add("--output", type=Path, default=plot, help=f"the plot (default: {plot})")

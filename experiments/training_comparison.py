@@ -31,11 +31,17 @@ WIDTH = 8
 BATCH_SIZE = 128
 STEPS = 240
 NUM_EVALUATIONS = 24
+QUICK_STEPS, QUICK_EVALUATIONS = 20, 4
 NUM_EVALUATED = 2048
 SEARCH_SEED = 0
 SEEDS = (1, 2, 3)
 """Of the final runs."""
-SCHEDULE: dict[str, Any] = {"inverse_update_steps": 10, "factor_update_steps": 5}
+SCHEDULE: dict[str, Any] = {
+    "inverse_update_steps": 10,
+    "factor_update_steps": 5,
+    # an average over the last 25 steps
+    "ema_decay": 0.8,
+}
 """Of all kinds of KFAC."""
 LEARNING_RATES = {
     "SGD": (0.01, 0.02, 0.03, 0.05, 0.07, 0.1),
@@ -136,7 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     add("--steps", type=int, default=STEPS, help=f"of a run (default: {STEPS})")
     add("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the final runs")
     add("--threads", type=int, help="default: torch's")
-    add("--quick", action="store_true", help="20 steps, two trials a kind, one seed")
+    add(
+        "--quick",
+        action="store_true",
+        help=f"{QUICK_STEPS} steps, two trials a kind, one seed",
+    )
     add("--output", type=Path, help=f"default: training-DATA-cpu.json in {RESULTS}")
     args = parser.parse_args(arguments)
     try:
@@ -145,13 +155,15 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         parser.error(f"--data: {reason}")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    steps, seeds = (20, args.seeds[:1]) if args.quick else (args.steps, args.seeds)
+    steps, evaluations, seeds = args.steps, NUM_EVALUATIONS, args.seeds
+    if args.quick:
+        steps, evaluations, seeds = QUICK_STEPS, QUICK_EVALUATIONS, seeds[:1]
     setting = Setting(
         data=data,
         steps=steps,
         batch_size=BATCH_SIZE,
         make_model=partial(small_cnn, data.pixels, WIDTH),
-        evaluate_every=max(1, steps // NUM_EVALUATIONS),
+        evaluate_every=max(1, steps // evaluations),
         num_evaluated=NUM_EVALUATED,
     )
     grids = {kind: grid(kind) for kind in KINDS}
