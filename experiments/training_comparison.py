@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parent / "results"
 NUM_TRAIN = 12000
 """Training images: so many that tuned SGD is still learning when time is up."""
 WIDTH = 8
-BATCH_SIZE = 128
+BATCH_SIZE = 64
 STEPS = 240
 NUM_EVALUATIONS = 24
 QUICK_STEPS, QUICK_EVALUATIONS = 20, 4
@@ -81,8 +81,9 @@ def find_images(folder: Path | None, name: str | None = None) -> Images:
 
 
 def search(setting: Setting, grids: Mapping[str, Sequence[Recipe]]) -> Iterator[Any]:
-    """Run all recipes; records with what each ended with."""
-    at_end = replace(setting, evaluate_every=setting.steps)
+    """Run all recipes on few test images; records with what each ended with."""
+    data = setting.data._replace(test=setting.data.test.first(setting.num_evaluated))
+    at_end = replace(setting, data=data, evaluate_every=setting.steps)
     recipes = [recipe for own in grids.values() for recipe in own]
     for recipe in tqdm(recipes, desc="search", unit="run"):
         *_, last = Training(recipe, at_end, SEARCH_SEED)
