@@ -19,6 +19,8 @@ from tn_extensions.optim import KFAC
 
 MOMENTUM = 0.9
 NUM_CLASSES = 10
+WARM_UP = 0.1
+"""Part of the steps; without it, SGD needs lower learning rates."""
 _EVALUATION_BATCH = 512
 _KFAC: dict[str, dict[str, Any]] = {
     "KFAC-expand": {"approx": "expand"},
@@ -35,7 +37,7 @@ class Recipe:
 
     Args:
         kind: One of :data:`KINDS`.
-        lr: Learning rate, which is annealed to zero along a cosine.
+        lr: Learning rate, of which steps take a part: see :func:`learning_rate`.
         options: Other arguments of the optimizer.
     """
 
@@ -150,7 +152,7 @@ class Training:
             self.model = setting.make_model()
         self.points: list[Point] = []
         self._optimizer = recipe.build(self.model)
-        anneal = partial(_cosine, steps=setting.steps)
+        anneal = partial(learning_rate, steps=setting.steps)
         self._schedule = LambdaLR(self._optimizer, anneal)
         self._loss_function = nn.CrossEntropyLoss()
         self._seconds = 0.0
@@ -195,6 +197,12 @@ class Training:
         return self.points[-1]
 
 
+def learning_rate(step: int, steps: int) -> float:
+    """Part of the learning rate at a step: a linear warm-up, then half a cosine."""
+    warmed = min(1.0, (step + 1) / max(1, round(WARM_UP * steps)))
+    return warmed * (1 + math.cos(math.pi * step / steps)) / 2
+
+
 def first_at(points: Sequence[Point], loss: float) -> Point | None:
     """The first point whose loss is no larger; ``None`` if there is none."""
     return next((point for point in points if point.loss <= loss), None)
@@ -222,7 +230,3 @@ def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
         num_correct += int((outputs.argmax(1) == labels).sum())
     model.train(was_training)
     return loss / len(split.labels), num_correct / len(split.labels)
-
-
-def _cosine(step: int, steps: int) -> float:
-    return (1 + math.cos(math.pi * step / steps)) / 2

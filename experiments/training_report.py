@@ -24,9 +24,9 @@ SECONDS_BAR = 1.0
 REFERENCE = "SGD"
 
 _EXPLANATION = (
-    "Each optimizer got as many trial runs, from one seed; the one of the least final "
-    "training loss was run again from other seeds, of which all see the same initial "
-    "weights and batches. `+-` is the standard deviation over seeds. The target is "
+    "Each optimizer got as many trials, of two seeds each; the one of the least mean "
+    "final training loss was run again from other seeds, of which all see the same "
+    "initial weights and batches. `+-` is the standard deviation over seeds. The target is "
     "SGD's final training loss of the same seed; steps to it are those of the first "
     "evaluation at which the loss is no larger, and seconds without evaluations. Runs "
     "of a seed take turns of the steps between evaluations, so that `x of SGD's time` "
@@ -71,7 +71,11 @@ class Outcome:
         self.losses = [last.loss for last in lasts]
         self.accuracies = [last.accuracy for last in lasts]
         self.step_seconds = mean(last.seconds / last.step for last in lasts)
-        hits = {s: first_at(own, targets[s].loss) for s, own in points.items()}
+        # where SGD diverged, or learned nothing, is no target
+        hits = {
+            seed: first_at(own, targets[seed].loss) if targets[seed].step else None
+            for seed, own in points.items()
+        }
         self.missed = [seed for seed, hit in hits.items() if hit is None]
         found = {seed: hit for seed, hit in hits.items() if hit is not None}
         self.hits = list(found.values())
@@ -186,9 +190,10 @@ def render(content: Mapping[str, Any], figure: str) -> str:
 
 
 def _trial_row(trial: Record) -> list[str]:
-    last = Point(**trial["last"])
-    accuracy = number(last.accuracy, 100)
-    return [trial["kind"], trial["text"], number(last.loss), accuracy]
+    lasts = [Point(**last) for last in trial["lasts"]]
+    loss = number(mean(last.loss for last in lasts))
+    accuracy = number(mean(last.accuracy for last in lasts), 100)
+    return [trial["kind"], trial["text"], loss, accuracy]
 
 
 def chart(content: Mapping[str, Any]) -> str:

@@ -89,13 +89,15 @@ def test_seeds_fix_weights_and_batches(setting: Setting) -> None:
     assert next(iter(Training(Recipe("AdamW", 1.0), setting, 1))).loss == losses[0][0]
 
 
-def test_the_learning_rate_ends_at_zero(setting: Setting) -> None:
+def test_the_learning_rate_rises_and_ends_at_zero(setting: Setting) -> None:
     training = Training(Recipe("SGD", 0.1), setting, 0)
     rates = []
     for point in training:
         (group,) = training._optimizer.param_groups
         rates.append((point.step, group["lr"]))
-    for step, rate in rates:
+    # a tenth of 30 steps warms up
+    assert rates[0] == (0, pytest.approx(0.1 / 3))
+    for step, rate in rates[1:]:
         assert rate == pytest.approx(0.05 * (1 + math.cos(math.pi * step / 30)))
     assert rates[-1][1] == pytest.approx(0, abs=1e-12)
 

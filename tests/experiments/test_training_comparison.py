@@ -52,7 +52,9 @@ def content() -> dict[str, Any]:
     never = [(0, 0.0, 2.0, 0.1), (8, 4.0, 1.1, 0.9)]
     return {
         "metadata": {"data": "digits", "device_name": "a machine"},
-        "search": [{"kind": "SGD", "text": "lr 0.1", "last": _last(1.25)}],
+        "search": [
+            {"kind": "SGD", "text": "lr 0.1", "lasts": [_last(1.0), _last(1.5)]}
+        ],
         "runs": [
             *(_run("SGD", seed, *sgd) for seed in (1, 2)),
             *(_run("AdamW", seed, *never) for seed in (1, 2)),
@@ -79,12 +81,12 @@ def test_all_kinds_get_as_many_trials() -> None:
 
 def test_the_best_trial_is_that_of_the_least_loss() -> None:
     trials = [
-        {"kind": kind, "lr": lr, "options": {}, "last": _last(loss)}
-        for kind, lr, loss in (
-            ("SGD", 0.1, math.inf),
-            ("SGD", 0.2, 0.5),
-            ("SGD", 0.3, 0.7),
-            ("AdamW", 0.4, 0.9),
+        {"kind": kind, "lr": lr, "options": {}, "lasts": [*map(_last, losses)]}
+        for kind, lr, losses in (
+            ("SGD", 0.1, (0.1, math.inf)),
+            ("SGD", 0.2, (0.5, 0.6)),
+            ("SGD", 0.3, (0.4, 0.8)),
+            ("AdamW", 0.4, (0.9, 0.9)),
         )
     ]
     expected = {"SGD": Recipe("SGD", 0.2), "AdamW": Recipe("AdamW", 0.4)}
@@ -116,7 +118,8 @@ def test_trials_and_runs_of_all(setting: Setting) -> None:
     grids = {kind: grid(kind)[1:3] for kind in ("SGD", "EKFAC")}
     content = compare(setting, grids, seeds=[4, 5])
     assert [trial["kind"] for trial in content["search"]] == ["SGD"] * 2 + ["EKFAC"] * 2
-    assert {trial["last"]["step"] for trial in content["search"]} == {6}
+    ends = [[last["step"] for last in trial["lasts"]] for trial in content["search"]]
+    assert ends == [[6, 6]] * 4
     runs = [(run["kind"], run["seed"]) for run in content["runs"]]
     assert runs == [("SGD", 4), ("EKFAC", 4), ("SGD", 5), ("EKFAC", 5)]
     assert content["metadata"]["training images"] == 160
@@ -150,6 +153,15 @@ def test_a_seed_that_misses_the_target_leaves_the_bar_open(
     content["runs"][-1]["points"] = content["runs"][2]["points"]
     steps, _, _ = verdicts(outcomes(content))
     assert steps.value is None and steps.met is None
+
+
+def test_what_diverged_is_no_target(content: dict[str, Any]) -> None:
+    for name in ("SGD", "KFAC-expand"):
+        (run,) = (r for r in content["runs"] if (r["kind"], r["seed"]) == (name, 1))
+        run["points"][-1]["loss"] = math.inf
+    found = outcomes(content)
+    assert found["KFAC-expand"].missed == [1] == found["SGD"].missed
+    assert training_report.render(content, "x.svg")
 
 
 def test_the_report_has_bars_table_and_figure(content: dict[str, Any]) -> None:
