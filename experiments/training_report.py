@@ -26,12 +26,13 @@ REFERENCE = "SGD"
 _EXPLANATION = (
     "Each optimizer got as many trials, of two seeds each; the one of the least mean "
     "final training loss was run again from other seeds, of which all see the same "
-    "initial weights and batches. `+-` is the standard deviation over seeds. The target is "
-    "SGD's final training loss of the same seed; steps to it are those of the first "
-    "evaluation at which the loss is no larger, and seconds without evaluations. Runs "
-    "of a seed take turns of the steps between evaluations, so that `x of SGD's time` "
-    "(a mean over seeds) means something on a machine that does other things, too. "
-    "Losses, and accuracies before the end, are of the first images of their split."
+    "initial weights and batches. `+-` is the standard deviation over seeds. The "
+    "target is SGD's final training loss of the same seed; steps to it are those of "
+    "the first evaluation at which the loss is no larger, and seconds without "
+    "evaluations. Runs of a seed take turns of the steps between evaluations, so that "
+    "`x of SGD's time` (a mean over seeds) means something on a machine that does "
+    "other things, too. Losses, and accuracies before the end, are of the first images "
+    "of their split."
 )
 
 
