@@ -24,8 +24,8 @@ SECONDS_BAR = 1.0
 REFERENCE = "SGD"
 
 _EXPLANATION = (
-    "Each optimizer got as many trials, of two seeds each; the one of the least mean "
-    "final training loss was run again from other seeds, of which all see the same "
+    "Each optimizer got as many trials, all from the same seeds; the one of the least "
+    "mean final training loss was run again from other seeds, where all see the same "
     "initial weights and batches. `+-` is the standard deviation over seeds. The "
     "target is SGD's final training loss of the same seed; steps to it are those of "
     "the first evaluation at which the loss is no larger, and seconds without "
