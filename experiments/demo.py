@@ -33,8 +33,8 @@ RECIPES = (
     Recipe("KFAC-reduce", 0.03, KFAC_OPTIONS),
 )
 """The first sets the loss that the others are to reach."""
-NUM_EVALUATED = 512
-STEPS_PER_EVALUATION = 4
+NUM_EVALUATED = 256
+STEPS_PER_EVALUATION = 5
 SEED = 0
 
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     plot = Path(tempfile.gettempdir()) / "tn_extensions-demo.svg"
     add = parser.add_argument
-    add("--epochs", type=int, default=6)
+    add("--epochs", type=int, default=5)
     add("--batch-size", type=int, default=64)
     add("--rounds", type=int, default=7, help="of the timings of factors")
     add("--output", type=Path, default=plot, help=f"the plot (default: {plot})")

@@ -21,7 +21,7 @@ MOMENTUM = 0.9
 NUM_CLASSES = 10
 WARM_UP = 0.1
 """Part of the steps; without it, SGD needs lower learning rates."""
-_EVALUATION_BATCH = 512
+_EVALUATION_BATCH = 128
 _KFAC: dict[str, dict[str, Any]] = {
     "KFAC-expand": {"approx": "expand"},
     "KFAC-reduce": {"approx": "reduce"},
