@@ -1,33 +1,41 @@
-"""Trains a small CNN on handwritten digits, then compares KFAC with stock BackPACK.
+"""Trains a small CNN on digits with KFAC and others, then checks KFAC's factors.
 
-``python -m experiments.demo``. Exits with 1 if a factor differs from stock's, or from a
-reference where stock does not support the layer.
+``python -m experiments.demo``. Trains with SGD, AdamW and KFAC from the same weights on
+the same batches, and plots how the loss falls. Compares KFAC's factors with those of
+stock BackPACK; exits with 1 if one differs from stock's, or from a reference where
+stock does not support the layer.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from experiments.comparison import compare, render
+from experiments import storage
+from experiments.comparison import aligned, compare, render
+from experiments.images import digits
 from experiments.measure import preload
+from experiments.training import Recipe, Setting, Training, first_at, small_cnn
+from experiments.training_report import loss_chart
 
-CONVOLUTIONS: dict[str, partial[nn.Conv2d]] = {
-    "dense": partial(nn.Conv2d, 1, 16, 3, padding=1),
-    "strided": partial(nn.Conv2d, 16, 32, 3, stride=2, padding=1),
-    "grouped": partial(nn.Conv2d, 32, 32, 3, padding=1, groups=4),
-    "dilated": partial(nn.Conv2d, 32, 64, 3, padding=2, dilation=2),
-}
-PIXELS = 32
+KFAC_OPTIONS = {"damping": 0.01, "inverse_update_steps": 10, "factor_update_steps": 5}
+RECIPES = (
+    Recipe("SGD", 0.05),
+    Recipe("AdamW", 0.004),
+    Recipe("KFAC-expand", 0.03, KFAC_OPTIONS),
+    Recipe("KFAC-reduce", 0.03, KFAC_OPTIONS),
+)
+"""The first sets the loss that the others are to reach."""
+NUM_EVALUATED = 256
+STEPS_PER_EVALUATION = 5
+SEED = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,22 +50,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.demo", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=7)
+    plot = Path(tempfile.gettempdir()) / "tn_extensions-demo.svg"
+    add = parser.add_argument
+    add("--epochs", type=int, default=5)
+    add("--batch-size", type=int, default=64)
+    add("--rounds", type=int, default=7, help="of the timings of factors")
+    add("--output", type=Path, default=plot, help=f"the plot (default: {plot})")
     args = parser.parse_args(arguments)
 
-    torch.manual_seed(0)
     preload("experiments.contenders")
-    train, test = load_data()
-    model = build_model()
-    print(
-        f"Training a CNN of {len(CONVOLUTIONS)} convolutions on {len(train[1])} digits"
+    data = digits()
+    setting = Setting(
+        data=data,
+        steps=args.epochs * (len(data.train.labels) // args.batch_size),
+        batch_size=args.batch_size,
+        make_model=partial(small_cnn, data.pixels),
+        evaluate_every=STEPS_PER_EVALUATION,
+        num_evaluated=NUM_EVALUATED,
     )
-    train_model(model, *train, epochs=args.epochs, batch_size=args.batch_size)
-    print(f"Test accuracy: {accuracy(model, *test):.1%}\n")
+    print(
+        f"Training a CNN of 4 convolutions on {len(data.train.labels)} digits: "
+        f"{setting.steps} steps of batches of {args.batch_size}"
+    )
+    trainings = train_all(setting)
+    print(f"\n{training_table(trainings)}\n")
+    for training in trainings:
+        print(f"{training.recipe.kind}: {training.recipe.text}")
+    title = "A small CNN on digits"
+    runs = [(training.recipe.kind, training.points) for training in trainings]
+    storage.write_text(args.output, loss_chart(title, runs))
+    print(f"\nTraining loss against steps and time: {args.output}\n")
 
-    inputs, targets = (tensor[: args.batch_size] for tensor in train)
+    # SGD's, as KFAC's has hooks
+    model = trainings[0].model
+    inputs, targets = data.train.first(args.batch_size)
     comparisons = compare(model, inputs, targets, rounds=args.rounds)
     print(
         f"KFAC on a batch of {len(inputs)}, stock BackPACK and ours, one Monte-Carlo "
@@ -72,57 +98,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if wrong else 0
 
 
-def load_data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """scikit-learn's bundled digits, enlarged from 8 to 32 pixels a side.
-
-    Returns:
-        Images ``[N, 1, 32, 32]`` and labels ``[N]`` for training, and for testing.
-    """
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
-    images = interpolate(images, size=(PIXELS, PIXELS), mode="bilinear")
-    labels = torch.tensor(digits.target)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    test, train = order.split([360, len(labels) - 360])
-    return (images[train], labels[train]), (images[test], labels[test])
+def train_all(setting: Setting, recipes: Sequence[Recipe] = RECIPES) -> list[Training]:
+    """Train with each optimizer, one after the other, with a progress bar each."""
+    trainings = [Training(recipe, setting, SEED) for recipe in recipes]
+    width = max(len(recipe.kind) for recipe in recipes)
+    for training in trainings:
+        name = training.recipe.kind.ljust(width)
+        with tqdm(total=setting.steps, desc=name, unit="step") as progress:
+            for point in training:
+                progress.set_postfix(loss=f"{point.loss:.3f}", refresh=False)
+                progress.update(point.step - progress.n)
+    return trainings
 
 
-def build_model() -> nn.Sequential:
-    """A CNN with a dense, a strided, a grouped and a dilated convolution."""
-    model = nn.Sequential()
-    for name, make_module in CONVOLUTIONS.items():
-        model.add_module(name, make_module())
-        model.add_module(f"{name}_relu", nn.ReLU())
-    model.add_module("pool", nn.MaxPool2d(4))
-    model.add_module("flatten", nn.Flatten())
-    model.add_module("linear", nn.Linear(1024, 10))
-    return model
-
-
-def train_model(
-    model: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch_size: int
-) -> None:
-    """Train with Adam."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    loss_function = nn.CrossEntropyLoss()
-    batches_per_epoch = math.ceil(len(labels) / batch_size)
-    with tqdm(total=epochs * batches_per_epoch, unit="batch") as progress:
-        for epoch in range(epochs):
-            for batch in torch.randperm(len(labels)).split(batch_size):
-                optimizer.zero_grad()
-                loss = loss_function(model(images[batch]), labels[batch])
-                loss.backward()
-                optimizer.step()
-                progress.update()
-                progress.set_postfix(
-                    epoch=epoch + 1, loss=f"{loss.item():.3f}", refresh=False
-                )
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images that the model labels correctly."""
-    return float((model(images).argmax(1) == labels).double().mean())
+def training_table(trainings: Sequence[Training]) -> str:
+    """How the trainings went, against the first one's."""
+    target = trainings[0].points[-1].loss
+    name = trainings[0].recipe.kind
+    head = ["optimizer", "training loss", "test accuracy", "steps", "seconds"]
+    head += ["ms a step", f"steps to {name}'s loss", "seconds to it"]
+    rows = []
+    for training in trainings:
+        last, hit = training.points[-1], first_at(training.points, target)
+        rows.append(
+            [
+                training.recipe.kind,
+                f"{last.loss:.4f}",
+                f"{last.accuracy:.1%}",
+                str(last.step),
+                f"{last.seconds:.1f}",
+                f"{1e3 * last.seconds / last.step:.0f}",
+                "not reached" if hit is None else str(hit.step),
+                "" if hit is None else f"{hit.seconds:.1f}",
+            ]
+        )
+    return aligned([head, *rows])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -11,7 +14,9 @@ from torch import Tensor, nn
 
 from experiments import comparison, demo, jacobian
 from experiments.comparison import Comparison, compare, largest_difference, render
-from experiments.demo import build_model, load_data, main
+from experiments.demo import RECIPES, main, train_all, training_table
+from experiments.images import Images, digits
+from experiments.training import Point, Setting, Training, small_cnn
 from tests.reference.jacobian import kfac_factor
 from tn_extensions.backpack import KFAC
 
@@ -82,27 +87,74 @@ def test_reference_is_that_of_the_tests(module: Any) -> None:
     torch.testing.assert_close(jacobian.kfac_expand(module, x), expected)
 
 
+@pytest.fixture
+def setting() -> Setting:
+    data = digits()
+    small = Images(data.name, data.train.first(64), data.test.first(32))
+    return Setting(small, 24, 32, partial(small_cnn, data.pixels, 4), 6, 64)
+
+
 @pytest.mark.parametrize(("difference", "code"), [(1e-13, 0), (1e-3, 1), (math.nan, 1)])
-def test_exit_code(
+def test_exit_code_and_plot(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    setting: Setting,
     difference: float,
     code: int,
 ) -> None:
     result = Comparison(
         "layer", dict.fromkeys(comparison.TOLERANCES, difference), "stock", "plan"
     )
-    monkeypatch.setattr(demo, "train_model", lambda *_, **__: None)
+    trainings = [Training(recipe, setting, 0) for recipe in RECIPES]
+    for training in trainings:
+        training.points += [Point(0, 0.0, 2.0, 0.1), Point(4, 1.0, 1.0, 0.5)]
+    monkeypatch.setattr(demo, "train_all", lambda _: trainings)
     monkeypatch.setattr(demo, "compare", lambda *_, **__: [result])
-    assert main([]) == code
-    assert ("more than rounding: layer" in capsys.readouterr().out) == bool(code)
+    output = tmp_path / "plot.svg"
+    assert main(["--output", str(output)]) == code
+    printed = capsys.readouterr().out
+    assert ("more than rounding: layer" in printed) == bool(code)
+    assert str(output) in printed
+    curves = ElementTree.parse(output).findall("{*}polyline")
+    # against steps and time
+    assert len(curves) == 2 * len(RECIPES)
 
 
-def test_data_and_model_fit() -> None:
-    (images, labels), (test_images, test_labels) = load_data()
-    assert (len(images), len(test_images)) == (1437, 360)
-    assert images.shape[1:] == (1, 32, 32)
-    assert float(images.min()) >= 0
-    assert float(images.max()) <= 1
-    assert set(labels.tolist()) == set(test_labels.tolist()) == set(range(10))
-    assert build_model()(images[:2]).shape == (2, 10)
+def test_plot_is_written_outside_of_the_checkout(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    (place,) = {
+        Path(word.strip("()")).parent
+        for word in capsys.readouterr().out.split()
+        if "tn_extensions-demo.svg" in word
+    }
+    assert not place.is_relative_to(Path(demo.__file__).parents[1])
+
+
+def test_all_optimizers_train_with_a_bar_each(
+    setting: Setting, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainings = train_all(setting)
+    kinds = [training.recipe.kind for training in trainings]
+    assert kinds == ["SGD", "AdamW", "KFAC-expand", "KFAC-reduce"]
+    bars = capsys.readouterr().err
+    assert all(kind in bars for kind in kinds) and bars.count("24/24") >= len(kinds)
+    losses = [training.points[-1].loss for training in trainings]
+    # 24 steps on 64 images: KFAC is far ahead
+    assert max(losses[2:]) < 0.5 * losses[0]
+
+
+def test_table_tells_when_the_first_loss_was_reached(setting: Setting) -> None:
+    trainings = [Training(recipe, setting, 0) for recipe in RECIPES[:3]]
+    for training, losses in zip(
+        trainings, [(2.0, 1.5, 1.0), (2.0, 0.9, 0.5), (2.0, 1.5, 1.2)], strict=True
+    ):
+        for number, loss in enumerate(losses):
+            training.points.append(Point(6 * number, 0.5 * number, loss, 0.25))
+    _, _, *rows = [line.split() for line in training_table(trainings).splitlines()]
+    assert rows[0] == ["SGD", "1.0000", "25.0%", "12", "1.0", "83", "12", "1.0"]
+    assert rows[1] == ["AdamW", "0.5000", "25.0%", "12", "1.0", "83", "6", "0.5"]
+    assert rows[2][-2:] == ["not", "reached"]
