@@ -4,7 +4,7 @@ VENV ?= .venv
 JOBS ?= 2
 
 define HELP
-make demo      train a small CNN, compare KFAC with stock BackPACK
+make demo      train with KFAC and others, compare factors with BackPACK's
 make test      run the tests
 make bench     measure the KFAC factors of real networks' layers
 make lint      check style, types and import layers

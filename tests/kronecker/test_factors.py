@@ -58,6 +58,31 @@ def test_eigenbasis(rows: int, scale: float) -> None:
     assert_close(eigenbasis(torch.zeros(1, D, D))[0], torch.zeros(1, D))
 
 
+@pytest.mark.parametrize("fails_by", ["nan", "error"])
+def test_eigenbasis_in_double_precision(
+    fails_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where LAPACK fails in single precision; if it fails in both, that is an error."""
+    eigh, failing = torch.linalg.eigh, {torch.float32}
+
+    def fail(matrices: Tensor) -> tuple[Tensor, Tensor]:
+        if matrices.dtype not in failing:
+            return eigh(matrices)
+        if fails_by == "error":
+            raise torch.linalg.LinAlgError("no convergence")
+        values, vectors = eigh(matrices)
+        return values * torch.nan, vectors
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    own = factor(8).float()
+    values, vectors = eigenbasis(own)
+    assert values.dtype == vectors.dtype == torch.float32
+    assert_close(vectors * values.unsqueeze(1) @ vectors.mT, own)
+    failing.add(torch.float64)
+    with pytest.raises(torch.linalg.LinAlgError):
+        eigenbasis(own)
+
+
 @pytest.mark.parametrize("rows", [2, 8])
 @pytest.mark.parametrize("damping", [0.1, torch.tensor([0.1, 3.0])])
 def test_inverse(rows: int, damping: float | Tensor) -> None:

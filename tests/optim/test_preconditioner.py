@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import logging
 from typing import Any
@@ -388,6 +389,26 @@ def test_a_use_without_effect() -> None:
         found.step()
         results.append(gradients(model))
     assert_close(*results)
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "mc"])
+@pytest.mark.parametrize("has_backward", [True, False])
+def test_nothing_of_a_pass_stays(fisher: Any, has_backward: bool) -> None:
+    model = network()
+    found = KFACPreconditioner(model, fisher=fisher)
+
+    def count() -> int:
+        gc.collect()
+        return sum(type(own) is Tensor for own in gc.get_objects())
+
+    counts = []
+    for number in range(4):
+        train(model, found, [number])
+        if not has_backward:
+            model(batch()[0])
+        train(model, found, [number])
+        counts.append(count())
+    assert counts[1] == counts[3]
 
 
 def test_removing_hooks() -> None:

@@ -14,6 +14,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from tn_extensions import functional
 from tn_extensions.conv import Conv
@@ -61,17 +62,35 @@ def eigenbasis(factor: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:
     Returns:
         Eigenvalues ``[G, r]`` and eigenvectors ``[G, D, r]``; ``r = D`` of a matrix,
         and where complete.
+
+    Raises:
+        torch.linalg.LinAlgError: If none are found.
     """
     if not is_root(factor):
-        # LAPACK may find nothing but nan in matrices of small entries and low rank; a
-        # power of two changes no digit
-        largest = factor.abs().amax((1, 2), keepdim=True)
-        scale = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent)
-        values, vectors = torch.linalg.eigh(factor / scale)
-        return values * scale.squeeze(2), vectors
+        return _eigh(factor)
     _, roots, vectors = torch.linalg.svd(factor, full_matrices=complete)
     missing = vectors.shape[1] - roots.shape[1]
     return torch.nn.functional.pad(roots.square(), (0, missing)), vectors.mT
+
+
+def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of matrices, in double precision where need be.
+
+    In single precision, LAPACK may not converge, or return nan, for those of few data.
+    """
+    is_double = matrices.dtype == torch.float64
+    try:
+        values, vectors = torch.linalg.eigh(matrices)
+    except LinAlgError:
+        if is_double:
+            raise
+    else:
+        if values.isfinite().all() and vectors.isfinite().all():
+            return values, vectors
+        if is_double:
+            raise LinAlgError("no finite eigenvectors were found")
+    values, vectors = _eigh(matrices.double())
+    return values.to(matrices.dtype), vectors.to(matrices.dtype)
 
 
 def add_input_factor(

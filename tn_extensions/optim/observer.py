@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -121,8 +122,10 @@ class Observer:
             rule, layer = "be called with a positional argument", f"layer {name!r}"
             raise ValueError(describe(self._owner, layer, rule, "none"))
         use = Use.of(module, inputs[0], output, "separate")
-        self._pass.uses[name].append(use)
-        output.register_hook(partial(self._on_gradient, self._pass, name, use))
+        own = replace(use, node=None)
+        # a node that holds a hook that holds the node would never be freed
+        self._pass.uses[name].append(own if self.is_empirical else use)
+        output.register_hook(partial(self._on_gradient, self._pass, name, own))
 
     def _on_gradient(
         self, observed: _Pass, name: str, use: Use, gradient: Tensor
@@ -163,6 +166,8 @@ class Observer:
         self.num_rows += len(rows)
         # passes to the layers closest to the input reach all others on their way
         inner = [self._layers[name] for name in innermost(output, observed.uses)]
+        for uses in observed.uses.values():
+            uses[:] = [replace(use, node=None) for use in uses]
         ends = [next(reversed(layer.parameters.values())) for layer in inner]
         self._is_own_backward = True
         try:
