@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from tests.strategies import noise_tensor
 from tn_extensions.kronecker.blocks import LowRank
-from tn_extensions.kronecker.factors import add_rows, averaged, eigenbasis
+from tn_extensions.kronecker.factors import averaged, eigenbasis
 from tn_extensions.kronecker.inverse import damped_inverse, split_damping
 
 G, D = 2, 6
@@ -38,13 +38,6 @@ def test_average(old: int, new: int, limit: float) -> None:
     if old == new == 8:
         assert found is first
     assert averaged(None, second, 0.7, limit) is second
-
-
-def test_rows_are_added_in_place() -> None:
-    total, rows = factor(8), factor(2, 1)
-    expected = total + 0.5 * rows.mT @ rows
-    assert add_rows(total, rows, 0.5) is total
-    assert_close(total, expected)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])

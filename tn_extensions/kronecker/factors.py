@@ -187,21 +187,15 @@ def averaged(
     """
     if factor is None:
         return new
+    weight = 1 - decay
     if not (is_root(factor) or is_root(new)):
-        return factor.mul_(decay).add_(new, alpha=1 - decay)
+        return factor.lerp_(new, weight)
     if not is_root(factor):
-        return add_rows(factor.mul_(decay), new, 1 - decay)
+        return factor.baddbmm_(new.mT, new, beta=decay, alpha=weight)
     if not is_root(new):
-        return add_rows(new.mul_(1 - decay), factor, decay)
-    rows = torch.cat([factor * sqrt(decay), new * sqrt(1 - decay)], 1)
+        return new.baddbmm_(factor.mT, factor, beta=weight, alpha=decay)
+    rows = torch.cat([factor * sqrt(decay), new * sqrt(weight)], 1)
     return rows if rows.shape[1] <= rank_limit * rows.shape[2] else rows.mT @ rows
-
-
-def add_rows(matrix: Tensor, rows: Tensor, scale: float) -> Tensor:
-    """``matrix + scale rows^T rows``, in place."""
-    groups, number, columns = rows.shape
-    vectors = rows.transpose(0, 1).reshape(number, groups * columns, 1)
-    return add_outer(vectors, groups, matrix, scale, rank_limit=0.0)
 
 
 def rescale(factor: Tensor, scale: float) -> Tensor:
