@@ -43,13 +43,14 @@ def damped_inverse(
     damping = damping.to(factor.dtype).unsqueeze(1)
     if is_root(factor) and not (damping > 0).all():
         raise LinAlgError("a factor of few data is singular without damping")
-    damped = compact(factor).clone()
-    diagonal(damped).add_(damping)
-    triangle = cholesky(damped)
+    matrix = compact(factor).clone()
+    diagonal(matrix).add_(damping)
+    # by the same name, so that one is gone before the inverse takes as much memory
+    matrix = cholesky(matrix)
     if not is_root(factor):
-        return torch.cholesky_inverse(triangle)
+        return torch.cholesky_inverse(matrix)
     shift = 1 / damping.unsqueeze(2)
-    root = torch.linalg.solve_triangular(triangle, factor, upper=False)
+    root = torch.linalg.solve_triangular(matrix, factor, upper=False)
     return LowRank(root * shift.sqrt(), sign=-1, shift=shift)
 
 
