@@ -709,12 +709,18 @@ def test_bad_models() -> None:
         KFACPreconditioner(nn.BatchNorm1d(3))
 
 
-def test_bad_hyperparameters_of_a_step() -> None:
+@pytest.mark.parametrize("name", ["damping", "ema_decay", "kl_clip", "lr"])
+def test_bad_hyperparameters_of_a_step(name: str) -> None:
     model = network()
-    found = KFACPreconditioner(model, damping=lambda step: -1.0)
+    found = KFACPreconditioner(model, **{name: lambda step: -1.0 if step else 0.5})
+    train(model, found, [0])
+    state = copy.deepcopy(found.state_dict())
+    model.zero_grad()
     loss_of(model, batch()).backward()
-    with pytest.raises(ValueError, match="damping must be positive, got -1"):
+    with pytest.raises(ValueError, match=r", got -1") as error:
         found.step()
+    assert_in_form(error.value, "KFACPreconditioner", name)
+    assert_same_state(state, found.state_dict())
 
 
 def test_no_backward() -> None:

@@ -8,7 +8,7 @@ from math import inf, isfinite
 import torch
 from torch import Tensor
 
-from tn_extensions.kronecker.factors import compact, is_root, trace
+from tn_extensions.kronecker.factors import compact, is_finite, is_root, trace
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,7 @@ class Rotated:
     @property
     def is_finite(self) -> bool:
         """Whether all eigenvalues are finite."""
-        return bool(self.values.isfinite().all()) and (
-            not self.is_thin or isfinite(self.rest)
-        )
+        return is_finite(self.values) and (not self.is_thin or isfinite(self.rest))
 
     def trace(self) -> Tensor:
         """Sum of the eigenvalues."""

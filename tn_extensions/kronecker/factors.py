@@ -51,6 +51,12 @@ def trace(factor: Tensor) -> Tensor:
     return squared_sums(factor).sum(1)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all entries are, which takes one pass and no memory."""
+    largest = torch.linalg.vector_norm(tensor, torch.inf) if tensor.numel() else tensor
+    return bool(largest.isfinite().all())
+
+
 def eigenbasis(factor: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors.
 
@@ -85,7 +91,7 @@ def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
         if is_double:
             raise
     else:
-        if values.isfinite().all() and vectors.isfinite().all():
+        if is_finite(values) and is_finite(vectors):
             return values, vectors
         if is_double:
             raise LinAlgError("no finite eigenvectors were found")

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from tn_extensions.kronecker.blocks import Matrix, Product, Rotated
+from tn_extensions.kronecker.blocks import Product, Rotated
 from tn_extensions.kronecker.factors import (
     add_gradient_factor,
     add_input_factor,
     averaged,
-    diagonal,
     eigenbasis,
+    is_finite,
     rescale,
     squared_sums,
     trace,
@@ -68,6 +68,7 @@ class Layer:
         """Whether some process has tried to invert it."""
         self._new: Statistics = {}
         self._num_data = 0
+        self._damping = self._decay = 0.0
 
     @property
     def is_joint(self) -> bool:
@@ -150,9 +151,15 @@ class Layer:
 
     # -- averages and inverses
 
-    def average(self, new: Statistics, step: int) -> None:
+    def resolve(self, step: int) -> None:
+        """Find the options' numbers at a step, before anything is done."""
+        options = self.options
+        self._damping = number_at(self.owner, "damping", options.damping, step)
+        self._decay = number_at(self.owner, "ema_decay", options.ema_decay, step)
+
+    def average(self, new: Statistics) -> None:
         """Add a step's statistics to the averages."""
-        decay = number_at(self.owner, "ema_decay", self.options.ema_decay, step)
+        decay = self._decay
         for what, own in new.items():
             known = self.averages.get(what)
             if what == "moments" and known is not None:
@@ -160,13 +167,13 @@ class Layer:
             else:
                 self.averages[what] = averaged(known, own, decay, self._rank_limit)
 
-    def invert(self, step: int) -> None:
+    def invert(self) -> None:
         """Invert the averages anew.
 
         Nearly singular ones get more damping; where none helps, the former inverse, or
         else none, stays.
         """
-        asked = damping = number_at(self.owner, "damping", self.options.damping, step)
+        damping = self._damping
         for attempt in range(ATTEMPTS):
             if attempt:
                 damping = 10 * max(damping, self._least_damping())
@@ -178,7 +185,7 @@ class Layer:
                 self.inverse = inverse
                 if attempt:
                     message = "Layer %s: damping %g instead of %g"
-                    LOG.warning(message, self.name, damping, asked)
+                    LOG.warning(message, self.name, damping, self._damping)
                 return
         LOG.warning("Layer %s: no inverse, the former one stays", self.name)
 
@@ -197,20 +204,19 @@ class Layer:
             return self.inverse
         return self.bases and Rotated(*self.bases, self.averages["moments"])
 
-    def receive(self, decomposition: Any, step: int) -> None:
+    def receive(self, decomposition: Any) -> None:
         """Take another process's decomposition."""
         if not self.options.eigenvalue_correction:
             self.inverse = decomposition
         elif decomposition is not None:
             self.bases = decomposition.left, decomposition.right
             self.averages["moments"] = decomposition.values
-            self.correct(step)
+            self.correct()
 
-    def correct(self, step: int) -> None:
+    def correct(self) -> None:
         """Renew the inverse of corrected eigenvalues, which need no decomposition."""
         if self.bases is not None:
-            damping = number_at(self.owner, "damping", self.options.damping, step)
-            self.inverse = self._corrected(damping)
+            self.inverse = self._corrected(self._damping)
 
     def _inverted(self, damping: float) -> Product | Rotated:
         right, left = self.averages.get("inputs"), self.averages["gradients"]
@@ -224,6 +230,8 @@ class Layer:
             rotated = Rotated.of_eigenbases(bases[0], bases[1])
             if not is_corrected:
                 return rotated.inverse(damping)
+            if not rotated.is_finite:
+                raise LinAlgError("eigenvalues overflow")
             self.bases = rotated.left, rotated.right
             self.averages["moments"] = rotated.values
             return self._corrected(damping)
@@ -318,11 +326,5 @@ def _eigenbasis(factor: Tensor) -> tuple[Tensor, Tensor]:
 def _is_finite(inverse: Product | Rotated) -> bool:
     if isinstance(inverse, Rotated):
         return inverse.is_finite
-    parts = (inverse.left, inverse.right)
-    return all(
-        bool(_probe(part).isfinite().all()) for part in parts if part is not None
-    )
-
-
-def _probe(part: Matrix) -> Tensor:
-    return diagonal(part) if isinstance(part, Tensor) else part.root
+    parts = [part for part in (inverse.left, inverse.right) if part is not None]
+    return all(is_finite(p if isinstance(p, Tensor) else p.root) for p in parts)

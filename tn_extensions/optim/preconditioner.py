@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tn_extensions.errors import describe
 from tn_extensions.optim.distributed import Processes
 from tn_extensions.optim.find import find_layers, unwrapped
+from tn_extensions.optim.gradients import not_finite, replace_gradients
 from tn_extensions.optim.layer import Layer, all_finite
 from tn_extensions.optim.observer import Observer
 from tn_extensions.optim.options import (
@@ -175,7 +176,8 @@ class KFACPreconditioner:
         )
         device = next(iter(layers[0].parameters.values())).device
         self._generator = torch.Generator(device)
-        self._generator.manual_seed(seed + self._processes.rank)
+        self._seed = seed
+        self._seed_draws()
         self._observer = Observer(
             self._owner,
             model,
@@ -205,6 +207,9 @@ class KFACPreconditioner:
         self._observer.finish()
         if not self._check_gradients(layers):
             return
+        for layer in layers.values():
+            layer.resolve(self.steps)
+        clip_and_lr = self._clip_and_lr()
         if self._updates_factors():
             self._update_factors(layers)
         is_due = self.steps % self._every("inverse_update_steps") == 0
@@ -221,8 +226,10 @@ class KFACPreconditioner:
             if self._processes.multiplies(name)
         }
         likes = {name: layer.parameters for name, layer in layers.items()}
-        self._write(layers, self._processes.share_gradients(own, likes))
+        found = self._processes.share_gradients(own, likes)
+        self._write(layers, found, clip_and_lr)
         self.steps += 1
+        self._seed_draws()
 
     def remove_hooks(self) -> None:
         """Stop observing the model. There is nothing to precondition with from then."""
@@ -246,22 +253,13 @@ class KFACPreconditioner:
             for name, layer in layers.items()
             for key, own in layer.gradients.items()
         }
-        # finite only if all of its terms are; one answer for all
-        wide = [torch.promote_types(g.dtype, torch.float32) for g in gradients.values()]
-        sums = [
-            g.sum(dtype=dtype).double()
-            for g, dtype in zip(gradients.values(), wide, strict=True)
-        ]
-        is_finite = torch.stack(sums).isfinite()
-        if is_finite.all():
+        wrong = not_finite(gradients)
+        if not wrong:
             return True
         self._observer.forget()
         if self._grad_scaler is not None:
             self.skipped += 1
             return False
-        wrong = [
-            n for n, ok in zip(gradients, is_finite.tolist(), strict=True) if not ok
-        ]
         found = f"inf or nan in {', '.join(wrong)}"
         raise ValueError(describe(self._owner, "gradients", "be finite", found))
 
@@ -283,8 +281,8 @@ class KFACPreconditioner:
         for name in list(found):
             layer, new = self._layers[name], found.pop(name)
             if all_finite(new):
-                layer.average(new, self.steps)
-                layer.correct(self.steps)
+                layer.average(new)
+                layer.correct()
             else:
                 LOG.warning("Layer %s: factors not finite, left out", name)
 
@@ -294,7 +292,7 @@ class KFACPreconditioner:
             layer.is_inverted = True
         own = {layer.name: layer for layer in layers if inverts(layer.name)}
         for layer in own.values():
-            layer.invert(self.steps)
+            layer.invert()
         corrected = {
             layer.name for layer in layers if layer.options.eigenvalue_correction
         }
@@ -307,40 +305,37 @@ class KFACPreconditioner:
             }
             if not everywhere or corrected:
                 for name, state in self._processes.share(states, everywhere).items():
-                    self._layers[name].receive(from_state(state), self.steps)
+                    self._layers[name].receive(from_state(state))
 
     def _write(
-        self, layers: Mapping[str, Layer], found: Mapping[str, Mapping[str, Tensor]]
+        self,
+        layers: Mapping[str, Layer],
+        found: Mapping[str, Mapping[str, Tensor]],
+        clip_and_lr: tuple[float, float] | None,
     ) -> None:
         pairs = [
             (own, found[name][key])
             for name, layer in layers.items()
             for key, own in layer.gradients.items()
         ]
-        wide = torch.promote_types(pairs[0][1].dtype, torch.float32)
-        products = [torch.sum(own * new, dtype=wide) for own, new in pairs]
-        total = torch.stack(products).sum()
-        # a sum of numbers is finite only if these are
-        if not total.isfinite():
+        if not replace_gradients(pairs, clip_and_lr):
             self.skipped += 1
             LOG.warning("Step %d skipped: its update is not finite", self.steps)
             for layer in layers.values():
                 for own in layer.parameters.values():
                     own.grad = None
-            return
-        scale = self._clipped_scale(total)
-        for own, new in pairs:
-            own.copy_(new if scale is None else new.mul_(scale))
 
-    def _clipped_scale(self, total: Tensor) -> Tensor | None:
-        if self._schedule.kl_clip is None:
+    def _clip_and_lr(self) -> tuple[float, float] | None:
+        schedule, step = self._schedule, self.steps
+        if schedule.kl_clip is None:
             return None
-        clip, lr = (
-            number_at(self._owner, name, getattr(self._schedule, name), self.steps)
-            for name in ("kl_clip", "lr")
-        )
-        bound = clip / (total.abs() * lr**2)
-        return bound.sqrt().clamp(max=1)
+        clip = number_at(self._owner, "kl_clip", schedule.kl_clip, step)
+        return clip, number_at(self._owner, "lr", schedule.lr, step)
+
+    def _seed_draws(self) -> None:
+        """Draw by step and process, so that a state needs not say how."""
+        per_step = self._seed + self.steps * self._processes.size
+        self._generator.manual_seed(per_step + self._processes.rank)
 
     # -- state
 
@@ -364,7 +359,6 @@ class KFACPreconditioner:
             "version": VERSION,
             "steps": self.steps,
             "skipped": self.skipped,
-            "generator": self._generator.get_state(),
             "layers": layers,
         }
 
@@ -392,6 +386,8 @@ class KFACPreconditioner:
             raise ValueError(describe(self._owner, "state_dict", rule, found))
         self._observer.forget()
         self.steps, self.skipped = state_dict["steps"], state_dict["skipped"]
-        self._generator.set_state(state_dict["generator"].cpu())
+        self._seed_draws()
         for name, layer in self._layers.items():
             layer.load(states[name])
+            if not self._processes.multiplies(name):
+                layer.inverse = None

@@ -1,0 +1,47 @@
+"""Gradients before and after: whether they are finite, and written back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def not_finite(gradients: Mapping[str, Tensor]) -> list[str]:
+    """Names of gradients with an infinite entry or nan."""
+    # a sum is finite only if all of its terms are; there is one answer for all
+    sums = [_sum(gradient).double() for gradient in gradients.values()]
+    is_finite = torch.stack(sums).isfinite()
+    if is_finite.all():
+        return []
+    both = zip(gradients, is_finite.tolist(), strict=True)
+    return [name for name, is_fine in both if not is_fine]
+
+
+def replace_gradients(
+    pairs: Sequence[tuple[Tensor, Tensor]], clip_and_lr: tuple[float, float] | None
+) -> bool:
+    """Write preconditioned gradients over the former ones, scaled if that is asked.
+
+    Args:
+        pairs: Former gradients and the others, which may be changed.
+        clip_and_lr: Bound on the squared learning rate times the sum of products of
+            both, and the learning rate. ``None``: no bound.
+
+    Returns:
+        Whether all are finite. If not, nothing has been written.
+    """
+    total = torch.stack([_sum(own * new) for own, new in pairs]).sum()
+    if not total.isfinite():
+        return False
+    for own, new in pairs:
+        if clip_and_lr is not None:
+            clip, lr = clip_and_lr
+            new.mul_((clip / (total.abs() * lr**2)).sqrt().clamp(max=1))
+        own.copy_(new)
+    return True
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    return tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
