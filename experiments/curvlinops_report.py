@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from experiments import storage
 from experiments.bars import Record, Verdict
 from experiments.figures import bar_chart
 from experiments.markdown import error, judged, limit, number, table
+from experiments.report_command import write_reports
 
 BAR_NETWORK = "resnet18"
 """The network of all bars but those on products, which are for every network."""
@@ -64,13 +64,7 @@ _LAYERS = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the report that the command line asks for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.curvlinops_report",
-        description=__doc__.splitlines()[0],
-    )
-    parser.add_argument("result", type=Path)
-    args = parser.parse_args(arguments)
-    print("\n".join(map(str, write(args.result))))
+    write_reports("experiments.curvlinops_report", __doc__, write, arguments)
 
 
 def write(result: Path) -> list[Path]:

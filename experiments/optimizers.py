@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         "gradient_tolerance": GRADIENT_TOLERANCE,
     }
     measure_all(rows, partial(parts_of, settings=settings), args.output, metadata)
-    print(f"{args.output}\n{optimizers_report.write(args.output)}")
+    print("\n".join(map(str, [args.output, *optimizers_report.write(args.output)])))
     return Path(args.output)
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from experiments import storage
 from experiments.bars import Record, Verdict
 from experiments.markdown import error, judged, limit, number, table
+from experiments.report_command import write_reports
 
 OVERHEAD_BARS = {"expand": 2.0, "reduce": 1 / 0.75}
 """The contender's overhead over ours, by approximation."""
@@ -53,19 +53,14 @@ _PAPER = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the report that the command line asks for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.optimizers_report",
-        description=__doc__.splitlines()[0],
-    )
-    parser.add_argument("result", type=Path)
-    print(write(parser.parse_args(arguments).result))
+    write_reports("experiments.optimizers_report", __doc__, write, arguments)
 
 
-def write(result: Path) -> Path:
+def write(result: Path) -> list[Path]:
     """Write a report beside a result file; its path."""
     report = result.with_suffix(".md")
     storage.write_text(report, render(storage.read_json(result)))
-    return report
+    return [report]
 
 
 def render(content: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from experiments import storage
 from experiments.bars import Record, Verdict
 from experiments.figures import Panel, line_chart
 from experiments.markdown import judged, limit, number, table
+from experiments.report_command import write_reports
 from experiments.training import Point, first_at
 
 STEPS_BAR = 0.5
@@ -38,13 +38,7 @@ _EXPLANATION = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the report that the command line asks for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.training_report",
-        description=__doc__.splitlines()[0],
-    )
-    parser.add_argument("result", type=Path)
-    args = parser.parse_args(arguments)
-    print("\n".join(map(str, write(args.result))))
+    write_reports("experiments.training_report", __doc__, write, arguments)
 
 
 def write(result: Path) -> list[Path]:
