@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests.strategies import noise_tensor
+from tn_extensions.kronecker import factors
 from tn_extensions.kronecker.blocks import LowRank
-from tn_extensions.kronecker.factors import averaged, eigenbasis
+from tn_extensions.kronecker.factors import averaged, eigenbasis, symmetrize
 from tn_extensions.kronecker.inverse import damped_inverse, split_damping
 
 G, D = 2, 6
@@ -28,13 +29,22 @@ def factor(rows: int, number: int = 0) -> Tensor:
 @pytest.mark.parametrize("old", [1, 3, 8])
 @pytest.mark.parametrize("new", [1, 3, 8])
 @pytest.mark.parametrize("limit", [0.0, 0.5, 0.7])
-def test_average(old: int, new: int, limit: float) -> None:
+@pytest.mark.parametrize("strip", [1, 2, 4, 128])
+def test_average(
+    old: int, new: int, limit: float, strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factors, "_LEAST_STRIP", strip)
     first, second = factor(old), factor(new, 1)
     expected = 0.7 * matrix(first) + 0.3 * matrix(second)
     found = averaged(first, second, 0.7, limit)
+    assert_close(matrix(found).triu(), expected.triu())
+    # and once more, with a triangle that was left behind
+    expected = 0.6 * expected + 0.4 * matrix(factor(1, 2))
+    found = averaged(found, factor(1, 2), 0.6, limit)
+    assert symmetrize(found) is found
     assert_close(matrix(found), expected)
-    is_root = old + new <= limit * D and max(old, new) < D
-    assert (found.shape[1] < D) == is_root
+    is_kept = old + new + 1 <= limit * D and max(old, new) < D
+    assert (found.shape[1] < D) == is_kept
     if old == new == 8:
         assert found is first
     assert averaged(None, second, 0.7, limit) is second

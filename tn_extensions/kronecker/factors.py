@@ -20,6 +20,8 @@ from tn_extensions import functional
 from tn_extensions.conv import Conv
 from tn_extensions.kronecker.layers import Pairs, Use
 
+_LEAST_STRIP = 128
+
 
 def is_root(factor: Tensor) -> bool:
     """Whether it is a root, not a matrix."""
@@ -182,6 +184,8 @@ def averaged(
 ) -> Tensor:
     """``decay factor + (1 - decay) new``, an exponential moving average.
 
+    Of large matrices, it leaves one triangle behind: see :func:`symmetrize`.
+
     Args:
         factor: A matrix, changed in place, or a root. ``None``: the average is ``new``.
         new: A matrix, which may be changed, or a root.
@@ -197,11 +201,38 @@ def averaged(
     if not (is_root(factor) or is_root(new)):
         return factor.lerp_(new, weight)
     if not is_root(factor):
-        return factor.baddbmm_(new.mT, new, beta=decay, alpha=weight)
+        return _add_rows(factor, new, decay, weight)
     if not is_root(new):
-        return new.baddbmm_(factor.mT, factor, beta=weight, alpha=decay)
+        return _add_rows(new, factor, weight, decay)
     rows = torch.cat([factor * sqrt(decay), new * sqrt(weight)], 1)
     return rows if rows.shape[1] <= rank_limit * rows.shape[2] else rows.mT @ rows
+
+
+def symmetrize(factor: Tensor) -> Tensor:
+    """Make what :func:`averaged` left behind equal to its mirror image, in place."""
+    size = factor.shape[2]
+    if not is_root(factor):
+        for start, end in _strips(size):
+            factor[:, end:, start:end] = factor[:, start:end, end:].mT
+    return factor
+
+
+def _add_rows(matrices: Tensor, rows: Tensor, beta: float, alpha: float) -> Tensor:
+    """``beta matrices + alpha rows^T rows``, in place, from the diagonal strips on."""
+    strips = _strips(matrices.shape[2])
+    if len(strips) == 1:
+        return matrices.baddbmm_(rows.mT, rows, beta=beta, alpha=alpha)
+    for matrix, own in zip(matrices, rows, strict=True):
+        for start, end in strips:
+            left, right = own[:, start:end].T, own[:, start:]
+            matrix[start:end, start:].addmm_(left, right, beta=beta, alpha=alpha)
+    return matrices
+
+
+def _strips(size: int) -> list[tuple[int, int]]:
+    """Rows of a matrix in up to eight strips; small matrices are not worth more."""
+    step = max(_LEAST_STRIP, -(-size // 8))
+    return [(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def rescale(factor: Tensor, scale: float) -> Tensor:

@@ -21,6 +21,7 @@ from tn_extensions.kronecker.factors import (
     is_finite,
     rescale,
     squared_sums,
+    symmetrize,
     trace,
 )
 from tn_extensions.kronecker.inverse import Damping, damped_inverse, split_damping
@@ -173,6 +174,7 @@ class Layer:
         Nearly singular ones get more damping; where none helps, the former inverse, or
         else none, stays.
         """
+        self._symmetrize()
         damping = self._damping
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -188,6 +190,11 @@ class Layer:
                     LOG.warning(message, self.name, damping, self._damping)
                 return
         LOG.warning("Layer %s: no inverse, the former one stays", self.name)
+
+    def _symmetrize(self) -> None:
+        for what in ("inputs", "gradients"):
+            if what in self.averages:
+                symmetrize(self.averages[what])
 
     def _least_damping(self) -> float:
         """What rounding leaves of the factors' mean eigenvalues."""
@@ -254,6 +261,7 @@ class Layer:
 
     def state(self, inverse: Any) -> dict[str, Any]:
         """Its state, of tensors and numbers, with the state of an inverse."""
+        self._symmetrize()
         averages = dict(self.averages)
         return {"averages": averages, "bases": self.bases, "inverse": inverse}
 
