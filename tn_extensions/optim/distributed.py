@@ -50,10 +50,7 @@ class Processes:
         self.size = dist.get_world_size(group) if is_used else 1
         self._workers = self._count_workers(worker_fraction)
         self._columns = self.size // self._workers
-        self._device = next(
-            (p.device for layer in layers for p in layer.parameters.values()),
-            torch.device("cpu"),
-        )
+        self._device = next(iter(layers[0].parameters.values())).device
         self._owners = _assignment([_cost(layer) for layer in layers], self.size)
         self._names = [layer.name for layer in layers]
         if self.size > 1:

@@ -307,8 +307,10 @@ class Layer:
     def preconditioned(self) -> dict[str, Tensor]:
         """The inverse times the gradients of the parameters, shaped as these."""
         # a frozen parameter's gradient is zero
-        gradients = {key: torch.zeros_like(own) for key, own in self.parameters.items()}
-        gradients |= self.gradients
+        gradients = {
+            key: torch.zeros_like(own) if own.grad is None else own.grad
+            for key, own in self.parameters.items()
+        }
         if self.inverse is None:
             return gradients
         vectors = {key: own.unsqueeze(-1) for key, own in gradients.items()}
