@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,14 +138,14 @@ def test_plot_is_written_outside_of_the_checkout(
 def test_all_optimizers_train_with_a_bar_each(
     setting: Setting, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainings = train_all(setting)
+    trainings = train_all(replace(setting, steps=48))
     kinds = [training.recipe.kind for training in trainings]
     assert kinds == ["SGD", "AdamW", "KFAC-expand", "KFAC-reduce"]
     bars = capsys.readouterr().err
-    assert all(kind in bars for kind in kinds) and bars.count("24/24") >= len(kinds)
+    assert all(kind in bars for kind in kinds) and bars.count("48/48") >= len(kinds)
     losses = [training.points[-1].loss for training in trainings]
-    # 24 steps on 64 images
-    assert max(losses[2:]) < losses[0] < trainings[0].points[0].loss
+    # 48 steps on 64 images: KFAC is far ahead
+    assert max(losses[2:]) < 0.5 * losses[0]
 
 
 def test_table_tells_when_the_first_loss_was_reached(setting: Setting) -> None:
