@@ -18,8 +18,9 @@ from curvlinops.kfac_utils import extract_averaged_patches, extract_patches
 from torch import Tensor, nn
 
 from experiments.models import Subject
-from tn_extensions.kronecker.factors import dense
+from tn_extensions.kronecker.factors import dense, is_root
 from tn_extensions.kronecker.layers import Pairs, Use
+from tn_extensions.kronecker.square import mirrored
 from tn_extensions.optim import KFACPreconditioner
 from tn_extensions.optim import layer as layer_module
 from tn_extensions.optim.layer import Layer
@@ -143,7 +144,7 @@ class Training:
     def averages(self) -> dict[str, Tensor]:
         """The averaged factors as matrices, by layer and kind."""
         return {
-            f"{name}.{what}": dense(own)
+            f"{name}.{what}": dense(own) if is_root(own) else mirrored(own)
             for name, layer in self.layers.items()
             for what, own in layer.averages.items()
         }
@@ -162,17 +163,20 @@ class Training:
         return sum(own.nbytes for each in layers for own in each.averages.values())
 
     def inverses_bytes(self) -> int:
-        """Bytes of the inverses, as they are held."""
-        return sum(_num_bytes(layer.inverse) for layer in self.layers.values())
+        """Bytes of the inverses, as they are held, but for what averages share."""
+        layers = self.layers.values()
+        shared = {t.data_ptr() for each in layers for t in each.averages.values()}
+        own = (tensor for each in layers for tensor in _tensors(each.inverse))
+        return sum(each.nbytes for each in own if each.data_ptr() not in shared)
 
 
-def _num_bytes(value: Any) -> int:
-    """Bytes of the tensors of an inverse and its parts."""
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors of an inverse and its parts."""
     if isinstance(value, Tensor):
-        return value.nbytes
-    if not is_dataclass(value):
-        return 0
-    return sum(_num_bytes(getattr(value, field.name)) for field in fields(value))
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
 
 
 # -- the usual factors

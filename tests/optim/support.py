@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from tests.reference.jacobian import kfac_factor
 from tests.strategies import noise_tensor
-from tn_extensions.optim import KFACPreconditioner
+from tn_extensions.kronecker import square
+from tn_extensions.kronecker.factors import dense, is_root
+from tn_extensions.optim import KFACPreconditioner, layer
 
 Batch = tuple[Tensor, Tensor]
+
+
+@contextmanager
+def decomposed_in_place() -> Iterator[None]:
+    """Treat factors of eight columns and more as large ones are, by several strips."""
+    with patch.object(layer, "IN_PLACE", 8), patch.object(square, "_LEAST_STRIP", 4):
+        yield
+
+
+def matrix_of(average: Tensor) -> Tensor:
+    """An average, of which the upper triangle counts unless it is a root."""
+    return dense(average) if is_root(average) else square.mirrored(average)
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import time
@@ -19,7 +20,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from tests.optim.support import batch, identified, network, train
+from tests.optim.support import (
+    batch,
+    decomposed_in_place,
+    identified,
+    matrix_of,
+    network,
+    train,
+)
 from tn_extensions.optim import KFACPreconditioner
 from tn_extensions.optim.distributed import _assignment
 from tn_extensions.optim.triangles import pack, unpack
@@ -59,7 +67,10 @@ def _enter(rank: int, size: int, port: int, function: Any, args: Any) -> None:
     dist.init_process_group(
         "gloo", rank=rank, world_size=size, timeout=timedelta(seconds=60)
     )
-    function(*args)
+    with decomposed_in_place():
+        function(*args)
+    # a model that outlives its processes' group may abort
+    gc.collect()
     dist.destroy_process_group()
 
 
@@ -102,7 +113,7 @@ def check_same_as_one(choices: list[dict[str, Any]], folder: str) -> None:
         for name, own in one.state_dict()["layers"].items():
             for what, average in own["averages"].items():
                 other = state["layers"][name]["averages"][what]
-                factors = [f.mT @ f for f in (average, other)]
+                factors = map(matrix_of, (average, other))
                 assert_close(*factors, rtol=1e-9, atol=1e-9)
             assert state["layers"][name]["inverse"] is not None
         # both ways: from several processes into one, and from that into several

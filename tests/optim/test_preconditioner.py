@@ -22,6 +22,7 @@ from tests.optim.support import (
     gradients,
     joint,
     loss_of,
+    matrix_of,
     network,
     preconditioned,
     reference_factors,
@@ -32,6 +33,7 @@ from tests.strategies import BATCHES, examples, module_input, modules, noise_ten
 from tn_extensions import curvlinops
 from tn_extensions.kronecker.layers import SUPPORTED
 from tn_extensions.optim import KFAC, KFACPreconditioner
+from tn_extensions.optim import layer as layer_module
 
 APPROX = ["expand", "reduce"]
 METHODS: list[tuple[str, dict[str, Any]]] = [
@@ -103,8 +105,8 @@ def test_sampled_fisher_is_unbiased() -> None:
     sampled = KFACPreconditioner(other, fisher="mc", mc_samples=2000, **options)
     train(other, sampled, [0])
     for name, layer in exact._layers.items():
-        expected = layer.averages["gradients"]
-        actual = sampled._layers[name].averages["gradients"]
+        expected = matrix_of(layer.averages["gradients"])
+        actual = matrix_of(sampled._layers[name].averages["gradients"])
         assert_close(actual, expected, rtol=0, atol=0.05 * float(expected.max()))
 
 
@@ -136,7 +138,7 @@ def test_other_losses(loss: Any, reduction: str) -> None:
             ("inputs", operator._input_covariances[name]),
             ("gradients", operator._gradient_covariances[name]),
         ):
-            actual = matrix(layer.averages[what])
+            actual = matrix_of(layer.averages[what])
             assert_close(actual.reshape(expected.shape), expected)
 
 
@@ -189,11 +191,11 @@ def test_intervals() -> None:
     layer = found._layers["0"]
     changes = []
     for step in range(7):
-        factor = layer.averages.get("inputs", torch.zeros(())).clone()
+        known = layer.averages.get("inputs", torch.zeros(1, 0, 1))
+        factor = matrix_of(known).clone()
         inverse = layer.inverse
         train(model, found, [step])
-        now = layer.averages["inputs"]
-        has_changed = factor.shape != now.shape or not torch.equal(factor, now)
+        has_changed = not torch.equal(factor, matrix_of(layer.averages["inputs"]))
         changes.append((has_changed, layer.inverse is not inverse))
     factors, inverses = zip(*changes, strict=True)
     assert factors == (True, False, True, False, True, False, True)
@@ -293,11 +295,7 @@ def test_evaluation_between_does_not_count() -> None:
     train(other, expected, [0], data=lambda _: (torch.cat([x, x]), torch.cat([y, y])))
     for name, layer in found._layers.items():
         actual, wanted = layer.averages, expected._layers[name].averages
-        assert_close(matrix(actual["inputs"]), matrix(wanted["inputs"]))
-
-
-def matrix(factor: Tensor) -> Tensor:
-    return factor.mT @ factor if factor.shape[1] < factor.shape[2] else factor
+        assert_close(matrix_of(actual["inputs"]), matrix_of(wanted["inputs"]))
 
 
 def test_a_pass_without_backward_does_not_count() -> None:
@@ -773,6 +771,28 @@ def test_nearly_singular_factors(caplog: pytest.LogCaptureFixture) -> None:
         found.step()
     assert "damping" in caplog.text
     assert all(g.isfinite().all() for g in gradients(model))
+
+
+@pytest.mark.parametrize("in_place", [8, 1000])
+def test_no_inverse(
+    in_place: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The former one stays, or its place was taken."""
+    monkeypatch.setattr(layer_module, "IN_PLACE", in_place)
+    model = network()
+    found = KFACPreconditioner(model, kl_clip=None)
+    train(model, found, range(2))
+    layer = found._layers["0"]
+    former = layer.inverse
+    layer.averages["inputs"].diagonal(dim1=1, dim2=2).fill_(-1e30)
+    train(model, found, [2])
+    assert found.skipped == 0
+    if in_place == 8:
+        assert layer.inverse is None
+        assert "Layer 0: no inverse, none stays" in caplog.text
+    else:
+        assert layer.inverse is former
+        assert "Layer 0: no inverse, the former one stays" in caplog.text
 
 
 def test_update_that_overflows(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,34 +7,51 @@ from math import inf, isfinite
 
 import torch
 from torch import Tensor
+from torch.linalg import solve_triangular
 
 from tn_extensions.kronecker.factors import compact, is_finite, is_root, trace
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """``shift I + sign root^T root`` of each group.
+    """``shift I + sign root^T core^-1 root`` of each group.
 
     Args:
         root: ``[G, r, D]``.
         sign: One or minus one.
         shift: ``[G, 1, 1]``, or zero.
+        cholesky: Lower triangle ``[G, r, r]`` of the core's Cholesky decomposition: an
+            explicit inverse would lose digits. ``None``: the core is the identity.
     """
 
     root: Tensor
     sign: int = 1
     shift: Tensor | float = 0.0
+    cholesky: Tensor | None = None
 
     def __matmul__(self, matrices: Tensor) -> Tensor:
-        return self._add(matrices, self.root.mT @ (self.root @ matrices))
+        inner = self.root @ matrices
+        if self.cholesky is not None:
+            inner = torch.cholesky_solve(inner, self.cholesky)
+        return self._add(matrices, self.root.mT @ inner)
 
     def times(self, matrices: Tensor) -> Tensor:
         """``matrices @ self``; torch takes long to hand that operator over."""
-        return self._add(matrices, (matrices @ self.root.mT) @ self.root)
+        inner = matrices @ self.root.mT
+        if self.cholesky is not None:
+            inner = torch.cholesky_solve(inner.mT, self.cholesky).mT
+        return self._add(matrices, inner @ self.root)
 
     def __getitem__(self, group: int) -> LowRank:
         shift = self.shift if isinstance(self.shift, float) else self.shift[group]
-        return LowRank(self.root[group], self.sign, shift)
+        cholesky = None if self.cholesky is None else self.cholesky[group]
+        return LowRank(self.root[group], self.sign, shift, cholesky)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all entries are finite."""
+        parts = [part for part in (self.root, self.cholesky) if part is not None]
+        return all(map(is_finite, parts))
 
     def _add(self, matrices: Tensor, product: Tensor) -> Tensor:
         if self.sign == 1 and isinstance(self.shift, float) and not self.shift:
@@ -42,7 +59,47 @@ class LowRank:
         return (self.shift * matrices).add_(product, alpha=self.sign)
 
 
-Matrix = Tensor | LowRank
+@dataclass(frozen=True)
+class Cholesky:
+    """``(L diag(pivots) L^T)^-1`` of each group.
+
+    Args:
+        square: ``L`` below the diagonals of ``[G, D, D]``, where it has ones; the rest
+            is not read. See :mod:`tn_extensions.kronecker.square`.
+        pivots: ``[G, D]``.
+    """
+
+    square: Tensor
+    pivots: Tensor
+
+    def __matmul__(self, matrices: Tensor) -> Tensor:
+        return self.times(matrices.mT).mT
+
+    def times(self, matrices: Tensor) -> Tensor:
+        """``matrices @ self``."""
+        found = matrices.clone(memory_format=torch.contiguous_format)
+        # in place, in the memory layout of LAPACK
+        self._solve(found.mT, upper=False)
+        found.div_(self.pivots.unsqueeze(-2))
+        self._solve(found.mT, upper=True)
+        return found
+
+    def _solve(self, columns: Tensor, upper: bool) -> None:
+        triangle = self.square.mT if upper else self.square
+        solve_triangular(
+            triangle, columns, upper=upper, unitriangular=True, out=columns
+        )
+
+    def __getitem__(self, group: int) -> Cholesky:
+        return Cholesky(self.square[group], self.pivots[group])
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all entries are: what overflows below makes a later pivot do so."""
+        return is_finite(self.pivots)
+
+
+Matrix = Tensor | LowRank | Cholesky
 Eigenbasis = tuple[Tensor, Tensor]
 """Eigenvalues ``[G, r]`` and eigenvectors ``[G, D, r]``."""
 
@@ -67,6 +124,23 @@ class Product:
     def __matmul__(self, matrices: Tensor) -> Tensor:
         """Multiply onto vectors of a kernel, ``[G, CO, D, V]``."""
         return _both(self.left, matrices, self.right)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all entries are finite."""
+        return all(
+            is_finite(part) if isinstance(part, Tensor) else part.is_finite
+            for part in self._parts
+        )
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether a part of it lies in a square that another matrix is in, too."""
+        return any(isinstance(part, Cholesky) for part in self._parts)
+
+    @property
+    def _parts(self) -> list[Matrix]:
+        return [part for part in (self.left, self.right) if part is not None]
 
 
 @dataclass(frozen=True)
@@ -207,7 +281,7 @@ def _both(left: Matrix, matrices: Tensor, right: Matrix | None) -> Tensor:
 
 
 def _times(matrices: Tensor, right: Matrix) -> Tensor:
-    return right.times(matrices) if isinstance(right, LowRank) else matrices @ right
+    return matrices @ right if isinstance(right, Tensor) else right.times(matrices)
 
 
 Block = Kronecker | Rotated

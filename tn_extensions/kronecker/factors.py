@@ -19,8 +19,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from tn_extensions import functional
 from tn_extensions.conv import Conv
 from tn_extensions.kronecker.layers import Pairs, Use
-
-_LEAST_STRIP = 128
+from tn_extensions.kronecker.square import above
 
 
 def is_root(factor: Tensor) -> bool:
@@ -184,55 +183,37 @@ def averaged(
 ) -> Tensor:
     """``decay factor + (1 - decay) new``, an exponential moving average.
 
-    Of large matrices, it leaves one triangle behind: see :func:`symmetrize`.
-
     Args:
-        factor: A matrix, changed in place, or a root. ``None``: the average is ``new``.
+        factor: A matrix, whose upper triangle is averaged in place, or a root.
+            ``None``: the average is ``new``.
         new: A matrix, which may be changed, or a root.
         decay: Weight of the former average.
         rank_limit: Rows that a root may have, as a part of its columns, below one.
 
     Returns:
-        The average.
+        The average: a root, or a matrix of which the upper triangle counts.
     """
     if factor is None:
         return new
     weight = 1 - decay
     if not (is_root(factor) or is_root(new)):
-        return factor.lerp_(new, weight)
+        for rows, columns, part in above(factor):
+            part.lerp_(new[:, rows, columns], weight)
+        return factor
     if not is_root(factor):
         return _add_rows(factor, new, decay, weight)
     if not is_root(new):
         return _add_rows(new, factor, weight, decay)
-    rows = torch.cat([factor * sqrt(decay), new * sqrt(weight)], 1)
-    return rows if rows.shape[1] <= rank_limit * rows.shape[2] else rows.mT @ rows
+    both = torch.cat([factor * sqrt(decay), new * sqrt(weight)], 1)
+    return both if both.shape[1] <= rank_limit * both.shape[2] else both.mT @ both
 
 
-def symmetrize(factor: Tensor) -> Tensor:
-    """Make what :func:`averaged` left behind equal to its mirror image, in place."""
-    size = factor.shape[2]
-    if not is_root(factor):
-        for start, end in _strips(size):
-            factor[:, end:, start:end] = factor[:, start:end, end:].mT
-    return factor
-
-
-def _add_rows(matrices: Tensor, rows: Tensor, beta: float, alpha: float) -> Tensor:
-    """``beta matrices + alpha rows^T rows``, in place, from the diagonal strips on."""
-    strips = _strips(matrices.shape[2])
-    if len(strips) == 1:
-        return matrices.baddbmm_(rows.mT, rows, beta=beta, alpha=alpha)
-    for matrix, own in zip(matrices, rows, strict=True):
-        for start, end in strips:
-            left, right = own[:, start:end].T, own[:, start:]
-            matrix[start:end, start:].addmm_(left, right, beta=beta, alpha=alpha)
+def _add_rows(matrices: Tensor, vectors: Tensor, beta: float, alpha: float) -> Tensor:
+    """``beta matrices + alpha vectors^T vectors``, in the upper triangles, in place."""
+    for rows, columns, part in above(matrices):
+        for own, each in zip(part, vectors, strict=True):
+            own.addmm_(each[:, rows].T, each[:, columns], beta=beta, alpha=alpha)
     return matrices
-
-
-def _strips(size: int) -> list[tuple[int, int]]:
-    """Rows of a matrix in up to eight strips; small matrices are not worth more."""
-    step = max(_LEAST_STRIP, -(-size // 8))
-    return [(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def rescale(factor: Tensor, scale: float) -> Tensor:

@@ -22,8 +22,8 @@ def damped_inverse(
 ) -> Matrix:
     """``(factor + damping I)^-1`` of each group.
 
-    Factors of few data are inverted by their root ``R``, whose Gram matrix is smaller
-    (Woodbury)::
+    Factors of few data are inverted by their root ``R``, which the inverse goes on to
+    use, and whose Gram matrix is smaller (Woodbury)::
 
         (R^T R + d I)^-1 = (I - R^T (R R^T + d I)^-1 R) / d
 
@@ -49,9 +49,8 @@ def damped_inverse(
     matrix = cholesky(matrix)
     if not is_root(factor):
         return torch.cholesky_inverse(matrix)
-    shift = 1 / damping.unsqueeze(2)
-    root = torch.linalg.solve_triangular(matrix, factor, upper=False)
-    return LowRank(root * shift.sqrt(), sign=-1, shift=shift)
+    damping = damping.unsqueeze(2)
+    return LowRank(factor, -1, 1 / damping, matrix.mul_(damping.sqrt()))
 
 
 def split_damping(

@@ -180,8 +180,6 @@ class Processes:
             likes: Tensors of their shapes, of all layers.
         """
         result = dict(gradients)
-        if self._columns == 1:
-            return result
         row = self.rank // self._columns
         for column in range(self._columns):
             names = [n for n in likes if self.owner_of(n) % self._columns == column]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -20,26 +20,32 @@ def not_finite(gradients: Mapping[str, Tensor]) -> list[str]:
 
 
 def replace_gradients(
-    pairs: Sequence[tuple[Tensor, Tensor]], clip_and_lr: tuple[float, float] | None
+    pairs: Iterable[tuple[Tensor, Tensor]], clip_and_lr: tuple[float, float] | None
 ) -> bool:
     """Write preconditioned gradients over the former ones, scaled if that is asked.
 
+    Each is written as it comes, so that not all of them are held twice.
+
     Args:
-        pairs: Former gradients and the others, which may be changed.
+        pairs: Former gradients and the others.
         clip_and_lr: Bound on the squared learning rate times the sum of products of
             both, and the learning rate. ``None``: no bound.
 
     Returns:
-        Whether all are finite. If not, nothing has been written.
+        Whether all are finite. If not, what has been written is of no use.
     """
-    total = torch.stack([_sum(own * new) for own, new in pairs]).sum()
+    written, products = [], []
+    for own, new in pairs:
+        products.append(_sum(own * new))
+        written.append(own.copy_(new))
+    total = torch.stack(products).sum()
     if not total.isfinite():
         return False
-    for own, new in pairs:
-        if clip_and_lr is not None:
-            clip, lr = clip_and_lr
-            new.mul_((clip / (total.abs() * lr**2)).sqrt().clamp(max=1))
-        own.copy_(new)
+    if clip_and_lr is not None:
+        clip, lr = clip_and_lr
+        scale = (clip / (total.abs() * lr**2)).sqrt().clamp(max=1)
+        for own in written:
+            own.mul_(scale)
     return True
 
 

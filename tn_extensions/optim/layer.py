@@ -12,27 +12,34 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from tn_extensions.kronecker.blocks import Product, Rotated
+from tn_extensions.kronecker.blocks import Cholesky, Matrix, Product, Rotated
 from tn_extensions.kronecker.factors import (
     add_gradient_factor,
     add_input_factor,
     averaged,
     eigenbasis,
-    is_finite,
+    is_root,
     rescale,
     squared_sums,
-    symmetrize,
     trace,
 )
-from tn_extensions.kronecker.inverse import Damping, damped_inverse, split_damping
+from tn_extensions.kronecker.inverse import damped_inverse, split_damping
 from tn_extensions.kronecker.layers import Pairs, Use
 from tn_extensions.kronecker.moments import Basis, bias_moments, kernel_moments
 from tn_extensions.kronecker.multiply import multiply
+from tn_extensions.kronecker.square import decompose, symmetrize
 from tn_extensions.optim.options import LayerOptions, number_at
 from tn_extensions.optim.state import from_state
+from tn_extensions.optim.triangles import Triangle
 
 RANK_LIMIT = 0.5
 """Rows that a root may have, as a part of its columns."""
+IN_PLACE = 1024
+"""Columns from which on a matrix is decomposed below its average.
+
+Solving with triangles takes a tenth to a fifth longer than multiplying by an inverse of
+that size, and more than that with smaller ones, which take little memory.
+"""
 ATTEMPTS = 8
 """Times that damping grows tenfold before an inverse is given up."""
 LOG = getLogger("tn_extensions.optim")
@@ -171,10 +178,9 @@ class Layer:
     def invert(self) -> None:
         """Invert the averages anew.
 
-        Nearly singular ones get more damping; where none helps, the former inverse, or
-        else none, stays.
+        Nearly singular ones get more damping. Where none helps, the former inverse
+        stays, unless it lay where a new one was tried.
         """
-        self._symmetrize()
         damping = self._damping
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -183,18 +189,16 @@ class Layer:
                 inverse = self._inverted(damping)
             except LinAlgError:
                 continue
-            if _is_finite(inverse):
+            if inverse.is_finite:
                 self.inverse = inverse
                 if attempt:
                     message = "Layer %s: damping %g instead of %g"
                     LOG.warning(message, self.name, damping, self._damping)
                 return
-        LOG.warning("Layer %s: no inverse, the former one stays", self.name)
-
-    def _symmetrize(self) -> None:
-        for what in ("inputs", "gradients"):
-            if what in self.averages:
-                symmetrize(self.averages[what])
+        if isinstance(self.inverse, Product) and self.inverse.is_in_place:
+            self.inverse = None
+        kept = "none" if self.inverse is None else "the former one"
+        LOG.warning("Layer %s: no inverse, %s stays", self.name, kept)
 
     def _least_damping(self) -> float:
         """What rounding leaves of the factors' mean eigenvalues."""
@@ -214,7 +218,7 @@ class Layer:
     def receive(self, decomposition: Any) -> None:
         """Take another process's decomposition."""
         if not self.options.eigenvalue_correction:
-            self.inverse = decomposition
+            self.inverse = self._placed(decomposition)
         elif decomposition is not None:
             self.bases = decomposition.left, decomposition.right
             self.averages["moments"] = decomposition.values
@@ -230,7 +234,7 @@ class Layer:
         is_corrected = self.options.eigenvalue_correction
         if is_corrected or self.options.damping_method == "exact":
             bases = [
-                None if factor is None else _eigenbasis(factor)
+                None if factor is None else _eigenbasis(_whole(factor))
                 for factor in (left, right)
             ]
             assert bases[0] is not None
@@ -242,16 +246,12 @@ class Layer:
             self.bases = rotated.left, rotated.right
             self.averages["moments"] = rotated.values
             return self._corrected(damping)
-        of_left: Damping = damping
-        of_right: Damping = damping
+        dampings = left.new_full((2, len(left)), damping).unbind()
         if self.options.damping_method == "pi" and right is not None:
-            of_right, of_left = split_damping(right, left, damping, 1e-8)
-        inverses = [
-            None if factor is None else damped_inverse(factor, own)
-            for factor, own in ((left, of_left), (right, of_right))
-        ]
-        assert inverses[0] is not None
-        return Product(inverses[0], inverses[1])
+            dampings = split_damping(right, left, damping, 1e-8)[::-1]
+        of_left, of_right = dampings
+        of_inputs = None if right is None else _damped_inverse(right, of_right)
+        return Product(_damped_inverse(left, of_left), of_inputs)
 
     def _corrected(self, damping: float) -> Rotated:
         assert self.bases is not None
@@ -260,8 +260,10 @@ class Layer:
     # -- state
 
     def state(self, inverse: Any) -> dict[str, Any]:
-        """Its state, of tensors and numbers, with the state of an inverse."""
-        self._symmetrize()
+        """Its state, of tensors and numbers, with the state of an inverse.
+
+        Of averages that are matrices, upper triangles count.
+        """
         averages = dict(self.averages)
         return {"averages": averages, "bases": self.bases, "inverse": inverse}
 
@@ -299,8 +301,20 @@ class Layer:
         self.averages = copied(state["averages"])
         left_and_right = state["bases"]
         self.bases = left_and_right and tuple(map(copied, left_and_right))
-        self.inverse = from_state(copied(state["inverse"]))
+        self.inverse = self._placed(from_state(copied(state["inverse"])))
         self.is_inverted = self.inverse is not None
+
+    def _placed(self, inverse: Any) -> Product | Rotated | None:
+        """An inverse that has its triangles below the averages."""
+        if not isinstance(inverse, Product):
+            return inverse
+
+        def placed(part: Any, what: str) -> Any:
+            is_apart = isinstance(part, Triangle)
+            return part.below(self.averages[what]) if is_apart else part
+
+        left, right = inverse.left, inverse.right
+        return Product(placed(left, "gradients"), placed(right, "inputs"))
 
     # -- gradients
 
@@ -328,13 +342,17 @@ def all_finite(statistics: Statistics) -> bool:
     return bool(torch.stack(sums).isfinite().all())
 
 
+def _whole(factor: Tensor) -> Tensor:
+    """A factor of which all may be read."""
+    return factor if is_root(factor) else symmetrize(factor)
+
+
 def _eigenbasis(factor: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = eigenbasis(factor)
     return values.clamp(min=0), vectors
 
 
-def _is_finite(inverse: Product | Rotated) -> bool:
-    if isinstance(inverse, Rotated):
-        return inverse.is_finite
-    parts = [part for part in (inverse.left, inverse.right) if part is not None]
-    return all(is_finite(p if isinstance(p, Tensor) else p.root) for p in parts)
+def _damped_inverse(factor: Tensor, damping: Tensor) -> Matrix:
+    if is_root(factor) or factor.shape[-1] < IN_PLACE:
+        return damped_inverse(_whole(factor), damping)
+    return Cholesky(factor, decompose(factor, damping))

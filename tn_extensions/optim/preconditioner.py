@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from logging import getLogger
 from typing import Any
 
@@ -220,14 +220,7 @@ class KFACPreconditioner:
                 if own.averages and (is_due or not own.is_inverted)
             ]
         )
-        own = {
-            name: layer.preconditioned()
-            for name, layer in layers.items()
-            if self._processes.multiplies(name)
-        }
-        likes = {name: layer.parameters for name, layer in layers.items()}
-        found = self._processes.share_gradients(own, likes)
-        self._write(layers, found, clip_and_lr)
+        self._write(layers, clip_and_lr)
         self.steps += 1
         self._seed_draws()
 
@@ -293,6 +286,8 @@ class KFACPreconditioner:
         own = {layer.name: layer for layer in layers if inverts(layer.name)}
         for layer in own.values():
             layer.invert()
+        if self._processes.size == 1:
+            return
         corrected = {
             layer.name for layer in layers if layer.options.eigenvalue_correction
         }
@@ -308,22 +303,32 @@ class KFACPreconditioner:
                     self._layers[name].receive(from_state(state))
 
     def _write(
-        self,
-        layers: Mapping[str, Layer],
-        found: Mapping[str, Mapping[str, Tensor]],
-        clip_and_lr: tuple[float, float] | None,
+        self, layers: Mapping[str, Layer], clip_and_lr: tuple[float, float] | None
     ) -> None:
-        pairs = [
-            (own, found[name][key])
-            for name, layer in layers.items()
-            for key, own in layer.gradients.items()
-        ]
+        pairs = (
+            (own, new[key])
+            for name, new in self._preconditioned(layers)
+            for key, own in layers[name].gradients.items()
+        )
         if not replace_gradients(pairs, clip_and_lr):
             self.skipped += 1
             LOG.warning("Step %d skipped: its update is not finite", self.steps)
             for layer in layers.values():
                 for own in layer.parameters.values():
                     own.grad = None
+
+    def _preconditioned(
+        self, layers: Mapping[str, Layer]
+    ) -> Iterable[tuple[str, Mapping[str, Tensor]]]:
+        own = (
+            (name, layer.preconditioned())
+            for name, layer in layers.items()
+            if self._processes.multiplies(name)
+        )
+        if self._processes.has_all_inverses:
+            return own
+        likes = {name: layer.parameters for name, layer in layers.items()}
+        return self._processes.share_gradients(dict(own), likes).items()
 
     def _clip_and_lr(self) -> tuple[float, float] | None:
         schedule, step = self._schedule, self.steps

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tn_extensions.kronecker.blocks import LowRank, Product, Rotated
+from tn_extensions.kronecker.blocks import Cholesky, LowRank, Product, Rotated
+from tn_extensions.optim.triangles import Triangle
 
 
 class Outline(NamedTuple):
@@ -19,11 +20,16 @@ class Outline(NamedTuple):
     dtype: torch.dtype
 
 
-_TYPES = {kind.__name__: kind for kind in (LowRank, Product, Rotated)}
+_TYPES = {kind.__name__: kind for kind in (LowRank, Product, Rotated, Triangle)}
 
 
 def to_state(value: Any) -> Any:
-    """Blocks and their parts as dictionaries; tensors and numbers as they are."""
+    """Blocks and their parts as dictionaries; tensors and numbers as they are.
+
+    Decompositions that share a square with another matrix are taken out of it.
+    """
+    if isinstance(value, Cholesky):
+        value = Triangle.of(value)
     if not is_dataclass(value):
         return value
     own = {field.name: to_state(getattr(value, field.name)) for field in fields(value)}
@@ -31,7 +37,7 @@ def to_state(value: Any) -> Any:
 
 
 def from_state(state: Any) -> Any:
-    """The inverse of :func:`to_state`."""
+    """The inverse of :func:`to_state`, but for triangles, which stay apart."""
     if not isinstance(state, dict):
         return state
     own = {name: from_state(value) for name, value in state.items() if name != "type"}

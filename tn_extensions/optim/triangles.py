@@ -2,8 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from tn_extensions.kronecker.blocks import Cholesky
+from tn_extensions.kronecker.square import put_below
+
+
+@dataclass(frozen=True)
+class Triangle:
+    """A Cholesky decomposition apart from the square that it lies in.
+
+    Args:
+        rows: The triangle, packed.
+        pivots: ``[G, D]``.
+    """
+
+    rows: Tensor
+    pivots: Tensor
+
+    @classmethod
+    def of(cls, inverse: Cholesky) -> Triangle:
+        """That of an inverse."""
+        return cls(pack(inverse.square.mT), inverse.pivots)
+
+    def below(self, matrices: Tensor) -> Cholesky:
+        """The inverse, put below the diagonals of matrices, in place."""
+        return Cholesky(put_below(matrices, unpack(self.rows)), self.pivots)
 
 
 def pack(matrices: Tensor) -> Tensor:
