@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -54,10 +54,10 @@ SCHEDULE: dict[str, Any] = {
 }
 """Of all kinds of KFAC."""
 LEARNING_RATES = {
-    "SGD": (0.02, 0.03, 0.05, 0.07, 0.1),
-    "AdamW": (0.002, 0.004, 0.008, 0.012, 0.016),
+    "SGD": (0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3),
+    "AdamW": (0.002, 0.004, 0.008, 0.012, 0.016, 0.024, 0.032, 0.048),
 }
-KFAC_TRIALS = ((0.03, 0.01), (0.03, 0.03), (0.03, 0.1), (0.1, 0.03), (0.1, 0.1))
+KFAC_TRIALS = tuple(product((0.03, 0.1), (0.01, 0.03, 0.1, 0.3)))
 """Learning rates and damping."""
 
 
