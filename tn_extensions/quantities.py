@@ -121,7 +121,7 @@ class _Indices:
         """Product of the patches and their primed copy, sharing some indices."""
         half = self.patches([("g",), ("ci", *self.kernel)])
         copied = (prime(index) for index in half.output[1])
-        return _times_copy(half, shared, (*half.output, copied))
+        return half.times_copy(shared, (*half.output, copied))
 
 
 def conv(conv: Conv, batch_size: int) -> TensorNetwork:
@@ -254,24 +254,16 @@ def _per_sample(gradient: TensorNetwork, num_vectors: int | None) -> TensorNetwo
 
 def _norm(half: TensorNetwork) -> TensorNetwork:
     kept = [axis for axis in half.output if axis in (("v",), ("n",))]
-    return _times_copy(half, half.output_indices, kept)
+    return half.times_copy(half.output_indices, kept)
 
 
 def _diagonal(half: TensorNetwork, per_sample: bool) -> TensorNetwork:
-    return _times_copy(half, half.output_indices, half.output[1 if per_sample else 2 :])
+    return half.times_copy(half.output_indices, half.output[1 if per_sample else 2 :])
 
 
 def _gram(half: TensorNetwork) -> TensorNetwork:
     shared = set(half.output_indices) - {"v", "n"}
-    return _times_copy(half, shared, (("v", "n"), (prime("v"), prime("n"))))
-
-
-def _times_copy(
-    half: TensorNetwork, shared: Iterable[str], output: Iterable[Iterable[str]]
-) -> TensorNetwork:
-    """Product of a half and its primed copy, which share some indices."""
-    shared = set(shared)
-    return half.multiply(half.relabel(lambda j: j if j in shared else prime(j)), output)
+    return half.times_copy(shared, (("v", "n"), (prime("v"), prime("n"))))
 
 
 def patch_sum(conv: Conv, batch_size: int) -> TensorNetwork:

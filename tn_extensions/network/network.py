@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
+import opt_einsum
+
 from tn_extensions.errors import describe
+from tn_extensions.network.face import Face
 from tn_extensions.network.index import letters, prime
 from tn_extensions.network.nodes import (
     Affine,
@@ -24,7 +28,7 @@ Output = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
-class TensorNetwork:
+class TensorNetwork(Face):
     """Product of nodes, summed over all indices that the output does not carry.
 
     Networks are values: equal if they hold the same nodes (in any order), output and
@@ -52,13 +56,10 @@ class TensorNetwork:
     ) -> None:
         object.__setattr__(self, "nodes", tuple(sorted(nodes, key=repr)))
         object.__setattr__(self, "output", tuple(tuple(axis) for axis in output))
-        missing = [index for index in self.indices if index not in sizes]
-        if missing:
-            raise ValueError(
-                describe(
-                    "TensorNetwork", "sizes", "hold every index", f"no {missing[0]!r}"
-                )
-            )
+        for index in self.indices:
+            if index not in sizes:
+                rule, value = f"hold the indices{self._owner(index)}", f"no {index!r}"
+                raise ValueError(describe("TensorNetwork", "sizes", rule, value))
         kept = {index: sizes[index] for index in self.indices}
         object.__setattr__(self, "sizes", kept)
         self._check()
@@ -69,6 +70,17 @@ class TensorNetwork:
             if index not in carried or count > 1:
                 rule = "name each output index once, carried by a node"
                 raise ValueError(describe("TensorNetwork", "output", rule, repr(index)))
+        for index, size in self.sizes.items():
+            if size < 0:
+                place = f"size of index {index!r}{self._owner(index)}"
+                rule = "be at least 0"
+                raise ValueError(describe("TensorNetwork", place, rule, size))
+        shapes: dict[str, tuple[int, ...]] = {}
+        for operand in self.operands:
+            shape = shapes.setdefault(operand.name, operand.shape)
+            if shape != operand.shape:
+                place, rule = f"operand {operand.name!r}", f"have one shape, {shape}"
+                raise ValueError(describe("TensorNetwork", place, rule, operand.shape))
         for operand in self.operands:
             for number, axis in enumerate(operand.axes):
                 low, high = axis.position.bounds(self.sizes)
@@ -82,6 +94,11 @@ class TensorNetwork:
                             f"{low} to {high} through {axis.position.indices}",
                         )
                     )
+
+    def _owner(self, index: str) -> str:
+        """Which operand carries an index, to be appended to a message."""
+        names = (node.name for node in self.operands if index in node.indices)
+        return next((f" of operand {name!r}" for name in names), "")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TensorNetwork):
@@ -134,13 +151,23 @@ class TensorNetwork:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the result."""
-        shape = []
-        for axis in self.output:
-            size = 1
-            for index in axis:
-                size *= self.sizes[index]
-            shape.append(size)
-        return tuple(shape)
+        return tuple(prod(self.sizes[index] for index in axis) for axis in self.output)
+
+    @cached_property
+    def flops(self) -> float:
+        """Multiply-adds of a pairwise contraction, all patterns held as tensors.
+
+        What rewriting saves, without knowing how a plan treats patterns; a plan costs
+        less. The order of contractions is opt_einsum's.
+        """
+        if not self.nodes:
+            return 0.0
+        shapes = [tuple(self.sizes[j] for j in node.indices) for node in self.nodes]
+        few = len(shapes) <= 6
+        _, info = opt_einsum.contract_path(
+            self.equation(), *shapes, shapes=True, optimize="optimal" if few else "auto"
+        )
+        return float(info.opt_cost) / 2
 
     def carriers(self, index: str) -> tuple[Node, ...]:
         """The nodes that carry an index."""
@@ -212,6 +239,49 @@ class TensorNetwork:
         return TensorNetwork(
             (*self.nodes, *other.nodes), output, {**self.sizes, **other.sizes}
         )
+
+    def times_copy(
+        self, shared: Iterable[str], output: Iterable[Iterable[str]]
+    ) -> TensorNetwork:
+        """Product with its own copy, in which all indices are primed but some.
+
+        Args:
+            shared: Indices that the copies have in common.
+            output: Axes of the result; what it does not carry is summed over.
+        """
+        same = set(shared)
+        copy = self.relabel(lambda index: index if index in same else prime(index))
+        return self.multiply(copy, output)
+
+    def resize(self, sizes: Mapping[str, int]) -> TensorNetwork:
+        """The same network with other sizes of some indices.
+
+        Args:
+            sizes: New sizes. What a pattern hits is clipped by them, so sizes along
+                space should fit each other.
+
+        Raises:
+            ValueError: If the network does not have an index, or an operand is read in
+                parts, as after simplifying.
+        """
+        for index in sizes:
+            if index not in self.sizes:
+                rule = f"name indices of the network, {sorted(self.sizes)}"
+                raise ValueError(
+                    describe("TensorNetwork.resize", "sizes", rule, repr(index))
+                )
+        changed = {**self.sizes, **sizes}
+        nodes: list[Node] = []
+        for node in self.nodes:
+            if isinstance(node, Pair) and node.shared in sizes:
+                node = replace(node, size=sizes[node.shared])
+            if isinstance(node, Operand) and set(node.indices) & set(sizes):
+                split = _whole_axes(node, self.sizes, "resize", "Resize")
+                axes = ([(j, changed[j]) for j in axis] for axis in split)
+                extents = [(prod(size for _, size in axis), axis) for axis in axes]
+                node = Operand(node.name, tuple(Axis.of(e, *a) for e, a in extents))
+            nodes.append(node)
+        return TensorNetwork(nodes, self.output, changed)
 
     def cut(self, name: str, output: Iterable[Iterable[str]]) -> TensorNetwork:
         """Leave an operand out: the derivative of a network that is linear in it.
@@ -299,7 +369,9 @@ class TensorNetwork:
         return found[0]
 
 
-def _whole_axes(operand: Operand, sizes: Mapping[str, int], method: str) -> Output:
+def _whole_axes(
+    operand: Operand, sizes: Mapping[str, int], method: str, verb: str = "Differentiate"
+) -> Output:
     """Indices of each axis, slowest first; refuses axes that are not read whole."""
     axes = []
     for number, axis in enumerate(operand.axes):
@@ -311,7 +383,7 @@ def _whole_axes(operand: Operand, sizes: Mapping[str, int], method: str) -> Outp
                     f"axis {number} of operand {operand.name!r}",
                     "be read whole and in order",
                     axis.position,
-                    "Differentiate before simplifying",
+                    f"{verb} before simplifying",
                 )
             )
         axes.append(indices)

@@ -10,8 +10,10 @@ from math import gcd
 
 from tn_extensions.network.network import TensorNetwork
 from tn_extensions.network.nodes import Operand, Pattern
+from tn_extensions.network.rules.identity import states
 
 
+@states("A[i] P[i; o, k] = A[s o + d k - l], if no position is hit twice or outside")
 def dense(network: TensorNetwork) -> TensorNetwork | None:
     """Replace one pattern by a view of the operand it reads; None if there is none."""
     kept = set(network.output_indices)
