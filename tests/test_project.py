@@ -74,7 +74,16 @@ def test_wheel_metadata(metadata: Message) -> None:
     packages = {"backpack-for-pytorch", "curvlinops-for-pytorch", "opt_einsum"}
     assert required == packages | {"numpy", "torch"}
     extras = set(metadata.get_all("Provides-Extra", []))
-    assert extras == {"bench", "demo", "dev", "laplace", "lint", "singd", "test"}
+    assert extras == {
+        "bench",
+        "demo",
+        "dev",
+        "diagram",
+        "laplace",
+        "lint",
+        "singd",
+        "test",
+    }
 
 
 def test_version_has_one_source(metadata: Message) -> None:
@@ -93,7 +102,8 @@ def test_installs_what_is_imported() -> None:
     config.read(ROOT / "setup.cfg")
     extras = config["options.extras_require"]
     required = config["options"]["install_requires"]
-    installed = required + extras["laplace"] + extras["singd"]
+    optional = (extras[name] for name in ("diagram", "laplace", "singd"))
+    installed = required + "".join(optional)
     everything = installed + extras["test"] + extras["bench"] + extras["demo"]
     distributions = {
         "backpack": "backpack-for-pytorch",

@@ -27,7 +27,7 @@ def contract(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> Tensor:
         raise TypeError(describe(_NAME, "operands", rule, sorted(tensors)))
     for name, shape in shapes.items():
         check_shaped(_NAME, name, tensors[name], shape)
-    first, *others = shapes
+    first, *others = tensors
     like = tensors[first]
     for name in others:
         check_like(_NAME, name, tensors[name], like.dtype, like, first)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import count
 from typing import get_args
 
 import torch
@@ -16,7 +17,7 @@ from tn_extensions.compiler import Plan, plan
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.conv import Conv
 from tn_extensions.conv_dim import ConvDim
-from tn_extensions.network import Operand, Pattern, TensorNetwork
+from tn_extensions.network import Pattern, TensorNetwork
 from tn_extensions.quantities import Quantity
 
 
@@ -74,77 +75,67 @@ def explain(
 
 def recognise(network: TensorNetwork) -> Quantity | None:
     """Name of the quantity that has this very network; None if none has."""
-    read = _read(network)
-    if read is None:
-        return None
-    conv, sizes = read
-    vectors, samples = sizes.get("v"), sizes.get("n", 1)
-    for name in get_args(Quantity):
-        define = getattr(quantities, name)
-        takes = inspect.signature(define).parameters
-        options: list[dict[str, object]] = [{}]
-        if "num_vectors" in takes:
-            needed = takes["num_vectors"].default is inspect.Parameter.empty
-            if needed and vectors is None:
-                continue
-            options = [{"num_vectors": vectors}]
-        if "per_sample" in takes:
-            options = [{**o, "per_sample": p} for o in options for p in (False, True)]
-        if any(define(conv, samples, **option) == network for option in options):
-            return name
+    for transposed in (False, True):
+        conv = _read(network, transposed)
+        for name in get_args(Quantity) if conv else ():
+            define = getattr(quantities, name)
+            options = _options(inspect.signature(define).parameters, network.sizes)
+            samples = network.sizes.get("n", 1)
+            if any(define(conv, samples, **option) == network for option in options):
+                return name
     return None
 
 
-def _read(network: TensorNetwork) -> tuple[Conv, dict[str, int]] | None:
-    """The convolution that a network's patterns and sizes are those of."""
-    sizes = dict(network.sizes)
-    transposed = any(
-        operand.name == "x" and {"o1", "o1p"} & set(operand.indices)
-        for operand in network.operands
-    )
-    patterns = {pattern.index: pattern for pattern in network.patterns}
+def _options(
+    parameters: Mapping[str, inspect.Parameter], sizes: Mapping[str, int]
+) -> list[dict[str, int | None]]:
+    """What a quantity may have been called with beyond hyper-parameters."""
+    options: list[dict[str, int | None]] = [{}]
+    if "num_vectors" in parameters:
+        vectors = sizes.get("v")
+        required = parameters["num_vectors"].default is inspect.Parameter.empty
+        options = [] if required and vectors is None else [{"num_vectors": vectors}]
+    if "per_sample" in parameters:
+        options = [{**one, "per_sample": kept} for one in options for kept in (0, 1)]
+    return options
+
+
+def _read(network: TensorNetwork, transposed: bool) -> Conv | None:
+    """A convolution with the network's patterns and sizes, if there is one."""
+    sizes = network.sizes
+    found = {(p.index, *p.position.indices): p for p in network.patterns}
     dims: list[ConvDim] = []
-    while (pattern := patterns.get(f"i{len(dims) + 1}")) is not None:
-        dim = _read_dim(pattern, len(dims) + 1, sizes, transposed)
-        if dim is None:
-            return None
-        dims.append(dim)
-    if not dims:
-        dims = _bias_dims(network.operands, sizes)
-    if not dims:
+    try:
+        for number in count(1):
+            i, k, o = f"i{number}", f"k{number}", f"o{number}"
+            output = i if transposed else o
+            if (i, k, o) in found:
+                dims.append(_read_dim(found[i, k, o], (i, k, o), sizes, transposed))
+            elif output in sizes and not network.patterns:
+                # a bias only sees the output positions
+                dims.append(ConvDim(sizes[output], 1, transposed=transposed))
+            else:
+                break
+        groups = sizes.get("g", 1)
+        inputs, outputs = (groups * sizes.get(name, 1) for name in ("ci", "co"))
+        return Conv(inputs, outputs, tuple(dims), groups) if dims else None
+    except (TypeError, ValueError):  # no convolution has these sizes
         return None
-    groups = sizes.get("g", 1)
-    channels = [groups * sizes.get(name, 1) for name in ("ci", "co")]
-    return Conv(channels[0], channels[1], tuple(dims), groups), sizes
 
 
 def _read_dim(
-    pattern: Pattern, number: int, sizes: dict[str, int], transposed: bool
-) -> ConvDim | None:
-    k, o = f"k{number}", f"o{number}"
+    pattern: Pattern,
+    indices: tuple[str, str, str],
+    sizes: Mapping[str, int],
+    transposed: bool,
+) -> ConvDim:
+    wide, kernel, narrow = (sizes[index] for index in indices)
+    dilation, stride = map(pattern.position.stride, indices[1:])
     left = -pattern.position.start
-    if pattern.position.indices != (k, o) or pattern.summed or left < 0:
-        return None
-    stride, dilation = pattern.position.stride(o), pattern.position.stride(k)
-    narrow, wide, kernel = sizes[o], sizes[pattern.index], sizes[k]
     span = stride * (narrow - 1) + dilation * (kernel - 1) + 1
     right = max(span - wide - left, 0)
-    try:
-        if transposed:
-            extra = wide - (span - left - right)
-            args = (narrow, kernel, stride, dilation, (left, right), True, extra)
-        else:
-            args = (wide, kernel, stride, dilation, (left, right), False, 0)
-        return ConvDim(*args)
-    except ValueError:  # no convolution has these sizes
-        return None
-
-
-def _bias_dims(operands: tuple[Operand, ...], sizes: dict[str, int]) -> list[ConvDim]:
-    """Of what has no patterns, a convolution with the same output positions."""
-    if {operand.name for operand in operands} != {"g"}:
-        return []
-    dims: list[ConvDim] = []
-    while (size := sizes.get(f"o{len(dims) + 1}")) is not None:
-        dims.append(ConvDim(size, 1))
-    return dims
+    padding = (left, right)
+    if transposed:
+        extra = wide - (span - left - right)
+        return ConvDim(narrow, kernel, stride, dilation, padding, True, extra)
+    return ConvDim(wide, kernel, stride, dilation, padding)
