@@ -81,6 +81,11 @@ class TensorNetwork(Face):
             if shape != operand.shape:
                 place, rule = f"operand {operand.name!r}", f"have one shape, {shape}"
                 raise ValueError(describe("TensorNetwork", place, rule, operand.shape))
+            for index, count in Counter(operand.indices).items():
+                if count > 1:
+                    rule, value = "carry each index once", f"{index!r} {count} times"
+                    place = f"operand {operand.name!r}"
+                    raise ValueError(describe("TensorNetwork", place, rule, value))
         for operand in self.operands:
             for number, axis in enumerate(operand.axes):
                 low, high = axis.position.bounds(self.sizes)

@@ -22,7 +22,9 @@ def dense(network: TensorNetwork) -> TensorNetwork | None:
         if len(others) != 1 or pattern.index in kept or pattern.summed:
             continue
         (operand,) = others
-        if isinstance(operand, Operand) and _is_view(pattern, network):
+        # an operand that carries a term, too, would be read along a diagonal
+        apart = not set(pattern.position.indices) & set(operand.indices)
+        if isinstance(operand, Operand) and apart and _is_view(pattern, network):
             viewed = operand.substitute(pattern.index, pattern.position)
             return network.replace((pattern, operand), (viewed,))
     return None
