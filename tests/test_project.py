@@ -104,8 +104,10 @@ def test_installs_what_is_imported() -> None:
     required = config["options"]["install_requires"]
     optional = (extras[name] for name in ("diagram", "laplace", "singd"))
     installed = required + "".join(optional)
-    everything = installed + extras["test"] + extras["bench"] + extras["demo"]
+    benchmarks = required + extras["bench"] + extras["demo"] + extras["diagram"]
+    everything = installed + extras["test"] + benchmarks
     distributions = {
+        "PIL": "pillow",
         "backpack": "backpack-for-pytorch",
         "curvlinops": "curvlinops-for-pytorch",
         "importlinter": "import-linter",
@@ -115,7 +117,7 @@ def test_installs_what_is_imported() -> None:
     for scope, available in (
         # an import contract says which module may import an optional package
         (["tn_extensions"], installed),
-        (["experiments"], required + extras["bench"] + extras["demo"]),
+        (["experiments"], benchmarks),
         (["tests"], everything),
     ):
         names = {re.split("[^A-Za-z_-]", line)[0] for line in available.split()}

@@ -139,8 +139,9 @@ class _Pen:
         zorder: float = 3,
         ha: str = "center",
     ) -> None:
-        box = {"facecolor": back, "edgecolor": "none", "pad": 0.8}
-        style = {"ha": ha, "va": "center_baseline", "color": color, "bbox": box}
+        style: dict[str, Any] = {"ha": ha, "va": "center_baseline", "color": color}
+        if back != "none":
+            style["bbox"] = {"facecolor": back, "edgecolor": "none", "pad": 0.8}
         size *= self.scale
         self.axes.text(
             x, y, text, fontsize=size, zorder=zorder, math_fontfamily="cm", **style

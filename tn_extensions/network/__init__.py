@@ -3,7 +3,7 @@
 from tn_extensions.network.build import build
 from tn_extensions.network.network import TensorNetwork
 from tn_extensions.network.nodes import Affine, Axis, Operand, Pair, Pattern
-from tn_extensions.network.simplify import simplify
+from tn_extensions.network.simplify import Rule, simplify
 from tn_extensions.network.trace import Step, Trace
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Operand",
     "Pair",
     "Pattern",
+    "Rule",
     "Step",
     "TensorNetwork",
     "Trace",
