@@ -21,8 +21,8 @@ from tn_extensions.diagram.tikz import tikz
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, FIGURES = DOCS / "gallery.md", DOCS / "figures"
-_COLORS = 32
-"""Enough for a picture, and a quarter of the file's size."""
+_COLORS = 128
+"""Enough for a picture, and a third of the file's size."""
 
 N, V = 8, 10
 CONV = Conv.make(64, 64, 3, (28, 28), padding=1)
@@ -200,8 +200,8 @@ pattern's terms are not ordered. [How a quantity is evaluated](plans.md) has the
 For 64 to 64 channels, 3x3 kernel, padding 1, 28x28 pixels, batch {n}, {v} vectors per
 sample, on a CPU, in millions: multiply-adds of a pairwise contraction with patterns as
 tensors, those of the plan and the primitive that it chose, and elements that it holds
-beyond inputs and output. `network.explain()` has the same, and what was rejected, for all
-networks and sizes.
+beyond inputs and output. `network.explain()` has the same, and what was rejected, for
+all networks and sizes.
 
 {costs}
 """

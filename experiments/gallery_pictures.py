@@ -45,7 +45,7 @@ N, V = 8, 10
 CONV = Conv.make(4, 6, 3, (9, 9), stride=2, padding=1, groups=2)
 LINE = Conv.make(4, 6, 3, 9, padding=1)
 UNFOLDED = {"unfolded input": ["x", "P1", "P2"]}
-TOEPLITZ = {"unfolded kernel": ["weight", "P1", "P2"]}
+TOEPLITZ = {"unfolded kernel": ["weight", "P1", "P2", "delta g"]}
 BOTH = {**UNFOLDED, "its copy": ["x'", "P1'", "P2'"]}
 
 
@@ -66,7 +66,7 @@ def pictures() -> dict[str, Scene]:
             [
                 Panel("convolution", convolution, UNFOLDED),
                 Panel("unfold_input", quantities.unfold_input(CONV, N), UNFOLDED),
-                Panel("unfold_weight", _unfolded_weight(), TOEPLITZ),
+                Panel("unfold_weight", quantities.unfold_weight(CONV), TOEPLITZ),
             ],
             3,
         ),
@@ -123,6 +123,7 @@ def pictures() -> dict[str, Scene]:
             ],
             3,
         ),
+        "own": scene([Panel("diagonal of the input's GGN", _own())], 1),
         "dimensions": scene(
             [
                 Panel("kfac_expand, transposed, 1d", _transposed_factor()),
@@ -139,9 +140,10 @@ def _cube() -> Conv:
     return Conv.make(4, 6, 3, (9, 9, 9), padding=1, groups=2)
 
 
-def _unfolded_weight() -> TensorNetwork:
-    """Without the batch of one, over which it is the same."""
-    return simplify(quantities.unfold_weight(CONV), [squeeze])
+def _own() -> TensorNetwork:
+    """What docs/tutorial-own-quantity.md derives."""
+    pulled = quantities.conv(CONV, N).vjp("x", "S").vmap("S", "v", V)
+    return pulled.times_copy(pulled.output_indices, pulled.output[1:])
 
 
 def _transposed_factor() -> TensorNetwork:

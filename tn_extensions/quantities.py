@@ -147,7 +147,8 @@ def unfold_weight(conv: Conv, batch_size: int = 1) -> TensorNetwork:
     output, operand = jacobian.output[1:], jacobian.output[conv.num_dims + 3 :]
     output = output[: conv.num_dims + 1]
     merged = (tuple(j for axis in axes for j in axis) for axes in (output, operand))
-    return jacobian.replace(output=merged)
+    one_sample = (p for p in jacobian.patterns if p.index == prime("n"))
+    return jacobian.replace(one_sample, output=merged)
 
 
 def weight_vjp(conv: Conv, batch_size: int) -> TensorNetwork:
@@ -244,12 +245,8 @@ def bias_ggn_gram(conv: Conv, batch_size: int, num_vectors: int) -> TensorNetwor
 
 def _per_sample(gradient: TensorNetwork, num_vectors: int | None) -> TensorNetwork:
     """A gradient with samples, and vectors if there are any, kept."""
-    output = (("n",), *gradient.output)
-    if num_vectors is None:
-        return gradient.replace(output=output)
-    (g,) = (operand for operand in gradient.operands if operand.name == "g")
-    vectors = Operand("g", (Axis.of(num_vectors, ("v", num_vectors)), *g.axes))
-    return gradient.replace([g], [vectors], {"v": num_vectors}, (("v",), *output))
+    kept = gradient.replace(output=(("n",), *gradient.output))
+    return kept if num_vectors is None else kept.vmap("g", "v", num_vectors)
 
 
 def _norm(half: TensorNetwork) -> TensorNetwork:

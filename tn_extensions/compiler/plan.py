@@ -108,7 +108,7 @@ class Plan:
         if out is None:
             like = next(iter(tensors.values()))
             out, accumulate = empty(self.network.shape, like), False
-        if out.stride(-1) == 1 or out.shape[-1] == 1:
+        if not out.shape or out.stride(-1) == 1 or out.shape[-1] == 1:
             lowering.run(tensors, Sink(out, scale, fresh=not accumulate))
         else:  # matrix products write rows
             result = self.run(tensors, scale)

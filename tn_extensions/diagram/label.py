@@ -54,6 +54,7 @@ def size_of(text: str) -> int:
     >>> size_of(r"$\mathit{ci}'$"), size_of("$k_{1} = 2$")
     (3, 6)
     """
+    text = text.replace(r"\_", "x")
     plain = re.sub(r"\\(mathit|mathrm|,| )|[${}_]", "", text)
     return len(re.sub(r"\\[a-zA-Z]+", "x", plain))
 

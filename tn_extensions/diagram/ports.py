@@ -11,9 +11,9 @@ from tn_extensions.diagram.place import Spot
 from tn_extensions.diagram.scene import Box, Point
 from tn_extensions.diagram.wiring import Link, Side
 
-_LETTER, _LINE = 0.145, 0.42
+_NAME, _LETTER, _LINE = 0.18, 0.145, 0.42
 _APART: dict[Side, float] = {"left": 0.42, "right": 0.42, "top": 0.5, "bottom": 0.5}
-"""Width of a letter, height of a line, distance between neighbouring ports."""
+"""Width of a letter in names and below, height of a line; between ports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,9 @@ class Ports:
     def size(self, spot: Spot, lines: Sequence[str], pattern: bool) -> Point:
         """Width and height of a box that has room for its ports and text."""
         # primes are narrow, and copies are as wide as what they mirror
-        letters = max(size_of(line.replace("'", "")) for line in lines)
-        text = letters * _LETTER + (0.85 if pattern else 0.55)
+        letters = [size_of(line.replace("'", "")) for line in lines]
+        text = max(letters[0] * _NAME, *(n * _LETTER for n in letters))
+        text += 0.85 if pattern else 0.5
         count = {side: len(self.order.get((spot.number, side), ())) for side in _APART}
         across = max(count["top"], count["bottom"]) * _APART["top"] + 0.2
         along = max(count["left"], count["right"]) * _APART["left"] + 0.2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 import opt_einsum
 
 from tn_extensions.errors import describe
+from tn_extensions.network.check import check, check_complete
 from tn_extensions.network.face import Face
 from tn_extensions.network.index import letters, prime
 from tn_extensions.network.nodes import (
@@ -56,54 +56,10 @@ class TensorNetwork(Face):
     ) -> None:
         object.__setattr__(self, "nodes", tuple(sorted(nodes, key=repr)))
         object.__setattr__(self, "output", tuple(tuple(axis) for axis in output))
-        for index in self.indices:
-            if index not in sizes:
-                rule, value = f"hold the indices{self._owner(index)}", f"no {index!r}"
-                raise ValueError(describe("TensorNetwork", "sizes", rule, value))
+        check_complete(self, sizes)
         kept = {index: sizes[index] for index in self.indices}
         object.__setattr__(self, "sizes", kept)
-        self._check()
-
-    def _check(self) -> None:
-        carried = {index for node in self.nodes for index in node.indices}
-        for index, count in Counter(self.output_indices).items():
-            if index not in carried or count > 1:
-                rule = "name each output index once, carried by a node"
-                raise ValueError(describe("TensorNetwork", "output", rule, repr(index)))
-        for index, size in self.sizes.items():
-            if size < 0:
-                place = f"size of index {index!r}{self._owner(index)}"
-                rule = "be at least 0"
-                raise ValueError(describe("TensorNetwork", place, rule, size))
-        shapes: dict[str, tuple[int, ...]] = {}
-        for operand in self.operands:
-            shape = shapes.setdefault(operand.name, operand.shape)
-            if shape != operand.shape:
-                place, rule = f"operand {operand.name!r}", f"have one shape, {shape}"
-                raise ValueError(describe("TensorNetwork", place, rule, operand.shape))
-            for index, count in Counter(operand.indices).items():
-                if count > 1:
-                    rule, value = "carry each index once", f"{index!r} {count} times"
-                    place = f"operand {operand.name!r}"
-                    raise ValueError(describe("TensorNetwork", place, rule, value))
-        for operand in self.operands:
-            for number, axis in enumerate(operand.axes):
-                low, high = axis.position.bounds(self.sizes)
-                empty = any(self.sizes[j] == 0 for j in axis.position.indices)
-                if not empty and (low < 0 or high >= axis.extent):
-                    raise ValueError(
-                        describe(
-                            "TensorNetwork",
-                            f"axis {number} of operand {operand.name!r}",
-                            f"be read within its {axis.extent} entries",
-                            f"{low} to {high} through {axis.position.indices}",
-                        )
-                    )
-
-    def _owner(self, index: str) -> str:
-        """Which operand carries an index, to be appended to a message."""
-        names = (node.name for node in self.operands if index in node.indices)
-        return next((f" of operand {name!r}" for name in names), "")
+        check(self)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TensorNetwork):
@@ -362,6 +318,25 @@ class TensorNetwork(Face):
         """
         operand = self._only(name, "jvp")
         return self.replace([operand], [Operand(tangent, operand.axes)])
+
+    def vmap(self, name: str, index: str, size: int) -> TensorNetwork:
+        """The same for many of an operand at once, along a new first axis of both.
+
+        Args:
+            name: Name of the operand.
+            index: Name of the new index, which the operand and the result begin with.
+            size: How many.
+
+        Raises:
+            ValueError: If the network does not have that operand exactly once, or has
+                the index already.
+        """
+        operand = self._only(name, "vmap")
+        if index in self.sizes:
+            rule, known = "be new to the network", f"{index!r}, of {[*self.sizes]}"
+            raise ValueError(describe("TensorNetwork.vmap", "index", rule, known))
+        many = Operand(name, (Axis.of(size, (index, size)), *operand.axes))
+        return self.replace([operand], [many], {index: size}, ((index,), *self.output))
 
     def _only(self, name: str, method: str) -> Operand:
         """The one operand of a name, in which the network is linear."""
