@@ -121,6 +121,19 @@ def test_times_copy() -> None:
     assert factor == quantities.kfac_expand(CONV, 5)
 
 
+def test_vmap() -> None:
+    gradient = quantities.weight_vjp(CONV, 5)
+    many = gradient.vmap("g", "v", 3)
+    assert many.shape == (3, *gradient.shape)
+    x, g = torch.rand(5, 4, 7), torch.rand(3, 5, 6, 4)
+    each = torch.stack([gradient.evaluate(x=x, g=one) for one in g])
+    assert torch.allclose(many.evaluate(x=x, g=g), each, rtol=1e-4)
+    for name, index, argument in (("g", "n", "index"), ("y", "v", "name")):
+        with pytest.raises(ValueError) as caught:
+            gradient.vmap(name, index, 3)
+        assert_in_form(caught.value, "TensorNetwork.vmap", argument)
+
+
 def test_flops_are_those_of_matrix_products() -> None:
     sizes = {"i": 2, "j": 30, "k": 4, "l": 5}
     operands = {"a": ["i", "j"], "b": ["j", "k"], "c": ["k", "l"]}
