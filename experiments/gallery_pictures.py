@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.diagram import Scene, layout, strip
-from tn_extensions.network import Rule, simplify
+from tn_extensions.diagram.trace import strip_of
+from tn_extensions.network import Rule, Trace, simplify
 from tn_extensions.network.rules import dense, pair, squeeze, trim, window_sum
 
 Shade = Mapping[str, Iterable[str]]
@@ -123,6 +124,7 @@ def pictures() -> dict[str, Scene]:
             ],
             3,
         ),
+        "trace": strip_of(_trace(), columns=2),
         "own": scene([Panel("diagonal of the input's GGN", _own())], 1),
         "dimensions": scene(
             [
@@ -138,6 +140,12 @@ def pictures() -> dict[str, Scene]:
 
 def _cube() -> Conv:
     return Conv.make(4, 6, 3, (9, 9, 9), padding=1, groups=2)
+
+
+def _trace() -> Trace:
+    """Of docs/tutorial-kfac.md: in the end, a matrix product of the input."""
+    sampling = Conv.make(4, 6, kernel_size=2, input_size=12, stride=4)
+    return simplify(quantities.kfac_expand(sampling, N), trace=True)[1]
 
 
 def _own() -> TensorNetwork:
