@@ -8,11 +8,19 @@ from tn_extensions.diagram import label
 from tn_extensions.diagram.place import Spot, place
 from tn_extensions.diagram.ports import Ports, ports
 from tn_extensions.diagram.route import Router
-from tn_extensions.diagram.scene import Box, Label, Point, Scene, Shade, Wire
+from tn_extensions.diagram.scene import (
+    Box,
+    Kind,
+    Label,
+    Point,
+    Scene,
+    Shade,
+    Wire,
+)
 from tn_extensions.diagram.wiring import Link, wiring
 from tn_extensions.errors import describe
 from tn_extensions.network.network import TensorNetwork
-from tn_extensions.network.nodes import Operand, Pair
+from tn_extensions.network.nodes import Node, Operand, Pair
 
 LIMIT = 200
 """Nodes beyond which a picture is no help, and takes long."""
@@ -131,10 +139,14 @@ def _boxes(
         # a column of few rows spreads as far as the highest
         y = height * (0.5 - spot.row / (spot.rows - 1)) if spot.rows > 1 else 0.0
         center = Point(lefts[spot.column] + widths[spot.column] / 2, y)
-        kind = "operand" if isinstance(node, Operand) else "pattern"
-        kind = "pair" if isinstance(node, Pair) else kind
-        boxes.append(Box(spot.number, kind, center, size.x, size.y, lines))  # type: ignore[arg-type]
+        boxes.append(Box(spot.number, _kind(node), center, size.x, size.y, lines))
     return tuple(boxes)
+
+
+def _kind(node: Node) -> Kind:
+    if isinstance(node, Operand):
+        return "operand"
+    return "pair" if isinstance(node, Pair) else "pattern"
 
 
 def _room(link: Link) -> float:
