@@ -136,7 +136,8 @@ Boxes are tensors, hexagons are index patterns, with the condition on which they
 one. Lines are indices: those that end in the open belong to the result, whose axes and
 sizes are below the picture; a dot joins all that carry an index; a circled 1 is a sum
 over an index that nobody else carries. Batch indices are purple, groups brown, channels
-blue, space black. `g` is the output's gradient, or `S`, the root of the loss Hessian.
+blue, space black. The box `g` is the output's gradient, or `S`, the square root of the
+loss Hessian.
 
 The first five are the counterparts of Figures 1 to 5 of
 [Dangel, 2024](https://arxiv.org/abs/2307.02275).

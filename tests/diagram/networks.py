@@ -39,8 +39,15 @@ DEFINED: dict[str, Define] = {
 DERIVED: dict[str, Define] = {
     "weight jacobian": lambda conv: quantities.conv(conv, 2).jacobian("weight"),
     "input jacobian": lambda conv: quantities.conv(conv, 2).jacobian("x"),
+    "gram of groups": lambda conv: gram_of_groups(quantities.weight_vjp(conv, 2)),
     "paired": lambda conv: exhausted(quantities.kfac_expand(conv, 2)),
 }
+
+
+def gram_of_groups(gradient: TensorNetwork) -> TensorNetwork:
+    """Inner products of per-sample gradients, for each two groups."""
+    shared = {*gradient.output_indices} - {"g"}
+    return gradient.times_copy(shared, [("n", "g"), ("np", "gp")])
 
 
 def exhausted(network: TensorNetwork) -> TensorNetwork:

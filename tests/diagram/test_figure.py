@@ -56,7 +56,7 @@ def test_empty_network_is_drawn() -> None:
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match="pip install matplotlib"):
+    with pytest.raises(ImportError, match=r"tn-extensions\[diagram\]"):
         NETWORK.draw()
     assert NETWORK._repr_svg_() is None
     assert NETWORK._repr_png_() is None

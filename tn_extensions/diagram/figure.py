@@ -36,8 +36,7 @@ def figure(scene: Scene, scale: float = 1.0) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "figure: drawing needs matplotlib. Install it with "
-            "'python -m pip install matplotlib', or use to_tikz"
+            "draw: needs matplotlib. Install tn-extensions[diagram], or use to_tikz."
         ) from error
     size = (scene.width * scale / _INCH, scene.height * scale / _INCH)
     result = Figure(figsize=(max(size[0], 0.1), max(size[1], 0.1)))

@@ -103,27 +103,32 @@ class Router:
             # lines fan out towards patterns: labels have more room there
             part = 0.5 + 0.3 * (patterns[1] - patterns[0])
             return self._wire(number, link, [(start, end)], _between(start, end, part))
-        side: Side = "top" if number in self.ports.up else "bottom"
-        peers = [
-            j
-            for j, other in enumerate(self.links)
-            if other.course == "straight"
-            and other.output
-            and other.spots == link.spots
-            and (j in self.ports.up) == (number in self.ports.up)
-        ]
-        dot = _between(start, end, (peers.index(number) + 1) / (len(peers) + 1))
+        up = number in self.ports.up
+        side: Side = "top" if up else "bottom"
+        dot = _between(start, end, self._part(number, link, up))
         tip = dot.by(0.0, _OUT[side][1] * _LEG)
         paths = [(start, dot, end), (dot, tip)]
         return self._wire(
             number, link, paths, self._beyond(link, tip, side), [dot], tip
         )
 
+    def _part(self, number: int, link: Link, up: bool) -> float:
+        """Where a leg to the output begins, apart from those of the same neighbours."""
+        peers = [
+            j
+            for j, other in enumerate(self.links)
+            if (other.course, other.spots) == (link.course, link.spots)
+            and other.output
+            and (j in self.ports.up) == up
+        ]
+        return (peers.index(number) + 1) / (len(peers) + 1)
+
     def _stacked(self, number: int, link: Link) -> Wire:
         start, end = self._ends(number, link)
-        middle = _between(start, end, 0.5)
         if not link.output:
+            middle = _between(start, end, 0.5)
             return self._wire(number, link, [(start, end)], middle)
+        middle = _between(start, end, self._part(number, link, up=False))
         columns = max(spot.column for spot in self.spots)
         side: Side = "left" if 2 * link.low <= columns and columns else "right"
         reach = self.boxes[link.spots[0].number].width / 2 + _LEG
