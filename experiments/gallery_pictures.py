@@ -125,6 +125,7 @@ def pictures() -> dict[str, Scene]:
             3,
         ),
         "trace": strip_of(_trace(), columns=2),
+        "layers": scene([Panel("two convolutions in a row", _two_layers())], 1),
         "own": scene([Panel("diagonal of the input's GGN", _own())], 1),
         "dimensions": scene(
             [
@@ -152,6 +153,16 @@ def _own() -> TensorNetwork:
     """What docs/tutorial-own-quantity.md derives."""
     pulled = quantities.conv(CONV, N).vjp("x", "S").vmap("S", "v", V)
     return pulled.times_copy(pulled.output_indices, pulled.output[1:])
+
+
+def _two_layers() -> TensorNetwork:
+    """Of the same tutorial."""
+    first = quantities.conv(Conv.make(4, 6, 3, (9, 9), padding=1), 2)
+    second = quantities.conv(Conv.make(6, 8, 3, (9, 9), stride=2), 2)
+    second = second.jvp("weight", "weight2").cut("x", [("co",), ("o1",), ("o2",)])
+    names = {"ci": "co", "i1": "o1", "i2": "o2", "co": "c", "o1": "z1", "o2": "z2"}
+    second = second.relabel({**names, "k1": "l1", "k2": "l2"})
+    return first.multiply(second, [("n",), ("c",), ("z1",), ("z2",)])
 
 
 def _transposed_factor() -> TensorNetwork:

@@ -57,6 +57,16 @@ def exhausted(network: TensorNetwork) -> TensorNetwork:
     return network
 
 
+def two_layers() -> TensorNetwork:
+    """A convolution of a convolution, of docs/tutorial-own-quantity.md."""
+    first = quantities.conv(Conv.make(4, 6, 3, (9, 9), padding=1), 2)
+    second = quantities.conv(Conv.make(6, 8, 3, (9, 9), stride=2), 2)
+    second = second.jvp("weight", "weight2").cut("x", [("co",), ("o1",), ("o2",)])
+    names = {"ci": "co", "i1": "o1", "i2": "o2", "co": "c", "o1": "z1", "o2": "z2"}
+    second = second.relabel({**names, "k1": "l1", "k2": "l2"})
+    return first.multiply(second, [("n",), ("c",), ("z1",), ("z2",)])
+
+
 def conv(num_dims: int, kernel_size: int = 3, transposed: bool = False) -> Conv:
     return Conv.make(
         4,
@@ -71,7 +81,7 @@ def conv(num_dims: int, kernel_size: int = 3, transposed: bool = False) -> Conv:
 
 
 def cases() -> dict[str, TensorNetwork]:
-    found = {}
+    found = {"two layers": two_layers()}
     for num_dims in (1, 2, 3):
         for name, define in {**DEFINED, **DERIVED}.items():
             found[f"{name} {num_dims}d"] = define(conv(num_dims))

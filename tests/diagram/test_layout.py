@@ -95,17 +95,13 @@ def test_the_copy_mirrors_the_half(network: TensorNetwork) -> None:
         + max(box.center.x for box in scene.boxes)
     ) / 2
     copies = [name for name in found if name.endswith("'")]
-    assert bool(copies) == (len(names(network)) > len({*operand_names(network)}))
+    operands = [operand.name for operand in network.operands]
+    assert bool(copies) == (len(operands) > len({*operands}))
     for name in copies:
         box, copy = found[name[:-1]], found[name]
         assert copy.center.y == pytest.approx(box.center.y)
         assert copy.center.x - middle == pytest.approx(middle - box.center.x, abs=0.01)
         assert copy.center.x > box.center.x
-
-
-def operand_names(network: TensorNetwork) -> list[str]:
-    """Distinct names of the half, patterns included."""
-    return [name for name in names(network) if not name.endswith("'")]
 
 
 @pytest.mark.parametrize("num_dims", [1, 2, 3])
