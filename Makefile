@@ -4,21 +4,22 @@ VENV ?= .venv
 JOBS ?= 2
 
 define HELP
-make demo      train with KFAC and others, compare factors with BackPACK's
-make test      run the tests
-make bench     measure the KFAC factors of real networks' layers
-make lint      check style, types and import layers
-make format    format the code
-make venv      set up the environment, as all of the above do where it is missing
-make venv-key  print what an environment may be reused for
-make clean     remove caches and build outputs
-make distclean remove the environment, too
+make demo         train with KFAC and others, compare factors with BackPACK's
+make test         run the tests
+make bench        measure the KFAC factors of real networks' layers
+make docs-figures draw the pictures of docs/, write its gallery
+make lint         check style, types and import layers
+make format       format the code
+make venv         set up the environment, as all of the above do where it is missing
+make venv-key     print what an environment may be reused for
+make clean        remove caches and build outputs
+make distclean    remove the environment, too
 
-VENV=PATH        the environment, 5.6 GB (default: .venv)
-PYTHON=COMMAND   Python >= 3.11 to make it from (default: python3.11, else python3)
-JOBS=N           processes that run the tests (default: 2)
-PYTEST_ARGS=...  what to test, for instance "-k conv"
-BENCH_ARGS=...   what to measure, for instance "--quick"
+VENV=PATH         the environment, 5.6 GB (default: .venv)
+PYTHON=COMMAND    Python >= 3.11 to make it from (default: python3.11, else python3)
+JOBS=N            processes that run the tests (default: 2)
+PYTEST_ARGS=...   what to test, for instance "-k conv"
+BENCH_ARGS=...    what to measure, for instance "--quick"
 endef
 export HELP
 
@@ -45,7 +46,7 @@ READY := $(VENV)/.tn_extensions-$(or $(KEY),none)
 IN_CHECKOUT := PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}"
 RUN := $(IN_CHECKOUT) "$(VENV)/bin/python"
 
-.PHONY: help demo test bench lint format venv venv-key clean distclean
+.PHONY: help demo test bench docs-figures lint format venv venv-key clean distclean
 
 help:
 	@echo "$$HELP"
@@ -59,6 +60,9 @@ test: $(READY)
 
 bench: $(READY)
 	$(RUN) -m experiments.factors $(BENCH_ARGS)
+
+docs-figures: $(READY)
+	$(RUN) -m experiments.gallery
 
 lint: $(READY)
 	$(RUN) -m ruff check

@@ -9,7 +9,7 @@ import torch
 from hypothesis import settings
 
 from tn_extensions.compiler.cost import FITTED, RATES
-from tn_extensions.compiler.plan import forget_plans
+from tn_extensions.compiler.plan import _registered, forget_plans, unregister
 
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci")
@@ -32,3 +32,11 @@ def uncalibrated() -> Iterator[None]:
         RATES.clear()
         RATES.update(FITTED)
         forget_plans()
+
+
+@pytest.fixture(autouse=True)
+def unregistered() -> Iterator[None]:
+    """Let no test plan with primitives that another one has added."""
+    yield
+    for primitive in [*_registered]:
+        unregister(primitive)

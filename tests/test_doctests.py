@@ -10,7 +10,7 @@ import pytest
 
 import tn_extensions
 
-CORE = ("conv", "errors", "functional", "quantities", "network", "compiler")
+CORE = ("conv", "diagram", "errors", "functional", "quantities", "network", "compiler")
 NAMES = [
     module.name
     for module in pkgutil.walk_packages(tn_extensions.__path__, "tn_extensions.")

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-SYMBOLIC = ("conv", "errors", "quantities", "network")
+SYMBOLIC = ("conv", "errors", "quantities", "network", "diagram")
 
 # Imports symbolic modules below an empty `tn_extensions`: the real one imports all.
 IMPORT_WITHOUT_TORCH = """
@@ -83,6 +83,9 @@ def test_contracts_hold() -> None:
         ("functional.py", "from backpack import extend", "BackPACK"),
         ("optim/singd.py", "import backpack.extensions", "BackPACK"),
         ("backpack/kfac.py", "import curvlinops", "imports curvlinops"),
+        ("diagram/route.py", "import torch", "symbolic"),
+        ("network/network.py", "import tn_extensions.diagram.layout", "downwards"),
+        ("diagram/tikz.py", "import matplotlib", "matplotlib is optional"),
         ("curvlinops/kfac.py", "from laplace import Laplace", "laplace is optional"),
     ],
 )
@@ -124,7 +127,8 @@ def test_symbolic_modules_run_without_torch() -> None:
     assert result.returncode == 0, result.stderr
     imported = set(result.stdout.split())
     files = [ROOT / "tn_extensions" / f"{name}.py" for name in SYMBOLIC]
-    files += (ROOT / "tn_extensions/network").rglob("*.py")
+    for folder in ("network", "diagram"):
+        files += (ROOT / "tn_extensions" / folder).rglob("*.py")
     expected = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in files

@@ -97,6 +97,7 @@ def project(tmp_path: Path) -> Project:
         ("test", "pytest"),
         ("demo", "experiments.demo"),
         ("bench", "experiments.factors"),
+        ("docs-figures", "experiments.gallery"),
     ],
 )
 def test_sets_up_once(project: Project, target: str, module: str) -> None:

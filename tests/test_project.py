@@ -74,7 +74,16 @@ def test_wheel_metadata(metadata: Message) -> None:
     packages = {"backpack-for-pytorch", "curvlinops-for-pytorch", "opt_einsum"}
     assert required == packages | {"numpy", "torch"}
     extras = set(metadata.get_all("Provides-Extra", []))
-    assert extras == {"bench", "demo", "dev", "laplace", "lint", "singd", "test"}
+    assert extras == {
+        "bench",
+        "demo",
+        "dev",
+        "diagram",
+        "laplace",
+        "lint",
+        "singd",
+        "test",
+    }
 
 
 def test_version_has_one_source(metadata: Message) -> None:
@@ -93,9 +102,12 @@ def test_installs_what_is_imported() -> None:
     config.read(ROOT / "setup.cfg")
     extras = config["options.extras_require"]
     required = config["options"]["install_requires"]
-    installed = required + extras["laplace"] + extras["singd"]
-    everything = installed + extras["test"] + extras["bench"] + extras["demo"]
+    optional = (extras[name] for name in ("diagram", "laplace", "singd"))
+    installed = required + "".join(optional)
+    benchmarks = required + extras["bench"] + extras["demo"] + extras["diagram"]
+    everything = installed + extras["test"] + benchmarks
     distributions = {
+        "PIL": "pillow",
         "backpack": "backpack-for-pytorch",
         "curvlinops": "curvlinops-for-pytorch",
         "importlinter": "import-linter",
@@ -105,7 +117,7 @@ def test_installs_what_is_imported() -> None:
     for scope, available in (
         # an import contract says which module may import an optional package
         (["tn_extensions"], installed),
-        (["experiments"], required + extras["bench"] + extras["demo"]),
+        (["experiments"], benchmarks),
         (["tests"], everything),
     ):
         names = {re.split("[^A-Za-z_-]", line)[0] for line in available.split()}

@@ -115,6 +115,8 @@ def test_snippet_runs(
 ) -> None:
     if "import Laplace" in block.text:
         pytest.importorskip("laplace", reason="the extra is not installed")
+    if ".draw(" in block.text:
+        pytest.importorskip("matplotlib", reason="the extra is not installed")
     monkeypatch.chdir(tmp_path)
     exec(compile(block.text, block.place, "exec"), {"__name__": "__main__"})
 

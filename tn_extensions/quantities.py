@@ -121,7 +121,7 @@ class _Indices:
         """Product of the patches and their primed copy, sharing some indices."""
         half = self.patches([("g",), ("ci", *self.kernel)])
         copied = (prime(index) for index in half.output[1])
-        return _times_copy(half, shared, (*half.output, copied))
+        return half.times_copy(shared, (*half.output, copied))
 
 
 def conv(conv: Conv, batch_size: int) -> TensorNetwork:
@@ -147,7 +147,8 @@ def unfold_weight(conv: Conv, batch_size: int = 1) -> TensorNetwork:
     output, operand = jacobian.output[1:], jacobian.output[conv.num_dims + 3 :]
     output = output[: conv.num_dims + 1]
     merged = (tuple(j for axis in axes for j in axis) for axes in (output, operand))
-    return jacobian.replace(output=merged)
+    one_sample = (p for p in jacobian.patterns if p.index == prime("n"))
+    return jacobian.replace(one_sample, output=merged)
 
 
 def weight_vjp(conv: Conv, batch_size: int) -> TensorNetwork:
@@ -244,34 +245,22 @@ def bias_ggn_gram(conv: Conv, batch_size: int, num_vectors: int) -> TensorNetwor
 
 def _per_sample(gradient: TensorNetwork, num_vectors: int | None) -> TensorNetwork:
     """A gradient with samples, and vectors if there are any, kept."""
-    output = (("n",), *gradient.output)
-    if num_vectors is None:
-        return gradient.replace(output=output)
-    (g,) = (operand for operand in gradient.operands if operand.name == "g")
-    vectors = Operand("g", (Axis.of(num_vectors, ("v", num_vectors)), *g.axes))
-    return gradient.replace([g], [vectors], {"v": num_vectors}, (("v",), *output))
+    kept = gradient.replace(output=(("n",), *gradient.output))
+    return kept if num_vectors is None else kept.vmap("g", "v", num_vectors)
 
 
 def _norm(half: TensorNetwork) -> TensorNetwork:
     kept = [axis for axis in half.output if axis in (("v",), ("n",))]
-    return _times_copy(half, half.output_indices, kept)
+    return half.times_copy(half.output_indices, kept)
 
 
 def _diagonal(half: TensorNetwork, per_sample: bool) -> TensorNetwork:
-    return _times_copy(half, half.output_indices, half.output[1 if per_sample else 2 :])
+    return half.times_copy(half.output_indices, half.output[1 if per_sample else 2 :])
 
 
 def _gram(half: TensorNetwork) -> TensorNetwork:
     shared = set(half.output_indices) - {"v", "n"}
-    return _times_copy(half, shared, (("v", "n"), (prime("v"), prime("n"))))
-
-
-def _times_copy(
-    half: TensorNetwork, shared: Iterable[str], output: Iterable[Iterable[str]]
-) -> TensorNetwork:
-    """Product of a half and its primed copy, which share some indices."""
-    shared = set(shared)
-    return half.multiply(half.relabel(lambda j: j if j in shared else prime(j)), output)
+    return half.times_copy(shared, (("v", "n"), (prime("v"), prime("n"))))
 
 
 def patch_sum(conv: Conv, batch_size: int) -> TensorNetwork:

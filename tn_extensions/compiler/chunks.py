@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import Axis, Operand, TensorNetwork
+from tn_extensions.network.nodes import Node
 
 
 class Cut(NamedTuple):
@@ -38,21 +39,24 @@ class Chunks:
     @classmethod
     def along(
         cls,
-        operands: Iterable[Operand],
+        nodes: Iterable[Node],
         sizes: Mapping[str, int],
         indices: Iterable[str],
         kept: bool = False,
     ) -> Chunks:
         """Cut along the first of some indices that allows it.
 
-        What is kept has to be the only index of the result's first axis.
+        What is kept has to be the only index of the result's first axis. What a pattern
+        carries stays whole, since another part would be another pattern.
         """
-        operands, indices = list(operands), list(indices)
+        nodes, indices = list(nodes), list(indices)
         if kept and len(indices) != 1:
             return cls({})
         for index in indices:
-            carriers = [operand for operand in operands if index in operand.indices]
-            cuts = {operand.name: _cut(operand, index, sizes) for operand in carriers}
+            carriers = [node for node in nodes if index in node.indices]
+            cuts = {
+                getattr(node, "name", ""): _cut(node, index, sizes) for node in carriers
+            }
             found = {name: cut for name, cut in cuts.items() if cut is not None}
             if found and len(found) == len(cuts):
                 return cls(found, index, sizes[index], kept)
@@ -100,8 +104,10 @@ class Chunks:
         sink.fresh = False
 
 
-def _cut(operand: Operand, index: str, sizes: Mapping[str, int]) -> Cut | None:
+def _cut(operand: Node, index: str, sizes: Mapping[str, int]) -> Cut | None:
     """Where an operand can be cut along an index, if that is slowest in its axis."""
+    if not isinstance(operand, Operand):
+        return None
     for number, axis in enumerate(operand.axes):
         terms = dict(axis.position.terms)
         if index in terms:

@@ -116,6 +116,11 @@ class Half:
         )
 
     @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The operand, its patterns, and what joins it with its copy."""
+        return (self.operand, *self.patterns, *(dim.pair for dim in self.dims))
+
+    @property
     def unpaired_columns(self) -> tuple[str, ...]:
         """Columns that do not come from a pair."""
         paired = {dim.free for dim in self.dims}

@@ -19,7 +19,12 @@ from tn_extensions.compiler.primitives import (
     NATIVE,
     PRIMITIVES,
 )
-from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
+from tn_extensions.compiler.primitives.base import (
+    Lowering,
+    Primitive,
+    Target,
+    Tensors,
+)
 from tn_extensions.compiler.roles import is_plain_convolution
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.tracing import is_traced
@@ -103,7 +108,7 @@ class Plan:
         if out is None:
             like = next(iter(tensors.values()))
             out, accumulate = empty(self.network.shape, like), False
-        if out.stride(-1) == 1 or out.shape[-1] == 1:
+        if not out.shape or out.stride(-1) == 1 or out.shape[-1] == 1:
             lowering.run(tensors, Sink(out, scale, fresh=not accumulate))
         else:  # matrix products write rows
             result = self.run(tensors, scale)
@@ -136,6 +141,32 @@ def plan(
         :func:`~tn_extensions.memory_budget`); if none does, the leanest.
     """
     return _plan(network, dtype.itemsize, device, current_budget())
+
+
+def register(primitive: Primitive) -> Primitive:
+    """Let plans use one more primitive, from now on, if it is the cheapest.
+
+    Args:
+        primitive: Yields its ways of evaluating a simplified network, its patterns
+            joined or not; nothing if the network's structure is not what it knows.
+
+    Returns:
+        The primitive, so that this is a decorator.
+    """
+    if primitive not in _registered:
+        _registered.append(primitive)
+        forget_plans()
+    return primitive
+
+
+def unregister(primitive: Primitive) -> None:
+    """Take back :func:`register`."""
+    if primitive in _registered:
+        _registered.remove(primitive)
+        forget_plans()
+
+
+_registered: list[Primitive] = []
 
 
 def forget_plans() -> None:
@@ -174,7 +205,7 @@ def _preference(target: Target) -> Callable[[Lowering], tuple[float, float]]:
 def _ways(network: TensorNetwork, target: Target) -> Iterator[Lowering]:
     """All ways of evaluating a network and its variants with patterns paired."""
     for variant in _variants(network):
-        for primitive in PRIMITIVES:
+        for primitive in (*PRIMITIVES, *_registered):
             yield from primitive(variant, target)
         for composite in COMPOSITES:
             yield from composite(variant, target, _cheapest)
@@ -199,9 +230,9 @@ def _variants(network: TensorNetwork) -> Iterator[TensorNetwork]:
     """The network with each subset of the possible pairs joined."""
     indices = pairable(network)
     for joined in product((False, True), repeat=len(indices)):
-        variant = network
+        variant: TensorNetwork | None = network
         for index in compress(indices, joined):
-            paired = pair(variant, index)
-            assert paired is not None
-            variant = paired
-        yield variant
+            # patterns that share two indices are joined over one of them only
+            variant = variant and pair(variant, index)
+        if variant is not None:
+            yield variant

@@ -1,8 +1,10 @@
 """Symbolic tensor networks and their rewriting; knows nothing of tensors."""
 
+from tn_extensions.network.build import build
 from tn_extensions.network.network import TensorNetwork
 from tn_extensions.network.nodes import Affine, Axis, Operand, Pair, Pattern
-from tn_extensions.network.simplify import Step, simplify
+from tn_extensions.network.simplify import Rule, simplify
+from tn_extensions.network.trace import Step, Trace
 
 __all__ = [
     "Affine",
@@ -10,7 +12,10 @@ __all__ = [
     "Operand",
     "Pair",
     "Pattern",
+    "Rule",
     "Step",
     "TensorNetwork",
+    "Trace",
+    "build",
     "simplify",
 ]

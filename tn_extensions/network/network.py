@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
+import opt_einsum
+
 from tn_extensions.errors import describe
+from tn_extensions.network.check import check, check_complete
+from tn_extensions.network.face import Face
 from tn_extensions.network.index import letters, prime
 from tn_extensions.network.nodes import (
     Affine,
@@ -24,7 +28,7 @@ Output = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
-class TensorNetwork:
+class TensorNetwork(Face):
     """Product of nodes, summed over all indices that the output does not carry.
 
     Networks are values: equal if they hold the same nodes (in any order), output and
@@ -52,36 +56,10 @@ class TensorNetwork:
     ) -> None:
         object.__setattr__(self, "nodes", tuple(sorted(nodes, key=repr)))
         object.__setattr__(self, "output", tuple(tuple(axis) for axis in output))
-        missing = [index for index in self.indices if index not in sizes]
-        if missing:
-            raise ValueError(
-                describe(
-                    "TensorNetwork", "sizes", "hold every index", f"no {missing[0]!r}"
-                )
-            )
+        check_complete(self, sizes)
         kept = {index: sizes[index] for index in self.indices}
         object.__setattr__(self, "sizes", kept)
-        self._check()
-
-    def _check(self) -> None:
-        carried = {index for node in self.nodes for index in node.indices}
-        for index, count in Counter(self.output_indices).items():
-            if index not in carried or count > 1:
-                rule = "name each output index once, carried by a node"
-                raise ValueError(describe("TensorNetwork", "output", rule, repr(index)))
-        for operand in self.operands:
-            for number, axis in enumerate(operand.axes):
-                low, high = axis.position.bounds(self.sizes)
-                empty = any(self.sizes[j] == 0 for j in axis.position.indices)
-                if not empty and (low < 0 or high >= axis.extent):
-                    raise ValueError(
-                        describe(
-                            "TensorNetwork",
-                            f"axis {number} of operand {operand.name!r}",
-                            f"be read within its {axis.extent} entries",
-                            f"{low} to {high} through {axis.position.indices}",
-                        )
-                    )
+        check(self)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TensorNetwork):
@@ -134,13 +112,23 @@ class TensorNetwork:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the result."""
-        shape = []
-        for axis in self.output:
-            size = 1
-            for index in axis:
-                size *= self.sizes[index]
-            shape.append(size)
-        return tuple(shape)
+        return tuple(prod(self.sizes[index] for index in axis) for axis in self.output)
+
+    @cached_property
+    def flops(self) -> float:
+        """Multiply-adds of a pairwise contraction, all patterns held as tensors.
+
+        What rewriting saves, without knowing how a plan treats patterns; a plan costs
+        less. The order of contractions is opt_einsum's.
+        """
+        if not self.nodes:
+            return 0.0
+        shapes = [tuple(self.sizes[j] for j in node.indices) for node in self.nodes]
+        few = len(shapes) <= 6
+        _, info = opt_einsum.contract_path(
+            self.equation(), *shapes, shapes=True, optimize="optimal" if few else "auto"
+        )
+        return float(info.opt_cost) / 2
 
     def carriers(self, index: str) -> tuple[Node, ...]:
         """The nodes that carry an index."""
@@ -212,6 +200,49 @@ class TensorNetwork:
         return TensorNetwork(
             (*self.nodes, *other.nodes), output, {**self.sizes, **other.sizes}
         )
+
+    def times_copy(
+        self, shared: Iterable[str], output: Iterable[Iterable[str]]
+    ) -> TensorNetwork:
+        """Product with its own copy, in which all indices are primed but some.
+
+        Args:
+            shared: Indices that the copies have in common.
+            output: Axes of the result; what it does not carry is summed over.
+        """
+        same = set(shared)
+        copy = self.relabel(lambda index: index if index in same else prime(index))
+        return self.multiply(copy, output)
+
+    def resize(self, sizes: Mapping[str, int]) -> TensorNetwork:
+        """The same network with other sizes of some indices.
+
+        Args:
+            sizes: New sizes. What a pattern hits is clipped by them, so sizes along
+                space should fit each other.
+
+        Raises:
+            ValueError: If the network does not have an index, or an operand is read in
+                parts, as after simplifying.
+        """
+        for index in sizes:
+            if index not in self.sizes:
+                rule = f"name indices of the network, {sorted(self.sizes)}"
+                raise ValueError(
+                    describe("TensorNetwork.resize", "sizes", rule, repr(index))
+                )
+        changed = {**self.sizes, **sizes}
+        nodes: list[Node] = []
+        for node in self.nodes:
+            if isinstance(node, Pair) and node.shared in sizes:
+                node = replace(node, size=sizes[node.shared])
+            if isinstance(node, Operand) and set(node.indices) & set(sizes):
+                split = _whole_axes(node, self.sizes, "resize", "Resize")
+                axes = ([(j, changed[j]) for j in axis] for axis in split)
+                extents = [(prod(size for _, size in axis), axis) for axis in axes]
+                node = Operand(node.name, tuple(Axis.of(e, *a) for e, a in extents))
+            nodes.append(node)
+        return TensorNetwork(nodes, self.output, changed)
 
     def cut(self, name: str, output: Iterable[Iterable[str]]) -> TensorNetwork:
         """Leave an operand out: the derivative of a network that is linear in it.
@@ -288,6 +319,25 @@ class TensorNetwork:
         operand = self._only(name, "jvp")
         return self.replace([operand], [Operand(tangent, operand.axes)])
 
+    def vmap(self, name: str, index: str, size: int) -> TensorNetwork:
+        """The same for many of an operand at once, along a new first axis of both.
+
+        Args:
+            name: Name of the operand.
+            index: Name of the new index, which the operand and the result begin with.
+            size: How many.
+
+        Raises:
+            ValueError: If the network does not have that operand exactly once, or has
+                the index already.
+        """
+        operand = self._only(name, "vmap")
+        if index in self.sizes:
+            rule, known = "be new to the network", f"{index!r}, of {[*self.sizes]}"
+            raise ValueError(describe("TensorNetwork.vmap", "index", rule, known))
+        many = Operand(name, (Axis.of(size, (index, size)), *operand.axes))
+        return self.replace([operand], [many], {index: size}, ((index,), *self.output))
+
     def _only(self, name: str, method: str) -> Operand:
         """The one operand of a name, in which the network is linear."""
         found = [operand for operand in self.operands if operand.name == name]
@@ -299,7 +349,9 @@ class TensorNetwork:
         return found[0]
 
 
-def _whole_axes(operand: Operand, sizes: Mapping[str, int], method: str) -> Output:
+def _whole_axes(
+    operand: Operand, sizes: Mapping[str, int], method: str, verb: str = "Differentiate"
+) -> Output:
     """Indices of each axis, slowest first; refuses axes that are not read whole."""
     axes = []
     for number, axis in enumerate(operand.axes):
@@ -311,7 +363,7 @@ def _whole_axes(operand: Operand, sizes: Mapping[str, int], method: str) -> Outp
                     f"axis {number} of operand {operand.name!r}",
                     "be read whole and in order",
                     axis.position,
-                    "Differentiate before simplifying",
+                    f"{verb} before simplifying",
                 )
             )
         axes.append(indices)

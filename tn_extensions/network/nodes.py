@@ -168,6 +168,20 @@ class Pattern:
     position: Affine
     summed: tuple[tuple[int, int], ...] = ()
 
+    @classmethod
+    def of(cls, index: str, terms: Mapping[str, int], start: int = 0) -> Pattern:
+        """Pattern that is one where ``index = start + sum stride * term``.
+
+        Args:
+            index: The index that is hit.
+            terms: Stride of each term.
+            start: The position where all terms are zero.
+
+        >>> Pattern.of("i", {"o": 2, "k": 1}, start=-1).indices
+        ('i', 'k', 'o')
+        """
+        return cls(index, Affine(tuple(terms.items()), start))
+
     @property
     def indices(self) -> tuple[str, ...]:
         """The hit index, then the terms'."""

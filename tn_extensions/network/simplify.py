@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, overload
 
 from tn_extensions.network.network import TensorNetwork
-from tn_extensions.network.rules import dense, squeeze, trim, window_sum
+from tn_extensions.network.rules.dense import dense
+from tn_extensions.network.rules.identity import identity_of
+from tn_extensions.network.rules.squeeze import squeeze
+from tn_extensions.network.rules.trim import trim
+from tn_extensions.network.rules.window_sum import window_sum
+from tn_extensions.network.trace import Step, Trace
 
 Rule = Callable[[TensorNetwork], TensorNetwork | None]
 
 RULES: tuple[Rule, ...] = (squeeze, window_sum, trim, dense)
 """Rewrites that never cost anything, in the order in which they are tried."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One application of a rule."""
-
-    rule: str
-    before: TensorNetwork
-    after: TensorNetwork
-
-    def __str__(self) -> str:
-        return f"{self.rule}: {self.before.equation()} => {self.after.equation()}"
 
 
 @overload
@@ -34,10 +26,10 @@ def simplify(
 @overload
 def simplify(
     network: TensorNetwork, rules: Sequence[Rule] = ..., *, trace: Literal[True]
-) -> tuple[TensorNetwork, tuple[Step, ...]]: ...
+) -> tuple[TensorNetwork, Trace]: ...
 def simplify(
     network: TensorNetwork, rules: Sequence[Rule] = RULES, trace: bool = False
-) -> TensorNetwork | tuple[TensorNetwork, tuple[Step, ...]]:
+) -> TensorNetwork | tuple[TensorNetwork, Trace]:
     """Apply rules until none applies.
 
     Each rule removes a node, an index or entries of an index, so this ends.
@@ -49,15 +41,17 @@ def simplify(
 
     Returns:
         The rewritten network, an exact equal of the given one; with ``trace`` also the
-        steps that led to it.
+        steps that led to it, which can be printed and drawn.
     """
+    given = network
     steps: list[Step] = []
     while True:
         for rule in rules:
             rewritten = rule(network)
             if rewritten is not None:
-                steps.append(Step(rule.__name__, network, rewritten))
+                name, why = rule.__name__, identity_of(rule)
+                steps.append(Step(name, network, rewritten, why))
                 network = rewritten
                 break
         else:
-            return (network, tuple(steps)) if trace else network
+            return (network, Trace(given, steps)) if trace else network

@@ -71,7 +71,7 @@ def blocks(
 
 def can_cut(network: TensorNetwork, index: str) -> bool:
     """Whether a network can be cut along an index."""
-    return bool(Chunks.along(network.operands, network.sizes, [index]).cuts)
+    return bool(Chunks.along(network.nodes, network.sizes, [index]).cuts)
 
 
 def patterned_sides(network: TensorNetwork) -> Iterator[Side]:
@@ -107,7 +107,7 @@ def _loop(
     staged: Side | None,
 ) -> Blocks:
     (index, size), *inner = levels
-    chunks = Chunks.along(network.operands, network.sizes, [index])
+    chunks = Chunks.along(network.nodes, network.sizes, [index])
     parts = {
         count: blocks(chunks.network(network, count), inner, target, lower, staged)
         for count in {size, chunks.total % size} - {0}

@@ -43,7 +43,7 @@ def convolve(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
         return
     yield _lower(network, target, roles)
     for index in roles.groups:
-        chunks = Chunks.along(network.operands, network.sizes, [index])
+        chunks = Chunks.along(network.nodes, network.sizes, [index])
         if chunks.cuts and (index,) in network.output and not roles.transposed:
             yield _one_by_one(network, target, roles, chunks)
 

@@ -91,7 +91,7 @@ class Correlation:
             and all(value.begin < value.end for value in dim.progressions)
             for dim in half.dims
         )
-        self.chunks = Chunks.along([half.operand], sizes, half.rows)
+        self.chunks = Chunks.along(half.nodes, sizes, half.rows)
         self.total = self.chunks.total
         space = [sizes[dim.read] for dim in half.dims]
         padded = [n + sum(pad) for n, pad in zip(space, self.padding, strict=True)]

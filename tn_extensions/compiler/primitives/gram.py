@@ -46,7 +46,7 @@ def gram(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lower
         return
     elements = groups * columns * rows
     for indices, kept in ((half.rows, False), (half.batch, True)):
-        chunks = Chunks.along([half.operand], half.sizes, indices, kept)
+        chunks = Chunks.along(half.nodes, half.sizes, indices, kept)
         if chunks.cuts or not kept:
             for size in _chunk_sizes(chunks, elements, target):
                 yield _chunked(network, target, half, chunks, size, lower)

@@ -49,9 +49,9 @@ def _lower(
     # where there are groups, what is worked on at a time should stay in the cache
     limit = target.budget // (2 * target.itemsize)
     limit = min(limit, _CACHED_ELEMENTS) if products.groups > 1 else limit
-    chunks = Chunks.along([half.operand], half.sizes, half.batch, kept=True)
+    chunks = Chunks.along(half.nodes, half.sizes, half.batch, kept=True)
     if products.groups == 1 or products.held > limit * chunks.total:
-        chunks = Chunks.along([half.operand], half.sizes, half.rows)
+        chunks = Chunks.along(half.nodes, half.sizes, half.rows)
     total = chunks.total
     size = max(1, min(total, limit * total // products.held))
     if products.in_pieces and products.width < 2 * WORTH_COPYING:

@@ -54,7 +54,7 @@ def window_dim(
     read = [j for j in pattern.indices if j in operand.indices and j not in kept]
     alone = len(network.carriers(pattern.index)) == 1 and pattern.index not in kept
     others = len(pattern.indices) - len(free)
-    if len(read) != 1 or len(free) > 1:
+    if len(read) != 1 or len(free) > 1 or set(free) & set(operand.indices):
         return None
     label = free[0] if free else None
     stride, values = (pattern.position.stride(label), sizes[label]) if label else (0, 1)
@@ -94,6 +94,9 @@ def window(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     dims = [window_dim(p, operand, network) for p in network.patterns]
     found = [dim for dim in dims if dim is not None]
     if len(found) != len(dims) or 0 in network.sizes.values():
+        return
+    taken = [j for dim in found for j in (dim.read, dim.free) if j is not None]
+    if len(set(taken)) < len(taken):
         return
     # outer dimensions first, as they lie in memory
     found.sort(key=lambda dim: operand.indices.index(dim.read))

@@ -10,8 +10,10 @@ from math import gcd
 
 from tn_extensions.network.network import TensorNetwork
 from tn_extensions.network.nodes import Operand, Pattern
+from tn_extensions.network.rules.identity import states
 
 
+@states("A[i] P[i; o, k] = A[s o + d k - l], if no position is hit twice or outside")
 def dense(network: TensorNetwork) -> TensorNetwork | None:
     """Replace one pattern by a view of the operand it reads; None if there is none."""
     kept = set(network.output_indices)
@@ -20,7 +22,9 @@ def dense(network: TensorNetwork) -> TensorNetwork | None:
         if len(others) != 1 or pattern.index in kept or pattern.summed:
             continue
         (operand,) = others
-        if isinstance(operand, Operand) and _is_view(pattern, network):
+        # an operand that carries a term, too, would be read along a diagonal
+        apart = not set(pattern.position.indices) & set(operand.indices)
+        if isinstance(operand, Operand) and apart and _is_view(pattern, network):
             viewed = operand.substitute(pattern.index, pattern.position)
             return network.replace((pattern, operand), (viewed,))
     return None

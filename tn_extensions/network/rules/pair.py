@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tn_extensions.network.network import TensorNetwork
 from tn_extensions.network.nodes import Pair, Pattern
+from tn_extensions.network.rules.identity import states
 
 
 def pairable(network: TensorNetwork) -> tuple[str, ...]:
@@ -22,6 +23,7 @@ def pairable(network: TensorNetwork) -> tuple[str, ...]:
     )
 
 
+@states("sum over o of P[i; o, k] P[i'; o, k'] is one node")
 def pair(network: TensorNetwork, shared: str | None = None) -> TensorNetwork | None:
     """Join two patterns over an index (default: the first possible); None if none."""
     candidates = pairable(network)

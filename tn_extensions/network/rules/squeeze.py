@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from tn_extensions.network.network import TensorNetwork
 from tn_extensions.network.nodes import Affine, Operand, Pair, Pattern
+from tn_extensions.network.rules.identity import states
 
 
+@states("sum over j of f(j) = f(0), if j has size one")
 def squeeze(network: TensorNetwork) -> TensorNetwork | None:
     """Drop one index of size one; None if there is none.
 

@@ -10,8 +10,10 @@ from math import gcd
 
 from tn_extensions.network.network import TensorNetwork
 from tn_extensions.network.nodes import Affine, Operand, Pair, Pattern
+from tn_extensions.network.rules.identity import states
 
 
+@states("P[i; o, k] = 0 outside of low, low + step, ..., high")
 def trim(network: TensorNetwork) -> TensorNetwork | None:
     """Narrow one summed index to the positions that contribute; None if all do."""
     for index in network.summed_indices:

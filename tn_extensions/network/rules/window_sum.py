@@ -7,8 +7,10 @@ I`` matrix only. By symmetry of the terms the same rule is the kernel sum over `
 from __future__ import annotations
 
 from tn_extensions.network.network import TensorNetwork
+from tn_extensions.network.rules.identity import states
 
 
+@states("sum over o of P[i; o, k] = number of o with i = s o + d k - l")
 def window_sum(network: TensorNetwork) -> TensorNetwork | None:
     """Sum one term within its pattern; None if every term is carried elsewhere."""
     for index in network.summed_indices:

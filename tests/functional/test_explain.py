@@ -1,0 +1,116 @@
+"""What a network will cost, which function computes it, and its value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+
+from tests.diagram.networks import DEFINED, conv
+from tests.messages import assert_in_form
+from tests.strategies import convs, examples
+from tn_extensions import Conv, TensorNetwork, functional, quantities
+from tn_extensions.functional.explain import recognise
+
+CONV = Conv.make(4, 6, 3, (7, 7), padding=1, groups=2)
+
+
+@pytest.mark.parametrize("num_dims", [1, 2, 3])
+@pytest.mark.parametrize("name", DEFINED)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_quantities_are_recognised(name: str, num_dims: int, transposed: bool) -> None:
+    network = DEFINED[name](conv(num_dims, transposed=transposed))
+    explained = network.explain() if num_dims == 1 else None
+    assert recognise(network) == name
+    if explained is not None:
+        assert explained.quantity == name
+        assert explained.function is getattr(functional, name, None)
+
+
+@examples(40)
+@given(convs())
+def test_factors_of_any_convolution_are_recognised(conv: Conv) -> None:
+    assert recognise(quantities.kfac_expand(conv, 2)) == "kfac_expand"
+    assert recognise(quantities.ggn_diagonal(conv, 2, 3, True)) == "ggn_diagonal"
+
+
+def test_others_are_not() -> None:
+    half = quantities.unfold_input(CONV, 2)
+    other = half.times_copy({"n", "g", "ci", "k1", "k2"}, [("g",), ("ci", "k1")])
+    assert recognise(other) is None
+    assert other.explain().function is None
+    assert recognise(TensorNetwork((), (), {})) is None
+
+
+def test_explains_plan_and_rejected_ways() -> None:
+    network = quantities.kfac_expand(CONV, 8)
+    explained = network.explain()
+    x = torch.rand(8, 4, 7, 7)
+    assert explained.plan is functional.plan("kfac_expand", x, CONV)
+    assert explained.primitive == explained.plan.lowering.primitive
+    assert explained.cost.flops > 0
+    assert explained.cost.bytes > 0
+    assert explained.cost.peak > 0
+    names = [name for name, _ in explained.rejected]
+    assert "einsum" in names
+    seconds = [cost.seconds for _, cost in explained.rejected]
+    assert all(second > 0 for second in seconds)
+    text = str(explained)
+    assert "functional.kfac_expand" in text
+    for name in [explained.primitive, *names]:
+        assert name in text
+
+
+def test_other_sizes_and_types() -> None:
+    network = quantities.kfac_expand(CONV, 8)
+    more = network.explain(n=64)
+    assert more.network == quantities.kfac_expand(CONV, 64)
+    assert more.cost.flops > network.explain().cost.flops
+    assert network.explain(torch.float64).plan.target.itemsize == 8
+    with pytest.raises(ValueError) as caught:
+        network.explain(batch=3)
+    assert_in_form(caught.value, "TensorNetwork.resize", "sizes")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_evaluates(dtype: torch.dtype) -> None:
+    x, weight = torch.rand(2, 4, 7, 7).to(dtype), torch.rand(6, 2, 3, 3).to(dtype)
+    result = quantities.conv(CONV, 2).evaluate(x=x, weight=weight)
+    assert result.dtype == torch.promote_types(dtype, torch.float32)
+    exact = torch.nn.functional.conv2d(x.double(), weight.double(), None, 1, 1, 1, 2)
+    assert torch.allclose(result.double(), exact, rtol=1e-5)
+
+
+def test_scalar_result() -> None:
+    x = torch.rand(2, 4, 7, 7, dtype=torch.float64)
+    half = quantities.unfold_input(CONV, 2)
+    norm = half.times_copy(half.output_indices, [])
+    assert norm.shape == ()
+    expected = torch.nn.functional.unfold(x, 3, padding=1).square().sum()
+    assert torch.allclose(norm.evaluate(x=x), expected)
+
+
+def test_differentiates() -> None:
+    x = torch.rand(2, 4, 7, 7, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(6, 2, 3, 3, dtype=torch.float64)
+    quantities.conv(CONV, 2).evaluate(x=x, weight=weight).sum().backward()
+    ones = torch.ones(2, 6, 7, 7, dtype=torch.float64)
+    assert torch.allclose(x.grad, functional.input_vjp(weight, ones, CONV))
+
+
+def test_wrong_tensors_are_refused() -> None:
+    network = quantities.conv(CONV, 2)
+    x, weight = torch.rand(2, 4, 7, 7), torch.rand(6, 2, 3, 3)
+    for error, tensors, argument in (
+        (TypeError, {"x": x}, "operands"),
+        (TypeError, {"x": x, "weight": weight, "g": x}, "operands"),
+        (ValueError, {"x": x[:1], "weight": weight}, "x.shape"),
+        (ValueError, {"x": x, "weight": weight.double()}, "weight.dtype"),
+        (TypeError, {"x": x, "weight": weight.long()}, "weight"),
+    ):
+        with pytest.raises(error) as caught:
+            network.evaluate(**tensors)
+        assert_in_form(caught.value, "TensorNetwork.evaluate", argument)
+    with pytest.raises(ValueError) as caught:
+        TensorNetwork((), (), {}).evaluate()
+    assert_in_form(caught.value, "TensorNetwork.evaluate", "network")

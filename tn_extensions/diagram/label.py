@@ -1,0 +1,135 @@
+"""How indices, operands and patterns are written, in TeX that matplotlib reads, too."""
+
+from __future__ import annotations
+
+import re
+
+from tn_extensions.diagram.scene import Family
+from tn_extensions.network.nodes import Node, Operand, Pair, Pattern
+
+_INDEX = re.compile(r"^(?P<base>.*?)(?P<number>\d*)(?P<primes>p*)$")
+_FAMILIES: dict[str, Family] = {
+    "n": "batch",
+    "v": "batch",
+    "g": "group",
+    "ci": "channel",
+    "co": "channel",
+}
+
+
+def split(index: str) -> tuple[str, str, str]:
+    """Base, number and primes of an index.
+
+    >>> split("k1p"), split("ci"), split("p")
+    (('k', '1', 'p'), ('ci', '', ''), ('p', '', ''))
+    """
+    match = _INDEX.match(index)
+    assert match
+    base, number, primes = match["base"], match["number"], match["primes"]
+    return (base, number, primes) if base or number else (index, "", "")
+
+
+def family(index: str) -> Family:
+    """What an index runs through; of unknown ones: space if it has a number."""
+    base, number, _ = split(index)
+    return _FAMILIES.get(base, "spatial" if number else "channel")
+
+
+def math(index: str) -> str:
+    r"""An index in TeX's mathematics, without the dollars.
+
+    >>> math("k1p"), math("ci"), math("x_dot")
+    ("k_{1}'", '\\mathit{ci}', '\\mathit{x\\_dot}')
+    """
+    base, number, primes = split(index)
+    base = base.replace("_", r"\_")
+    base = base if len(base) == 1 else rf"\mathit{{{base}}}"
+    number = f"_{{{number}}}" if number else ""
+    return base + number + "'" * len(primes)
+
+
+def size_of(text: str) -> int:
+    r"""About how many letters wide a label is.
+
+    >>> size_of(r"$\mathit{ci}'$"), size_of("$k_{1} = 2$")
+    (3, 6)
+    """
+    text = text.replace(r"\_", "x")
+    plain = re.sub(r"\\(mathit|mathrm|,| )|[${}_]", "", text)
+    return len(re.sub(r"\\[a-zA-Z]+", "x", plain))
+
+
+def lines(node: Node, primed: bool) -> tuple[str, ...]:
+    """What a node's box says: its name, then what a pattern does.
+
+    Args:
+        node: The node.
+        primed: Whether it is the second of two copies.
+    """
+    prime = "'" if primed else ""
+    if isinstance(node, Operand):
+        return (f"${math(node.name)}{prime}$",)
+    if isinstance(node, Pair):
+        first, second = (_number(pattern) for pattern in (node.first, node.second))
+        return (
+            f"$P{first}P{second}'$",
+            rf"$\Sigma\, {math(node.shared)} < {node.size}$",
+        )
+    if is_identity(node):
+        return (r"$\delta$",)
+    return (f"$P{_number(node)}{prime}$", f"${_hit(node)}$")
+
+
+def is_identity(node: Node) -> bool:
+    """Whether a node only says that two indices are equal."""
+    return (
+        isinstance(node, Pattern)
+        and not node.summed
+        and node.position.start == 0
+        and [stride for _, stride in node.position.terms] == [1]
+    )
+
+
+def _number(pattern: Pattern) -> str:
+    number = split(pattern.index)[1]
+    return f"_{{{number}}}" if number else ""
+
+
+def _hit(pattern: Pattern) -> str:
+    """``i = s o + d k - l``, and ``t < size`` for each term that is summed."""
+    # outputs before kernels, as it is usually written
+    terms = [(math(j), s) for j, s in reversed(pattern.position.terms)]
+    bounds = []
+    for letter, (stride, size) in zip("tuvw", pattern.summed, strict=False):
+        terms.append((letter, stride))
+        bounds.append(f",\\ {letter} < {size}")
+    return f"{math(pattern.index)} = {_sum(terms, pattern.position.start)}" + "".join(
+        bounds
+    )
+
+
+def _sum(terms: list[tuple[str, int]], start: int) -> str:
+    """A sum of multiples.
+
+    >>> _sum([("o", 2), ("k", 1)], -1)
+    '2o + k - 1'
+    """
+    text = ""
+    for name, factor in [*terms, ("", start)]:
+        if factor == 0 and (name or text):
+            continue
+        size = str(abs(factor)) if abs(factor) != 1 or not name else ""
+        sign = "-" if factor < 0 else "+"
+        text += (f" {sign} " if text else "-" * (factor < 0)) + size + name
+    return text
+
+
+def caption(output: tuple[tuple[str, ...], ...], shape: tuple[int, ...]) -> str:
+    r"""Axes of the result and their sizes.
+
+    >>> caption((("n",), ("ci", "k1")), (2, 12))
+    '$[n,\\ \\mathit{ci}\\,k_{1}]$: [2, 12]'
+    """
+    axes = (r"\,".join(map(math, axis)) or "1" for axis in output)
+    joined = r",\ ".join(axes)
+    return f"$[{joined}]$: {list(shape)}"

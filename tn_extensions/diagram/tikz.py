@@ -1,0 +1,100 @@
+"""Scenes as TikZ source: a document of its own, or the picture to be put into one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from tn_extensions.diagram.scene import Box, Path, Point, Scene, Wire
+
+PREAMBLE = r"""\documentclass[tikz, border=2pt]{standalone}
+"""
+
+STYLES = r"""\definecolor{tnbatch}{HTML}{7A3E9D}
+\definecolor{tngroup}{HTML}{B8621B}
+\definecolor{tnchannel}{HTML}{1F5FA8}
+\definecolor{tnspatial}{HTML}{2B2B2B}
+\definecolor{tnoperand}{HTML}{FDE9C9}
+\definecolor{tnpattern}{HTML}{DCECF7}
+\definecolor{tnshade}{HTML}{EFEFEF}
+\tikzset{
+  tn wire/.style={line width=0.6pt, rounded corners=2pt, draw=#1},
+  tn label/.style={font=\footnotesize, text=#1, inner sep=1pt},
+  tn operand/.style={draw, fill=tnoperand},
+  tn pattern/.style={draw, fill=tnpattern},
+  tn pair/.style={draw, fill=tnpattern, double, double distance=1pt},
+}
+"""
+
+
+def tikz(scene: Scene, standalone: bool = True) -> str:
+    """Source of a scene.
+
+    Args:
+        scene: What to draw.
+        standalone: Whether to make it a document; else it is a ``tikzpicture``, of
+            which :data:`STYLES` must come before the first.
+
+    Returns:
+        LaTeX source; needs the packages ``standalone`` and ``tikz``.
+    """
+    lines = [r"\begin{tikzpicture}", *(f"  {line}" for line in _commands(scene))]
+    picture = "\n".join([*lines, r"\end{tikzpicture}", ""])
+    if not standalone:
+        return picture
+    begin, end = "\\begin{document}\n", "\\end{document}\n"
+    return f"{PREAMBLE}{STYLES}{begin}{picture}{end}"
+
+
+def _commands(scene: Scene) -> Iterator[str]:
+    for shade in scene.shades:
+        yield rf"\fill[tnshade] {_at(shade.low)} rectangle {_at(shade.high)};"
+        at = shade.low.by(0.05, 0.17)
+        style = r"font=\tiny, text=gray, anchor=west"
+        yield rf"\node[{style}] at {_at(at)} {{{_plain(shade.label)}}};"
+    for wire in scene.wires:
+        yield from _wire(wire)
+    for box in scene.boxes:
+        yield from _box(box)
+    for text in scene.texts:
+        yield rf"\node[font=\footnotesize] at {_at(text.at)} {{{_plain(text.text)}}};"
+
+
+def _wire(wire: Wire) -> Iterator[str]:
+    color = f"tn{wire.family}"
+    for path in wire.paths:
+        yield rf"\draw[tn wire={color}] {_line(path)};"
+    for dot in wire.dots:
+        yield rf"\fill[{color}] {_at(dot)} circle[radius=1.6pt];"
+    if wire.ones:
+        style = f"draw={color}, circle, fill=white, inner sep=0.8pt"
+        yield rf"\node[{style}, font=\tiny] at {_at(wire.ones)} {{1}};"
+    fill = "" if wire.leg else ", fill=white"
+    text = wire.label.text
+    yield rf"\node[tn label={color}{fill}] at {_at(wire.label.at)} {{{text}}};"
+
+
+def _box(box: Box) -> Iterator[str]:
+    yield rf"\draw[tn {box.kind}] {_line(box.outline)} -- cycle;"
+    for number, line in enumerate(box.lines):
+        at = box.center.by(0.0, 0.4 * ((len(box.lines) - 1) / 2 - number))
+        font = r", font=\scriptsize" if number else ""
+        yield rf"\node[inner sep=0pt{font}] at {_at(at)} {{{line}}};"
+
+
+def _line(path: Path) -> str:
+    return " -- ".join(map(_at, path))
+
+
+def _at(point: Point) -> str:
+    return f"({point.x:.3f}, {point.y:.3f})"
+
+
+def _plain(text: str) -> str:
+    """Escape what has a meaning outside of mathematics."""
+    parts = text.split("$")
+    parts[::2] = [_SPECIAL.sub(r"\\\g<0>", part) for part in parts[::2]]
+    return "$".join(parts)
+
+
+_SPECIAL = re.compile(r"[_%#&{}]")

@@ -1,0 +1,29 @@
+"""A strip of pictures: what each step of a simplification does."""
+
+from __future__ import annotations
+
+from tn_extensions.diagram.label import math
+from tn_extensions.diagram.layout import layout
+from tn_extensions.diagram.scene import Scene, strip
+from tn_extensions.network.trace import Step, Trace
+
+
+def strip_of(trace: Trace, columns: int = 3) -> Scene:
+    """The networks of a trace, first to last, below the rules that led to them."""
+    networks = [trace.network, *(step.after for step in trace)]
+    titles: list[tuple[str, ...]] = [
+        ("as defined", f"{trace.network.flops:.3g} multiply-adds")
+    ]
+    for number, step in enumerate(trace, start=1):
+        before, after = step.cost
+        name = f"{number}. {step.rule}{_narrowed(step)}"
+        cost = f"{before:.3g} to {after:.3g} multiply-adds"
+        titles.append((name, step.identity, cost) if step.identity else (name, cost))
+    return strip(map(layout, networks), titles, columns)
+
+
+def _narrowed(step: Step) -> str:
+    """Sizes that a step has changed, which no picture shows."""
+    old, new = step.before.sizes, step.after.sizes
+    changed = (j for j in old if j in new and old[j] != new[j])
+    return "".join(f", ${math(j)}$ from {old[j]} to {new[j]}" for j in changed)

@@ -1,0 +1,126 @@
+"""Networks from scratch, with checks that catch what is most likely a mistake."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+
+from tn_extensions.errors import describe
+from tn_extensions.network.network import TensorNetwork
+from tn_extensions.network.nodes import Axis, Node, Operand, Pattern
+
+Axes = Iterable[str | Sequence[str]]
+"""An index for each axis, or several, of which the last is the fastest."""
+
+
+def build(
+    operands: Mapping[str, Axes] | Iterable[tuple[str, Axes]],
+    output: Axes,
+    sizes: Mapping[str, int],
+    patterns: Iterable[Pattern] = (),
+    summed: Iterable[str] = (),
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> TensorNetwork:
+    """Make a network of operands and patterns.
+
+    Args:
+        operands: Axes of each operand by its name, ``{"x": ["n", ("g", "ci"), "i1"]}``,
+            or pairs of these, of which several may have the same name.
+        output: Axes of the result.
+        sizes: Size of each index.
+        patterns: Index patterns, see :meth:`Pattern.of`.
+        summed: Indices that only one node carries and that are summed over: if they are
+            not in the output, they must be named here.
+        shapes: Shapes of the tensors to come, by name, to be checked.
+
+    Raises:
+        ValueError: If an index has no size, a size no index, an operand another shape;
+            if one node only carries an index that is neither in the output nor to be
+            summed; if an index of the output appears nowhere.
+
+    >>> build({"a": ["i", "j"], "b": ["j", "k"]}, "ik", {"i": 2, "j": 3, "k": 4}).shape
+    (2, 4)
+    """
+    pairs = operands.items() if isinstance(operands, Mapping) else operands
+    nodes: list[Node] = []
+    for name, axes in pairs:
+        split = tuple((a,) if isinstance(a, str) else tuple(a) for a in axes)
+        _check_operand(name, split, sizes, (shapes or {}).get(name))
+        nodes.append(Operand(name, tuple(_axis(axis, sizes) for axis in split)))
+    nodes += patterns
+    kept = tuple((a,) if isinstance(a, str) else tuple(a) for a in output)
+    network = TensorNetwork(nodes, kept, sizes)
+    _check_names(network, sizes, shapes or {})
+    _check_dangling(network, tuple(summed))
+    return network
+
+
+def _axis(indices: tuple[str, ...], sizes: Mapping[str, int]) -> Axis:
+    split = [(index, sizes[index]) for index in indices]
+    return Axis.of(prod(size for _, size in split), *split)
+
+
+def _check_operand(
+    name: str,
+    axes: tuple[tuple[str, ...], ...],
+    sizes: Mapping[str, int],
+    shape: Sequence[int] | None,
+) -> None:
+    owner = f"operand {name!r}"
+    for index, count in Counter(j for axis in axes for j in axis).items():
+        if index not in sizes:
+            rule, value = f"hold the indices of {owner}", f"no {index!r}"
+            raise ValueError(describe("build", "sizes", rule, value))
+        if count > 1:
+            rule = "carry each index once"
+            raise ValueError(describe("build", owner, rule, f"{index!r} {count} times"))
+    if shape is None:
+        return
+    if len(shape) != len(axes):
+        rule = f"have {len(axes)} axes, {axes}"
+        raise ValueError(describe("build", owner, rule, list(shape)))
+    for number, (axis, extent) in enumerate(zip(axes, shape, strict=True)):
+        size = prod(sizes[j] for j in axis)
+        if size != extent:
+            place, rule = f"axis {number} of {owner}", f"have size {size} of {axis}"
+            raise ValueError(describe("build", place, rule, extent))
+
+
+def _check_names(
+    network: TensorNetwork, sizes: Mapping[str, int], shapes: Mapping[str, object]
+) -> None:
+    known = {operand.name for operand in network.operands}
+    for argument, names, all_of_them in (
+        ("sizes", sizes, set(network.indices)),
+        ("shapes", shapes, known),
+    ):
+        for name in names:
+            if name not in all_of_them:
+                kind = "indices" if argument == "sizes" else "operands"
+                rule = f"name {kind} of the network, {sorted(all_of_them)}"
+                raise ValueError(describe("build", argument, rule, repr(name)))
+
+
+def _check_dangling(network: TensorNetwork, summed: tuple[str, ...]) -> None:
+    single = {
+        index: carriers[0]
+        for index in network.summed_indices
+        if len(carriers := network.carriers(index)) == 1
+    }
+    for index in summed:
+        if index not in single:
+            rule = f"name indices that one node carries, of {sorted(single)}"
+            raise ValueError(describe("build", "summed", rule, repr(index)))
+    for index, node in single.items():
+        if index not in summed:
+            kind = "operand" if isinstance(node, Operand) else "pattern"
+            name = node.name if isinstance(node, Operand) else node.indices[0]
+            raise ValueError(
+                describe(
+                    "build",
+                    f"index {index!r} of {kind} {name!r}",
+                    "be carried by another node, the output or summed",
+                    "no other carrier",
+                )
+            )

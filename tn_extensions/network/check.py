@@ -1,0 +1,64 @@
+"""Malformed networks are refused at construction, operand and index named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tn_extensions.errors import describe
+
+if TYPE_CHECKING:
+    from tn_extensions.network.network import TensorNetwork
+    from tn_extensions.network.nodes import Operand
+
+_NAME = "TensorNetwork"
+
+
+def check_complete(network: TensorNetwork, sizes: Mapping[str, int]) -> None:
+    """Each index has a size."""
+    for index in network.indices:
+        if index not in sizes:
+            rule, value = f"hold the indices{_owner(network, index)}", f"no {index!r}"
+            raise ValueError(describe(_NAME, "sizes", rule, value))
+
+
+def check(network: TensorNetwork) -> None:
+    """Output, sizes and operands fit each other."""
+    carried = {index for node in network.nodes for index in node.indices}
+    for index, count in Counter(network.output_indices).items():
+        if index not in carried or count > 1:
+            rule = "name each output index once, carried by a node"
+            raise ValueError(describe(_NAME, "output", rule, repr(index)))
+    for index, size in network.sizes.items():
+        if size < 0:
+            place = f"size of index {index!r}{_owner(network, index)}"
+            raise ValueError(describe(_NAME, place, "be at least 0", size))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for operand in network.operands:
+        _check_operand(operand, network.sizes)
+        shape = shapes.setdefault(operand.name, operand.shape)
+        if shape != operand.shape:
+            place, rule = f"operand {operand.name!r}", f"have one shape, {shape}"
+            raise ValueError(describe(_NAME, place, rule, operand.shape))
+
+
+def _check_operand(operand: Operand, sizes: Mapping[str, int]) -> None:
+    for index, count in Counter(operand.indices).items():
+        if count > 1:
+            rule, value = "carry each index once", f"{index!r} {count} times"
+            raise ValueError(describe(_NAME, f"operand {operand.name!r}", rule, value))
+    for number, axis in enumerate(operand.axes):
+        low, high = axis.position.bounds(sizes)
+        empty = any(sizes[j] == 0 for j in axis.position.indices)
+        if not empty and (low < 0 or high >= axis.extent):
+            place = f"axis {number} of operand {operand.name!r}"
+            rule = f"be read within its {axis.extent} entries"
+            value = f"{low} to {high} through {axis.position.indices}"
+            raise ValueError(describe(_NAME, place, rule, value))
+
+
+def _owner(network: TensorNetwork, index: str) -> str:
+    """Which operand carries an index, to be appended to a message."""
+    names = (node.name for node in network.operands if index in node.indices)
+    return next((f" of operand {name!r}" for name in names), "")
