@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-_COLOURS = ("#2b6cb0", "#dd8452", "#55a868", "#8172b3", "#c44e52", "#7f7f7f")
+_COLOURS = ("#2b6cb0", "#dd8452", "#55a868", "#8172b3", "#c44e52", "#7f7f7f") + (
+    "#d4a017",
+    "#17becf",
+    "#1a202c",
+)
 _LABEL_WIDTH, _PLOT_WIDTH, _MARGIN = 330, 420, 70
 _BAR, _GAP, _HEAD = 13, 9, 52
 _PANEL_WIDTH, _PANEL_HEIGHT, _AXIS_WIDTH, _AXIS_HEIGHT = 350, 280, 56, 44

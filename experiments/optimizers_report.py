@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments import storage
 from experiments.bars import Record, Verdict
-from experiments.markdown import error, judged, limit, number, table
+from experiments.markdown import bar_rows, error, number, table
 from experiments.report_command import write_reports
 
 OVERHEAD_BARS = {"expand": 2.0, "reduce": 1 / 0.75}
@@ -74,8 +74,7 @@ def render(content: dict[str, Any]) -> str:
         "\n".join(f"- {key}: {value}" for key, value in metadata.items()),
     ]
     if of["overhead"]:
-        bars = [[v.text, limit(v), *judged(v)] for v in verdicts(records)]
-        parts += ["## Bars", table([["bar", "limit", "measured", "met"], *bars])]
+        parts += ["## Bars", table(bar_rows(verdicts(records)))]
         rows = [row for one in of["overhead"] for row in _overhead_rows(one)]
         parts += ["## Overhead", _OVERHEAD, table([_OVERHEAD_HEAD, *rows])]
         rows = [_step_row(one) for one in of["overhead"] if "seconds" in one]

@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from experiments import storage
 from experiments.bars import Record, Verdict
 from experiments.figures import Panel, line_chart
-from experiments.markdown import judged, limit, number, table
+from experiments.markdown import bar_rows, number, spread, table
 from experiments.report_command import write_reports
 from experiments.training import Point, first_at
 
@@ -130,8 +129,8 @@ def rows(found: Mapping[str, Outcome]) -> list[list[str]]:
         *(
             [
                 own.kind,
-                _spread(own.losses),
-                _spread(own.accuracies, 100),
+                spread(own.losses),
+                spread(own.accuracies, 100),
                 number(own.step_seconds, 1e3),
                 number(own.over_seeds([hit.step for hit in own.hits])),
                 number(own.over_seeds(own.step_ratios)),
@@ -142,12 +141,6 @@ def rows(found: Mapping[str, Outcome]) -> list[list[str]]:
             for own in found.values()
         ),
     ]
-
-
-def _spread(values: Sequence[float], factor: float = 1.0) -> str:
-    if len(values) < 2 or not all(map(math.isfinite, values)):
-        return number(mean(values), factor)
-    return f"{number(mean(values), factor)} +- {stdev(values) * factor:.2g}"
 
 
 def summary(content: Mapping[str, Any]) -> str:
@@ -164,12 +157,7 @@ def render(content: Mapping[str, Any], figure: str) -> str:
         _EXPLANATION,
         f"![{figure}]({figure})",
         "## Bars",
-        table(
-            [
-                ["bar", "limit", "measured", "met"],
-                *([v.text, limit(v), *judged(v)] for v in verdicts(found)),
-            ]
-        ),
+        table(bar_rows(verdicts(found))),
         "## Optimizers",
         table(rows(found)),
         "\n".join(f"- {kind}: {own.text}" for kind, own in found.items()),

@@ -51,20 +51,30 @@ def unpad(padded: Tensor, conv: Conv) -> Tensor:
     return padded
 
 
+def source_positions(size: int, padding: tuple[int, int], mode: PaddingMode) -> Tensor:
+    """Where each position of a padded axis was copied from, ``[left + size + right]``.
+
+    Args:
+        size: Size of the axis without padding.
+        padding: Padding on the left and right.
+        mode: What it holds; not zeros.
+    """
+    left, right = padding
+    positions = torch.arange(-left, size + right)
+    if mode == "circular":
+        return positions % size
+    if mode == "replicate":
+        return positions.clamp(0, size - 1)
+    last = size - 1  # reflect at both ends
+    return last - (last - positions.abs()).abs()
+
+
 def _unpad_axis(
     padded: Tensor, axis: int, size: int, padding: tuple[int, int], mode: PaddingMode
 ) -> Tensor:
-    left, right = padding
-    if not (left or right):
+    if not any(padding):
         return padded
-    positions = torch.arange(-left, size + right, device=padded.device)
-    if mode == "circular":
-        source = positions % size
-    elif mode == "replicate":
-        source = positions.clamp(0, size - 1)
-    else:  # reflect at both ends
-        last = size - 1
-        source = last - (last - positions.abs()).abs()
+    source = source_positions(size, padding, mode).to(padded.device)
     shape = list(padded.shape)
     shape[axis] = size
     return padded.new_zeros(shape).index_add(axis, source, padded)

@@ -182,6 +182,61 @@ def test_corrected_eigenvalues() -> None:
     assert_close(after, wanted)
 
 
+# -- factors of some of the data
+
+SOME = {"n": 0.5}
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "type-2"])
+@pytest.mark.parametrize("approx", APPROX)
+@pytest.mark.parametrize("is_corrected", [False, True])
+def test_some_of_equal_data(fisher: str, approx: str, is_corrected: bool) -> None:
+    """Whichever are kept, factors and moments are those of all."""
+    options: dict[str, Any] = {
+        "fisher": fisher,
+        "approx": approx,
+        "eigenvalue_correction": is_corrected,
+        "damping": 0.1,
+    }
+
+    def equal(number: int) -> tuple[Tensor, Tensor]:
+        x, y = batch(1, number)
+        return x.expand(5, *x.shape[1:]), y.expand(5)
+
+    model = network()
+    expected = train(model, KFACPreconditioner(model, **options), range(3), data=equal)
+    model = network()
+    found = KFACPreconditioner(model, keep=SOME, **options)
+    actual = train(model, found, range(3), data=equal)
+    assert_close(actual, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_some_of_unlike_data() -> None:
+    """Means over draws approach the factors of all data; a seed tells the draws."""
+    options: dict[str, Any] = {
+        "ema_decay": lambda step: step / (step + 1),
+        "inverse_update_steps": 10**6,
+        "overrides": {"5": {"keep": None}},
+    }
+    steps = [0] * 150
+    first, second, whole = (
+        KFACPreconditioner(network(), keep=keep, **options)
+        for keep in (SOME, SOME, None)
+    )
+    for each, count in ((first, 150), (second, 150), (whole, 1)):
+        train(each._observer._model, each, steps[:count], lr=0.0)
+    for name, layer in whole._layers.items():
+        for what, own in layer.averages.items():
+            expected = matrix_of(own)
+            a, b = (
+                matrix_of(each._layers[name].averages[what]) for each in (first, second)
+            )
+            assert torch.equal(a, b)
+            assert_close(a, expected, rtol=0, atol=0.15 * float(expected.max()))
+            is_exact = bool((a - expected).abs().max() < 1e-9 * expected.max())
+            assert is_exact == (name == "5")
+
+
 # -- schedules and options
 
 
@@ -662,6 +717,9 @@ def test_schedulers_and_param_groups() -> None:
         ({"inverse_update_steps": 0}, "inverse_update_steps", ValueError),
         ({"inverse_update_steps": 1.5}, "inverse_update_steps", ValueError),
         ({"ema_decay": 1.0}, "ema_decay", ValueError),
+        ({"keep": 0.5}, "keep", TypeError),
+        ({"keep": {"ci": 0.5}}, "keep", ValueError),
+        ({"keep": {"n": 0.0}}, "keep['n']", ValueError),
         ({"ema_decay": -0.1}, "ema_decay", ValueError),
         ({"kl_clip": 0.0}, "kl_clip", ValueError),
         ({"approx": "kfac"}, "approx", ValueError),

@@ -107,6 +107,10 @@ class Use:
         gradient = gradient.detach()
         return _channels_first(gradient) if self.is_linear else gradient.flatten(2)
 
+    def of_data(self, indices: Tensor) -> Use:
+        """The use on some of the data."""
+        return replace(self, x=self.x[indices])
+
     def without_input(self) -> Use:
         """The same, but for the input, whose memory can then be freed."""
         return replace(self, x=self.x.new_empty(0))

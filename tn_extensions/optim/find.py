@@ -12,8 +12,9 @@ from torch import nn
 
 from tn_extensions.errors import describe
 from tn_extensions.kronecker.layers import SUPPORTED
+from tn_extensions.layer_names import matches
 from tn_extensions.optim.layer import Layer
-from tn_extensions.optim.options import LayerOptions, matches
+from tn_extensions.optim.options import LayerOptions
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

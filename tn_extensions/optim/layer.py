@@ -31,6 +31,7 @@ from tn_extensions.kronecker.square import decompose, symmetrize
 from tn_extensions.optim.options import LayerOptions, number_at
 from tn_extensions.optim.state import from_state
 from tn_extensions.optim.triangles import Triangle
+from tn_extensions.sampling.samplers import draw, share_of_samples
 
 RANK_LIMIT = 0.5
 """Rows that a root may have, as a part of its columns."""
@@ -107,17 +108,31 @@ class Layer:
 
     # -- a step's statistics
 
-    def add_inputs(self, uses: list[Use]) -> None:
-        """Add the uses on some data to the sum of the input factors."""
+    def add_inputs(self, uses: list[Use], generator: torch.Generator) -> None:
+        """Add the uses on some data to the sum of the input factors.
+
+        Args:
+            uses: The uses.
+            generator: What draws data, where not all are kept.
+        """
         self._num_data += len(uses[0].x)
         if "weight" in self.keys:
+            kept, scale = self._draw(len(uses[0].x), generator)
+            if kept is not None:
+                uses = [use.of_data(kept) for use in uses]
             approx, known = self.options.approx, self._new.get("inputs")
             self._new["inputs"] = add_input_factor(
-                uses, approx, known, 1.0, self.is_joint, self._rank_limit
+                uses, approx, known, scale, self.is_joint, self._rank_limit
             )
 
-    def add_gradients(self, pairs: Pairs, scale: float) -> None:
+    def add_gradients(
+        self, pairs: Pairs, scale: float, generator: torch.Generator
+    ) -> None:
         """Add gradients of the uses on some data to the sum of gradient factors."""
+        kept, factor = self._draw(len(pairs[0][1]), generator)
+        scale *= factor
+        if kept is not None:
+            pairs = [(use.of_data(kept), own[kept]) for use, own in pairs]
         approx, known = self.options.approx, self._new.get("gradients")
         self._new["gradients"] = add_gradient_factor(
             pairs, approx, known, scale, self._rank_limit
@@ -132,6 +147,16 @@ class Layer:
         moments.mul_(scale)
         known = self._new.get("moments")
         self._new["moments"] = moments if known is None else known.add_(moments)
+
+    def _draw(
+        self, num_data: int, generator: torch.Generator
+    ) -> tuple[Tensor | None, float]:
+        """Which data to keep, if not all, and what to multiply them by."""
+        share = share_of_samples(self.owner, self.options.keep)
+        if share == 1:
+            return None, 1.0
+        found = draw(num_data, share, "fixed", generator)
+        return found.indices.to(self.module.weight.device), found.scale
 
     def forget(self) -> None:
         """Drop the step's statistics."""

@@ -41,7 +41,7 @@ class Observer:
         fisher: The type of Fisher.
         loss: The loss that the Fisher is of, if it is not empirical.
         mc_samples: Draws per datum.
-        generator: What draws.
+        generator: What draws targets, and data where not all are kept.
         is_wanted: Whether a pass is to be observed.
     """
 
@@ -143,10 +143,9 @@ class Observer:
             return
         with _exactly(pairs[0][1].device):
             if self.is_empirical:
-                self._layers[name].add_inputs(observed.uses.pop(name))
-                self._layers[name].add_gradients(pairs, 1.0)
-            else:
-                self._layers[name].add_gradients(pairs, self._scale)
+                self._layers[name].add_inputs(observed.uses.pop(name), self._generator)
+            scale = 1.0 if self.is_empirical else self._scale
+            self._layers[name].add_gradients(pairs, scale, self._generator)
 
     def _after_all(self, model: nn.Module, inputs: Any, output: Any) -> None:
         observed = self._pass if model is self._model else None
@@ -158,7 +157,7 @@ class Observer:
             raise TypeError(describe(self._owner, "the model", rule, kind, remedy))
         with _exactly(output.device):
             for name, uses in observed.uses.items():
-                self._layers[name].add_inputs(uses)
+                self._layers[name].add_inputs(uses, self._generator)
         rows = self._rows(output)
         self._scale = 1 / self._mc_samples if self._fisher == "mc" else 1.0
         if self._loss.reduction == "mean":

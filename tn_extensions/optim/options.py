@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from math import isfinite
 from typing import Any, Literal, get_args
 
-from torch import nn
-
 from tn_extensions.errors import describe
 from tn_extensions.kronecker.losses import LIKELIHOODS
+from tn_extensions.sampling.samplers import share_of_samples
 
 Approx = Literal["expand", "reduce"]
 Fisher = Literal["empirical", "mc", "type-2"]
@@ -48,6 +46,7 @@ class LayerOptions:
     damping_method: DampingMethod
     ema_decay: Number
     eigenvalue_correction: bool
+    keep: Mapping[str, float] | None = None
 
     def overridden(self, owner: str, own: Mapping[str, Any]) -> LayerOptions:
         """With a layer's own options, checked."""
@@ -77,7 +76,9 @@ def check(owner: str, name: str, value: Any) -> None:
         TypeError: If it is of the wrong kind.
         ValueError: If it is of the right kind.
     """
-    if name in CHOICES:
+    if name == "keep":
+        share_of_samples(owner, value)
+    elif name in CHOICES:
         if value not in CHOICES[name]:
             rule = f"be {' or '.join(map(repr, CHOICES[name]))}"
             raise ValueError(describe(owner, name, rule, repr(value)))
@@ -124,17 +125,3 @@ def check_loss(owner: str, loss: Any) -> None:
         remedy = "Their gradients are right with fisher='empirical'"
         rule = "have no weights, which depend on targets"
         raise NotImplementedError(describe(owner, "loss_func", rule, loss, remedy))
-
-
-def matches(pattern: str, name: str, module: nn.Module) -> bool:
-    """Whether a pattern is a module's name, that of one around it, or of its class.
-
-    Args:
-        pattern: A regular expression of the whole name.
-        name: Name of the module, with dots.
-        module: The module.
-    """
-    parts = name.split(".")
-    names = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    names.append(type(module).__name__)
-    return any(re.fullmatch(pattern, each) for each in names)

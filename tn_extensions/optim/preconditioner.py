@@ -79,9 +79,10 @@ class KFACPreconditioner:
         damping_method: ``"pi"``: ``a b = damping``, split by the factors' mean
             eigenvalues (Martens & Grosse, 2015). ``"fixed"``: ``a = b = damping``.
             ``"exact"``: added to ``B (x) A``, in its eigenbasis (always so in EKFAC).
-        overrides: Options of single layers by name (as in ``skip_layers``):
-            ``approx``, ``damping``, ``damping_method``, ``ema_decay``,
-            ``eigenvalue_correction``.
+        overrides: ``approx``, ``damping``, ``damping_method``, ``ema_decay``, ``keep``,
+            ``eigenvalue_correction`` of layers by name (as in ``skip_layers``).
+        keep: ``{"n": share}`` of the data to estimate factors from, without bias: a
+            fixed number, drawn anew for each layer and factor. ``None``: all.
         loss_func: The loss that ``"mc"`` and ``"type-2"`` are of: ``CrossEntropyLoss``
             (the default), ``MSELoss``, ``BCEWithLogitsLoss``.
         loss_reduction: Whether the loss that is differentiated between two steps is the
@@ -125,6 +126,7 @@ class KFACPreconditioner:
         skip_layers: Sequence[str] = (),
         damping_method: DampingMethod = "pi",
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        keep: Mapping[str, float] | None = None,
         loss_func: nn.Module | None = None,
         loss_reduction: Reduction = "mean",
         mc_samples: int = 1,
@@ -148,6 +150,7 @@ class KFACPreconditioner:
             "damping": damping,
             "damping_method": damping_method,
             "ema_decay": ema_decay,
+            "keep": keep,
         }
         others: dict[str, Any] = {
             "fisher": fisher,
@@ -170,10 +173,8 @@ class KFACPreconditioner:
         self._grad_scaler = grad_scaler
         self.steps = 0
         self.skipped = 0
-        layers = list(self._layers.values())
-        self._processes = Processes(
-            self._owner, layers, grad_worker_fraction, process_group
-        )
+        layers, fraction = list(self._layers.values()), grad_worker_fraction
+        self._processes = Processes(self._owner, layers, fraction, process_group)
         device = next(iter(layers[0].parameters.values())).device
         self._generator = torch.Generator(device)
         self._seed = seed

@@ -1,0 +1,123 @@
+"""Is a backward pass with tensor dropout faster, and what does it save?
+
+``python -m experiments.dropout --help`` lists the options. Prints a Markdown table: the
+time of torch's backward pass through a layer over that of the converted layer, and the
+share of the input's bytes that is saved. Each gradient is checked first.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from experiments.measure import MIN_ROUNDS, medians, time_side_by_side
+from tn_extensions.dropout import convert
+from tn_extensions.sampling import SAMPLERS, Sampler
+
+BATCH = 8
+LAYERS: dict[str, tuple[nn.Conv2d, int]] = {
+    "64x56 k3": (nn.Conv2d(64, 64, 3, padding=1), 56),
+    "128x28 k3": (nn.Conv2d(128, 128, 3, padding=1), 28),
+    "64x28 k3": (nn.Conv2d(64, 64, 3, padding=1), 28),
+    "96x32 k3": (nn.Conv2d(96, 96, 3, padding=1), 32),
+    "64x56 k3 s2": (nn.Conv2d(64, 128, 3, stride=2, padding=1), 56),
+    "3x224 k7 s2": (nn.Conv2d(3, 64, 7, stride=2, padding=3), 224),
+    "256x28 k1": (nn.Conv2d(256, 256, 1), 28),
+    "depthwise 96x56 k3": (nn.Conv2d(96, 96, 3, padding=1, groups=96), 56),
+}
+"""Layers, and pixels per side of their input."""
+KEEPS: tuple[dict[str, float], ...] = (
+    {"n": 0.5, "ci": 0.5},
+    {"n": 0.5, "i1": 0.5},
+    {"ci": 0.5, "i1": 0.5},
+    {"n": 0.5, "i2": 0.5},
+    {"i1": 0.5, "i2": 0.5},
+    {"n": 0.5, "o1": 0.5},
+)
+
+
+def saved_bytes(module: nn.Module, x: Tensor) -> int:
+    """Bytes saved for the backward pass, but for parameters; storages count once."""
+    own = {parameter.data_ptr() for parameter in module.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        # held, lest memory be reused and two storages have one address
+        output = module(x)
+    del output
+    return sum(saved.values())
+
+
+def saved_share(layer: nn.Module, x: Tensor) -> float:
+    """Bytes saved for the backward pass, but for parameters, by those of the input."""
+    return saved_bytes(layer, x) / x.nbytes
+
+
+def compare(
+    layer: nn.Conv2d, pixels: int, keep: Mapping[str, float], sampler: Sampler, n: int
+) -> tuple[float, float]:
+    """Time of torch's backward pass over ours; share of the input that is saved."""
+    if layer.groups == layer.in_channels > 1:  # its channels are groups
+        keep = {"g" if index == "ci" else index: keep[index] for index in keep}
+    x = torch.randn(BATCH, layer.in_channels, pixels, pixels, requires_grad=True)
+    layers = {"torch": layer, "ours": convert(deepcopy(layer), keep, sampler=sampler)}
+    outputs: dict[str, Tensor] = {}
+    g = torch.randn_like(layer(x))
+
+    def forward(name: str) -> None:
+        outputs[name] = layers[name](x)
+
+    def backward(name: str) -> tuple[Tensor, ...]:
+        wanted = [x, *layers[name].parameters()]
+        return torch.autograd.grad(outputs[name], wanted, g)
+
+    for name in layers:
+        forward(name)
+    for index, (ours, exact) in enumerate(
+        zip(backward("ours"), backward("torch"), strict=True)
+    ):
+        if index != 1:  # the weight's gradient is an estimate
+            torch.testing.assert_close(ours, exact, rtol=1e-3, atol=1e-3)
+    times = time_side_by_side(
+        {name: lambda name=name: backward(name) for name in layers},  # type: ignore[misc]
+        n,
+        setup={name: lambda name=name: forward(name) for name in layers},  # type: ignore[misc]
+    )
+    middle = medians(times)
+    return middle["torch"] / middle["ours"], saved_share(layers["ours"], x)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one layer, few rounds")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="fixed")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    layers = dict(list(LAYERS.items())[2:3]) if options.quick else LAYERS
+    titles = [" ".join(f"{j} {share}" for j, share in keep.items()) for keep in KEEPS]
+    print(f"| layer, batch {BATCH} | {' | '.join(titles)} |")
+    print("|-" * (len(KEEPS) + 1) + "|")
+    for name, (layer, pixels) in layers.items():
+        cells = []
+        for keep in KEEPS:
+            rounds = MIN_ROUNDS if options.quick else 15
+            ratio, share = compare(layer, pixels, keep, options.sampler, rounds)
+            cells.append(f"{ratio:.2f} ({share:.3f})")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

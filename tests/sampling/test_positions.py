@@ -1,0 +1,52 @@
+"""Slices along several axes, in one go where that is faster, equal plain indexing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.strategies import examples, noise_tensor
+from tn_extensions.sampling.positions import find, merged, place, select, split
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (3, 4, 40, 40), (5, 3)], ids=str)
+@given(st.data())
+@examples(40)
+def test_select(shape: tuple[int, ...], data: st.DataObject) -> None:
+    tensor = noise_tensor(shape)
+    kept = [
+        data.draw(st.none() | st.lists(st.integers(0, size - 1), max_size=5))
+        for size in shape
+    ]
+    result = select(
+        tensor, [None if k is None else torch.tensor(k).long() for k in kept]
+    )
+    whole = [list(range(size)) for size in shape]
+    mesh = np.ix_(*[w if k is None else k for w, k in zip(whole, kept, strict=True)])
+    mesh = tuple(axis.astype(int) for axis in mesh)
+    assert np.array_equal(result.numpy(), tensor.numpy()[mesh])
+
+
+def test_merged() -> None:
+    sizes = {"g": 2, "ci": 3}
+    assert merged(("g", "ci"), sizes, {}) is None
+    kept = {"ci": torch.tensor([0, 2])}
+    positions = merged(("g", "ci"), sizes, kept)
+    assert positions is not None and positions.tolist() == [0, 2, 3, 5]
+    positions = merged(("g", "ci"), sizes, {**kept, "g": torch.tensor([1])})
+    assert positions is not None and positions.tolist() == [3, 5]
+
+
+def test_place_find_split() -> None:
+    tensor = torch.arange(1.0, 5).reshape(2, 2)
+    placed = place(tensor, 0, torch.tensor([0, 2]), 3)
+    assert placed.tolist() == [[1, 2], [0, 0], [3, 4]]
+    table = torch.tensor([[-1, 0], [2, 5]])
+    kept = torch.tensor([0, 2])
+    assert find(table, kept).tolist() == [[-1, 0], [1, -1]]
+    assert find(table, kept[:0]).tolist() == [[-1, -1], [-1, -1]]
+    inside = torch.tensor([[True], [False]])
+    assert split(tensor, 1, inside).tolist() == [[[1], [0]], [[3], [0]]]

@@ -1,0 +1,136 @@
+"""Turns layers of a model into those that estimate their weight's gradient, and back.
+
+Only the class of a layer changes, so that parameters, hooks, names and the model's
+structure stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from tn_extensions.dropout.modules import KINDS, TensorDropout, checked
+from tn_extensions.errors import describe
+from tn_extensions.layer_names import matches
+from tn_extensions.sampling import Sampler
+from tn_extensions.sampling.samplers import check_keep
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_CONVERTED: dict[type[nn.Module], type[TensorDropout]] = {
+    kind.EXTENDS: kind for kind in KINDS
+} | {kind: kind for kind in KINDS}
+
+
+def convert(
+    model: Model,
+    keep: Mapping[str, float],
+    *,
+    sampler: Sampler = "bernoulli",
+    generator: torch.Generator | None = None,
+    skip: Sequence[str] = (),
+) -> Model:
+    """Let layers of a model estimate their weight's gradient, in place.
+
+    All of exactly the classes ``torch.nn.Conv1d``, ``Conv2d``, ``Conv3d`` and
+    ``Linear``, and those converted before. Others (transposed convolutions, lazy or
+    parametrised layers, subclasses) stay as they are.
+
+    Args:
+        model: The model, or one layer.
+        keep: Share of values to keep, by index, see
+            :class:`~tn_extensions.dropout.TensorDropout`. Each layer uses those that it
+            has, and of ``"g"`` and ``"ci"`` those with more than one value.
+        sampler: How to draw.
+        generator: Source of random numbers, shared by the layers. Default: torch's own.
+        skip: Regular expressions of names or classes of layers to leave out, or of
+            names of modules around them.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If no layer is converted, none has an index, or values are wrong.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    >>> model = convert(model, {"n": 0.5, "ci": 0.5}, skip=["0"])
+    >>> [type(layer).__name__ for layer in model]
+    ['Conv2d', 'ReLU', 'TensorDropoutConv2d']
+    """
+    _check_model("convert", model)
+    if isinstance(skip, str):
+        rule = "be a sequence of patterns"
+        raise TypeError(describe("convert", "skip", rule, repr(skip)))
+    layers: list[tuple[nn.Module, type[TensorDropout]]] = [
+        (module, _CONVERTED[type(module)])
+        for name, module in model.named_modules()
+        if type(module) in _CONVERTED
+        and not any(matches(each, name, module) for each in skip)
+    ]
+    if not layers:
+        names = ", ".join(kind.EXTENDS.__name__ for kind in KINDS)
+        rule, got = f"have layers of {names} that are not skipped", type(model).__name__
+        raise ValueError(describe("convert", "model", rule, got))
+    # all is checked before anything changes
+    known = {kind.INDICES for _, kind in layers}
+    if isinstance(keep, Mapping):
+        for index, share in keep.items():
+            if not any(re.fullmatch(each, str(index)) for each in known):
+                rule = "name indices of converted layers"
+                raise ValueError(describe("convert", "keep", rule, repr(index)))
+            check_keep("convert", f"keep[{index!r}]", share)
+    configurations = [
+        checked("convert", kind, _own(module, kind, keep), sampler, generator)
+        for module, kind in layers
+    ]
+    for (module, kind), configuration in zip(layers, configurations, strict=True):
+        module.__class__ = kind
+        vars(module).update(configuration)
+    return model
+
+
+def revert(model: Model) -> Model:
+    """Turn all converted layers of a model back, in place.
+
+    Args:
+        model: The model, or one layer.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: If it is no module.
+    """
+    _check_model("revert", model)
+    for module in model.modules():
+        if isinstance(module, TensorDropout) and type(module) in KINDS:
+            for name in ("keep", "sampler", "generator"):
+                delattr(module, name)
+            original: Any = module.EXTENDS
+            module.__class__ = original
+    return model
+
+
+def _own(module: Any, kind: type[TensorDropout], keep: Any) -> Any:
+    """What concerns a layer."""
+    if not isinstance(keep, Mapping):
+        return keep
+    groups = getattr(module, "groups", 1)
+    channels = module.weight.shape[1]
+    single = {"g": groups == 1, "ci": channels == 1}
+    return {
+        index: share
+        for index, share in keep.items()
+        if re.fullmatch(kind.INDICES, index) and not single.get(index, False)
+    }
+
+
+def _check_model(owner: str, model: object) -> None:
+    if not isinstance(model, nn.Module):
+        rule, kind = "be a torch.nn.Module", type(model).__name__
+        raise TypeError(describe(owner, "model", rule, kind))

@@ -1,0 +1,216 @@
+"""What a layer computes, and what of its input an estimate of its gradient needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tn_extensions.conv import Conv
+from tn_extensions.functional import evaluate
+from tn_extensions.network import Axis, Operand, TensorNetwork
+from tn_extensions.padding import pad, source_positions, unpad
+from tn_extensions.sampling import Draw, Sampled, Sampler, sample
+from tn_extensions.sampling.positions import find, select
+
+
+class Layer(Protocol):
+    """A layer on inputs of one shape."""
+
+    @property
+    def network(self) -> TensorNetwork:
+        """Gradient of the weight, between ``x`` and the output's gradient ``g``."""
+        ...
+
+    def sample(
+        self,
+        keep: Mapping[str, float],
+        sampler: Sampler,
+        generator: torch.Generator | None,
+        x: Tensor,
+    ) -> Sampled:
+        """Draw slices; an index that the input does not have is left out."""
+        ...
+
+    def store(self, sampled: Sampled, x: Tensor) -> Tensor:
+        """The slices of the input that take part."""
+        ...
+
+    def restore(self, sampled: Sampled, stored: Tensor) -> Tensor:
+        """The narrowed operand ``x`` of the network."""
+        ...
+
+    def input_gradient(self, weight: Tensor, g: Tensor) -> Tensor:
+        """Exact gradient of the input."""
+        ...
+
+    def bias_gradient(self, g: Tensor) -> Tensor:
+        """Exact gradient of the bias."""
+        ...
+
+
+@dataclass(frozen=True)
+class ConvLayer:
+    """A convolution.
+
+    Padding that holds data is not stored: positions of the input are drawn, and their
+    copies in the padding go with them.
+
+    Args:
+        conv: Hyper-parameters.
+        batch_size: Number ``N`` of samples.
+    """
+
+    conv: Conv
+    batch_size: int
+
+    @property
+    def network(self) -> TensorNetwork:
+        """See :class:`Layer`; of padding that holds data, on the padded input."""
+        return evaluate.network("weight_vjp", self.conv, self.batch_size)
+
+    def sample(
+        self,
+        keep: Mapping[str, float],
+        sampler: Sampler,
+        generator: torch.Generator | None,
+        x: Tensor,
+    ) -> Sampled:
+        """See :class:`Layer`."""
+        if not self.conv.pads_explicitly:
+            known = {"x": x} if sampler == "norm" else {}
+            return sample(
+                self.network, keep, sampler=sampler, generator=generator, tensors=known
+            )
+        # output positions see the padding, all else is drawn as if there was none
+        bare = replace(self, conv=replace(self.conv, padding_mode="zeros"))
+        inside = {j: share for j, share in keep.items() if not j.startswith("o")}
+        draws = dict(bare.sample(inside, sampler, generator, x).draws)
+        known = {"x": pad(x, self.conv)} if sampler == "norm" else {}
+        outside = {j: share for j, share in keep.items() if j not in inside}
+        outer = sample(
+            self.network, outside, sampler=sampler, generator=generator, tensors=known
+        )
+        for number, source in self._sources().items():
+            if f"i{number}" in draws:
+                draws[f"i{number}"] = _copied(draws[f"i{number}"], source)
+        return Sampled(self.network, {**draws, **outer.draws})
+
+    def store(self, sampled: Sampled, x: Tensor) -> Tensor:
+        """See :class:`Layer`."""
+        positions = list(sampled.positions("x"))
+        for number, source in self._sources().items():
+            padded = positions[1 + number]
+            if padded is not None:
+                positions[1 + number] = source[padded].unique()
+        return select(x, positions)
+
+    def restore(self, sampled: Sampled, stored: Tensor) -> Tensor:
+        """See :class:`Layer`."""
+        positions: list[Tensor | None] = [None] * stored.dim()
+        for number, source in self._sources().items():
+            padded = sampled.positions("x")[1 + number]
+            if padded is not None:
+                source = source[padded]
+                source = find(source, source.unique())
+            positions[1 + number] = source
+        return select(stored, positions)
+
+    def input_gradient(self, weight: Tensor, g: Tensor) -> Tensor:
+        """See :class:`Layer`; in its precision, unlike :func:`functional.input_vjp`."""
+        operands = {"weight": weight, "g": g}
+        gradient = evaluate.run(
+            "input_vjp", operands, self.conv, batch_size=self.batch_size
+        )
+        return unpad(gradient, self.conv)
+
+    def bias_gradient(self, g: Tensor) -> Tensor:
+        """See :class:`Layer`."""
+        return g.sum([axis for axis in range(g.dim()) if axis != 1])
+
+    def _sources(self) -> dict[int, Tensor]:
+        """By number of each padded dimension, where its positions come from."""
+        if not self.conv.pads_explicitly:
+            return {}
+        numbers = range(1, self.conv.num_dims + 1)
+        return {j: self._source(j) for j in numbers if any(self.conv.padding[j - 1])}
+
+    def _source(self, number: int) -> Tensor:
+        dim = self.conv.dims[number - 1]
+        return source_positions(dim.input_size, dim.padding, self.conv.padding_mode)
+
+
+def _copied(draw: Draw, source: Tensor) -> Draw:
+    """Positions of a padded axis that copy those drawn, with their weights."""
+    where = find(source, draw.indices.cpu())
+    positions = (where >= 0).nonzero().flatten()
+    weights = draw.weights
+    if weights is not None:
+        weights = weights.cpu()[where[positions]]
+    return Draw(positions, draw.scale, weights)
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A ``Linear`` on inputs ``[N, I1, ..., C_in]`` of as many axes as there are.
+
+    Args:
+        shape: Shape of the input.
+        out_features: Number of outputs.
+    """
+
+    shape: tuple[int, ...]
+    out_features: int
+
+    @property
+    def network(self) -> TensorNetwork:
+        """See :class:`Layer`; its positions have one index for input and output."""
+        return _linear(self.shape, self.out_features)
+
+    def sample(
+        self,
+        keep: Mapping[str, float],
+        sampler: Sampler,
+        generator: torch.Generator | None,
+        x: Tensor,
+    ) -> Sampled:
+        """See :class:`Layer`."""
+        known = {"x": x} if sampler == "norm" else {}
+        present = {j: share for j, share in keep.items() if j in self.network.sizes}
+        return sample(
+            self.network, present, sampler=sampler, generator=generator, tensors=known
+        )
+
+    def store(self, sampled: Sampled, x: Tensor) -> Tensor:
+        """See :class:`Layer`."""
+        return sampled.narrow("x", x)
+
+    def restore(self, sampled: Sampled, stored: Tensor) -> Tensor:
+        """See :class:`Layer`."""
+        return stored
+
+    def input_gradient(self, weight: Tensor, g: Tensor) -> Tensor:
+        """See :class:`Layer`."""
+        return g.matmul(weight)
+
+    def bias_gradient(self, g: Tensor) -> Tensor:
+        """See :class:`Layer`."""
+        return g.reshape(-1, g.shape[-1]).sum(0)
+
+
+@lru_cache(maxsize=4096)
+def _linear(shape: tuple[int, ...], out_features: int) -> TensorNetwork:
+    names = ["n", *(f"i{number}" for number in range(1, len(shape) - 1))]
+    shared = dict(zip(names, shape[:-1], strict=False))
+    sizes = {**shared, "ci": shape[-1], "co": out_features}
+    x, g = (
+        Operand(
+            name, tuple(Axis.of(sizes[j], (j, sizes[j])) for j in (*shared, channel))
+        )
+        for name, channel in (("x", "ci"), ("g", "co"))
+    )
+    return TensorNetwork([x, g], [("co",), ("ci",)], sizes)

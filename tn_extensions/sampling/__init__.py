@@ -1,0 +1,6 @@
+"""Column-row sampling: networks estimated by slices that are drawn at random."""
+
+from tn_extensions.sampling.sampled import Sampled, sample
+from tn_extensions.sampling.samplers import SAMPLERS, Draw, Sampler, draw
+
+__all__ = ["SAMPLERS", "Draw", "Sampled", "Sampler", "draw", "sample"]
