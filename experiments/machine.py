@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 _PACKAGES = (
+    "asdfghjkl",
     "backpack-for-pytorch",
     "curvlinops-for-pytorch",
     "einconv",

@@ -118,19 +118,35 @@ class Training:
     def step(self, kind: Kind) -> None:
         """A step of training; the first one updates everything, whatever is asked."""
         self._kind = kind
-        images, labels = self._batch
         with _usual_factors() if self._side == "stock" else nullcontext():
-            self._optimizer.zero_grad()
-            nn.functional.cross_entropy(self.model(images), labels).backward()
+            self.backward()
             if self.preconditioner is not None:
                 self.preconditioner.step()
             self._optimizer.step()
 
-    def start(self, is_late: bool) -> None:
-        """The first step; see :class:`Case`."""
+    def backward(self) -> None:
+        """A forward and a backward pass."""
+        images, labels = self._batch
+        self._optimizer.zero_grad()
+        nn.functional.cross_entropy(self.model(images), labels).backward()
+
+    def update_factors(self) -> None:
+        """A pass and the averages of its factors, but no step: parameters stay."""
+        self._kind = "factors"
+        self.backward()
+        with torch.no_grad():
+            for layer in self.layers.values():
+                layer.resolve(self.preconditioner.steps)
+            self.preconditioner._update_factors(self.layers)
+
+    def start(self, is_late: bool, with_step: bool = True) -> None:
+        """The first step, or only its factors; see :class:`Case`."""
         limit = 0.0 if is_late else layer_module.RANK_LIMIT
         with patch.object(layer_module, "RANK_LIMIT", limit):
-            self.step("inverses")
+            if with_step:
+                self.step("inverses")
+            else:
+                self.update_factors()
 
     def invert(self) -> None:
         """Update all inverses, as a step does where they are due."""

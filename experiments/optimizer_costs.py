@@ -6,7 +6,7 @@ and the contender are compared before, and what differs has no time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import median
 from time import perf_counter
@@ -106,7 +106,9 @@ def _timed(sides: Mapping[str, Training], settings: Settings) -> dict[str, Any]:
         "slow_rounds": settings.slow_rounds,
         "seconds": seconds,
         "overheads": overheads(seconds),
-        "factors_range": _range(times),
+        "factors_range": range_of_overheads(
+            times["sgd"], times["ours factors"], times["stock factors"]
+        ),
     }
 
 
@@ -145,15 +147,21 @@ def overheads(seconds: Mapping[str, float]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _range(times: Mapping[str, list[float]]) -> list[float]:
-    """Least and largest ratio of the rounds' overheads of steps that update factors."""
-    base = median(times["sgd"])
+def range_of_overheads(
+    base: Sequence[float], ours: Sequence[float], stock: Sequence[float]
+) -> list[float]:
+    """Least and largest ratio of the rounds' times beyond a base's; none, if none is.
+
+    Args:
+        base: The rounds' times of what is no overhead.
+        ours: Those of ours.
+        stock: Those of the contender.
+    """
+    least = median(base)
     found = [
-        (stock - base) / (ours - base)
-        for ours, stock in zip(
-            times["ours factors"], times["stock factors"], strict=True
-        )
-        if ours > base
+        (theirs - least) / (own - least)
+        for own, theirs in zip(ours, stock, strict=True)
+        if own > least
     ]
     return [min(found), max(found)] if found else []
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any
 
 import torch
 
-from experiments import machine, optimizers_report
+from experiments import machine, optimizers_report, storage
 from experiments.measure import MIN_ROUNDS, preload
 from experiments.models import Subject
+from experiments.optimizer_asdl import AsdlRow, asdl_parts
 from experiments.optimizer_contenders import LR, MOMENTUM, STOCK_NAMES, Case
 from experiments.optimizer_costs import (
     GRADIENT_TOLERANCE,
@@ -35,7 +37,7 @@ WORKLOADS = ((Subject("resnet18", 112), 8), (Subject("vgg19", 64), 8))
 """Networks and batch sizes."""
 QUICK_WORKLOADS = ((Subject("3c3d"), 2),)
 PARTS = ("overhead", "scaling")
-Row = Case | ProcessesRow | PaperRow
+Row = Case | AsdlRow | ProcessesRow | PaperRow
 
 
 def rows_of(
@@ -60,6 +62,12 @@ def rows_of(
             for approx in STOCK_NAMES
             for is_late in (True, False)
         ]
+        # it has KFAC-expand only
+        rows += [
+            AsdlRow(row)
+            for row in rows
+            if isinstance(row, Case) and row.approx == "expand"
+        ]
     if part != "overhead":
         rows += processes_rows(processes)
         rows += [PaperRow(network, rates) for network in ("resnet18", "resnet50")]
@@ -72,6 +80,8 @@ def parts_of(row: Row, settings: Settings) -> Iterator[dict[str, Any]]:
         yield from process_parts(row, settings.rounds)
     elif isinstance(row, PaperRow):
         yield from paper_parts(row)
+    elif isinstance(row, AsdlRow):
+        yield from asdl_parts(row, settings)
     else:
         yield from overhead_parts(row, settings)
     yield {"complete": True}
@@ -134,6 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         "gradient_tolerance": GRADIENT_TOLERANCE,
     }
     measure_all(rows, partial(parts_of, settings=settings), args.output, metadata)
+    for record in storage.read_json(args.output)["records"]:
+        if "reason" in record:
+            print(f"{record['title']}: {record['reason']}", file=sys.stderr)
     print("\n".join(map(str, [args.output, *optimizers_report.write(args.output)])))
     return Path(args.output)
 

@@ -37,6 +37,14 @@ _MEMORY = (
     "over 1.15 times SGD's and the bytes of the averages; `with inverses`: over that "
     "and the bytes of the inverses."
 )
+_ASDL = (
+    "Milliseconds of a forward and a backward pass, without factors and with those of "
+    "KFAC-expand averaged: by ours, and by ASDL (asdfghjkl), which fills matrices from "
+    "unfolded inputs. No inverses, no preconditioning, no step of the optimizer, and "
+    "no memory. `beyond`: what factors and averages add to a pass. `x` is ASDL's over "
+    "ours. Errors are of averaged factors after two passes, relative to the largest "
+    "entry, of all layers, without the bias, which ASDL leaves out of `A`."
+)
 _SCALING = (
     "Milliseconds of a step on so many processes of one thread each, which share the "
     "cores of this machine: where there are more processes than cores, they wait for "
@@ -66,7 +74,8 @@ def write(result: Path) -> list[Path]:
 def render(content: dict[str, Any]) -> str:
     """A Markdown report of all records."""
     metadata, records = content["metadata"], content["records"]
-    of: dict[str, list[Record]] = {"overhead": [], "scaling": [], "paper": []}
+    kinds = ("overhead", "asdl", "scaling", "paper")
+    of: dict[str, list[Record]] = {kind: [] for kind in kinds}
     for record in records:
         of.get(record.get("part", ""), []).append(record)
     parts = [
@@ -81,6 +90,9 @@ def render(content: dict[str, Any]) -> str:
         parts += ["Whole steps and updates of inverses:", table([_STEP_HEAD, *rows])]
         rows = [_memory_row(one) for one in of["overhead"] if "peak_bytes" in one]
         parts += ["## Memory", _MEMORY, table([_MEMORY_HEAD, *rows])]
+    if of["asdl"]:
+        rows = [_asdl_row(one) for one in of["asdl"] if "seconds" in one]
+        parts += ["## Factors of ASDL", _ASDL, table([_ASDL_HEAD, *rows])]
     if of["scaling"]:
         rows = [_scaling_row(one) for one in of["scaling"]]
         parts += ["## Several processes", _SCALING, table([_SCALING_HEAD, *rows])]
@@ -120,6 +132,8 @@ _STEPS = ["sgd", "ours plain", "stock plain", "ours factors", "stock factors"]
 _STEPS += ["ours invert", "stock invert"]
 _MEMORY_HEAD = ["", "MiB SGD", "ours", "averages, ours", "inverses, ours"]
 _MEMORY_HEAD += ["averages, contender", "share", "with inverses"]
+_ASDL_HEAD = ["", "pass ms", "ours", "ASDL", "x", "ours beyond", "ASDL beyond", "x"]
+_ASDL_HEAD += ["range", "layers", "error"]
 _SCALING_HEAD = ["processes", "grad_worker_fraction", "SGD", "plain", "factors"]
 _SCALING_HEAD += ["inverses"]
 _PAPER_HEAD = ["processes", "fraction", "MB factors", "MB inverses", "MB gradients"]
@@ -156,6 +170,20 @@ def _memory_row(record: Record) -> list[str]:
         record["title"],
         *(number(each, 2**-20) for each in num_bytes),
         *map(number, shares),
+    ]
+
+
+def _asdl_row(record: Record) -> list[str]:
+    beyond = record["beyond"]
+    return [
+        record["title"],
+        *(number(record["seconds"][name], 1e3) for name in ("pass", "ours", "asdl")),
+        number(record["ratio"]),
+        *(number(beyond[side], 1e3) for side in ("ours", "asdl")),
+        number(beyond.get("ratio")),
+        "-".join(map(number, record["beyond_range"])),
+        str(record["layers"]),
+        error(record["error"]),
     ]
 
 

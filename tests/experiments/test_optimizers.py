@@ -19,6 +19,7 @@ from experiments import (
     storage,
 )
 from experiments.models import Subject
+from experiments.optimizer_asdl import AsdlRow, asdl_parts
 from experiments.optimizer_contenders import Case, Training
 from experiments.optimizer_costs import (
     Settings,
@@ -61,6 +62,19 @@ def _tiny() -> nn.Module:
     )
 
 
+def _undilated() -> nn.Module:
+    """What ASDL supports: strides and paddings, a bias or none."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(4, 8, (3, 2), padding=(0, 1)),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(128, 10),
+    )
+
+
 @pytest.fixture(autouse=True)
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("experiments.models._three_c_three_d", _tiny)
@@ -71,6 +85,11 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def _measured(case: Case, settings: Settings = QUICK) -> dict[str, Any]:
     return complete({"title": case.title}, overhead_parts(case, settings))
+
+
+def _asdl_record(is_late: bool = True) -> dict[str, Any]:
+    row = AsdlRow(Case(TINY, 4, "expand", is_late))
+    return complete({"title": row.title}, asdl_parts(row, QUICK))
 
 
 def _content(*records: dict[str, Any]) -> dict[str, Any]:
@@ -150,6 +169,52 @@ def test_different_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert record["error"] == pytest.approx(1e-3, rel=0.1)
     assert not record["agrees"] and "seconds" not in record
     assert "DIFFERS from the contender" in optimizers_report.render(_content(record))
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+def test_factors_of_asdl_agree_and_are_timed(
+    is_late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("asdl")
+    monkeypatch.setattr("experiments.models._three_c_three_d", _undilated)
+    record = _asdl_record(is_late)
+    assert record["agrees"] and record["error"] < 1e-5 and "reason" not in record
+    assert record["layers"] == 3 and set(record["seconds"]) == {"pass", "ours", "asdl"}
+    report = optimizers_report.render(_content(record))
+    assert f"| {record['title']} | " in report and "No inverses" in report
+
+
+def test_factors_of_asdl_that_differ_are_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    conv = pytest.importorskip("asdl.operations.conv").Conv2d
+    stock = conv.cov_kron_B
+    monkeypatch.setattr("experiments.models._three_c_three_d", _undilated)
+    wrong = staticmethod(lambda module, gradients: 1.001 * stock(module, gradients))
+    monkeypatch.setattr(conv, "cov_kron_B", wrong)
+    record = _asdl_record()
+    assert record["error"] == pytest.approx(1e-3, rel=0.1)
+    assert not record["agrees"] and "seconds" not in record
+
+
+def test_layers_that_asdl_lacks_are_a_reason() -> None:
+    pytest.importorskip("asdl")
+    assert "conv2d.dilation has to be (1, 1)" in _asdl_record()["reason"]
+
+
+def test_asdl_is_optional(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "asdl", None)
+    output = tmp_path / "found.json"
+    options = ["--quick", "--threads", "1", "--rows", "ASDL.*long run"]
+    optimizers.main([*options, "--output", str(output)])
+    (record,) = storage.read_json(output)["records"]
+    assert "skipped, as ASDL is missing" in record["reason"]
+    assert f"{record['title']}: {record['reason']}" in capsys.readouterr().err
+    assert record["reason"] in output.with_suffix(".md").read_text("utf-8")
 
 
 def test_deviations_that_are_not_numbers_do_not_agree() -> None:
@@ -235,7 +300,7 @@ def test_all_is_measured_in_the_long_run_and_at_first() -> None:
 
 def test_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "found.json"
-    rows = "(expand.*long run|2 processes, fraction 1|resnet18)"
+    rows = "(^expand.*long run|2 processes, fraction 1|resnet18)"
     line = f"--quick --threads 1 --no-memory --rows {rows} --output {output}"
     # arguments have spaces
     options = line.replace(rows, "@").split()
