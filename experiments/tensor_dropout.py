@@ -96,7 +96,7 @@ class Plan:
     stages: tuple[int, ...] = (10, 100)
     shares: tuple[float, ...] = (0.1, 0.25, 0.4, 0.5, 0.75, 0.9)
     draws: int = 6
-    learning_rates: tuple[float, ...] = (0.02, 0.04)
+    learning_rates: tuple[float, ...] = (0.01, 0.02, 0.03)
     seeds: tuple[int, ...] = (1, 2, 3, 5, 6)
 
 
