@@ -125,7 +125,7 @@ def pictures() -> dict[str, Scene]:
             3,
         ),
         "trace": strip_of(_trace(), columns=2),
-        "layers": scene([Panel("two convolutions in a row", _two_layers())], 1),
+        "layers": scene([Panel("two convolutions in a row", two_layers())], 1),
         "own": scene([Panel("diagonal of the input's GGN", _own())], 1),
         "dimensions": scene(
             [
@@ -155,7 +155,7 @@ def _own() -> TensorNetwork:
     return pulled.times_copy(pulled.output_indices, pulled.output[1:])
 
 
-def _two_layers() -> TensorNetwork:
+def two_layers() -> TensorNetwork:
     """Of the same tutorial."""
     first = quantities.conv(Conv.make(4, 6, 3, (9, 9), padding=1), 2)
     second = quantities.conv(Conv.make(6, 8, 3, (9, 9), stride=2), 2)

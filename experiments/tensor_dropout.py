@@ -208,14 +208,8 @@ def measure(
     torch.manual_seed(0)  # of the draws of errors
     return {
         "metadata": machine.describe(torch.device("cpu"))
+        | setting.described()
         | {
-            "dtype": "float32",
-            "data": data.name,
-            "training images": len(data.train.labels),
-            "test images": len(data.test.labels),
-            "parameters": sum(own.numel() for own in setting.make_model().parameters()),
-            "batch size": setting.batch_size,
-            "steps": setting.steps,
             "draws of an error": plan.draws,
             "learning rate of the training whose errors are measured": lr,
             "sampler of trainings": SAMPLER,

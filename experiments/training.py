@@ -110,6 +110,21 @@ class Setting:
     evaluate_every: int
     num_evaluated: int
 
+    def described(self) -> dict[str, Any]:
+        """What a result file says of it."""
+        parameters = self.make_model().parameters()
+        return {
+            "dtype": "float32",
+            "data": self.data.name,
+            "training images": len(self.data.train.labels),
+            "test images": len(self.data.test.labels),
+            "images of evaluations": self.num_evaluated,
+            "parameters": sum(own.numel() for own in parameters),
+            "batch size": self.batch_size,
+            "steps": self.steps,
+            "steps between evaluations": self.evaluate_every,
+        }
+
 
 class Point(NamedTuple):
     """Where a training is.

@@ -193,20 +193,10 @@ def compare(
     seeds: Sequence[int],
 ) -> dict[str, Any]:
     """Search, then run the best from all seeds; what a result file holds."""
-    data = setting.data
-    model = setting.make_model()
     content: dict[str, Any] = {
         "metadata": machine.describe(torch.device("cpu"))
+        | setting.described()
         | {
-            "dtype": "float32",
-            "data": data.name,
-            "training images": len(data.train.labels),
-            "test images": len(data.test.labels),
-            "images of evaluations": setting.num_evaluated,
-            "parameters": sum(own.numel() for own in model.parameters()),
-            "batch size": setting.batch_size,
-            "steps": setting.steps,
-            "steps between evaluations": setting.evaluate_every,
             "momentum of SGD and KFAC": MOMENTUM,
             "learning rates": f"warm-up in {WARM_UP:.0%} of the steps, then a cosine",
             "seeds of the search": list(SEARCH_SEEDS),

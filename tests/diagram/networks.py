@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from experiments.gallery_pictures import two_layers
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.network import simplify
 from tn_extensions.network.rules import pair
@@ -55,16 +56,6 @@ def exhausted(network: TensorNetwork) -> TensorNetwork:
     while (paired := pair(network)) is not None:
         network = paired
     return network
-
-
-def two_layers() -> TensorNetwork:
-    """A convolution of a convolution, of docs/tutorial-own-quantity.md."""
-    first = quantities.conv(Conv.make(4, 6, 3, (9, 9), padding=1), 2)
-    second = quantities.conv(Conv.make(6, 8, 3, (9, 9), stride=2), 2)
-    second = second.jvp("weight", "weight2").cut("x", [("co",), ("o1",), ("o2",)])
-    names = {"ci": "co", "i1": "o1", "i2": "o2", "co": "c", "o1": "z1", "o2": "z2"}
-    second = second.relabel({**names, "k1": "l1", "k2": "l2"})
-    return first.multiply(second, [("n",), ("c",), ("z1",), ("z2",)])
 
 
 def conv(num_dims: int, kernel_size: int = 3, transposed: bool = False) -> Conv:

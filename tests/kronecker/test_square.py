@@ -93,8 +93,12 @@ def test_not_positive_definite() -> None:
 def test_overflow() -> None:
     matrices = torch.full([1, D, D], 1e30)
     matrices.diagonal(dim1=1, dim2=2).fill_(1e-30)
-    try:
-        pivots = decompose(matrices, torch.zeros(1))
-    except torch.linalg.LinAlgError:
-        return
+    with pytest.raises(torch.linalg.LinAlgError):
+        decompose(matrices, torch.zeros(1))
+
+
+def test_infinite_pivot() -> None:
+    matrices = torch.eye(D).unsqueeze(0)
+    matrices[0, -1, -1] = torch.inf
+    pivots = decompose(matrices, torch.zeros(1))
     assert not Cholesky(matrices, pivots).is_finite

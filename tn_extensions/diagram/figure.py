@@ -5,20 +5,11 @@ from __future__ import annotations
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from tn_extensions.diagram.scene import Box, Family, Path, Point, Scene
+from tn_extensions.diagram.scene import COLORS, Box, Path, Point, Scene
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLORS: dict[Family, str] = {
-    "batch": "#7a3e9d",
-    "group": "#b8621b",
-    "channel": "#1f5fa8",
-    "spatial": "#2b2b2b",
-}
-"""Of wires, by what they run through."""
-
-_FACES = {"operand": "#fde9c9", "pattern": "#dcecf7", "pair": "#dcecf7"}
 _INCH, _ROUND = 2.54, 0.14
 
 
@@ -72,10 +63,10 @@ class _Pen:
         for shade in scene.shades:
             low, high = shade.low, shade.high
             corners = (low, Point(high.x, low.y), high, Point(low.x, high.y))
-            self.polygon(corners, "#efefef", "none", 0)
+            self.polygon(corners, f"#{COLORS['shade']}", "none", 0)
             self.text(shade.label, low.x + 0.1, low.y + 0.17, 7, "#777777", ha="left")
         for wire in scene.wires:
-            color = COLORS[wire.family]
+            color = f"#{COLORS[wire.family]}"
             for path in wire.paths:
                 self.line(path, color)
             for dot in wire.dots:
@@ -93,7 +84,7 @@ class _Pen:
             self.text(text.text, *text.at, 9, "black")
 
     def box(self, box: Box) -> None:
-        self.polygon(box.outline, _FACES[box.kind], "black", 4)
+        self.polygon(box.outline, f"#{COLORS[box.kind]}", "black", 4)
         if box.kind == "pair":
             inner = [
                 box.center.by((x - box.center.x) * 0.93, (y - box.center.y) * 0.87)

@@ -98,17 +98,17 @@ def _columns(nodes: Sequence[Node], half: list[int], mirrored: bool) -> list[lis
     operands = [number for number in half if isinstance(nodes[number], Operand)]
     # operands that share the channel stand apart, with the patterns between them
     distance: dict[int, int] = dict.fromkeys(operands if mirrored else operands[:1], 0)
-    reach(nodes, half, distance, patterns_only=True)
-    reach(nodes, half, distance, patterns_only=False)
+    _reach(nodes, half, distance, patterns_only=True)
+    _reach(nodes, half, distance, patterns_only=False)
     for number in half:
         if number not in distance:
             distance[number] = 0 if isinstance(nodes[number], Operand) else 1
-            reach(nodes, half, distance, patterns_only=True)
+            _reach(nodes, half, distance, patterns_only=True)
     filled = sorted(set(distance.values()))
     return [[number for number in half if distance[number] == at] for at in filled]
 
 
-def reach(
+def _reach(
     nodes: Sequence[Node],
     half: list[int],
     distance: dict[int, int],

@@ -58,10 +58,8 @@ class Router:
         leg: Point | None = None,
         ones: Point | None = None,
     ) -> Wire:
-        ends = tuple(
-            (spot.number, self.ports.at(self.boxes[spot.number], side, number))
-            for spot, side in zip(link.spots, link.sides, strict=True)
-        )
+        numbers = (spot.number for spot in link.spots)
+        ends = tuple(zip(numbers, self._ends(number, link), strict=True))
         text = Label(f"${label.math(link.index)}$", at)
         kind = label.family(link.index)
         return Wire(link.index, kind, ends, tuple(paths), tuple(dots), text, leg, ones)

@@ -17,6 +17,19 @@ Family = Literal["batch", "group", "channel", "spatial"]
 """What an index runs through; wires are coloured by it."""
 
 
+COLORS: dict[Family | Kind | Literal["shade"], str] = {
+    "batch": "7A3E9D",
+    "group": "B8621B",
+    "channel": "1F5FA8",
+    "spatial": "2B2B2B",
+    "operand": "FDE9C9",
+    "pattern": "DCECF7",
+    "pair": "DCECF7",
+    "shade": "EFEFEF",
+}
+"""Of wires, by what they run through, and of what is filled; hexadecimal."""
+
+
 class Point(NamedTuple):
     """A position."""
 

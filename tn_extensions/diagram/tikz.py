@@ -5,25 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tn_extensions.diagram.scene import Box, Path, Point, Scene, Wire
+from tn_extensions.diagram.scene import COLORS, Box, Path, Point, Scene, Wire
 
 PREAMBLE = r"""\documentclass[tikz, border=2pt]{standalone}
 """
 
-STYLES = r"""\definecolor{tnbatch}{HTML}{7A3E9D}
-\definecolor{tngroup}{HTML}{B8621B}
-\definecolor{tnchannel}{HTML}{1F5FA8}
-\definecolor{tnspatial}{HTML}{2B2B2B}
-\definecolor{tnoperand}{HTML}{FDE9C9}
-\definecolor{tnpattern}{HTML}{DCECF7}
-\definecolor{tnshade}{HTML}{EFEFEF}
-\tikzset{
-  tn wire/.style={line width=0.6pt, rounded corners=2pt, draw=#1},
-  tn label/.style={font=\footnotesize, text=#1, inner sep=1pt},
-  tn operand/.style={draw, fill=tnoperand},
-  tn pattern/.style={draw, fill=tnpattern},
-  tn pair/.style={draw, fill=tnpattern, double, double distance=1pt},
-}
+_DEFINED = "\n".join(
+    rf"\definecolor{{tn{name}}}{{HTML}}{{{color}}}" for name, color in COLORS.items()
+)
+STYLES = rf"""{_DEFINED}
+\tikzset{{
+  tn wire/.style={{line width=0.6pt, rounded corners=2pt, draw=#1}},
+  tn label/.style={{font=\footnotesize, text=#1, inner sep=1pt}},
+  tn operand/.style={{draw, fill=tnoperand}},
+  tn pattern/.style={{draw, fill=tnpattern}},
+  tn pair/.style={{draw, fill=tnpair, double, double distance=1pt}},
+}}
 """
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tn_extensions.conv import Conv
 from tn_extensions.functional import evaluate
-from tn_extensions.network import Axis, Operand, TensorNetwork
+from tn_extensions.network import TensorNetwork, build
 from tn_extensions.padding import pad, source_positions, unpad
 from tn_extensions.sampling import Draw, Sampled, Sampler, sample
 from tn_extensions.sampling.positions import find, select
@@ -82,23 +82,20 @@ class ConvLayer:
     ) -> Sampled:
         """See :class:`Layer`."""
         if not self.conv.pads_explicitly:
-            known = {"x": x} if sampler == "norm" else {}
-            return sample(
-                self.network, keep, sampler=sampler, generator=generator, tensors=known
-            )
+            return _sample(self.network, keep, sampler, generator, x)
         # output positions see the padding, all else is drawn as if there was none
         bare = replace(self, conv=replace(self.conv, padding_mode="zeros"))
         inside = {j: share for j, share in keep.items() if not j.startswith("o")}
         draws = dict(bare.sample(inside, sampler, generator, x).draws)
-        known = {"x": pad(x, self.conv)} if sampler == "norm" else {}
         outside = {j: share for j, share in keep.items() if j not in inside}
-        outer = sample(
-            self.network, outside, sampler=sampler, generator=generator, tensors=known
-        )
+        if outside:
+            seen = pad(x, self.conv) if sampler == "norm" else x
+            outer = _sample(self.network, outside, sampler, generator, seen)
+            draws.update(outer.draws)
         for number, source in self._sources().items():
             if f"i{number}" in draws:
                 draws[f"i{number}"] = _copied(draws[f"i{number}"], source)
-        return Sampled(self.network, {**draws, **outer.draws})
+        return Sampled(self.network, draws)
 
     def store(self, sampled: Sampled, x: Tensor) -> Tensor:
         """See :class:`Layer`."""
@@ -112,8 +109,9 @@ class ConvLayer:
     def restore(self, sampled: Sampled, stored: Tensor) -> Tensor:
         """See :class:`Layer`."""
         positions: list[Tensor | None] = [None] * stored.dim()
+        taken = sampled.positions("x")
         for number, source in self._sources().items():
-            padded = sampled.positions("x")[1 + number]
+            padded = taken[1 + number]
             if padded is not None:
                 source = source[padded]
                 source = find(source, source.unique())
@@ -142,6 +140,18 @@ class ConvLayer:
     def _source(self, number: int) -> Tensor:
         dim = self.conv.dims[number - 1]
         return source_positions(dim.input_size, dim.padding, self.conv.padding_mode)
+
+
+def _sample(
+    network: TensorNetwork,
+    keep: Mapping[str, float],
+    sampler: Sampler,
+    generator: torch.Generator | None,
+    x: Tensor,
+) -> Sampled:
+    """Draw by what is known of the operands when the input is saved: itself."""
+    tensors = {"x": x} if sampler == "norm" else {}
+    return sample(network, keep, sampler=sampler, generator=generator, tensors=tensors)
 
 
 def _copied(draw: Draw, source: Tensor) -> Draw:
@@ -179,11 +189,8 @@ class LinearLayer:
         x: Tensor,
     ) -> Sampled:
         """See :class:`Layer`."""
-        known = {"x": x} if sampler == "norm" else {}
         present = {j: share for j, share in keep.items() if j in self.network.sizes}
-        return sample(
-            self.network, present, sampler=sampler, generator=generator, tensors=known
-        )
+        return _sample(self.network, present, sampler, generator, x)
 
     def store(self, sampled: Sampled, x: Tensor) -> Tensor:
         """See :class:`Layer`."""
@@ -207,10 +214,4 @@ def _linear(shape: tuple[int, ...], out_features: int) -> TensorNetwork:
     names = ["n", *(f"i{number}" for number in range(1, len(shape) - 1))]
     shared = dict(zip(names, shape[:-1], strict=False))
     sizes = {**shared, "ci": shape[-1], "co": out_features}
-    x, g = (
-        Operand(
-            name, tuple(Axis.of(sizes[j], (j, sizes[j])) for j in (*shared, channel))
-        )
-        for name, channel in (("x", "ci"), ("g", "co"))
-    )
-    return TensorNetwork([x, g], [("co",), ("ci",)], sizes)
+    return build({"x": [*shared, "ci"], "g": [*shared, "co"]}, ["co", "ci"], sizes)

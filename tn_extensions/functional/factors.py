@@ -156,8 +156,10 @@ def _draw_samples(
         return None
     norms = None
     if sampler == "norm":
-        squares = torch.linalg.vector_norm(x.detach().flatten(1).double(), dim=1) ** 2
-        norms = squares.cpu() + bias * prod(conv.output_size)
+        axes = list(range(1, x.dim()))
+        norms = torch.linalg.vector_norm(x.detach(), dim=axes, dtype=result_dtype(x))
+        # in double precision, where no square overflows
+        norms = norms.double().square().cpu() + bias * prod(conv.output_size)
     return draw(len(x), share, sampler, generator, norms)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 from tn_extensions.errors import describe
-from tn_extensions.network.network import TensorNetwork
+from tn_extensions.network.network import Output, TensorNetwork
 from tn_extensions.network.nodes import Axis, Node, Operand, Pattern
 
 Axes = Iterable[str | Sequence[str]]
@@ -45,15 +44,18 @@ def build(
     pairs = operands.items() if isinstance(operands, Mapping) else operands
     nodes: list[Node] = []
     for name, axes in pairs:
-        split = tuple((a,) if isinstance(a, str) else tuple(a) for a in axes)
+        split = _split(axes)
         _check_operand(name, split, sizes, (shapes or {}).get(name))
         nodes.append(Operand(name, tuple(_axis(axis, sizes) for axis in split)))
     nodes += patterns
-    kept = tuple((a,) if isinstance(a, str) else tuple(a) for a in output)
-    network = TensorNetwork(nodes, kept, sizes)
+    network = TensorNetwork(nodes, _split(output), sizes)
     _check_names(network, sizes, shapes or {})
     _check_dangling(network, tuple(summed))
     return network
+
+
+def _split(axes: Axes) -> Output:
+    return tuple((axis,) if isinstance(axis, str) else tuple(axis) for axis in axes)
 
 
 def _axis(indices: tuple[str, ...], sizes: Mapping[str, int]) -> Axis:
@@ -68,13 +70,10 @@ def _check_operand(
     shape: Sequence[int] | None,
 ) -> None:
     owner = f"operand {name!r}"
-    for index, count in Counter(j for axis in axes for j in axis).items():
+    for index in (j for axis in axes for j in axis):
         if index not in sizes:
             rule, value = f"hold the indices of {owner}", f"no {index!r}"
             raise ValueError(describe("build", "sizes", rule, value))
-        if count > 1:
-            rule = "carry each index once"
-            raise ValueError(describe("build", owner, rule, f"{index!r} {count} times"))
     if shape is None:
         return
     if len(shape) != len(axes):

@@ -132,7 +132,11 @@ class Layer:
         kept, factor = self._draw(len(pairs[0][1]), generator)
         scale *= factor
         if kept is not None:
-            pairs = [(use.of_data(kept), own[kept]) for use, own in pairs]
+            pairs = [
+                # moments are of inputs, too
+                (use if self.bases is None else use.of_data(kept), own[kept])
+                for use, own in pairs
+            ]
         approx, known = self.options.approx, self._new.get("gradients")
         self._new["gradients"] = add_gradient_factor(
             pairs, approx, known, scale, self._rank_limit

@@ -9,6 +9,7 @@ remains is as small as what was kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -99,9 +100,7 @@ class Gather:
 
     def share(self, sizes: Sizes, count: int) -> float:
         """Work after gathering, of a number of kept values, by work before."""
-        before = 1
-        for index in self.pattern.position.indices:
-            before *= sizes[index]
+        before = prod(sizes[index] for index in self.pattern.position.indices)
         return count * sizes[self.free] / before
 
     def positions(self, sizes: Sizes, kept: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
 from tn_extensions.network import Axis, Operand, Pair, Pattern, TensorNetwork
 from tn_extensions.network.index import mirrored
@@ -132,8 +133,6 @@ def _operand(
                 axes.append(
                     Axis.of(sizes[gather.free], (gather.free, sizes[gather.free]))
                 )
-        extent = 1
-        for index in indices:
-            extent *= sizes[index]
+        extent = prod(sizes[index] for index in indices)
         axes.append(Axis.of(extent, *((index, sizes[index]) for index in indices)))
     return Operand(operand.name, tuple(axes))
