@@ -210,12 +210,27 @@ def _measure_in_child(prepare: Prepare, threads: int, sender: Connection) -> Non
         sender.send(f"{type(error).__name__}: {error}")
 
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Parameters of the C library's ``mallopt``."""
+
+
+def keep_freed_memory() -> None:
+    """Let memory that is freed be used again, rather than returned to the system.
+
+    The first touch of fresh memory is a page fault every 4 KiB, a microsecond and more
+    on virtual machines. Which of two contenders meets them is chance.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_MMAP_THRESHOLD, 2**25)  # the largest that it takes
+    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def _release_freed_memory_at_once() -> None:
     """Make the resident set follow allocations closely."""
     libc = ctypes.CDLL(None)
-    trim_threshold, mmap_threshold, disable_huge_pages = -1, -3, 41
-    libc.mallopt(mmap_threshold, 65536)
-    libc.mallopt(trim_threshold, 65536)
+    disable_huge_pages = 41
+    libc.mallopt(_MMAP_THRESHOLD, 65536)
+    libc.mallopt(_TRIM_THRESHOLD, 65536)
     # huge pages would round every allocation up to 2 MiB
     libc.prctl(disable_huge_pages, 1, 0, 0, 0)
 

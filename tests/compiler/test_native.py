@@ -12,6 +12,7 @@ from tests.strategies import noise_tensor
 from tn_extensions.compiler.native import (
     MOST_DIMS,
     depthwise_convolution,
+    transposed_convolution,
     weight_gradient,
 )
 
@@ -47,6 +48,23 @@ def test_weight_gradient(num_dims: int, groups: int, last: bool) -> None:
         right = read.unflatten(1, (groups, 2)).flatten(3)
         expected = torch.einsum("ngao,ngbo->gab", left, right).flatten(0, 1)
         assert_close(result[(..., *at)], expected)
+
+
+@pytest.mark.parametrize("num_dims", DIMS)
+@pytest.mark.parametrize("last", [False, True])
+def test_kernels_of_one_entry_are_products(num_dims: int, last: bool) -> None:
+    x = noise_tensor((2, 3, 300, 2, 2)[: 2 + num_dims])
+    if last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    weight = noise_tensor((3, 4, *[1] * num_dims))
+    x.requires_grad_(), weight.requires_grad_()
+    ones, zeros = [1] * num_dims, [0] * num_dims
+    result = transposed_convolution(x, weight, ones, zeros, zeros, ones, 1)
+    expected = torch.einsum("nc...,cd->nd...", x, weight.flatten(1))
+    assert_close(result, expected)
+    v = noise_tensor(tuple(result.shape))
+    found = torch.autograd.grad(result, (x, weight), v)
+    assert_close(found, torch.autograd.grad(expected, (x, weight), v))
 
 
 @pytest.mark.parametrize("num_dims", DIMS)

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.reference import dense
-from tn_extensions.network import TensorNetwork
-from tn_extensions.sampling import Draw
+from tests.strategies import BATCHES, convs, noise_tensor
+from tn_extensions import TensorNetwork, quantities
+from tn_extensions.sampling import SAMPLERS, Draw, Sampled, sample
+from tn_extensions.sampling.narrowed import samplable
 
 
 def factors(draw: Draw, size: int) -> Tensor:
@@ -32,3 +35,30 @@ def estimate(
         nodes.append((factors(draw, network.sizes[index]).numpy(), (index,)))
     result = dense.contract(nodes, network.output_indices)
     return torch.from_numpy(np.ascontiguousarray(result.reshape(network.shape)))
+
+
+def operands(network: TensorNetwork) -> dict[str, Tensor]:
+    return {each.name: noise_tensor(each.shape) for each in network.operands}
+
+
+@st.composite
+def estimates(draw: st.DrawFn) -> tuple[Sampled, dict[str, Tensor]]:
+    """An estimate of some quantity, and tensors."""
+    name = draw(st.sampled_from(["weight_vjp"] * 4 + QUANTITIES))
+    conv = draw(convs())
+    network = getattr(quantities, name)(conv, draw(BATCHES), *ARGUMENTS.get(name, ()))
+    tensors = operands(network)
+    indices = draw(st.lists(st.sampled_from(samplable(network)), unique=True))
+    keep = {j: draw(st.sampled_from([0.3, 0.6, 0.9, 1.0])) for j in indices}
+    sampler = draw(st.sampled_from(SAMPLERS))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    if sampler == "norm" and draw(st.booleans()):
+        tensors[network.operands[-1].name][:1] = 0
+    return (
+        sample(network, keep, sampler=sampler, generator=generator, tensors=tensors),
+        tensors,
+    )
+
+
+QUANTITIES = ["conv", "input_vjp", "per_sample_grad", "kfac_expand", "ggn_diagonal"]
+ARGUMENTS = {"ggn_diagonal": (2,)}

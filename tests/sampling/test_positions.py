@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import examples, noise_tensor
-from tn_extensions.sampling.positions import find, merged, place, select, split
+from tn_extensions.sampling.positions import find, merged, place, select
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5, 6), (3, 4, 40, 40), (5, 3)], ids=str)
@@ -40,13 +40,25 @@ def test_merged() -> None:
     assert positions is not None and positions.tolist() == [3, 5]
 
 
-def test_place_find_split() -> None:
-    tensor = torch.arange(1.0, 5).reshape(2, 2)
-    placed = place(tensor, 0, torch.tensor([0, 2]), 3)
-    assert placed.tolist() == [[1, 2], [0, 0], [3, 4]]
+@given(st.data())
+@examples(40)
+def test_place(data: st.DataObject) -> None:
+    shape = (3, 2, 4, 5)
+    kept = [
+        data.draw(st.none() | st.sets(st.integers(0, size - 1), max_size=3))
+        for size in shape
+    ]
+    positions = [None if k is None else torch.tensor(sorted(k)).long() for k in kept]
+    sizes = [n if k is None else len(k) for n, k in zip(shape, kept, strict=True)]
+    slices = noise_tensor(tuple(sizes))
+    result = place(slices, positions, shape)
+    assert result.shape == shape
+    assert torch.equal(select(result, positions), slices)
+    assert int((result != 0).sum()) == slices.numel()
+
+
+def test_find() -> None:
     table = torch.tensor([[-1, 0], [2, 5]])
     kept = torch.tensor([0, 2])
     assert find(table, kept).tolist() == [[-1, 0], [1, -1]]
     assert find(table, kept[:0]).tolist() == [[-1, -1], [-1, -1]]
-    inside = torch.tensor([[True], [False]])
-    assert split(tensor, 1, inside).tolist() == [[[1], [0]], [[3], [0]]]

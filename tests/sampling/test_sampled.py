@@ -11,39 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.messages import assert_in_form
-from tests.sampling.estimates import estimate
-from tests.strategies import BATCHES, convs, examples, noise_tensor
-from tn_extensions import Conv, TensorNetwork, quantities
+from tests.sampling.estimates import estimate, estimates, operands
+from tests.strategies import examples
+from tn_extensions import Conv, quantities
 from tn_extensions.sampling import SAMPLERS, Draw, Sampled, Sampler, draw, sample
 from tn_extensions.sampling.narrowed import narrow, samplable
 from tn_extensions.sampling.norms import slice_norms
-
-
-def operands(network: TensorNetwork) -> dict[str, Tensor]:
-    return {each.name: noise_tensor(each.shape) for each in network.operands}
-
-
-@st.composite
-def estimates(draw: st.DrawFn) -> tuple[Sampled, dict[str, Tensor]]:
-    """An estimate of some quantity, and tensors."""
-    name = draw(st.sampled_from(["weight_vjp"] * 4 + QUANTITIES))
-    conv = draw(convs())
-    network = getattr(quantities, name)(conv, draw(BATCHES), *ARGUMENTS.get(name, ()))
-    tensors = operands(network)
-    indices = draw(st.lists(st.sampled_from(samplable(network)), unique=True))
-    keep = {j: draw(st.sampled_from([0.3, 0.6, 0.9, 1.0])) for j in indices}
-    sampler = draw(st.sampled_from(SAMPLERS))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    if sampler == "norm" and draw(st.booleans()):
-        tensors[network.operands[-1].name][:1] = 0
-    return (
-        sample(network, keep, sampler=sampler, generator=generator, tensors=tensors),
-        tensors,
-    )
-
-
-QUANTITIES = ["conv", "input_vjp", "per_sample_grad", "kfac_expand", "ggn_diagonal"]
-ARGUMENTS = {"ggn_diagonal": (2,)}
 
 
 @given(estimates(), st.booleans())
@@ -151,16 +124,12 @@ def test_narrowed_operands_are_as_small_as_what_is_kept() -> None:
     assert touched.shape[2] in (2, 3)
 
 
-def test_patterns_are_gathered_where_that_is_less_work() -> None:
-    conv = Conv.make(2, 2, 3, (28, 28), padding=1)
-    network = quantities.weight_vjp(conv, 2)
-    narrowed = narrow(network, (("i1", 14), ("i2", 14)))
-    assert [gather.kept for gather in narrowed.gathers] == ["i1"]
-    assert narrowed.filled == ("i2",)
-    assert narrowed.network.sizes["i1"] == narrowed.network.sizes["o1"] == 14
-    assert narrow(network, (("i1", 27),)).filled == ("i1",)
-    pointwise = quantities.weight_vjp(Conv.make(2, 2, 1, (28, 28)), 2)
-    assert len(narrow(pointwise, (("i1", 27), ("i2", 27))).gathers) == 2
+def test_indices_of_patterns_keep_their_size() -> None:
+    narrowed = narrow(NETWORK, (("n", 2), ("ci", 1), ("i1", 3), ("o2", 2)))
+    changed = {"n": 2, "ci": 1}
+    assert narrowed.sizes == {**NETWORK.sizes, **changed}
+    shapes = {operand.name: list(operand.shape) for operand in narrowed.operands}
+    assert shapes == {"x": [2, 2, 7, 6], "g": [2, 6, 7, 4]}
 
 
 def test_all_kept_is_the_network_itself() -> None:

@@ -20,6 +20,8 @@ _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
     2: F.conv_transpose2d,
     3: F.conv_transpose3d,
 }
+_WIDE = 256
+"""Positions from which on products are faster than kernels of one entry."""
 MOST_DIMS = max(_CONVOLUTIONS)
 """Spatial dimensions up to which torch has kernels."""
 
@@ -48,6 +50,12 @@ def transposed_convolution(
     groups: int,
 ) -> Tensor:
     """Transposed convolution ``[N, C_out, O...]``."""
+    one_entry = all(size == 1 for size in weight.shape[2:])
+    plain = set(stride) == {1} and not any(padding) and not any(output_padding)
+    if one_entry and plain and groups == 1 and x[0, 0].numel() >= _WIDE:
+        # a broadcast factor would have both others copied
+        product = weight.flatten(1).mT.expand(len(x), -1, -1) @ x.flatten(2)
+        return product.unflatten(2, x.shape[2:])
     return _TRANSPOSED[len(stride)](
         x,
         weight,

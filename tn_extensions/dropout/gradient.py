@@ -66,13 +66,13 @@ class EstimatedGradient(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         layer: Layer = ctx.layer
         gradients: list[Tensor | None] = [None] * len(wanted)
-        if wanted[0]:
-            gradients[0] = layer.input_gradient(weight, g)
         if wanted[1]:
             sampled = Sampled(layer.network, draws)
             x = layer.restore(sampled, stored)
             operands = {"x": _summable(x), "g": _summable(g)}
             gradients[1] = sampled.run(operands, narrowed=["x"]).to(g.dtype)
+        if wanted[0]:
+            gradients[0] = layer.input_gradient(weight, g)
         if wanted[2]:
             gradients[2] = layer.bias_gradient(g)
         return tuple(gradients)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -59,27 +60,42 @@ def _take(tensor: Tensor, axis: int, kept: Tensor) -> Tensor:
     return tensor.gather(axis, kept.expand(*tensor.shape[:-1], len(kept)))
 
 
-def place(tensor: Tensor, axis: int, positions: Tensor, size: int) -> Tensor:
-    """Slices at positions along an axis of some size, zeros elsewhere."""
-    shape = list(tensor.shape)
-    shape[axis] = size
-    return tensor.new_zeros(shape).index_copy_(
-        axis, positions.to(tensor.device), tensor
-    )
+def place(
+    tensor: Tensor, positions: Sequence[Tensor | None], shape: Sequence[int]
+) -> Tensor:
+    """Slices at positions along each axis (None for all), zeros elsewhere.
+
+    Args:
+        tensor: The slices.
+        positions: Where they go.
+        shape: Shape of the result.
+    """
+    axis = tensor.dim()
+    while axis:
+        last, axis = axis, axis - 1
+        if positions[axis] is None:
+            continue
+        # neighbours go in one go, as the last axis takes long
+        while axis and positions[axis - 1] is not None:
+            axis -= 1
+        own, extents = positions[axis:last], shape[axis:last]
+        flat = torch.zeros((), dtype=torch.int64)
+        for kept, extent in zip(own, extents, strict=True):
+            assert kept is not None
+            flat = flat[..., None] * extent + kept
+        joint = tensor.flatten(axis, last - 1)
+        whole = list(joint.shape)
+        whole[axis] = prod(extents)
+        where = flat.flatten().to(tensor.device)
+        joint = tensor.new_zeros(whole).index_copy_(axis, where, joint)
+        tensor = joint.unflatten(axis, list(extents))
+    return tensor
 
 
 def scaled(tensor: Tensor, axis: int, factor: Tensor) -> Tensor:
     """Each slice of an axis times its factor."""
     shape = [-1 if each == axis else 1 for each in range(tensor.dim())]
     return tensor * factor.to(tensor.device, tensor.dtype).reshape(shape)
-
-
-def split(tensor: Tensor, axis: int, inside: Tensor) -> Tensor:
-    """An axis as two, ``[A, B]``; in place, slices that are not inside become zero."""
-    outside = inside.logical_not().flatten().nonzero().flatten()
-    if len(outside):
-        tensor.index_fill_(axis, outside.to(tensor.device), 0)
-    return tensor.unflatten(axis, inside.shape)
 
 
 def find(values: Tensor, kept: Tensor) -> Tensor:

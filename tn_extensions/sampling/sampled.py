@@ -7,21 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tn_extensions.compiler import plan
+from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.errors import describe
 from tn_extensions.network import TensorNetwork
-from tn_extensions.sampling.gather import reach
-from tn_extensions.sampling.narrowed import (
-    Narrowed,
-    indices_of_axes,
-    narrow,
-    samplable,
-)
+from tn_extensions.sampling.meetings import reach
+from tn_extensions.sampling.narrowed import indices_of_axes, narrow, samplable
 from tn_extensions.sampling.norms import slice_norms
-from tn_extensions.sampling.positions import find, merged, place, scaled, select, split
+from tn_extensions.sampling.positions import merged, place, scaled, select
 from tn_extensions.sampling.samplers import (
     Draw,
     Sampler,
@@ -29,6 +26,7 @@ from tn_extensions.sampling.samplers import (
     check_sampler,
     draw,
 )
+from tn_extensions.sampling.sites import Sites, cheapest
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,10 @@ class Sampled:
     def network(self) -> TensorNetwork:
         """What is contracted: the network between narrowed operands.
 
-        Of a pattern with a sampled index, one operand is read through it beforehand and
-        carries the index of the result; or, where that is more work, the narrowed
-        operand gets zeros for dropped slices, and the index keeps its size.
+        Sampled indices of patterns keep their size, dropped slices are zero; where that
+        is less work, :class:`~tn_extensions.sampling.sites.Sites` leaves them out.
         """
-        return self._narrowed.network
+        return narrow(self.original, self._counts)
 
     @property
     def scale(self) -> float:
@@ -91,23 +88,75 @@ class Sampled:
         """
         if self.is_empty or not all(map(torch.numel, tensors.values())):
             return next(iter(tensors.values())).new_zeros(self.original.shape)
-        arranged = {
-            name: self._arranged(name, tensor, name in narrowed)
-            for name, tensor in tensors.items()
-        }
+        like = next(iter(tensors.values()))
+        way = None
+        if not is_traced(tensors.values()):
+            way = cheapest(self.original, self._counts, like.dtype, like.device.type)
+        with torch.autocast(like.device.type, enabled=False):
+            if way is None:
+                result = self._filled(tensors, narrowed)
+            else:
+                result = self._at_sites(way, tensors, narrowed)
+        positions = [
+            merged(axis, self.original.sizes, self._kept)
+            for axis in self.original.output
+        ]
+        return place(result, positions, self.original.shape)
+
+    def _filled(
+        self, tensors: Mapping[str, Tensor], narrowed: Collection[str]
+    ) -> Tensor:
+        """Evaluate the narrowed network, with zeros for dropped slices of patterns."""
+        arranged = {}
+        for name, tensor in tensors.items():
+            axes = self._axes(name)
+            wanted = [merged(axis, self.original.sizes, self._kept) for axis in axes]
+            tensor, has = self._read(name, tensor, name in narrowed, wanted)
+            shape = [self._width(axis) for axis in axes]
+            has = [
+                None if own is None or len(own) == size else own
+                for own, size in zip(has, shape, strict=True)
+            ]
+            arranged[name] = place(tensor, has, shape)
         like = next(iter(arranged.values()))
         chosen = plan(self.network, like.dtype, like.device.type)
-        result = chosen.run(arranged, self.scale)
-        for axis, indices in enumerate(self.original.output):
-            positions = merged(indices, self.original.sizes, self._kept)
-            if positions is not None:
-                result = place(result, axis, positions, self.original.shape[axis])
-        return result
+        return chosen.run(arranged, self.scale)
+
+    def _at_sites(
+        self, way: Sites, tensors: Mapping[str, Tensor], narrowed: Collection[str]
+    ) -> Tensor:
+        """Sum over kept positions of one operand."""
+        sizes = self.network.sizes
+        operands, held = [], dict[str, Tensor | None]()
+        for name, own in way.orders.items():
+            axes = self._axes(name)
+            wanted = [merged(axis, self.original.sizes, self._kept) for axis in axes]
+            if name == way.read:  # where it has which positions does not matter
+                anywhere = {(each.read,) for each in way.meetings}
+                wanted = [
+                    None if axis in anywhere else each
+                    for axis, each in zip(axes, wanted, strict=True)
+                ]
+            tensor, has = self._read(name, tensors[name], name in narrowed, wanted)
+            held |= {
+                axis[0]: each
+                for axis, each in zip(axes, has, strict=True)
+                if len(axis) == 1
+            }
+            shape = [
+                length if len(axis) == 1 else sizes[index]
+                for axis, length in zip(axes, tensor.shape, strict=True)
+                for index in axis
+            ]
+            order = [index for axis in axes for index in axis]
+            tensor = tensor.reshape(shape)
+            operands.append(tensor.permute([order.index(index) for index in own]))
+        result = way.run(sizes, operands, held, self._kept)
+        return result.reshape(self.network.shape).mul_(self.scale)
 
     @cached_property
-    def _narrowed(self) -> Narrowed:
-        counts = tuple((index, len(kept)) for index, kept in self.draws.items())
-        return narrow(self.original, counts)
+    def _counts(self) -> tuple[tuple[str, int], ...]:
+        return tuple((index, len(kept)) for index, kept in self.draws.items())
 
     @cached_property
     def _kept(self) -> dict[str, Tensor]:
@@ -128,53 +177,34 @@ class Sampled:
             free = [j for j in pattern.indices if j not in (index, kept[0])]
             if len(free) == 1:
                 given = {
-                    kept[0]: self._kept[kept[0]],
-                    free[0]: torch.arange(sizes[free[0]])[:, None],
+                    kept[0]: self._kept[kept[0]].numpy(),
+                    free[0]: np.arange(sizes[free[0]])[:, None],
                 }
-                met = reach(pattern, sizes, given, index).unique()
-                return met[met >= 0]
+                met = np.unique(reach(pattern, sizes, given, index)[0])
+                return torch.from_numpy(met[met >= 0])
         return None
 
     def _axes(self, name: str) -> tuple[tuple[str, ...], ...]:
         return indices_of_axes(self.original, name)
 
-    def _arranged(self, name: str, tensor: Tensor, narrowed: bool) -> Tensor:
-        """An operand as the narrowed network reads it.
+    def _read(
+        self,
+        name: str,
+        tensor: Tensor,
+        narrowed: bool,
+        wanted: Sequence[Tensor | None],
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """An operand's slices times their factors, and their positions; None for all.
 
         All axes are read in one go, since that is where time is spent.
         """
-        axes, sizes = self._axes(name), self.original.sizes
-        held = self.positions(name) if narrowed else (None,) * len(axes)
-        gathers = {(gather.read,): gather for gather in self._narrowed.gathers}
-        origins: list[Tensor | None] = []  # in the whole operand
-        reads: list[Tensor | None] = []  # in the one at hand
-        inside: dict[int, Tensor] = {}
-        for number, (indices, own) in enumerate(zip(axes, held, strict=True)):
-            origin = merged(indices, sizes, self._kept)
-            read = origin if own is None else None
-            if indices in gathers:
-                gather = gathers[indices]
-                table = gather.positions(sizes, self._kept[gather.kept])
-                present = origin if own is None else own
-                found = table if present is None else find(table, present)
-                inside[number] = found >= 0
-                origin = table.flatten().clamp(min=0)
-                read = origin if own is None else found.flatten().clamp(min=0)
-            origins.append(own if origin is None else origin)
-            reads.append(read)
-        tensor = select(tensor, reads)
-        weights = self._weights(name)
-        extents = [prod(sizes[index] for index in indices) for indices in axes]
-        for number in reversed(range(len(axes))):
-            origin = origins[number]
-            if number in weights:
-                factor = weights[number] if origin is None else weights[number][origin]
-                tensor = scaled(tensor, number, factor)
-            if number in inside:
-                tensor = split(tensor, number, inside[number])
-            elif origin is not None and self._width(axes[number]) != len(origin):
-                tensor = place(tensor, number, origin, extents[number])
-        return tensor
+        has = self.positions(name) if narrowed else wanted
+        if not narrowed:
+            tensor = select(tensor, wanted)
+        for number, factors in self._weights(name).items():
+            own = has[number]
+            tensor = scaled(tensor, number, factors if own is None else factors[own])
+        return tensor, has
 
     def _width(self, indices: Sequence[str]) -> int:
         """Size of an axis in the narrowed network."""
