@@ -90,13 +90,17 @@ def find_images(folder: Path | None, name: str | None = None) -> Images:
     return digits()
 
 
-def search(setting: Setting, grids: Mapping[str, Sequence[Recipe]]) -> Iterator[Any]:
+def search(
+    setting: Setting,
+    grids: Mapping[str, Sequence[Recipe]],
+    seeds: Sequence[int] = SEARCH_SEEDS,
+) -> Iterator[Any]:
     """Run all recipes on few test images; records with what each ended with."""
     data = setting.data._replace(test=setting.data.test.first(setting.num_evaluated))
     at_end = replace(setting, data=data, evaluate_every=setting.steps)
     recipes = [recipe for own in grids.values() for recipe in own]
     for recipe in tqdm(recipes, desc="search", unit="run"):
-        lasts = [list(Training(recipe, at_end, seed))[-1] for seed in SEARCH_SEEDS]
+        lasts = [list(Training(recipe, at_end, seed))[-1] for seed in seeds]
         yield {**_described(recipe), "lasts": [last._asdict() for last in lasts]}
 
 

@@ -67,6 +67,27 @@ def test_kernels_of_one_entry_are_products(num_dims: int, last: bool) -> None:
     assert_close(found, torch.autograd.grad(expected, (x, weight), v))
 
 
+@pytest.mark.parametrize(
+    ("stride", "padding", "output_padding", "groups"),
+    [(2, 0, 0, 1), (1, 1, 0, 1), (1, 0, 1, 1), (1, 0, 0, 3)],
+)
+def test_other_kernels_of_one_entry(
+    stride: int, padding: int, output_padding: int, groups: int
+) -> None:
+    """Strided, cropped, padded or grouped ones are not plain products."""
+    x, weight = noise_tensor((2, 3, 300)), noise_tensor((3, 4, 1))
+    result = transposed_convolution(
+        x, weight, [stride], [padding], [output_padding], [2], groups
+    )
+    kernels = weight.unflatten(0, (groups, 3 // groups))
+    parts = torch.einsum(
+        "ngci,gcd->ngdi", x.unflatten(1, kernels.shape[:2]), kernels[..., 0]
+    )
+    expected = x.new_zeros(2, 4 * groups, stride * 299 + 1 + output_padding)
+    expected[..., : stride * 299 + 1 : stride] = parts.flatten(1, 2)
+    assert_close(result, expected[..., padding : expected.shape[2] - padding])
+
+
 @pytest.mark.parametrize("num_dims", DIMS)
 def test_depthwise_convolution(num_dims: int) -> None:
     x = noise_tensor((5, *input_size(num_dims)))
