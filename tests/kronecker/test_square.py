@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch import Tensor
@@ -80,6 +82,22 @@ def test_decomposition(is_transposed: bool) -> None:
     assert_close(inverse.times(vectors.mT), expected.mT)
     assert_close(inverse[1] @ vectors[1], expected[1])
     assert_close(inverse[1].times(vectors[1].mT), expected[1].mT)
+
+
+def test_solves_for_a_basis_of_rows_of_low_rank() -> None:
+    matrices = average()
+    identity = torch.eye(D, dtype=torch.float64)
+    damped = mirrored(matrices) + DAMPING[:, None, None] * identity
+    inverse = Cholesky(matrices, decompose(matrices, DAMPING))
+    low = noise_tensor([G, 40, 2]) @ noise_tensor([G, 2, D])
+    solved = Cholesky._solved
+    with patch.object(Cholesky, "_solved", autospec=True, side_effect=solved) as calls:
+        found = inverse.times(low)
+    assert calls.call_args.args[1].shape == (G, 18, D)
+    assert_close(found, torch.linalg.solve(damped, low.mT).mT)
+    assert_close(inverse[1].times(low[1]), found[1])
+    full = noise_tensor([G, 40, D + 33])[:, :, :D] + noise_tensor([G, 40, D])
+    assert_close(inverse.times(full), torch.linalg.solve(damped, full.mT).mT)
 
 
 def test_not_positive_definite() -> None:

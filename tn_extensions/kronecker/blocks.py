@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from tn_extensions.kronecker.factors import compact, is_finite, is_root, trace
+from tn_extensions.kronecker.span import Span
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,14 @@ class LowRank:
         inner = self.root @ matrices
         if self.cholesky is not None:
             inner = torch.cholesky_solve(inner, self.cholesky)
-        return self._add(matrices, self.root.mT @ inner)
+        return self._add(matrices, self.root.mT, inner)
 
     def times(self, matrices: Tensor) -> Tensor:
         """``matrices @ self``; torch takes long to hand that operator over."""
         inner = matrices @ self.root.mT
         if self.cholesky is not None:
             inner = torch.cholesky_solve(inner.mT, self.cholesky).mT
-        return self._add(matrices, inner @ self.root)
+        return self._add(matrices, inner, self.root)
 
     def __getitem__(self, group: int) -> LowRank:
         shift = self.shift if isinstance(self.shift, float) else self.shift[group]
@@ -53,10 +54,13 @@ class LowRank:
         parts = [part for part in (self.root, self.cholesky) if part is not None]
         return all(map(is_finite, parts))
 
-    def _add(self, matrices: Tensor, product: Tensor) -> Tensor:
+    def _add(self, matrices: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Add a product to the shifted matrices."""
         if self.sign == 1 and isinstance(self.shift, float) and not self.shift:
-            return product
-        return (self.shift * matrices).add_(product, alpha=self.sign)
+            return left @ right
+        shifted = self.shift * matrices
+        add = shifted.addmm_ if shifted.dim() == 2 else shifted.baddbmm_
+        return add(left, right, alpha=self.sign)
 
 
 @dataclass(frozen=True)
@@ -67,17 +71,24 @@ class Cholesky:
         square: ``L`` below the diagonals of ``[G, D, D]``, where it has ones; the rest
             is not read. See :mod:`tn_extensions.kronecker.square`.
         pivots: ``[G, D]``.
+        span: How rows of low rank are found, of which a basis is solved for.
     """
 
     square: Tensor
     pivots: Tensor
+    span: Span = field(default_factory=Span, repr=False, compare=False)
 
     def __matmul__(self, matrices: Tensor) -> Tensor:
         return self.times(matrices.mT).mT
 
     def times(self, matrices: Tensor) -> Tensor:
         """``matrices @ self``."""
-        found = matrices.clone(memory_format=torch.contiguous_format)
+        split = self.span.split(matrices)
+        if split is not None:
+            return split[0] @ self._solved(split[1])
+        return self._solved(matrices.clone(memory_format=torch.contiguous_format))
+
+    def _solved(self, found: Tensor) -> Tensor:
         # in place, in the memory layout of LAPACK
         self._solve(found.mT, upper=False)
         found.div_(self.pivots.unsqueeze(-2))
@@ -91,7 +102,7 @@ class Cholesky:
         )
 
     def __getitem__(self, group: int) -> Cholesky:
-        return Cholesky(self.square[group], self.pivots[group])
+        return Cholesky(self.square[group], self.pivots[group], self.span)
 
     @property
     def is_finite(self) -> bool:

@@ -36,7 +36,7 @@ def replace_gradients(
     """
     written, products = [], []
     for own, new in pairs:
-        products.append(_sum(own * new))
+        products.append(_inner(own, new))
         written.append(own.copy_(new))
     total = torch.stack(products).sum()
     if not total.isfinite():
@@ -44,10 +44,21 @@ def replace_gradients(
     if clip_and_lr is not None:
         clip, lr = clip_and_lr
         scale = (clip / (total.abs() * lr**2)).sqrt().clamp(max=1)
-        for own in written:
-            own.mul_(scale)
+        if scale < 1:
+            for own in written:
+                own.mul_(scale)
     return True
 
 
 def _sum(tensor: Tensor) -> Tensor:
-    return tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.sum(dtype=_summable(tensor))
+
+
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    """Sum of products, which are not held."""
+    dtype = _summable(left)
+    return torch.dot(left.flatten().to(dtype), right.flatten().to(dtype))
+
+
+def _summable(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
