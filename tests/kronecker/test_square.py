@@ -96,8 +96,12 @@ def test_solves_for_a_basis_of_rows_of_low_rank() -> None:
     assert calls.call_args.args[1].shape == (G, 18, D)
     assert_close(found, torch.linalg.solve(damped, low.mT).mT)
     assert_close(inverse[1].times(low[1]), found[1])
+    left = noise_tensor([G, 5, 40])
+    assert_close(inverse.times(low, left), left @ found)
     full = noise_tensor([G, 40, D + 33])[:, :, :D] + noise_tensor([G, 40, D])
-    assert_close(inverse.times(full), torch.linalg.solve(damped, full.mT).mT)
+    expected = torch.linalg.solve(damped, full.mT).mT
+    assert_close(inverse.times(full), expected)
+    assert_close(inverse.times(full, left), left @ expected)
 
 
 def test_not_positive_definite() -> None:

@@ -81,12 +81,15 @@ class Cholesky:
     def __matmul__(self, matrices: Tensor) -> Tensor:
         return self.times(matrices.mT).mT
 
-    def times(self, matrices: Tensor) -> Tensor:
-        """``matrices @ self``."""
+    def times(self, matrices: Tensor, left: Matrix | None = None) -> Tensor:
+        """``left @ matrices @ self``; without ``left``, ``matrices @ self``."""
         split = self.span.split(matrices)
         if split is not None:
-            return split[0] @ self._solved(split[1])
-        return self._solved(matrices.clone(memory_format=torch.contiguous_format))
+            basis, inner = split
+            return (basis if left is None else left @ basis) @ self._solved(inner)
+        if left is None:
+            return self._solved(matrices.clone(memory_format=torch.contiguous_format))
+        return self._solved((left @ matrices).contiguous())
 
     def _solved(self, found: Tensor) -> Tensor:
         # in place, in the memory layout of LAPACK
@@ -279,9 +282,13 @@ def _both(left: Matrix, matrices: Tensor, right: Matrix | None) -> Tensor:
     groups, _, columns, vectors = matrices.shape
     if groups == vectors == 1:
         # without the batch axis: of one matrix, a batched product takes longer
-        one = left[0] @ matrices[0, :, :, 0]
-        if right is not None:
-            one = _times(one, right[0])
+        one = matrices[0, :, :, 0]
+        if isinstance(right, Cholesky):
+            one = right[0].times(one, left[0])
+        else:
+            one = left[0] @ one
+            if right is not None:
+                one = _times(one, right[0])
         return one[None, :, :, None]
     product = (left @ matrices.flatten(2)).unflatten(2, (columns, vectors))
     if right is None:
