@@ -33,7 +33,6 @@ def test_each_way_equals_definition(
     for way in [None, *ways]:
         with (
             patch.object(unfolded, "PIECE", piece),
-            patch.object(sites, "PIECE", piece),
             patch("tn_extensions.sampling.sampled.cheapest", return_value=way),
         ):
             result = sampled.run(given_tensors, names)
@@ -90,3 +89,21 @@ def test_is_differentiated_with_zeros_instead() -> None:
     assert torch.allclose(result, expected)
     (gradient,) = torch.autograd.grad(result.square().sum(), g)
     assert gradient.any()
+
+
+def test_pieces_in_half_precision_are_summed_in_single() -> None:
+    conv = Conv.make(2, 3, 3, (24, 24), padding=1)
+    network = quantities.weight_vjp(conv, 8)
+    tensors = {name: own.abs() for name, own in operands(network).items()}
+    sampled = sample(network, {"i1": 0.5, "i2": 0.5}, sampler="fixed")
+    expected = sampled.run(tensors)
+    half = {name: own.half() for name, own in tensors.items()}
+    found = sites_of(network, "x")
+    with (
+        patch.object(unfolded, "PIECE", 1),
+        patch("tn_extensions.sampling.sampled.cheapest", return_value=found),
+    ):
+        result = sampled.run(half)
+    assert result.dtype == torch.float16
+    # summed in half precision, terms of one would be lost beyond 2048
+    assert torch.allclose(result.double(), expected, rtol=2e-3)

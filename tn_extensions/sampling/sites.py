@@ -29,7 +29,7 @@ from tn_extensions.network.nodes import Sizes
 from tn_extensions.sampling.meetings import Meeting, Phase, Positions
 from tn_extensions.sampling.narrowed import narrow
 from tn_extensions.sampling.positions import find
-from tn_extensions.sampling.unfolded import PIECE, Product, joint, with_zero
+from tn_extensions.sampling.unfolded import PIECE, Product, joint, piece, with_zero
 
 _TURNED = 32.0
 """Contiguous run that transposing an operand costs as much as."""
@@ -126,7 +126,7 @@ class Sites:
             for phases, at, table in self._parts(sizes, extents, held, sampled)
         ]
         reads = max([part.num_reads for _, part in parts], default=1)
-        size = max(1, PIECE // (len(read) * reads * read.shape[2]))
+        size = max(1, piece(read) // (len(read) * reads * read.shape[2]))
         for start in range(0, read.shape[1], size):
             rows = with_zero(read[:, start : start + size])
             for _, part in parts:
@@ -196,7 +196,7 @@ def _assembled(
         assert part.total is not None
         total = part.total.unflatten(2, [*counts, -1])
         if total.shape == result.shape:
-            return total
+            return total.to(result.dtype)
         steps = [slice(None)] * 2 + [_progression(phase.values) for phase in phases]
         result[tuple(steps)] = total
     return result
