@@ -62,6 +62,8 @@ def test_kernels_of_one_entry_are_products(num_dims: int, last: bool) -> None:
     result = transposed_convolution(x, weight, ones, zeros, zeros, ones, 1)
     expected = torch.einsum("nc...,cd->nd...", x, weight.flatten(1))
     assert_close(result, expected)
+    empty = transposed_convolution(x[:0], weight, ones, zeros, zeros, ones, 1)
+    assert empty.shape == result[:0].shape
     v = noise_tensor(tuple(result.shape))
     found = torch.autograd.grad(result, (x, weight), v)
     assert_close(found, torch.autograd.grad(expected, (x, weight), v))

@@ -62,3 +62,14 @@ def estimates(draw: st.DrawFn) -> tuple[Sampled, dict[str, Tensor]]:
 
 QUANTITIES = ["conv", "input_vjp", "per_sample_grad", "kfac_expand", "ggn_diagonal"]
 ARGUMENTS = {"ggn_diagonal": (2,)}
+
+
+def narrowed_or_whole(
+    sampled: Sampled, tensors: Mapping[str, Tensor], narrowed: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors to run an estimate on, and names of those that are narrowed."""
+    if not narrowed:
+        return dict(tensors), []
+    return {name: sampled.narrow(name, own) for name, own in tensors.items()}, [
+        *tensors
+    ]

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.messages import assert_in_form
-from tests.sampling.estimates import estimate, estimates, operands
+from tests.sampling.estimates import (
+    estimate,
+    estimates,
+    narrowed_or_whole,
+    operands,
+)
 from tests.strategies import examples
 from tn_extensions import Conv, quantities
 from tn_extensions.sampling import SAMPLERS, Draw, Sampled, Sampler, draw, sample
@@ -26,10 +31,7 @@ def test_equals_definition(
 ) -> None:
     sampled, tensors = case
     expected = estimate(sampled.original, sampled.draws, tensors)
-    names = list(tensors) if narrowed else []
-    given_tensors = tensors | {
-        name: sampled.narrow(name, tensors[name]) for name in names
-    }
+    given_tensors, names = narrowed_or_whole(sampled, tensors, narrowed)
     before = {name: tensor.clone() for name, tensor in given_tensors.items()}
     result = sampled.run(given_tensors, names)
     assert torch.allclose(result, expected, rtol=1e-10, atol=1e-10)

@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.sampling.estimates import estimate, estimates, operands
+from tests.sampling.estimates import (
+    estimate,
+    estimates,
+    narrowed_or_whole,
+    operands,
+)
 from tests.strategies import examples
 from tn_extensions import Conv, quantities
 from tn_extensions.sampling import Sampled, sample, sites, unfolded
@@ -25,10 +30,7 @@ def test_each_way_equals_definition(
 ) -> None:
     sampled, tensors = case
     expected = estimate(sampled.original, sampled.draws, tensors)
-    names = list(tensors) if narrowed else []
-    given_tensors = tensors | {
-        name: sampled.narrow(name, tensors[name]) for name in names
-    }
+    given_tensors, names = narrowed_or_whole(sampled, tensors, narrowed)
     ways = [sites_of(sampled.original, o.name) for o in sampled.original.operands]
     for way in [None, *ways]:
         with (

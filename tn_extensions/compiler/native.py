@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import prod
 from typing import Any
 
 import torch
@@ -50,9 +51,10 @@ def transposed_convolution(
     groups: int,
 ) -> Tensor:
     """Transposed convolution ``[N, C_out, O...]``."""
-    one_entry = all(size == 1 for size in weight.shape[2:])
-    plain = set(stride) == {1} and not any(padding) and not any(output_padding)
-    if one_entry and plain and groups == 1 and x[0, 0].numel() >= _WIDE:
+    pointwise = prod(weight.shape[2:]) == prod(stride) == groups == 1
+    pointwise = pointwise and not any(padding) and not any(output_padding)
+    fits = x.device.type == "cpu" and x.is_contiguous()  # not channels last
+    if pointwise and fits and prod(x.shape[2:]) >= _WIDE:
         # a broadcast factor would have both others copied
         product = weight.flatten(1).mT.expand(len(x), -1, -1) @ x.flatten(2)
         return product.unflatten(2, x.shape[2:])
