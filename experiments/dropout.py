@@ -2,7 +2,8 @@
 
 ``python -m experiments.dropout --help`` lists the options. Prints a Markdown table: the
 time of torch's backward pass through a layer over that of the converted layer, and the
-share of the input's bytes that is saved. Each gradient is checked first.
+share of the input's bytes that is saved. Each gradient is checked first. Freed memory
+is kept, lest page faults hit either side by chance.
 """
 
 from __future__ import annotations
@@ -34,9 +35,8 @@ LAYERS: dict[str, tuple[nn.Conv2d, int]] = {
     "depthwise 96x56 k3": (nn.Conv2d(96, 96, 3, padding=1, groups=96), 56),
 }
 """Layers, and pixels per side of their input."""
-TOLERANCE = 1e-3
-"""Of gradients that are exact, relative to the largest entry; torch's biases have few
-digits."""
+TOLERANCE = 1e-4
+"""Of gradients that are exact, relative to the largest entry."""
 KEEPS: tuple[dict[str, float], ...] = (
     {"n": 0.5, "ci": 0.5},
     {"n": 0.5, "i1": 0.5},
@@ -107,7 +107,7 @@ def compare(
     ):
         if index != 1:  # the weight's gradient is an estimate
             error = (ours - exact).abs().max() / exact.abs().max()
-            if error > TOLERANCE:
+            if not error <= TOLERANCE:  # nan is wrong, too
                 raise RuntimeError(f"gradient {index} is wrong by {error:.1e}")
     times = time_side_by_side(
         {name: lambda name=name: backward(name) for name in layers},  # type: ignore[misc]
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one layer, few rounds")
     parser.add_argument("--sampler", choices=SAMPLERS, default="fixed")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8, help="default: 8")
     options = parser.parse_args(arguments)
     keep_freed_memory()
     torch.set_num_threads(options.threads)

@@ -55,6 +55,8 @@ def test_all_of_a_batch_must_be_low() -> None:
     low = product(64, 300, 16)
     assert Span().split(torch.stack([low, low])) is not None
     assert Span().split(torch.stack([low, product(64, 300, 64)])) is None
+    # however small the others are
+    assert Span().split(torch.stack([low, 1e-20 * product(64, 300, 64)])) is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

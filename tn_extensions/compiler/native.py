@@ -22,7 +22,7 @@ _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
     3: F.conv_transpose3d,
 }
 _WIDE = 256
-"""Positions from which on products are faster than kernels of one entry."""
+"""Positions from which on products are faster than torch with kernels of one entry."""
 MOST_DIMS = max(_CONVOLUTIONS)
 """Spatial dimensions up to which torch has kernels."""
 
@@ -50,7 +50,7 @@ def transposed_convolution(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Transposed convolution ``[N, C_out, O...]``."""
+    """Transposed convolution ``[N, C_out, O...]``; a product where that is faster."""
     pointwise = prod(weight.shape[2:]) == prod(stride) == groups == 1
     pointwise = pointwise and not any(padding) and not any(output_padding)
     fits = x.device.type == "cpu" and x.is_contiguous()  # not channels last

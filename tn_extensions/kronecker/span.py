@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.linalg import matrix_norm
 
 _SHARE = 4
 """Of its rows, one in so many may be independent: then the work is halved at least."""
@@ -50,7 +51,8 @@ class Span:
         others = combinations[..., rank:]
         left = others - basis @ (basis.mT @ others)
         limit = _TOLERANCE * torch.finfo(matrices.dtype).eps
-        self.is_low = bool((left.norm() <= limit * others.norm()).all())
+        norms, bounds = matrix_norm(left), limit * matrix_norm(others)
+        self.is_low = bool((norms <= bounds).all())
         return (basis, basis.mT @ matrices) if self.is_low else None
 
 

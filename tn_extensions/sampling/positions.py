@@ -24,13 +24,19 @@ def merged(
     """
     if not any(index in kept for index in indices):
         return None
-    if len(indices) == 1:
-        return kept[indices[0]]
-    positions = torch.zeros(1, dtype=torch.int64)
-    for index in indices:
-        values = kept[index] if index in kept else torch.arange(sizes[index])
-        positions = (positions[:, None] * sizes[index] + values).flatten()
-    return positions
+    values = [
+        kept[index] if index in kept else torch.arange(sizes[index])
+        for index in indices
+    ]
+    return _flat(values, [sizes[index] for index in indices])
+
+
+def _flat(positions: Sequence[Tensor], extents: Sequence[int]) -> Tensor:
+    """Positions along several axes as those along all of them, the last one fastest."""
+    result, *others = positions
+    for own, extent in zip(others, extents[1:], strict=True):
+        result = (result[:, None] * extent + own).flatten()
+    return result
 
 
 def select(tensor: Tensor, positions: Sequence[Tensor | None]) -> Tensor:
@@ -70,25 +76,21 @@ def place(
         positions: Where they go.
         shape: Shape of the result.
     """
-    axis = tensor.dim()
-    while axis:
-        last, axis = axis, axis - 1
-        if positions[axis] is None:
-            continue
+    last = tensor.dim()
+    while last:
         # neighbours go in one go, as the last axis takes long
-        while axis and positions[axis - 1] is not None:
-            axis -= 1
-        own, extents = positions[axis:last], shape[axis:last]
-        flat = torch.zeros((), dtype=torch.int64)
-        for kept, extent in zip(own, extents, strict=True):
-            assert kept is not None
-            flat = flat[..., None] * extent + kept
-        joint = tensor.flatten(axis, last - 1)
-        whole = list(joint.shape)
-        whole[axis] = prod(extents)
-        where = flat.flatten().to(tensor.device)
-        joint = tensor.new_zeros(whole).index_copy_(axis, where, joint)
-        tensor = joint.unflatten(axis, list(extents))
+        own: list[Tensor] = []
+        while len(own) < last and (kept := positions[last - 1 - len(own)]) is not None:
+            own.insert(0, kept)
+        if own:
+            axis = last - len(own)
+            extents = list(shape[axis:last])
+            joint = tensor.flatten(axis, last - 1)
+            whole = [*joint.shape[:axis], prod(extents), *joint.shape[axis + 1 :]]
+            where = _flat(own, extents).to(tensor.device)
+            joint = tensor.new_zeros(whole).index_copy_(axis, where, joint)
+            tensor = joint.unflatten(axis, extents)
+        last -= max(1, len(own))
     return tensor
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tn_extensions.compiler import plan
 from tn_extensions.compiler.cost import Cost, Rates, rates
+from tn_extensions.compiler.primitives.forms import MatrixForm
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.nodes import Sizes
 from tn_extensions.sampling.meetings import Meeting, Phase, Positions
@@ -70,13 +71,13 @@ class Sites:
             self.read: (*first, *self.columns, *read),
         }
 
-    def cost(self, sizes: Sizes, counts: Sizes, rates: Rates, itemsize: int) -> Cost:
+    def cost(self, sizes: Sizes, counts: Sizes, speeds: Rates, itemsize: int) -> Cost:
         """Estimated cost.
 
         Args:
             sizes: Sizes of all indices.
             counts: Numbers of values that are kept, of sampled ones.
-            rates: Speeds of the device.
+            speeds: Speeds of the device.
             itemsize: Bytes per element.
         """
         narrowed = {**sizes, **counts}
@@ -94,9 +95,9 @@ class Sites:
         unfolded = batch * samples * positions * width
         pieces = num_phases * max(1, unfolded // PIECE)
         inner = max(1, samples * positions // pieces)
-        one = rates.product(rows, width, inner, batch, itemsize, contiguous=True)
-        one += rates.move(unfolded / pieces, itemsize, run=4 * columns)
-        turned = rates.move(batch * samples * columns * whole, itemsize, run=_TURNED)
+        one = speeds.product(rows, width, inner, batch, itemsize, contiguous=True)
+        one += speeds.move(unfolded / pieces, itemsize, run=4 * columns)
+        turned = speeds.move(batch * samples * columns * whole, itemsize, run=_TURNED)
         return turned + one.times(pieces)
 
     def run(
@@ -216,43 +217,30 @@ def sites(network: TensorNetwork, kept: str) -> Sites | None:
         network: The network.
         kept: Name of an operand.
     """
-    operands = {operand.name: operand for operand in network.operands}
-    if not len(operands) == len(network.operands) == 2 or network.pairs:
+    for form in MatrixForm.all(network):
+        left, right, rows, columns = form.left, form.right, form.rows, form.columns
+        if right.operand.name == kept:
+            left, right, rows, columns = right, left, columns, rows
+        if left.operand.name == kept and not left.dims:
+            break
+    else:
         return None
-    (read,) = set(operands) - {kept}
-    meetings: list[Meeting] = []
-    for pattern in network.patterns:
-        meeting = Meeting.of(network, pattern, operands[kept], operands[read])
-        if meeting is None:
-            return None
-        meetings.append(meeting)
+    operands = left.operand, right.operand
+    found = [Meeting.of(network, each, *operands) for each in network.patterns]
+    meetings = tuple(meeting for meeting in found if meeting is not None)
     met = [index for pattern in network.patterns for index in pattern.indices]
-    axes = [axis.whole(network.sizes) for o in network.operands for axis in o.axes]
-    if len(set(met)) < len(met) or not all(
+    axes = [axis.whole(network.sizes) for one in operands for axis in one.axes]
+    if len(meetings) < len(found) or not all(
         indices and (len(indices) == 1 or not set(met) & set(indices))
         for indices in axes
     ):
         return None
-    result = network.output_indices
-    carried = (operands[kept].indices, operands[read].indices, result)
-    groups: dict[tuple[bool, ...], list[str]] = {group: [] for group in _GROUPS}
-    for index in network.indices:
-        group = tuple(index in each for each in carried)
-        if index not in met and group not in groups:
-            return None
-        if index not in met:
-            groups[group].append(index)
-    batch, summed, rows, columns = map(tuple, groups.values())
-    return Sites(kept, read, tuple(meetings), batch, summed, rows, columns, result)
-
-
-_GROUPS = (
-    (True, True, True),
-    (True, True, False),
-    (True, False, True),
-    (False, True, True),
-)
-"""Which of the operands and the result carry an index, see :class:`Sites`."""
+    summed, own = (
+        tuple(index for index in indices if index not in met)
+        for indices in (form.terms, columns)
+    )
+    read, result = right.operand.name, network.output_indices
+    return Sites(kept, read, meetings, form.batch, summed, rows, own, result)
 
 
 @lru_cache(maxsize=4096)
