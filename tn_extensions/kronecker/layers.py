@@ -13,13 +13,40 @@ from math import prod
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from tn_extensions.conv import Conv
+from tn_extensions.conv import Conv, ConvDim
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 Groups = Literal["separate", "average"]
+
+
+def reason_against(module: Any) -> str | None:
+    """Say why a layer's outputs are not those of torch's layer with its parameters.
+
+    Args:
+        module: One of :data:`SUPPORTED`.
+
+    Returns:
+        The end of a sentence on the layer: it has a ``forward`` of its own (weight
+        standardisation, LoRA inside of a class), or its kernel or bias is computed from
+        other parameters (``parametrize``, ``weight_norm``, ``spectral_norm``,
+        ``prune``). ``None``: its parameters are what it multiplies by.
+    """
+    base = next(kind for kind in SUPPORTED if isinstance(module, kind))
+    for method in ("forward", "_conv_forward"):
+        own = getattr(type(module), method, None)
+        if method in vars(module) or own is not getattr(base, method, None):
+            return f"has a {method} of its own"
+    computed = [
+        key
+        for key in ("weight", "bias")
+        if is_parametrized(module, key)
+        or (getattr(module, key, None) is not None and key not in module._parameters)
+    ]
+    return f"computes its {' and '.join(computed)}" if computed else None
 
 
 def transposed_groups(module: Any) -> int | None:
@@ -69,33 +96,64 @@ def kernel_of_matrices(
 class Use:
     """One use of a layer in a forward pass.
 
+    Where the first axis holds several rows of each datum (frames or windows folded into
+    the batch, a Siamese network's ``cat``), these are positions that share the weight:
+    a convolution gets a first dimension, in which its kernel has size one.
+
     Args:
         x: Its input, ``[N, C_in, I1, ...]``.
         conv: Hyper-parameters.
         is_linear: Whether it is a ``Linear``, whose channels come last.
+        num_data: Number ``N`` of data.
+        is_cat: Whether rows of a datum lie ``N`` apart, as after ``cat``. Otherwise
+            they follow each other, as after ``flatten(0, 1)``.
         node: What made its output, in autograd's graph.
     """
 
     x: Tensor
     conv: Conv
     is_linear: bool
+    num_data: int
+    is_cat: bool = False
     node: Any = None
 
     @classmethod
-    def of(cls, module: Any, x: Tensor, output: Tensor, groups: Groups) -> Use:
-        """What a layer did to an input."""
-        x = x.detach()
+    def of(
+        cls,
+        module: Any,
+        x: Tensor,
+        output: Tensor,
+        groups: Groups,
+        num_data: int | None = None,
+        is_cat: bool = False,
+    ) -> Use:
+        """See what a layer did to an input.
+
+        Args:
+            module: The layer.
+            x: Its input.
+            output: Its output.
+            groups: How groups are treated.
+            num_data: Number of data; it divides the length of the input, or is it.
+            is_cat: Order of the rows of a datum.
+        """
+        x, node = x.detach(), output.grad_fn
+        num_data = len(x) if num_data is None else num_data
         if isinstance(module, nn.Linear):
-            x = _channels_first(x)
+            x = _channels_first(_by_datum(x, num_data, is_cat))
             features = (module.in_features, module.out_features)
             pointwise = Conv.make(*features, kernel_size=1, input_size=x.shape[2:])
-            return cls(x, pointwise, is_linear=True, node=output.grad_fn)
+            return cls(x, pointwise, True, num_data, is_cat, node)
         conv = Conv.from_module(module, x.shape[2:], output.shape[2:])
         if groups == "average" and conv.groups > 1:
             # what curvlinops does: the layer as one without groups
             x = x.unflatten(1, (conv.groups, -1)).mean(1)
             conv = replace(conv, in_channels=x.shape[1], groups=1)
-        return cls(x, conv, is_linear=False, node=output.grad_fn)
+        if len(x) != num_data:
+            rows = ConvDim(len(x) // num_data, 1, transposed=conv.transposed)
+            conv = replace(conv, dims=(rows, *conv.dims))
+            x = _by_datum(x, num_data, is_cat).transpose(1, 2)
+        return cls(x, conv, False, num_data, is_cat, node)
 
     @property
     def num_positions(self) -> int:
@@ -104,8 +162,12 @@ class Use:
 
     def gradient(self, gradient: Tensor) -> Tensor:
         """A gradient of the output as ``[N, C_out, P]``."""
-        gradient = gradient.detach()
-        return _channels_first(gradient) if self.is_linear else gradient.flatten(2)
+        own = _by_datum(gradient.detach(), self.num_data, self.is_cat)
+        if self.is_linear:
+            return _channels_first(own)
+        if len(gradient) != self.num_data:
+            own = own.transpose(1, 2)
+        return own.flatten(2)
 
     def of_data(self, indices: Tensor) -> Use:
         """The use on some of the data."""
@@ -114,6 +176,15 @@ class Use:
     def without_input(self) -> Use:
         """The same, but for the input, whose memory can then be freed."""
         return replace(self, x=self.x.new_empty(0))
+
+
+def _by_datum(x: Tensor, num_data: int, is_cat: bool) -> Tensor:
+    """Rows ``[N * R, ...]`` as ``[N, R, ...]``; with one per datum, as they are."""
+    if len(x) == num_data:
+        return x
+    if is_cat:
+        return x.unflatten(0, (-1, num_data)).transpose(0, 1)
+    return x.unflatten(0, (num_data, -1))
 
 
 def _channels_first(x: Tensor) -> Tensor:
