@@ -819,15 +819,40 @@ def test_nan(where: str) -> None:
     assert_close(train(model, found, [2]), expected, rtol=0, atol=0)
 
 
-def test_nearly_singular_factors(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("in_place", [8, 1000])
+@pytest.mark.parametrize("fault", ["refused", "infinite"])
+def test_nearly_singular_factors(
+    fault: str,
+    in_place: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """More damping, which is logged, rather than a crash."""
-    model = network(torch.float32)
-    found = KFACPreconditioner(model, damping=1e-30, kl_clip=None)
-    x, y = batch(dtype=torch.float32)
+    monkeypatch.setattr(layer_module, "IN_PLACE", in_place)
+    tried: list[float] = []
+
+    def failing(inverse: Any) -> Any:
+        def tries(factor: Tensor, damping: Tensor) -> Any:
+            tried.append(float(damping.max()))
+            if tried[-1] >= 1e-4:
+                return inverse(factor, damping)
+            if fault == "refused":
+                raise torch.linalg.LinAlgError("not positive definite")
+            return torch.full_like(factor, torch.inf)
+
+        return tries
+
+    for name in ("damped_inverse", "decompose"):
+        monkeypatch.setattr(layer_module, name, failing(getattr(layer_module, name)))
+    model = network()
+    found = KFACPreconditioner(
+        model, damping=1e-9, damping_method="fixed", kl_clip=None
+    )
     with caplog.at_level(logging.WARNING, logger="tn_extensions.optim"):
-        loss_of(model, (x * 1e6, y)).backward()
+        loss_of(model, batch()).backward()
         found.step()
-    assert "damping" in caplog.text
+    assert min(tried) == 1e-9 and max(tried) >= 1e-4
+    assert "Layer 0: damping" in caplog.text and "instead of 1e-09" in caplog.text
     assert all(g.isfinite().all() for g in gradients(model))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from tn_extensions.conv import Conv, ConvDim
+from tn_extensions.kronecker.engine import node_of
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -137,7 +138,7 @@ class Use:
             num_data: Number of data; it divides the length of the input, or is it.
             is_cat: Order of the rows of a datum.
         """
-        x, node = x.detach(), output.grad_fn
+        x, node = x.detach(), node_of(output)
         num_data = len(x) if num_data is None else num_data
         if isinstance(module, nn.Linear):
             x = _channels_first(_by_datum(x, num_data, is_cat))

@@ -9,9 +9,10 @@ from warnings import warn
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from tn_extensions.errors import describe
-from tn_extensions.kronecker.layers import SUPPORTED
+from tn_extensions.kronecker.layers import SUPPORTED, reason_against
 from tn_extensions.layer_names import matches
 from tn_extensions.optim.layer import Layer
 from tn_extensions.optim.options import LayerOptions
@@ -56,13 +57,24 @@ def find_layers(
     layers: dict[str, Layer] = {}
     used: set[str] = set()
     unsupported: dict[str, None] = {}
+    reasons: dict[str, str] = {}
     for name, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
+        skipping = [each for each in skip_layers if matches(each, name, module)]
+        used.update(skipping)
+        is_supported = isinstance(module, SUPPORTED)
+        # those of a kernel that is computed may belong to a module inside
+        own = dict(module.named_parameters(recurse=is_supported))
         keys = [key for key, parameter in own.items() if parameter.requires_grad]
-        if not keys or any(matches(each, name, module) for each in skip_layers):
+        if not keys or skipping or isinstance(module, ParametrizationList):
             continue
-        if not isinstance(module, SUPPORTED):
+        if not is_supported:
             unsupported[type(module).__name__] = None
+            continue
+        reason = reason_against(module)
+        if reason is None and any(own[key].is_complex() for key in keys):
+            reason = "has complex parameters"
+        if reason is not None:
+            reasons[name] = reason
             continue
         _check_whole(owner, {f"{name}.{key}": own[key] for key in keys})
         patterns = [each for each in overrides if matches(each, name, module)]
@@ -73,19 +85,26 @@ def find_layers(
         order = tuple(key for key in ("weight", "bias") if key in keys)
         layers[name] = Layer(name, module, order, mine, owner)
     supported = ", ".join(kind.__name__ for kind in SUPPORTED)
+    for argument, patterns in (("skip_layers", skip_layers), ("overrides", overrides)):
+        unused = [pattern for pattern in patterns if pattern not in used]
+        if unused:
+            rule = "be of layers of the model"
+            raise ValueError(describe(owner, argument, rule, ", ".join(unused)))
+    others = [f"layer {name!r} {reason}" for name, reason in reasons.items()]
     if not layers:
         rule = f"have trained layers of {supported}"
-        raise ValueError(describe(owner, "model", rule, type(model).__name__))
-    unused = [pattern for pattern in overrides if pattern not in used]
-    if unused:
-        rule = "be of layers of the model"
-        raise ValueError(describe(owner, "overrides", rule, ", ".join(unused)))
+        found = "; ".join([type(model).__name__, *others])
+        raise ValueError(describe(owner, "model", rule, found))
     _check_untied(owner, layers)
     if unsupported:
         warn(
             f"{owner}: layers of {', '.join(unsupported)} keep their plain gradient; "
             f"preconditioned are {supported}.",
             stacklevel=3,
+        )
+    if others:
+        warn(
+            f"{owner}: {'; '.join(others)}: the gradient stays as it is.", stacklevel=3
         )
     return layers
 

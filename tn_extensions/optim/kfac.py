@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tn_extensions.errors import describe
 from tn_extensions.optim.preconditioner import KFACPreconditioner
 
 
@@ -28,6 +29,7 @@ class KFAC(torch.optim.SGD):
         **options: As :class:`KFACPreconditioner`, but for ``lr``.
 
     Raises:
+        TypeError: If the model is not a module.
         ValueError: As :class:`KFACPreconditioner` and :class:`torch.optim.SGD`.
     """
 
@@ -41,6 +43,9 @@ class KFAC(torch.optim.SGD):
         params: Any = None,
         **options: Any,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            kind, remedy = type(model).__name__, "Pass the model, not its parameters"
+            raise TypeError(describe("KFAC", "model", "be a module", kind, remedy))
         super().__init__(
             list(model.parameters()) if params is None else params,
             lr=lr,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from logging import getLogger
 from math import prod
 from typing import Any
@@ -24,7 +25,7 @@ from tn_extensions.kronecker.factors import (
     trace,
 )
 from tn_extensions.kronecker.inverse import damped_inverse, split_damping
-from tn_extensions.kronecker.layers import Pairs, Use
+from tn_extensions.kronecker.layers import Pairs, Use, reason_against
 from tn_extensions.kronecker.moments import Basis, bias_moments, kernel_moments
 from tn_extensions.kronecker.multiply import multiply
 from tn_extensions.kronecker.square import decompose, symmetrize
@@ -47,6 +48,35 @@ LOG = getLogger("tn_extensions.optim")
 
 Statistics = dict[str, Tensor]
 """A step's ``"inputs"``, ``"gradients"`` (matrices or roots) and ``"moments"``."""
+
+
+@dataclass
+class Gathered:
+    """Statistics that are being summed.
+
+    Args:
+        sums: The sums.
+        num_data: Number of the data.
+        num_rows: Rows of outputs whose loss was differentiated in passes of their own.
+    """
+
+    sums: Statistics = field(default_factory=dict)
+    num_data: int = 0
+    num_rows: int = 0
+
+    def add(self, other: Gathered) -> None:
+        """Add other sums, which may be changed."""
+        self.num_data += other.num_data
+        self.num_rows += other.num_rows
+        for what, own in other.sums.items():
+            known = self.sums.get(what)
+            if known is None:
+                self.sums[what] = own
+            elif what == "moments":
+                known.add_(own)
+            else:
+                # twice the mean is the sum
+                self.sums[what] = rescale(averaged(known, own, 0.5, RANK_LIMIT), 2.0)
 
 
 @dataclass
@@ -75,8 +105,14 @@ class Layer:
         self.inverse: Product | Rotated | None = None
         self.is_inverted = False
         """Whether some process has tried to invert it."""
-        self._new: Statistics = {}
-        self._num_data = 0
+        self.gathered = Gathered()
+        """The statistics since the last step."""
+        self.period = 0
+        """Number of times that gathering started afresh."""
+        self._noted: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+        """Gradients, and their versions, after a pass added to them or a step."""
+        self._is_new = False
+        """Whether a pass has added to them since the last step."""
         self._damping = self._decay = 0.0
 
     @property
@@ -97,8 +133,9 @@ class Layer:
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """Its trained parameters."""
-        return {key: getattr(self.module, key) for key in self.keys}
+        """Its trained parameters, as far as they still are parameters."""
+        found = {key: self.module._parameters.get(key) for key in self.keys}
+        return {k: own for k, own in found.items() if isinstance(own, nn.Parameter)}
 
     @property
     def gradients(self) -> dict[str, Tensor]:
@@ -106,27 +143,107 @@ class Layer:
         found = {key: own.grad for key, own in self.parameters.items()}
         return {key: own for key, own in found.items() if own is not None}
 
+    @property
+    def is_intact(self) -> bool:
+        """Whether it still multiplies by its parameters."""
+        is_whole = len(self.parameters) == len(self.keys)
+        return is_whole and reason_against(self.module) is None
+
+    def reason_against(self, x: Tensor, num_data: int | None) -> str | None:
+        """Say why an input has no statistics, or return ``None``.
+
+        Args:
+            x: The input.
+            num_data: Number of data. ``None``: as many as it has rows.
+        """
+        is_linear = isinstance(self.module, nn.Linear)
+        least = 2 if is_linear else self.module.weight.dim()
+        if x.dim() < least:
+            return f"was called on {list(x.shape)}, which is not a batch"
+        if not x.numel() or num_data == 0:
+            return "was called on an empty batch"
+        if num_data is not None and len(x) % num_data:
+            return (
+                f"was called on {len(x)} rows, no multiple of the {num_data} data "
+                "that the model was called on"
+            )
+        return None
+
+    # -- gradients that come and go
+
+    def note(self, parameter: Tensor) -> None:
+        """Take note that a pass has added to a parameter's gradient."""
+        self._is_new = True
+        self._note(key for key, own in self.parameters.items() if own is parameter)
+
+    def note_step(self) -> None:
+        """Take note that the gradients are preconditioned."""
+        self._is_new = False
+        self._note(self.keys)
+
+    def _note(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            gradient = self.gradients.get(key)
+            if gradient is None:
+                self._noted.pop(key, None)
+            else:
+                self._noted[key] = weakref.ref(gradient), gradient._version
+
+    def _is_as_noted(self, key: str) -> bool:
+        gradient = self.gradients.get(key)
+        known, version = self._noted.get(key, (None, 0))
+        is_same = known is not None and known() is gradient
+        return is_same and gradient is not None and gradient._version == version
+
+    @property
+    def is_preconditioned(self) -> bool:
+        """Whether the gradients are what the last step left."""
+        return not self._is_new and all(map(self._is_as_noted, self.gradients))
+
+    def drop_what_was_discarded(self) -> None:
+        """Drop statistics whose gradients are gone, or have been set to zero.
+
+        To be called before a pass adds to the gradients.
+        """
+        for key in self._noted if self.gathered.num_data else ():
+            gradient = self.gradients.get(key)
+            is_zero = gradient is not None and (
+                not self._is_as_noted(key) and not gradient.any()
+            )
+            if gradient is None or is_zero:
+                self.forget()
+                return
+
     # -- a step's statistics
 
-    def add_inputs(self, uses: list[Use], generator: torch.Generator) -> None:
+    def add_inputs(
+        self,
+        uses: list[Use],
+        into: Gathered,
+        generator: torch.Generator,
+        is_counted: bool = True,
+    ) -> None:
         """Add the uses on some data to the sum of the input factors.
 
         Args:
             uses: The uses.
+            into: What holds the sum.
             generator: What draws data, where not all are kept.
+            is_counted: Whether the data count.
         """
-        self._num_data += len(uses[0].x)
+        num_data = uses[0].num_data
+        into.num_data += num_data if is_counted else 0
         if "weight" in self.keys:
-            kept, scale = self._draw(len(uses[0].x), generator)
+            kept, scale = self._draw(num_data, generator)
             if kept is not None:
                 uses = [use.of_data(kept) for use in uses]
-            approx, known = self.options.approx, self._new.get("inputs")
-            self._new["inputs"] = add_input_factor(
+            approx, known = self.options.approx, into.sums.get("inputs")
+            into.sums["inputs"] = add_input_factor(
                 uses, approx, known, scale, self.is_joint, self._rank_limit
             )
 
     def add_gradients(
-        self, pairs: Pairs, scale: float, generator: torch.Generator
+        self, pairs: Pairs, scale: float, into: Gathered, generator: torch.Generator
     ) -> None:
         """Add gradients of the uses on some data to the sum of gradient factors."""
         kept, factor = self._draw(len(pairs[0][1]), generator)
@@ -137,8 +254,8 @@ class Layer:
                 (use if self.bases is None else use.of_data(kept), own[kept])
                 for use, own in pairs
             ]
-        approx, known = self.options.approx, self._new.get("gradients")
-        self._new["gradients"] = add_gradient_factor(
+        approx, known = self.options.approx, into.sums.get("gradients")
+        into.sums["gradients"] = add_gradient_factor(
             pairs, approx, known, scale, self._rank_limit
         )
         if self.bases is None:
@@ -149,8 +266,8 @@ class Layer:
         else:
             moments = kernel_moments(pairs, Basis(left, right, bias=self.is_joint))
         moments.mul_(scale)
-        known = self._new.get("moments")
-        self._new["moments"] = moments if known is None else known.add_(moments)
+        known = into.sums.get("moments")
+        into.sums["moments"] = moments if known is None else known.add_(moments)
 
     def _draw(
         self, num_data: int, generator: torch.Generator
@@ -164,26 +281,28 @@ class Layer:
 
     def forget(self) -> None:
         """Drop the step's statistics."""
-        self._new, self._num_data = {}, 0
+        self.gathered = Gathered()
+        self.period += 1
 
-    def take(self, gradient_scale: float, is_mean: bool) -> Statistics:
-        """The step's statistics, which are then dropped.
+    def take(self, scale: float, power: int, per_row: bool) -> Statistics:
+        """Return the step's statistics, which are then dropped.
 
         Args:
-            gradient_scale: Scale of the sum of gradient factors, and
-            is_mean: whether to multiply it by the number of data.
+            scale: Scale of the sum of gradient factors.
+            power: Power of the number of data, or of rows, in that scale.
+            per_row: Whether it is that of rows.
         """
-        found, count = self._new, self._num_data
+        gathered = self.gathered
+        found, count = gathered.sums, gathered.num_data
         self.forget()
         if "gradients" not in found or not count:
             return {}
-        if is_mean:
-            gradient_scale *= count
+        scale *= (gathered.num_rows if per_row else count) ** power
         for what, own in found.items():
             if what == "moments":
-                own.mul_(gradient_scale)
+                own.mul_(scale)
             else:
-                rescale(own, 1 / count if what == "inputs" else gradient_scale)
+                rescale(own, 1 / count if what == "inputs" else scale)
         return found
 
     # -- averages and inverses

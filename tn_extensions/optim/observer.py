@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,30 +14,74 @@ import torch
 from torch import Tensor, nn
 
 from tn_extensions.errors import describe
-from tn_extensions.kronecker import losses
+from tn_extensions.kronecker import engine, losses
 from tn_extensions.kronecker.layers import Pairs, Use
 from tn_extensions.kronecker.observe import innermost
-from tn_extensions.optim.layer import Layer
+from tn_extensions.optim.layer import Gathered, Layer
 from tn_extensions.optim.options import Fisher
 
 
 class _Pass:
-    """A forward pass: the layers' uses, and gradients that have arrived."""
+    """A forward pass.
 
-    def __init__(self) -> None:
-        self.uses: defaultdict[str, list[Use]] = defaultdict(list)
-        self.pairs: defaultdict[str, Pairs] = defaultdict(list)
+    Args:
+        num_data: Number of its data. ``None``: as many as a layer's input has rows.
+    """
+
+    def __init__(self, num_data: int | None = None) -> None:
+        self.num_data = num_data
+        self.uses: defaultdict[str, list[_Use]] = defaultdict(list)
+        """Uses of the layers, until own backward passes have been made."""
+        self.gathered: defaultdict[str, Gathered] = defaultdict(Gathered)
+        """What own backward passes gathered."""
+
+
+@dataclass(eq=False)
+class _Use:
+    """One use of a layer in a forward pass.
+
+    Args:
+        layer: The layer.
+        observed: The forward pass.
+        x: The layer's input, until a backward pass frees the graph.
+        size: Size of the layer's output.
+        node: The output's node, where own backward passes need it.
+    """
+
+    layer: Layer
+    observed: _Pass
+    x: engine.Kept | None
+    size: torch.Size
+    node: Any = None
+    period: int = -1
+    """The layer's period in which its input was last added to the statistics."""
+
+    def on(self, x: engine.Kept) -> Use:
+        """Return the use with its input."""
+        output = torch.empty(self.size, device="meta")
+        num_data = self.observed.num_data
+        use = Use.of(self.layer.module, x.get(), output, "separate", num_data)
+        return replace(use, node=self.node)
+
+
+Arrived = list[tuple[_Use, engine.Kept | None, Tensor]]
+"""Uses, their inputs and the gradients of their outputs."""
 
 
 class Observer:
     """Hooks on a model that feed its layers' statistics.
 
-    Of the empirical Fisher, in the backward pass that trains; of others, in backward
-    passes of its own to the layers' outputs, right after the forward pass.
+    What counts are forward passes in training mode that a backward pass then leads
+    through, adding to ``.grad``. A use's input counts once, however many such passes
+    lead through it. What ``.grad`` loses before the step, the statistics lose, too.
+
+    Statistics of the empirical Fisher are made in the backward pass that trains; those
+    of others in backward passes of their own to the layers' outputs, right after the
+    model's forward pass.
 
     Args:
         owner: Whom errors name.
-        model: The model. Passes in evaluation mode are not observed.
+        model: The model.
         layers: Its layers by name.
         fisher: The type of Fisher.
         loss: The loss that the Fisher is of, if it is not empirical.
@@ -64,19 +109,28 @@ class Observer:
         self._mc_samples = mc_samples
         self._generator = generator
         self._is_wanted = is_wanted
-        self._pass: _Pass | None = None
-        self._is_own_backward = False
-        self.num_rows = 0
-        """Rows of outputs whose loss was differentiated since the last step."""
-        # torch.compile must not trace what happens in Python only
-        outside: Any = torch.compiler.disable
-        self._handles = [model.register_forward_pre_hook(outside(self._before))]
+        self._pass = _Pass()
+        self._is_inside = self._is_own_backward = False
+        self._arrived: defaultdict[tuple[int, str], Arrived] = defaultdict(list)
+        self.is_paused = False
+        """Whether forward and backward passes are ignored."""
+        self.left_out: dict[str, str] = {}
+        """Why a layer was left out of a pass, since the last step."""
+        self._watched: dict[int, Tensor] = {}
+        before, after_all = _Hook(self._before), _Hook(self._after_all)
+        self._handles: list[Any] = [
+            model.register_forward_pre_hook(before, with_kwargs=True)
+        ]
         for name, layer in layers.items():
-            after = outside(partial(self._after, name))
-            self._handles.append(layer.module.register_forward_hook(after))
-        if fisher != "empirical":
-            after = outside(self._after_all)
-            self._handles.append(model.register_forward_hook(after))
+            after = _Hook(partial(self._after, name))
+            self._handles.append(
+                layer.module.register_forward_hook(after, with_kwargs=True)
+            )
+            self._watch(layer)
+        # comes last where the model is a layer itself
+        self._handles.append(
+            model.register_forward_hook(after_all, with_kwargs=True, always_call=True)
+        )
 
     def remove(self) -> None:
         """Remove the hooks."""
@@ -90,103 +144,183 @@ class Observer:
 
     def forget(self) -> None:
         """Drop what was seen since the last step."""
-        self._pass, self.num_rows = None, 0
+        self._arrived.clear()
+        self.left_out.clear()
         for layer in self._layers.values():
             layer.forget()
 
-    def finish(self) -> None:
-        """Make do with the gradients that came; some uses may not affect the loss."""
-        if self._pass is not None and self.is_empirical:
-            for name in list(self._pass.pairs):
-                self._complete(self._pass, name)
-        self._pass = None
+    def _watch(self, layer: Layer) -> None:
+        """Be told when the gradients of a layer's parameters have grown."""
+        for parameter in layer.parameters.values():
+            if id(parameter) not in self._watched:
+                self._watched[id(parameter)] = parameter
+                hook = partial(self._on_accumulated, layer)
+                handle = parameter.register_post_accumulate_grad_hook(hook)
+                self._handles.append(handle)
 
-    # -- hooks
+    # -- forward passes
 
-    def _before(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        # a copy of the model has its hooks
-        if model is not self._model:
-            return
-        self.finish()
-        is_observed = model.training and torch.is_grad_enabled() and self._is_wanted()
-        self._pass = _Pass() if is_observed else None
+    def _before(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        # a replica of the model has its hooks
+        if model is self._model:
+            self._pass, self._is_inside = _Pass(_num_data(args, kwargs)), True
 
     def _after(
-        self, name: str, module: Any, inputs: tuple[Any, ...], output: Tensor
+        self, name: str, module: Any, args: Any, kwargs: Any, output: Any
     ) -> None:
-        # what is checkpointed runs at first without gradients, then again with them
-        is_own = module is self._layers[name].module
-        if self._pass is None or not (is_own and output.requires_grad):
+        layer = self._layers[name]
+        # what is checkpointed may run without gradients first, then again with them
+        if not (
+            module is layer.module
+            and module.training
+            and isinstance(output, Tensor)
+            and output.requires_grad
+            and torch.is_grad_enabled()
+        ):
             return
-        if not inputs:
-            rule, layer = "be called with a positional argument", f"layer {name!r}"
-            raise ValueError(describe(self._owner, layer, rule, "none"))
-        use = Use.of(module, inputs[0], output, "separate")
-        own = replace(use, node=None)
-        # a node that holds a hook that holds the node would never be freed
-        self._pass.uses[name].append(own if self.is_empirical else use)
-        output.register_hook(partial(self._on_gradient, self._pass, name, own))
+        x = args[0] if args else kwargs["input"]
+        if engine.is_traced(x) or not self._is_wanted() or not layer.is_intact:
+            return
+        # checkpointing demands that the same be saved each time, paused or not
+        kept = engine.Kept(x)
+        if self.is_paused:
+            return
+        # a pass that is run again for a backward pass is that of the model
+        is_known = self._is_inside or engine.current_pass() >= 0
+        observed = self._pass if is_known else _Pass()
+        reason = layer.reason_against(x, observed.num_data)
+        if reason is None and not (self.is_empirical or self._is_inside):
+            reason = "was used outside of the model's own forward pass"
+        if reason is not None:
+            self.left_out.setdefault(name, reason)
+            return
+        self._watch(layer)
+        use = _Use(layer, observed, kept, output.shape)
+        node = engine.node_of(output)
+        if not self.is_empirical:
+            observed.uses[name].append(use)
+            # a node that holds a hook that holds the node would never be freed
+            use.node = node
+        node.register_hook(partial(self._on_gradient, use))
+
+    def _after_all(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if model is not self._model:
+            return
+        self._is_inside = False
+        observed = self._pass
+        try:
+            if observed.uses and output is not None:
+                self._backpropagate(observed, output)
+        finally:
+            # inputs and nodes need not be held any more
+            for use in [use for uses in observed.uses.values() for use in uses]:
+                use.node = use.x = None
+            observed.uses.clear()
+
+    # -- the backward pass that trains
 
     def _on_gradient(
-        self, observed: _Pass, name: str, use: Use, gradient: Tensor
+        self, use: _Use, _: Any, gradients: tuple[Tensor | None, ...]
     ) -> None:
-        if not (self.is_empirical or self._is_own_backward):
+        (gradient, *_) = gradients
+        layer, x = use.layer, use.x
+        is_counted = self._is_own_backward or any(
+            map(engine.accumulates, layer.parameters.values())
+        )
+        if not (self._is_own_backward or engine.keeps_graph()):
+            use.x = None
+        if gradient is None or self.is_paused or not is_counted:
             return
-        pairs = observed.pairs[name]
-        pairs.append((use, use.gradient(gradient)))
-        if len(pairs) == len(observed.uses[name]):
-            self._complete(observed, name)
+        if not self._is_own_backward:
+            layer.drop_what_was_discarded()
+        gradient = gradient.detach().reshape(use.size)
+        key = engine.current_pass(), layer.name
+        self._arrived[key].append((use, x, gradient))
 
-    def _complete(self, observed: _Pass, name: str) -> None:
-        pairs = observed.pairs.pop(name, [])
-        if not pairs:
+    def _on_accumulated(self, layer: Layer, parameter: Tensor) -> None:
+        arrived = self._arrived.pop((engine.current_pass(), layer.name), [])
+        if not any(parameter is own for own in layer.parameters.values()):
             return
-        with _exactly(pairs[0][1].device):
+        layer.note(parameter)
+        passes = {use.observed: None for use, _, _ in arrived}
+        for observed in passes:
             if self.is_empirical:
-                self._layers[name].add_inputs(observed.uses.pop(name), self._generator)
-            scale = 1.0 if self.is_empirical else self._scale
-            self._layers[name].add_gradients(pairs, scale, self._generator)
+                own = [each for each in arrived if each[0].observed is observed]
+                self._gather(layer, own)
+            elif layer.name in observed.gathered:
+                layer.gathered.add(observed.gathered.pop(layer.name))
 
-    def _after_all(self, model: nn.Module, inputs: Any, output: Any) -> None:
-        observed = self._pass if model is self._model else None
-        if observed is None or not observed.uses:
-            return
+    def _gather(self, layer: Layer, arrived: Arrived) -> None:
+        """Add uses in one forward pass, and the gradients of their outputs."""
+        pairs = _pairs(arrived)
+        new = [
+            seen
+            for (use, _, _), (seen, _) in zip(arrived, pairs, strict=True)
+            if use.period != layer.period
+        ]
+        for use, _, _ in arrived:
+            use.period = layer.period
+        into = layer.gathered
+        with _exactly(pairs[0][1].device):
+            if new:
+                # data count once, also if a later pass leads through more of the uses
+                layer.add_inputs(new, into, self._generator, len(new) == len(pairs))
+            layer.add_gradients(pairs, 1.0, into, self._generator)
+
+    # -- backward passes of their own
+
+    def _backpropagate(self, observed: _Pass, output: Any) -> None:
         if not isinstance(output, Tensor):
             rule, kind = "return a tensor", type(output).__name__
             remedy = "Use fisher='empirical'"
             raise TypeError(describe(self._owner, "the model", rule, kind, remedy))
-        with _exactly(output.device):
-            for name, uses in observed.uses.items():
-                self._layers[name].add_inputs(uses, self._generator)
         rows = self._rows(output)
-        self._scale = 1 / self._mc_samples if self._fisher == "mc" else 1.0
+        uses = {
+            name: [use.on(use.x) for use in own if use.x is not None]
+            for name, own in observed.uses.items()
+        }
+        for name, own in uses.items():
+            into = observed.gathered[name]
+            into.num_rows = len(rows)
+            with _exactly(output.device):
+                self._layers[name].add_inputs(own, into, self._generator)
+        scale = 1 / self._mc_samples if self._fisher == "mc" else 1.0
         if self._loss.reduction == "mean":
-            self._scale *= len(rows) ** 2
-        self.num_rows += len(rows)
+            scale *= len(rows) ** 2
         # passes to the layers closest to the input reach all others on their way
-        inner = [self._layers[name] for name in innermost(output, observed.uses)]
-        for uses in observed.uses.values():
-            uses[:] = [replace(use, node=None) for use in uses]
+        inner = [self._layers[name] for name in innermost(output, uses)]
+        uses.clear()
         ends = [next(reversed(layer.parameters.values())) for layer in inner]
         self._is_own_backward = True
         try:
             for vector in self._vectors(rows):
                 torch.autograd.grad(rows, ends, vector, retain_graph=True)
-                for name in list(observed.pairs):
-                    self._complete(observed, name)
+                while self._arrived:
+                    (_, name), arrived = self._arrived.popitem()
+                    into = observed.gathered[name]
+                    with _exactly(output.device):
+                        self._layers[name].add_gradients(
+                            _pairs(arrived), scale, into, self._generator
+                        )
         finally:
             self._is_own_backward = False
-        # nothing more is to be seen, and inputs need not be held
-        self._pass = None
 
     def _rows(self, output: Tensor) -> Tensor:
         """Outputs as ``[R, C]``: classes come second of cross entropies, else last."""
-        if output.dim() < 2:
-            rule = "return at least two axes"
-            raise ValueError(describe(self._owner, "the model", rule, output.dim()))
         if isinstance(self._loss, nn.CrossEntropyLoss):
+            if output.dim() < 2:
+                rule = "return at least two axes"
+                found = output.dim()
+                raise ValueError(describe(self._owner, "the model", rule, found))
             output = output.movedim(1, -1)
-        return output.reshape(-1, output.shape[-1])
+        elif output.dim() == 1:
+            # of a single output, which was squeezed
+            output = output.unsqueeze(1)
+        rows = output.reshape(-1, output.shape[-1])
+        if self._fisher == "mc" and not rows.isfinite().all():
+            rule = "return finite outputs"
+            raise ValueError(describe(self._owner, "the model", rule, "inf or nan"))
+        return rows
 
     def _vectors(self, rows: Tensor) -> Iterator[Tensor]:
         if self._fisher == "type-2":
@@ -197,6 +331,36 @@ class Observer:
         for _ in range(self._mc_samples):
             drawn = losses.draw(loss, wide, self._generator)
             yield losses.gradient(loss, wide, drawn).to(rows.dtype)
+
+
+class _Hook:
+    """A hook on a module, which does nothing once it is pickled or copied."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call = call
+
+    # torch.compile must not trace what happens in Python only
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, *args: Any) -> None:
+        self._call(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # logs nothing, at a level below all; needs the standard library only
+        return partial, (logging.getLogger("tn_extensions.optim").log, -1)
+
+
+def _num_data(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+    """Return the length of a model's first input, or of the first in a mapping."""
+    first = next(iter([*args, *kwargs.values()]), None)
+    if isinstance(first, Mapping):
+        first = next(iter(first.values()), None)
+    return len(first) if isinstance(first, Tensor) and first.dim() else None
+
+
+def _pairs(arrived: Arrived) -> Pairs:
+    """Uses as layers know them, and gradients."""
+    seen = [(use.on(x), gradient) for use, x, gradient in arrived if x is not None]
+    return [(use, use.gradient(gradient)) for use, gradient in seen]
 
 
 @contextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from logging import getLogger
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
@@ -52,11 +55,25 @@ class KFACPreconditioner:
     keep their gradient.
 
     Layers: ``Linear``, convolutions, transposed convolutions of any hyper-parameters,
-    used once or several times in a forward pass. Frozen ones are left alone. Gradient
-    accumulation, autocast, gradient checkpointing, ``torch.compile`` and
-    ``DistributedDataParallel`` need nothing but what is said below. Only forward passes
-    in training mode (``model.train()``) are observed, and only at steps that update
-    factors.
+    used once or several times in a forward pass. Frozen ones are left alone, and so are
+    those with a ``forward`` of their own or a kernel that is computed (``weight_norm``,
+    ``parametrize``, ``prune``). Gradient accumulation, autocast, gradient
+    checkpointing, ``torch.compile`` and ``DistributedDataParallel`` need nothing but
+    what is said below.
+
+    Statistics are of the passes that made the gradients: of layers in training mode
+    (``model.train()``), and of backward passes that add to ``.grad``, as
+    ``loss.backward()`` does and ``torch.autograd.grad`` does not. What is set to zero
+    before the step does not count. Each of several backward passes through one graph
+    adds its ``sum g g^T``; their data count once. :meth:`pause` ignores passes.
+
+    ``N`` is the length of the model's first input. Where a layer's input has a multiple
+    of it as rows (frames or windows folded into the batch), the rows of a datum, which
+    must be adjacent, are positions that share the weight. Outside of the model's own
+    ``forward``, each call of a layer is on data of its own, one per row.
+
+    Layers without statistics (never called, or on what is not a batch) keep their
+    gradient, with a warning.
 
     Args:
         model: The model; compiled or wrapped in ``DistributedDataParallel`` or not.
@@ -70,12 +87,13 @@ class KFACPreconditioner:
         inverse_update_steps: Steps between updates of the inverses.
         ema_decay: Weight of the former average.
         kl_clip: Bound on ``lr^2`` times the sum of products of gradients and their
-            preconditioned ones: above, the latter are scaled. ``None``: no bound.
+            preconditioned ones: above, the latter are scaled. ``None``, also from a
+            callable: no bound and no scaling.
         lr: Learning rate, for ``kl_clip``.
         eigenvalue_correction: Whether to use EKFAC's eigenvalues, second moments of the
             gradients in the factors' eigenbases (George et al., 2018).
         skip_layers: Names of layers, or of modules around them, or of classes, that
-            keep their gradient. Regular expressions.
+            keep their gradient. Regular expressions, each of which must match some.
         damping_method: ``"pi"``: ``a b = damping``, split by the factors' mean
             eigenvalues (Martens & Grosse, 2015). ``"fixed"``: ``a = b = damping``.
             ``"exact"``: added to ``B (x) A``, in its eigenbasis (always so in EKFAC).
@@ -86,8 +104,8 @@ class KFACPreconditioner:
         loss_func: The loss that ``"mc"`` and ``"type-2"`` are of: ``CrossEntropyLoss``
             (the default), ``MSELoss``, ``BCEWithLogitsLoss``.
         loss_reduction: Whether the loss that is differentiated between two steps is the
-            mean over all data of this time, or their sum. With gradient accumulation,
-            scale losses accordingly.
+            mean over all data of this time, or their sum, with which
+            ``B = sum g g^T``. With gradient accumulation, scale losses accordingly.
         mc_samples: Draws per datum and step.
         seed: Of the draws.
         grad_scaler: The ``GradScaler``, if one scales the loss. Call its ``unscale_``
@@ -137,8 +155,8 @@ class KFACPreconditioner:
     ) -> None:
         self._owner = type(self).__name__
         if not isinstance(model, nn.Module):
-            kind = type(model).__name__
-            raise TypeError(describe(self._owner, "model", "be a module", kind))
+            kind, remedy = type(model).__name__, "Pass the model, not its parameters"
+            raise TypeError(describe(self._owner, "model", "be a module", kind, remedy))
         schedule: dict[str, Any] = {
             "factor_update_steps": factor_update_steps,
             "inverse_update_steps": inverse_update_steps,
@@ -175,6 +193,7 @@ class KFACPreconditioner:
         self.skipped = 0
         layers, fraction = list(self._layers.values()), grad_worker_fraction
         self._processes = Processes(self._owner, layers, fraction, process_group)
+        self._warned: set[str] = set()
         device = next(iter(layers[0].parameters.values())).device
         self._generator = torch.Generator(device)
         self._seed = seed
@@ -201,11 +220,11 @@ class KFACPreconditioner:
         see, the latter are dropped, and the optimizer leaves these parameters alone.
 
         Raises:
-            RuntimeError: If there was no backward pass in training mode.
+            RuntimeError: If there was no backward pass in training mode since the last
+                step.
             ValueError: If gradients are not finite; nothing has changed then.
         """
-        layers = {n: own for n, own in self._layers.items() if own.gradients}
-        self._observer.finish()
+        layers = self._layers_to_precondition()
         if not self._check_gradients(layers):
             return
         for layer in layers.values():
@@ -222,8 +241,23 @@ class KFACPreconditioner:
             ]
         )
         self._write(layers, clip_and_lr)
+        for layer in layers.values():
+            layer.note_step()
         self.steps += 1
         self._seed_draws()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Ignore forward and backward passes meanwhile, for instance of an attack.
+
+        Where these add to ``.grad``, the next step preconditions with statistics that
+        lack them.
+        """
+        was_paused, self._observer.is_paused = self._observer.is_paused, True
+        try:
+            yield
+        finally:
+            self._observer.is_paused = was_paused
 
     def remove_hooks(self) -> None:
         """Stop observing the model. There is nothing to precondition with from then."""
@@ -236,12 +270,24 @@ class KFACPreconditioner:
     def _updates_factors(self) -> bool:
         return self.steps % self._every("factor_update_steps") == 0
 
-    def _check_gradients(self, layers: Mapping[str, Layer]) -> bool:
-        """Whether gradients are there, and finite."""
+    def _layers_to_precondition(self) -> dict[str, Layer]:
+        """Layers with gradients that the last step has not preconditioned."""
+        found = {name: own for name, own in self._layers.items() if own.gradients}
+        for name, layer in found.items():
+            if not layer.is_intact:
+                reason = "does not multiply by its own parameters any more"
+                self._observer.left_out[name] = reason
+        found = {name: own for name, own in found.items() if own.is_intact}
+        layers = {n: own for n, own in found.items() if not own.is_preconditioned}
         if not layers:
             self._observer.forget()
             rule, remedy = "follow a backward pass", "Call loss.backward() first"
-            raise RuntimeError(describe(self._owner, "step", rule, "none", remedy))
+            got = "none since the last step" if found else "none"
+            raise RuntimeError(describe(self._owner, "step", rule, got, remedy))
+        return layers
+
+    def _check_gradients(self, layers: Mapping[str, Layer]) -> bool:
+        """Whether gradients are finite."""
         gradients = {
             f"{name}.{key}": own
             for name, layer in layers.items()
@@ -258,27 +304,50 @@ class KFACPreconditioner:
         raise ValueError(describe(self._owner, "gradients", "be finite", found))
 
     def _update_factors(self, layers: Mapping[str, Layer]) -> None:
-        scale = 1.0
-        if self._grad_scaler is not None and self._observer.is_empirical:
+        is_empirical, scale = self._observer.is_empirical, 1.0
+        if self._grad_scaler is not None and is_empirical:
             scale = float(self._grad_scaler.get_scale()) ** -2
-        if not self._observer.is_empirical and self._loss_is_mean:
-            scale = 1 / max(1, self._observer.num_rows)
-        is_mean = self._observer.is_empirical and self._is_mean
-        found = {name: own.take(scale, is_mean) for name, own in layers.items()}
+        # a mean over data or rows has gradients that are divided by their number
+        is_mean = self._is_mean if is_empirical else self._loss_is_mean
+        power = (1 if is_empirical else -1) if is_mean else 0
+        found = {
+            name: own.take(scale, power, per_row=not is_empirical)
+            for name, own in layers.items()
+        }
+        left_out = dict(self._observer.left_out)
         self._observer.forget()
         known = [own for own in layers.values() if own.averages]
-        if not any(found.values()) and not known:
+        if not (any(found.values()) or known or left_out):
             rule = "follow a forward and backward pass in training mode"
-            remedy = "Call model.train() and loss.backward()"
+            called = "" if is_empirical else "the model itself, and "
+            remedy = f"Call model.train(), {called}loss.backward()"
             raise RuntimeError(describe(self._owner, "step", rule, "none", remedy))
         found = self._processes.average(found)
         for name in list(found):
             layer, new = self._layers[name], found.pop(name)
+            if not new:
+                continue
             if all_finite(new):
                 layer.average(new)
                 layer.correct()
             else:
                 LOG.warning("Layer %s: factors not finite, left out", name)
+        without = [name for name, own in layers.items() if not own.averages]
+        self._warn_of({n: left_out.get(n, "was not called") for n in without})
+
+    def _warn_of(self, reasons: Mapping[str, str]) -> None:
+        """Warn, once, of layers that keep their gradient."""
+        names: defaultdict[str, list[str]] = defaultdict(list)
+        for name, reason in reasons.items():
+            if name not in self._warned:
+                names[reason].append(repr(name))
+        self._warned.update(reasons)
+        for reason, own in names.items():
+            warn(
+                f"{self._owner}: {', '.join(own)} keeps its plain gradient: the layer "
+                f"{reason} in the passes that made it.",
+                stacklevel=4,
+            )
 
     def _update_inverses(self, layers: list[Layer]) -> None:
         inverts = self._processes.inverts
@@ -335,7 +404,10 @@ class KFACPreconditioner:
         schedule, step = self._schedule, self.steps
         if schedule.kl_clip is None:
             return None
-        clip = number_at(self._owner, "kl_clip", schedule.kl_clip, step)
+        clip = schedule.kl_clip
+        if callable(clip) and clip(step) is None:
+            return None
+        clip = number_at(self._owner, "kl_clip", clip, step)
         return clip, number_at(self._owner, "lr", schedule.lr, step)
 
     def _seed_draws(self) -> None:

@@ -1,0 +1,81 @@
+"""The autograd engine: what a pass does, and what it keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+
+def node_of(output: Tensor) -> Any:
+    """Return the node that made a layer's output, in autograd's graph.
+
+    Its gradient has the output's entries, in the same order. A ``Linear`` on more than
+    two axes returns a view; an activation that works in place then replaces the view's
+    node, which no pass reaches any more, but not the one below.
+    """
+    base = output._base
+    is_reshaped = base is not None and base.numel() == output.numel()
+    return base.grad_fn if is_reshaped and base is not None else output.grad_fn
+
+
+def is_traced(x: Tensor) -> bool:
+    """Tell whether a transform or a trace sees a tensor, rather than a training pass.
+
+    ``torch.func`` (``vmap``, ``grad``, ``jacrev``), ``torch.jit.trace``, exports.
+    """
+    # torch has no public name for the stack of transforms
+    is_transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return is_transformed or torch.jit.is_tracing() or isinstance(x, FakeTensor)
+
+
+def current_pass() -> int:
+    """Return the number of the backward pass that is running; -1 outside of any."""
+    return torch._C._current_graph_task_id()
+
+
+def keeps_graph() -> bool:
+    """Tell whether the backward pass that is running can be repeated."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def accumulates(parameter: Tensor) -> bool:
+    """Tell whether the backward pass that is running adds to a parameter's ``.grad``.
+
+    ``loss.backward()`` does; ``torch.autograd.grad`` and passes to other ``inputs`` do
+    not.
+    """
+    if not parameter.requires_grad:
+        return False
+    node = torch.autograd.graph.get_gradient_edge(parameter).node
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:
+        # of a leaf among the inputs of torch.autograd.grad
+        return False
+
+
+class Kept:
+    """A tensor that lives as long as autograd would keep it for a backward pass.
+
+    It is saved as layers' inputs are, so that gradient checkpointing and other hooks on
+    saved tensors drop and restore it, too.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        anchor = torch.empty(0, requires_grad=True)
+        self._node: Any = _Save.apply(anchor, tensor.detach()).grad_fn
+
+    def get(self) -> Tensor:
+        """Return the tensor."""
+        (tensor,) = self._node.saved_tensors
+        return tensor
+
+
+class _Save(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, tensor: Tensor) -> Tensor:
+        ctx.save_for_backward(tensor)
+        return anchor.clone()
