@@ -140,3 +140,19 @@ def joint(module: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None:
         return matrix
     return torch.cat([matrix, bias.reshape(groups, -1, 1)], 2)
+
+
+def assert_same_state(expected: Any, actual: Any) -> None:
+    assert type(expected) is type(actual)
+    if isinstance(expected, dict):
+        assert list(expected) == list(actual)
+        for key in expected:
+            assert_same_state(expected[key], actual[key])
+    elif isinstance(expected, (tuple, list)):
+        assert len(expected) == len(actual)
+        for one, other in zip(expected, actual, strict=True):
+            assert_same_state(one, other)
+    elif isinstance(expected, Tensor):
+        assert torch.equal(expected, actual)
+    else:
+        assert expected == actual

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.messages import assert_in_form
 from tests.optim.support import (
+    assert_same_state,
     batch,
     gradients,
     joint,
@@ -582,22 +583,6 @@ def test_grad_scaler() -> None:
             assert_close(model.state_dict(), weights, rtol=0, atol=0)
             assert_same_state({**before, "skipped": 1}, found.state_dict())
     assert (found.steps, found.skipped) == (1, 1)
-
-
-def assert_same_state(expected: Any, actual: Any) -> None:
-    assert type(expected) is type(actual)
-    if isinstance(expected, dict):
-        assert list(expected) == list(actual)
-        for key in expected:
-            assert_same_state(expected[key], actual[key])
-    elif isinstance(expected, (tuple, list)):
-        assert len(expected) == len(actual)
-        for one, other in zip(expected, actual, strict=True):
-            assert_same_state(one, other)
-    elif isinstance(expected, Tensor):
-        assert torch.equal(expected, actual)
-    else:
-        assert expected == actual
 
 
 # -- state

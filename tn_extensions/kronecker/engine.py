@@ -28,7 +28,7 @@ def is_traced(x: Tensor) -> bool:
     """
     # torch has no public name for the stack of transforms
     is_transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return is_transformed or torch.jit.is_tracing() or isinstance(x, FakeTensor)
+    return is_transformed or torch._C._is_tracing() or isinstance(x, FakeTensor)
 
 
 def current_pass() -> int:

@@ -85,7 +85,8 @@ def find_layers(
         order = tuple(key for key in ("weight", "bias") if key in keys)
         layers[name] = Layer(name, module, order, mine, owner)
     supported = ", ".join(kind.__name__ for kind in SUPPORTED)
-    for argument, patterns in (("skip_layers", skip_layers), ("overrides", overrides)):
+    given = {"skip_layers": list(skip_layers), "overrides": list(overrides)}
+    for argument, patterns in given.items():
         unused = [pattern for pattern in patterns if pattern not in used]
         if unused:
             rule = "be of layers of the model"

@@ -173,6 +173,7 @@ class Observer:
         if not (
             module is layer.module
             and module.training
+            and any(own.requires_grad for own in layer.parameters.values())
             and isinstance(output, Tensor)
             and output.requires_grad
             and torch.is_grad_enabled()
@@ -181,16 +182,14 @@ class Observer:
         x = args[0] if args else kwargs["input"]
         if engine.is_traced(x) or not self._is_wanted() or not layer.is_intact:
             return
-        # checkpointing demands that the same be saved each time, paused or not
+        # checkpointing demands that the same be saved each time, counted or not
         kept = engine.Kept(x)
-        if self.is_paused:
-            return
         # a pass that is run again for a backward pass is that of the model
         is_known = self._is_inside or engine.current_pass() >= 0
+        if self.is_paused or not (is_known or self.is_empirical):
+            return
         observed = self._pass if is_known else _Pass()
         reason = layer.reason_against(x, observed.num_data)
-        if reason is None and not (self.is_empirical or self._is_inside):
-            reason = "was used outside of the model's own forward pass"
         if reason is not None:
             self.left_out.setdefault(name, reason)
             return
@@ -290,7 +289,10 @@ class Observer:
         # passes to the layers closest to the input reach all others on their way
         inner = [self._layers[name] for name in innermost(output, uses)]
         uses.clear()
-        ends = [next(reversed(layer.parameters.values())) for layer in inner]
+        ends = [
+            [own for own in layer.parameters.values() if own.requires_grad][-1]
+            for layer in inner
+        ]
         self._is_own_backward = True
         try:
             for vector in self._vectors(rows):
