@@ -127,11 +127,6 @@ class Layer:
         return self.module.out_features if is_linear else self.module.out_channels
 
     @property
-    def _rank_limit(self) -> float:
-        # former bases must hold all gradients, and those of roots do not
-        return 0.0 if self.options.eigenvalue_correction else RANK_LIMIT
-
-    @property
     def parameters(self) -> dict[str, Tensor]:
         """Its trained parameters, as far as they still are parameters."""
         found = {key: self.module._parameters.get(key) for key in self.keys}
@@ -239,7 +234,7 @@ class Layer:
                 uses = [use.of_data(kept) for use in uses]
             approx, known = self.options.approx, into.sums.get("inputs")
             into.sums["inputs"] = add_input_factor(
-                uses, approx, known, scale, self.is_joint, self._rank_limit
+                uses, approx, known, scale, self.is_joint, RANK_LIMIT
             )
 
     def add_gradients(
@@ -256,7 +251,7 @@ class Layer:
             ]
         approx, known = self.options.approx, into.sums.get("gradients")
         into.sums["gradients"] = add_gradient_factor(
-            pairs, approx, known, scale, self._rank_limit
+            pairs, approx, known, scale, RANK_LIMIT
         )
         if self.bases is None:
             return
@@ -321,7 +316,7 @@ class Layer:
             if what == "moments" and known is not None:
                 known.mul_(decay).add_(own, alpha=1 - decay)
             else:
-                self.averages[what] = averaged(known, own, decay, self._rank_limit)
+                self.averages[what] = averaged(known, own, decay, RANK_LIMIT)
 
     def invert(self) -> None:
         """Invert the averages anew.
@@ -382,7 +377,7 @@ class Layer:
         is_corrected = self.options.eigenvalue_correction
         if is_corrected or self.options.damping_method == "exact":
             bases = [
-                None if factor is None else _eigenbasis(_whole(factor))
+                None if factor is None else _eigenbasis(_whole(factor), is_corrected)
                 for factor in (left, right)
             ]
             assert bases[0] is not None
@@ -495,8 +490,9 @@ def _whole(factor: Tensor) -> Tensor:
     return factor if is_root(factor) else symmetrize(factor)
 
 
-def _eigenbasis(factor: Tensor) -> tuple[Tensor, Tensor]:
-    values, vectors = eigenbasis(factor)
+def _eigenbasis(factor: Tensor, complete: bool) -> tuple[Tensor, Tensor]:
+    # a former basis must hold later gradients, too
+    values, vectors = eigenbasis(factor, complete)
     return values.clamp(min=0), vectors
 
 

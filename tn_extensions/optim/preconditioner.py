@@ -273,10 +273,8 @@ class KFACPreconditioner:
     def _layers_to_precondition(self) -> dict[str, Layer]:
         """Layers with gradients that the last step has not preconditioned."""
         found = {name: own for name, own in self._layers.items() if own.gradients}
-        for name, layer in found.items():
-            if not layer.is_intact:
-                reason = "does not multiply by its own parameters any more"
-                self._observer.left_out[name] = reason
+        reason = "no longer multiplies by its own parameters"
+        self._warn_of({n: reason for n, own in found.items() if not own.is_intact})
         found = {name: own for name, own in found.items() if own.is_intact}
         layers = {n: own for n, own in found.items() if not own.is_preconditioned}
         if not layers:
@@ -333,7 +331,8 @@ class KFACPreconditioner:
             else:
                 LOG.warning("Layer %s: factors not finite, left out", name)
         without = [name for name, own in layers.items() if not own.averages]
-        self._warn_of({n: left_out.get(n, "was not called") for n in without})
+        unseen = "was not called in the passes that made them"
+        self._warn_of({name: left_out.get(name, unseen) for name in without})
 
     def _warn_of(self, reasons: Mapping[str, str]) -> None:
         """Warn, once, of layers that keep their gradient."""
@@ -344,8 +343,8 @@ class KFACPreconditioner:
         self._warned.update(reasons)
         for reason, own in names.items():
             warn(
-                f"{self._owner}: {', '.join(own)} keeps its plain gradient: the layer "
-                f"{reason} in the passes that made it.",
+                f"{self._owner}: plain gradients stay for {', '.join(own)}: each "
+                f"{reason}.",
                 stacklevel=4,
             )
 
