@@ -1,0 +1,102 @@
+"""What a backward pass does, seen from a hook inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.utils.checkpoint import checkpoint
+
+from tn_extensions.kronecker import engine
+
+
+def accumulated(backward: Callable[[Tensor, Tensor, Tensor], Any]) -> list[bool]:
+    """Whether a pass says that it adds to the weight's gradient, and to the bias'."""
+    layer, seen = nn.Linear(3, 2), []
+    x = torch.rand(4, 3, requires_grad=True)
+    output = layer(x)
+    engine.node_of(output).register_hook(
+        lambda *_: seen.extend(map(engine.accumulates, layer.parameters()))
+    )
+    backward(output.sum(), x, layer.weight)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("backward", "expected"),
+    [
+        (lambda loss, x, weight: loss.backward(), [True, True]),
+        (lambda loss, x, weight: loss.backward(create_graph=True), [True, True]),
+        (lambda loss, x, weight: loss.backward(inputs=[x]), [False, False]),
+        (lambda loss, x, weight: loss.backward(inputs=[weight]), [True, False]),
+        (lambda loss, x, weight: torch.autograd.grad(loss, x), [False, False]),
+        (lambda loss, x, weight: torch.autograd.grad(loss, weight), [False, False]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_accumulates(backward: Any, expected: list[bool]) -> None:
+    assert accumulated(backward) == expected
+
+
+def test_accumulates_not_when_frozen() -> None:
+    assert not engine.accumulates(torch.ones(2))
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_passes(keeps: bool) -> None:
+    x, seen = torch.rand(3, requires_grad=True), []
+    loss = x.square().sum()
+    loss.grad_fn.register_hook(
+        lambda *_: seen.append((engine.current_pass() >= 0, engine.keeps_graph()))
+    )
+    loss.backward(retain_graph=keeps)
+    assert seen == [(True, keeps)]
+    assert engine.current_pass() == -1
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 4, 3), (2, 2, 4, 3)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_nodes_are_reached(shape: tuple[int, ...], bias: bool, in_place: bool) -> None:
+    output = nn.Linear(3, 2, bias=bias)(torch.rand(shape))
+    seen: list[Tensor] = []
+    engine.node_of(output).register_hook(lambda _, outer: seen.append(outer[0]))
+    used = torch.tanh_(output) if in_place else torch.tanh(output)
+    g = torch.rand_like(used)
+    used.backward(g)
+    (found,) = seen
+    expected = g * (1 - used.detach().square())
+    torch.testing.assert_close(found.reshape(expected.shape), expected)
+
+
+def test_kept_through_checkpointing() -> None:
+    """What is kept is dropped with, and restored from, the checkpointed segment."""
+    kept: list[engine.Kept] = []
+
+    def segment(x: Tensor) -> Tensor:
+        middle = x.tanh()
+        kept.append(engine.Kept(middle))
+        return middle.square()
+
+    x = torch.rand(3, requires_grad=True)
+    output = checkpoint(segment, x, use_reentrant=False)
+    torch.testing.assert_close(kept[0].get(), x.detach().tanh())
+    output.sum().backward()
+
+
+def test_traced() -> None:
+    seen = []
+
+    def function(x: Tensor) -> Tensor:
+        seen.append(engine.is_traced(x))
+        return x * 2
+
+    function(torch.ones(2))
+    vmap(function)(torch.ones(2))
+    with torch._subclasses.FakeTensorMode():
+        function(torch.ones(2))
+    assert seen == [False, True, True]
