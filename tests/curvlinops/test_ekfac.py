@@ -152,6 +152,35 @@ def test_trace_is_the_ggns(fisher: str, reduction: str) -> None:
         assert_close(op.trace, dense(exact).trace(), **loose)
 
 
+TARGETS = {
+    "probabilities": (
+        nn.CrossEntropyLoss(torch.tensor([0.5, 2.0, 1.0]).double()),
+        images(5, 3, 4).softmax(1),
+    ),
+    "binary": (
+        nn.BCEWithLogitsLoss(
+            weight=torch.rand(5, 1, 4).double(), pos_weight=torch.rand(3, 1).double()
+        ),
+        images(5, 3, 4).sigmoid(),
+    ),
+}
+
+
+@pytest.mark.parametrize(("loss", "y"), TARGETS.values(), ids=TARGETS)
+def test_outputs_at_positions(loss: nn.Module, y: Tensor) -> None:
+    """EKFAC's trace and the GGN's diagonal and Gram matrix, by autograd's GGN."""
+    model, x = Spatial().double(), images(5, 4, 5)
+    args = model, [(x, y)]
+    exact = dense(operator(stock, *args, kind="GGNLinearOperator", loss=loss))
+    ekfac = operator(ours, *args, loss=loss, fisher_type="type-2", **EKFAC)
+    assert_close(ekfac.trace, exact.trace())
+    diagonal = operator(ours, *args, loss=loss, kind="GGNDiagonalLinearOperator")
+    found = torch.cat([part.flatten() for part in diagonal.diagonal()])
+    assert_close(found, exact.diagonal())
+    gram = operator(ours, *args, loss=loss, kind="GGNGramLinearOperator").dense()
+    assert_close(gram.square().sum(), exact.square().sum())
+
+
 def test_groups_inverse_state_and_batches() -> None:
     x = images(6, 2, 5, 4)
     model, y = grouped(x), targets(6)

@@ -392,6 +392,38 @@ def test_weighted_binary_cross_entropy(reduction: str, fisher: str) -> None:
     assert_close(found, dense(exact), **(loose if fisher == "mc" else {}))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(
+    ("layer", "positions"),
+    [(nn.Linear(4, 3), ()), (nn.Conv1d(4, 3, 1), (2,)), (nn.Conv2d(4, 3, 1), (1, 2))],
+)
+def test_probabilities_as_targets(
+    layer: nn.Module, positions: tuple[int, ...], reduction: str
+) -> None:
+    """Exact for linear models on inputs that are all alike; one class is that class."""
+    model = nn.Sequential(layer).double()
+    x = images(1, 4, *[1] * len(positions)).repeat(3, 1, *positions)
+    y = images(3, 3, *positions).softmax(1)
+    options: dict[str, Any] = {"check_deterministic": False}
+    weight = torch.tensor([0.5, 2, 3]).double()
+    loss = nn.CrossEntropyLoss(weight, reduction=reduction, label_smoothing=0.1)
+    exact = operator(
+        stock, model, [(x, y)], kind="GGNLinearOperator", loss=loss, **options
+    )
+    options["separate_weight_and_bias"] = False
+    op = operator(ours, model, [(x, y)], loss=loss, fisher_type="type-2", **options)
+    assert_close(dense(op), dense(exact))
+    # without weights, by whose sum a mean over classes is divided
+    loss, classes = nn.CrossEntropyLoss(reduction=reduction), y.argmax(1)
+    certain = nn.functional.one_hot(classes, 3).double().movedim(-1, 1)
+    for options["fisher_type"] in ("type-2", "mc", "forward-only", "empirical"):
+        found, expected = (
+            operator(ours, model, [(x, own)], loss=loss, **options)
+            for own in (certain, classes)
+        )
+        assert_close(dense(found), dense(expected))
+
+
 def test_batches_and_seed() -> None:
     x = images(6, 2, 5, 4)
     model, y = grouped(x), targets(6)
@@ -497,9 +529,14 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="groups") as error:
         operator(ours, model, data, groups="all")
     assert_in_form(error.value, NAME, "groups")
-    with pytest.raises(ValueError, match="classes") as error:
-        operator(ours, model, [(x, images(3, 3).softmax(1))])
-    assert_in_form(error.value, NAME, "targets")
+    for wrong_targets in (images(3, 4), images(3), images(3, 3).long()):
+        op = operator(ours, model, [(x, wrong_targets)], check_deterministic=False)
+        with pytest.raises(ValueError, match="targets") as error:
+            op.compute_kronecker_factors()
+        assert_in_form(error.value, NAME, "targets")
+    regression = [(x, images(3))]
+    with pytest.raises(ValueError, match="Unsqueeze"):
+        operator(ours, model, regression, loss=nn.MSELoss())
     for wrong in ({"fisher_type": "exact"}, {"kfac_approx": "both"}):
         with pytest.raises(ValueError, match="Invalid"):
             operator(ours, model, data, **wrong)

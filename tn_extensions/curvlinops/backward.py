@@ -33,8 +33,9 @@ class BackwardPasses:
     device: torch.device
     draw_label: Callable[[Tensor], Tensor]
     _loop_over_data: Callable[..., Iterator[tuple[Any, Tensor]]]
-    _rearrange_for_larger_than_2d_output: Callable[..., tuple[Tensor, Tensor]]
     # our own
+    _loss_of_rows: Any
+    """The loss of the outputs' rows that were rearranged last."""
     _groups: Groups
 
     @cached_property
@@ -74,6 +75,12 @@ class BackwardPasses:
                         on_gradients(*pending.popitem())
                 uses.clear()
 
+    def _rearrange_for_larger_than_2d_output(
+        self, output: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        self._loss_of_rows, output, y = losses.in_rows(self._loss_func, output, y)
+        return output, y
+
     def _reset_generator(self) -> None:
         if self._generator is None or self._generator.device != self.device:
             self._generator = torch.Generator(device=self.device)
@@ -90,9 +97,15 @@ class BackwardPasses:
         if output.ndim != 2 or y.ndim not in {1, 2}:
             found = f"{output.ndim} and {y.ndim} axes"
             rule = "have two axes, and targets one or two"
-            raise ValueError(describe(type(self).__name__, "outputs", rule, found))
+            owner, remedy = type(self).__name__, "Unsqueeze [N] to [N, 1]"
+            raise ValueError(describe(owner, "outputs", rule, found, remedy))
         if isinstance(self._loss_func, nn.CrossEntropyLoss) and y.is_floating_point():
-            rule, found = "hold classes", "probabilities"
+            rule, expected = "be classes, or probabilities", output.shape
+        else:
+            rule, expected = "have a row for each of the outputs'", y.shape
+        if len(y) != len(output) or y.shape != expected:
+            rule = f"{rule} (outputs' shape as rows: {list(output.shape)})"
+            found = f"{y.dtype} of shape {list(y.shape)}"
             raise ValueError(describe(type(self).__name__, "targets", rule, found))
 
     def _check_layers(
@@ -131,9 +144,9 @@ class BackwardPasses:
         if self._fisher_type == "forward-only":
             return
         if self._fisher_type == "empirical":
-            yield losses.gradient(self._loss_func, output, y)
+            yield losses.gradient(self._loss_of_rows, output, y)
             return
-        loss = losses.plain(self._loss_func)
+        loss = losses.plain(self._loss_of_rows)
         if self._fisher_type == "type-2":
             draws = losses.hessian_columns(loss, output)
         else:
@@ -141,7 +154,7 @@ class BackwardPasses:
                 losses.gradient(loss, output, self.draw_label(output))
                 for _ in range(self._mc_samples)
             )
-        yield from losses.scaled(draws, losses.scale(self._loss_func, output, y))
+        yield from losses.scaled(draws, losses.scale(self._loss_of_rows, output, y))
 
     @property
     def _splits_terms(self) -> bool:

@@ -143,14 +143,6 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
             for key, position in self._mapping[name].items()
         }
 
-    def _rearrange_for_larger_than_2d_output(
-        self, output: Tensor, y: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        # curvlinops' KFAC's, which its EKFAC refuses
-        rearrange = kfac.KFACLinearOperator._rearrange_for_larger_than_2d_output
-        found: tuple[Tensor, Tensor] = rearrange(self, output, y)
-        return found
-
 
 def _eigenvectors(
     factors: Mapping[str, Tensor], is_complete: bool

@@ -77,6 +77,18 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
 
         return KFACInverseLinearOperator(self, damping=damping, **kwargs)
 
+    def _set_num_per_example_loss_terms(self, given: int | None) -> None:
+        if given is None:
+            batches = self._loop_over_data(desc="_num_per_example_loss_terms")
+            terms = sum(losses.num_terms(self._loss_func, y) for _, y in batches)
+            given, rest = divmod(terms, self._N_data)
+            if rest:
+                rule = f"have equally many loss terms for each of {self._N_data} data"
+                name, found = type(self).__name__, f"{terms} in all"
+                remedy = "Unsqueeze outputs and targets [N] of a regression to [N, 1]"
+                raise ValueError(describe(name, "targets", rule, found, remedy))
+        self._num_per_example_loss_terms = given
+
     # -- parameters
 
     @classmethod
