@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import curvlinops as stock
@@ -189,6 +190,72 @@ def test_few_data_keep_roots(num_data: int, separate: bool, approx: str) -> None
     for exact in (False, True):
         with pytest.raises(torch.linalg.LinAlgError, match="Increase the damping"):
             dense(mine.inverse(use_exact_damping=exact))
+
+
+def wide(x: Tensor) -> nn.Sequential:
+    """Of five data, layers whose factors are kept as roots."""
+    layers = nn.Conv2d(4, 12, 3, stride=2), nn.Tanh(), nn.Conv2d(12, 4, 1, groups=2)
+    return classifier(*layers, x=x)
+
+
+READINGS: dict[str, Callable[[Any], Any]] = {
+    "values": lambda factors: factors.values(),
+    "items": lambda factors: [factor for _, factor in factors.items()],
+    "keys": lambda factors: [factors[name] for name in factors],
+    "get": lambda factors: [factors.get(name) for name in list(factors)],
+    "copied": lambda factors: dict(factors).values(),
+}
+
+
+@pytest.mark.parametrize("read", READINGS.values(), ids=READINGS)
+def test_changes_in_place(read: Any) -> None:
+    """Of factors that are read; the operator uses what it hands out."""
+    x, y = images(5, 4, 4, 3), targets(5)
+    options: dict[str, Any] = {"fisher_type": "empirical"}
+    op = operator(ours, wide(x), [(x, y)], groups="average", **options)
+    op.compute_kronecker_factors()
+    theirs = operator(stock, op._model_func, [(x, y)], **options)
+    for attribute in ("_input_covariances", "_gradient_covariances"):
+        mine = getattr(op, attribute)
+        assert any(own.shape[1] < own.shape[2] for own in kept(mine).values())
+        for factors in (mine, getattr(theirs, attribute)):
+            for factor in read(factors):
+                factor.mul_(2).add_(0.1 * torch.eye(factor.shape[-1]).to(factor))
+    assert_close(dense(op), dense(theirs))
+    for name in ("trace", "logdet", "frobenius_norm"):
+        assert_close(getattr(op, name), getattr(theirs, name))
+    inverse = stock.KFACInverseLinearOperator(theirs, damping=0.1)
+    assert_close(dense(op.inverse(damping=0.1)), dense(inverse))
+
+
+def test_changes_in_place_with_groups() -> None:
+    x, y = images(5, 4, 4, 3), targets(5)
+    op = operator(ours, wide(x), [(x, y)])
+    op.compute_kronecker_factors()
+    for factors in (op._input_covariances, op._gradient_covariances):
+        for factor in factors.values():
+            factor.zero_().add_(torch.eye(factor.shape[-1]).to(factor))
+    identity = torch.eye(op.shape[1]).double()
+    assert_close(dense(op), identity)
+    assert op.logdet == 0
+
+
+@pytest.mark.parametrize("least", [0.0, -1e-20])
+@pytest.mark.parametrize("attribute", ["_input_covariances", "_gradient_covariances"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_singular_factors(groups: int, attribute: str, least: float) -> None:
+    """Rounding may leave an eigenvalue of zero negative."""
+    x, y = images(5, 4, 4, 3), targets(5)
+    model = classifier(nn.Conv2d(4, 6, 2, groups=groups), x=x)
+    op = operator(ours, model, [(x, y)])
+    op.compute_kronecker_factors()
+    for factors in (op._input_covariances, op._gradient_covariances):
+        for factor in factors.values():
+            factor.copy_(torch.eye(factor.shape[-1]).expand_as(factor))
+    assert op.logdet == 0
+    op._reset_matrix_properties()
+    getattr(op, attribute)["0"][..., 1, 1] = least
+    assert op.logdet == -math.inf
 
 
 @examples(60)

@@ -45,7 +45,6 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
             owner, rule = type(self).__name__, "be a KFACLinearOperator of this package"
             raise TypeError(describe(owner, "A", rule, type(A).__name__))
         super().__init__(A, *args, **options)
-        self._inverted: dict[str, tuple[Any, Mapping[str, Rotated]]] = {}
 
     def _matmat(self, X: list[Tensor]) -> list[Tensor]:
         self._A._compute_once()
@@ -59,16 +58,7 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
             return {
                 key: Product(left, None if key == "bias" else right) for key in keys
             }
-        # EKFAC's eigenvalues may be computed anew: then so are their reciprocals
-        source = self._A._corrected_eigenvalues.get(name)
-        found = self._inverted.get(name)
-        if found is None or found[0] is not source:
-            found = source, self._invert_eigenvalues(name)
-            if self._cache:
-                self._inverted[name] = found
-        return found[1]
-
-    def _invert_eigenvalues(self, name: str) -> Mapping[str, Rotated]:
+        # always anew: EKFAC's eigenvalues may change, and products take far longer
         rotated = self._A._rotated_of(name) or self._eigenbases(name)
         inverted = {key: block.inverse(self._damping) for key, block in rotated.items()}
         if not all(block.is_finite for block in inverted.values()):
@@ -157,8 +147,3 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
         """The state; inverted factors are not part of it, but made anew."""
         keys = ("inverse_input_covariances", "inverse_gradient_covariances")
         return {**super().state_dict(), **{key: {} for key in keys}}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state."""
-        super().load_state_dict(state_dict)
-        self._inverted = {}

@@ -13,7 +13,7 @@ from curvlinops import kfac as stock
 from torch import Tensor, nn
 
 from tn_extensions.curvlinops.compute import FactorPasses
-from tn_extensions.curvlinops.stored import Factors, kept, unstacked
+from tn_extensions.curvlinops.stored import Factors, kept, state
 from tn_extensions.errors import describe
 from tn_extensions.kronecker import losses
 from tn_extensions.kronecker.blocks import Block, Kronecker, Rotated
@@ -220,8 +220,8 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
         own = {
             "groups": self._groups,
             "loss_options": losses.options(self._loss_func),
-            "input_covariances": _state(self._input_covariances),
-            "gradient_covariances": _state(self._gradient_covariances),
+            "input_covariances": state(self._input_covariances),
+            "gradient_covariances": state(self._gradient_covariances),
         }
         return {**super().state_dict(), **own}
 
@@ -236,7 +236,3 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
         options = state_dict.get("loss_options", {})
         loss = self._loss_func
         self._loss_func = type(loss)(reduction=loss.reduction, **options)
-
-
-def _state(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: unstacked(factor) for name, factor in kept(factors).items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from tn_extensions.kronecker.factors import compact, is_finite, is_root, trace
+from tn_extensions.kronecker.factors import compact, is_finite, is_root, logdet, trace
 from tn_extensions.kronecker.span import Span
 
 
@@ -207,7 +207,7 @@ def _det(factor: Tensor) -> Tensor:
 
 
 def _logdet(factor: Tensor) -> Tensor:
-    return _det(factor).log() if is_root(factor) else torch.logdet(factor)
+    return _det(factor).log() if is_root(factor) else logdet(factor)
 
 
 @dataclass(frozen=True)
