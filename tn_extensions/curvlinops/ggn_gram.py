@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from math import sqrt
 from typing import Any
@@ -14,8 +14,9 @@ from torch.func import functional_call, jvp
 from tn_extensions import functional
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.curvlinops.ggn import GGNOperator
+from tn_extensions.kronecker.computed import parameter_gradients
 from tn_extensions.kronecker.layers import Pairs
-from tn_extensions.kronecker.moments import per_sample_gradients
+from tn_extensions.kronecker.moments import of_one_dtype, per_sample_gradients
 from tn_extensions.kronecker.observe import Uses
 
 
@@ -53,9 +54,7 @@ class GGNGramLinearOperator(GGNOperator):
             return passes._mc_samples
         X, y = next(iter(self._loop_over_data()))
         with torch.no_grad():
-            output, _ = passes._rearrange_for_larger_than_2d_output(
-                self._model_func(X), y
-            )
+            output, _ = passes._rows(self._model_func(X), y)
         return output.shape[1] * passes._num_per_example_loss_terms
 
     # -- products
@@ -72,10 +71,7 @@ class GGNGramLinearOperator(GGNOperator):
         passes._reset_generator()
         start = 0
         for X, y in self._loop_over_data(desc="GGN Gram matrix"):
-            rows, targets = passes._rearrange_for_larger_than_2d_output(
-                self._model_func(X), y
-            )
-            passes._check_outputs(rows, targets)
+            rows, targets = passes._rows(self._model_func(X), y)
             size = self._batch_size_fn(X)
             scale = sqrt(passes._loss_correction(size))
             vectors = torch.stack([*passes._vectors_of_terms(rows, targets)]) * scale
@@ -113,9 +109,7 @@ class GGNGramLinearOperator(GGNOperator):
             def rows_of(*params: Tensor, X: Any = X, y: Tensor = y) -> Tensor:
                 own = dict(zip(names, params, strict=True))
                 output = functional_call(self._model_func, own, (X,))
-                rearrange = self._passes._rearrange_for_larger_than_2d_output
-                rows: Tensor = rearrange(output, y)[0]
-                return rows
+                return self._passes._rows(output, y)[0]
 
             changes = [jvp(rows_of, primals, tuple(w))[1] for w in columns]
             products = torch.einsum("vrc,krc->vrk", vectors, torch.stack(changes))
@@ -142,8 +136,10 @@ class GGNGramLinearOperator(GGNOperator):
         while remaining:
             chosen = self._sweep(remaining)
             for name, batches in chosen.items():
-                keys = passes._mapping[name] if all(batches) else ()
-                grams = [_gram(batches, key) for key in keys]
+                grams = []
+                if all(batches):
+                    parameters = passes._computed.get(name)
+                    grams = _grams(batches, passes._mapping[name], parameters)
                 passes._check_layers("gradients", {name: grams}, [name])
                 for gram in grams:
                     total += gram
@@ -170,11 +166,42 @@ class GGNGramLinearOperator(GGNOperator):
         def on_gradients(name: str, pairs: Pairs) -> None:
             if name in chosen:
                 scale = sqrt(passes._loss_correction(len(pairs[0][1])))
-                chosen[name][-1].append([(use, g * scale) for use, g in pairs])
+                scaled = [(use, _at_least_single(g) * scale) for use, g in pairs]
+                chosen[name][-1].append(scaled)
 
         vectors = passes._vectors_of_terms
         passes._observe("GGN Gram matrix", on_uses, on_gradients, vectors)
         return chosen
+
+
+def _at_least_single(g: Tensor) -> Tensor:
+    return g.to(torch.promote_types(g.dtype, torch.float32))
+
+
+def _grams(
+    batches: list[list[Pairs]],
+    keys: Iterable[str],
+    parameters: Mapping[str, Tensor] | None,
+) -> list[Tensor]:
+    """Inner products of gradients of a layer's parameters, of the data of all batches.
+
+    Args:
+        batches: Uses and gradients, of each batch and column.
+        keys: Names of the parameters.
+        parameters: Those that the kernel is computed from. ``None``: it is one.
+    """
+    if parameters is None:
+        return [_gram(batches, key) for key in keys]
+    found = []
+    for batch in batches:
+        columns = []
+        for pairs in batch:
+            chunks = parameter_gradients(pairs, [*parameters.values()])
+            rows = [torch.cat([g.flatten(1) for g in each], 1) for each in chunks]
+            columns.append(_at_least_single(torch.cat(rows)))
+        found.append(torch.stack(columns))
+    rows = torch.cat(found, 1).flatten(0, 1)
+    return [rows @ rows.T]
 
 
 def _gram(batches: list[list[Pairs]], key: str) -> Tensor:
@@ -194,4 +221,4 @@ def _gram(batches: list[list[Pairs]], key: str) -> Tensor:
     if key == "bias":
         return functional.bias_ggn_gram(S, conv)
     x = torch.cat([batch[0][0][0].x for batch in batches])
-    return functional.ggn_gram(x, S, conv)
+    return functional.ggn_gram(*of_one_dtype(x, S), conv)
