@@ -51,12 +51,16 @@ class BackwardPasses:
         return {name: self._model_func.get_submodule(name) for name in self._mapping}
 
     @cached_property
+    def _computing(self) -> dict[str, nn.Module]:
+        """Layers that compute their kernels, by name."""
+        return {name: own for name, own in self._layers.items() if reason_against(own)}
+
+    @cached_property
     def _computed(self) -> dict[str, dict[str, Tensor]]:
-        """Parameters of the layers that compute their kernels, by name."""
+        """What layers compute their kernels from, by name."""
         return {
             name: {key: module.get_parameter(key) for key in self._mapping[name]}
-            for name, module in self._layers.items()
-            if reason_against(module)
+            for name, module in self._computing.items()
         }
 
     def _observe(

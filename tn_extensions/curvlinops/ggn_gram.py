@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from math import sqrt
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from tn_extensions import functional
@@ -62,7 +63,8 @@ class GGNGramLinearOperator(GGNOperator):
     def _matmat(self, M: list[Tensor]) -> list[Tensor]:
         (matrix,) = M
         if self._gram is not None:
-            return [(self._gram @ matrix.to(self._gram.dtype)).to(matrix.dtype)]
+            product = _product(self._gram, matrix.to(self._gram.dtype))
+            return [product.to(matrix.dtype)]
         return [self._forward(self._backward(matrix))]
 
     def _batches(self) -> Iterator[tuple[Any, Tensor, slice, Tensor, Tensor]]:
@@ -104,15 +106,21 @@ class GGNGramLinearOperator(GGNOperator):
         names = [named[parameter.data_ptr()] for parameter in self._params]
         primals = tuple(parameter.detach() for parameter in self._params)
         found = []
-        for X, y, data, _, vectors in self._batches():
+        for X, y, data, rows, vectors in self._batches():
 
             def rows_of(*params: Tensor, X: Any = X, y: Tensor = y) -> Tensor:
                 own = dict(zip(names, params, strict=True))
                 output = functional_call(self._model_func, own, (X,))
                 return self._passes._rows(output, y)[0]
 
-            changes = [jvp(rows_of, primals, tuple(w))[1] for w in columns]
-            products = torch.einsum("vrc,krc->vrk", vectors, torch.stack(changes))
+            try:
+                with _attributes_kept(self._passes._computing.values()):
+                    changes = [jvp(rows_of, primals, tuple(w))[1] for w in columns]
+            except RuntimeError:
+                # weight_norm and functions of the user's own have no derivative forward
+                changes = _twice_backward(rows, self._params, columns)
+            by_column = torch.stack(changes).permute(1, 2, 0)
+            products = _product(vectors.transpose(0, 1), by_column).transpose(0, 1)
             size = data.stop - data.start
             found.append(products.unflatten(1, (size, -1)).sum(2))
         return torch.cat(found, 1).flatten(0, 1)
@@ -174,6 +182,43 @@ class GGNGramLinearOperator(GGNOperator):
         return chosen
 
 
+@contextmanager
+def _attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Leave no tensors of a transform where modules keep what they computed."""
+    kept = [
+        (vars(module), {k: v for k, v in vars(module).items() if isinstance(v, Tensor)})
+        for module in modules
+    ]
+    try:
+        yield
+    finally:
+        for attributes, tensors in kept:
+            attributes.update(tensors)
+
+
+def _twice_backward(
+    rows: Tensor, params: Sequence[Tensor], columns: Sequence[Sequence[Tensor]]
+) -> list[Tensor]:
+    """Derivatives of rows in directions, without forward-mode derivatives."""
+    directions = torch.zeros_like(rows, requires_grad=True)
+    settings: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+    linear = torch.autograd.grad(
+        rows, params, directions, create_graph=True, **settings
+    )
+    return [
+        torch.autograd.grad(linear, directions, list(w), retain_graph=True, **settings)[
+            0
+        ]
+        for w in columns
+    ]
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply in the precision of the factors, under autocast, too."""
+    with torch.autocast(left.device.type, enabled=False):
+        return left @ right
+
+
 def _at_least_single(g: Tensor) -> Tensor:
     return g.to(torch.promote_types(g.dtype, torch.float32))
 
@@ -201,7 +246,7 @@ def _grams(
             columns.append(_at_least_single(torch.cat(rows)))
         found.append(torch.stack(columns))
     rows = torch.cat(found, 1).flatten(0, 1)
-    return [rows @ rows.T]
+    return [_product(rows, rows.T)]
 
 
 def _gram(batches: list[list[Pairs]], key: str) -> Tensor:
@@ -214,7 +259,7 @@ def _gram(batches: list[list[Pairs]], key: str) -> Tensor:
             for batch in batches
         ]
         rows = torch.cat(gradients, 1).flatten(0, 1).flatten(1)
-        return rows @ rows.T
+        return _product(rows, rows.T)
     (conv,) = convs
     S = torch.cat([torch.stack([g for ((_, g),) in batch]) for batch in batches], 1)
     S = S.unflatten(3, conv.output_size)

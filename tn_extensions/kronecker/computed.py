@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from tn_extensions.compiler.budget import current_budget
-from tn_extensions.kronecker.layers import Pairs, Use
+from tn_extensions.kronecker.layers import Pairs
 from tn_extensions.kronecker.moments import per_sample_gradients
 
 _CHUNKS = 32
@@ -166,11 +166,13 @@ def _vector_jacobian_products(
             is_grads_batched=is_batched,
         )
 
-    try:
-        return products(vectors, True)
-    except RuntimeError:
-        # functions of the user's own may not be made for a batch
-        rows = [products(vector, False) for vector in vectors]
+    # precision was decided in the forward pass
+    with torch.autocast(computed.device.type, enabled=False):
+        try:
+            return products(vectors, True)
+        except RuntimeError:
+            # functions of the user's own may not be made for a batch
+            rows = [products(vector, False) for vector in vectors]
         columns = zip(*rows, strict=True)
         return [
             None if own[0] is None else torch.stack([t for t in own if t is not None])
