@@ -83,7 +83,11 @@ class Sign(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
         (weight,) = ctx.saved_tensors
-        return g * 2 if float(g.detach().sum()) > 0 else g * (weight.abs() + 2 - weight.abs())
+        return (
+            g * 2
+            if float(g.detach().sum()) > 0
+            else g * (weight.abs() + 2 - weight.abs())
+        )
 
 
 class Binary(nn.Conv1d):

@@ -186,6 +186,7 @@ class BackwardPasses:
             uses.num_data = self._batch_size_fn(X)
             output, _ = self._rows(self._model_func(X), y)
             self._check_parameters(output)
+            self._check_finite(output)
             for name in self._mapping:
                 if name not in uses:
                     self._refuse_unused(name)
@@ -216,6 +217,13 @@ class BackwardPasses:
                 raise NotImplementedError(
                     describe(owner, argument, rule, "another use", remedy)
                 )
+
+    def _check_finite(self, output: Tensor) -> None:
+        if not is_finite(output.detach()):
+            argument, found = "the model's output", "inf or nan"
+            raise ValueError(
+                describe(type(self).__name__, argument, "be finite", found)
+            )
 
     def _check_outputs(self, output: Tensor, y: Tensor) -> None:
         if output.ndim != 2 or y.ndim not in {1, 2}:
@@ -287,10 +295,7 @@ class BackwardPasses:
         if self._fisher_type == "type-2":
             draws = losses.hessian_columns(loss, output)
         else:
-            if not is_finite(output):
-                argument, rule = "the model's output", "be finite to draw targets by it"
-                owner, found = type(self).__name__, "inf or nan"
-                raise ValueError(describe(owner, argument, rule, found))
+            self._check_finite(output)
             draws = (
                 losses.gradient(loss, output, self.draw_label(output))
                 for _ in range(self._mc_samples)
