@@ -607,13 +607,64 @@ def test_bad_input() -> None:
     for wrong in ({"fisher_type": "exact"}, {"kfac_approx": "both"}):
         with pytest.raises(ValueError, match="Invalid"):
             operator(ours, model, data, **wrong)
-    op = operator(ours, model, data)
-    with pytest.raises(torch.linalg.LinAlgError, match="damping") as singular:
-        dense(op.inverse(damping=-10.0))
-    assert "layer '0' must be positive definite" in str(singular.value)
     with pytest.raises(TypeError) as kind:
         ours.KFACInverseLinearOperator(operator(stock, cnn(x), data))  # type: ignore[arg-type]
     assert_in_form(kind.value, "KFACInverseLinearOperator", "A")
+
+
+WRONG_DAMPING: dict[str, tuple[dict[str, Any], str, Any]] = {
+    "negative": ({"damping": -1e-3}, "damping", ValueError),
+    "nan": ({"damping": math.nan}, "damping", ValueError),
+    "infinite": ({"damping": torch.tensor(torch.inf)}, "damping", ValueError),
+    "text": ({"damping": "0.1"}, "damping", TypeError),
+    "bool": ({"damping": True}, "damping", TypeError),
+    "none": ({"damping": None}, "damping", TypeError),
+    "complex": ({"damping": 1 + 0j}, "damping", TypeError),
+    "list": ({"damping": [0.1, 0.2]}, "damping", TypeError),
+    "one": ({"damping": (0.1,)}, "damping", ValueError),
+    "three": ({"damping": (0.1, 0.2, 0.3)}, "damping", ValueError),
+    "first": ({"damping": (-0.1, 0.2)}, "damping[0]", ValueError),
+    "second": ({"damping": (0.1, "0.2")}, "damping[1]", TypeError),
+    "min": ({"min_damping": -1.0}, "min_damping", ValueError),
+    "min text": ({"min_damping": "1"}, "min_damping", TypeError),
+}
+
+
+@pytest.mark.parametrize("kind", ["KFACLinearOperator", "EKFACLinearOperator"])
+@pytest.mark.parametrize(
+    ("options", "argument", "error"), WRONG_DAMPING.values(), ids=WRONG_DAMPING
+)
+def test_wrong_damping(
+    options: dict[str, Any], argument: str, error: Any, kind: str
+) -> None:
+    x = images(3, 2, 5, 4)
+    data = [(x, targets(3))]
+    op = operator(ours, grouped(x), data, kind=kind, check_deterministic=False)
+    for way in ("use_exact_damping", "use_heuristic_damping"):
+        with pytest.raises(error) as refusal:
+            op.inverse(**options, **{way: True})
+        assert_in_form(refusal.value, "KFACInverseLinearOperator", argument)
+    assert not op._gradient_covariances
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_no_inverse_is_indefinite(is_exact: bool) -> None:
+    """Nor is one refused since rounding made an eigenvalue of zero negative."""
+    x = images(5, 4, 4, 3)
+    op = operator(ours, classifier(nn.Conv2d(4, 6, 2), x=x), [(x, targets(5))])
+    factor = op._gradient_covariances["0"]
+    factor[0], factor[:, 0] = 0, 0
+    for least, is_refused in ((-1e-18, False), (-0.1, True)):
+        factor[0, 0] = least
+        # numbers of other kinds are numbers
+        damping = torch.tensor(1e-9 if is_exact else 1e-3, dtype=torch.float64)
+        inverse = op.inverse(damping, use_exact_damping=is_exact)
+        if is_refused:
+            with pytest.raises(torch.linalg.LinAlgError, match="damping") as refusal:
+                dense(inverse)
+            assert "layer '0' must be positive definite" in str(refusal.value)
+        else:
+            assert torch.linalg.eigvalsh(dense(inverse)).min() > 0
 
 
 def test_a_failure_leaves_nothing() -> None:

@@ -260,6 +260,12 @@ class Rotated:
         """Whether all eigenvalues are finite."""
         return is_finite(self.values) and (not self.is_thin or isfinite(self.rest))
 
+    @property
+    def is_definite(self) -> bool:
+        """Whether all eigenvalues are finite and positive."""
+        rest = not self.is_thin or self.rest > 0
+        return rest and self.is_finite and bool((self.values > 0).all())
+
     def trace(self) -> Tensor:
         """Sum of the eigenvalues."""
         return self.values.sum()
