@@ -19,14 +19,17 @@ from tests.curvlinops.test_kfac import (
     DAMPINGS,
     LOSSES,
     check_equals_stock,
+    cnn,
     dense,
     grouped,
     operator,
+    wide,
 )
 from tests.messages import assert_in_form
 from tests.strategies import BATCHES, examples, module_input, modules, noise_tensor
 from tn_extensions import curvlinops as ours
 from tn_extensions import memory_budget
+from tn_extensions.curvlinops.stored import kept
 
 EKFAC: dict[str, Any] = {"kind": "EKFACLinearOperator"}
 EXACT = DAMPINGS[-1]
@@ -150,6 +153,97 @@ def test_trace_is_the_ggns(fisher: str, reduction: str) -> None:
         op = operator(ours, model, data, kfac_approx=approx, **options, **EKFAC)
         loose = {"rtol": 0.05, "atol": 0} if fisher == "mc" else {}
         assert_close(op.trace, dense(exact).trace(), **loose)
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_changes_in_place(separate: bool) -> None:
+    """Of eigenvalues and vectors that are read, those of the null space included."""
+    x, y = images(5, 4, 4, 3), targets(5)
+    model = wide(x)
+    options = {"separate_weight_and_bias": separate, "fisher_type": "type-2"}
+
+    def fresh() -> Any:
+        op = operator(ours, model, [(x, y)], **options, **EKFAC)
+        op.compute_eigenvalue_correction()
+        bases = kept(op._input_covariances_eigenvectors).values()
+        assert any(basis.shape[1] > basis.shape[2] for basis in bases)
+        return op
+
+    op = fresh()
+    matrix, inverse = dense(op), op.inverse(**EXACT)
+    dense(inverse)
+    identity = torch.eye(len(matrix)).to(matrix)
+    op._reset_matrix_properties()
+    for found in op._corrected_eigenvalues.values():
+        for values in [found] if isinstance(found, Tensor) else found.values():
+            values.add_(0.5)
+    assert_close(dense(op), matrix + 0.5 * identity)
+    assert_close(op.trace, matrix.trace() + 0.5 * len(matrix))
+    assert_close(op.logdet, (matrix + 0.5 * identity).logdet())
+    damped = matrix + (0.5 + EXACT["damping"]) * identity
+    assert_close(dense(inverse), torch.linalg.inv(damped))
+    with pytest.warns(UserWarning, match="overwrite"):
+        loaded = ours.EKFACLinearOperator.from_state_dict(
+            op.state_dict(), model, list(model.parameters()), [(x, y)]
+        )
+    assert torch.equal(dense(loaded), dense(op))
+
+    op = fresh()
+    for bases in (
+        op._gradient_covariances_eigenvectors,
+        op._input_covariances_eigenvectors,
+    ):
+        for basis in bases.values():
+            assert_close(
+                basis.mT @ basis, torch.eye(basis.shape[-1]).expand_as(basis).to(basis)
+            )
+    assert_close(dense(op), matrix)
+    for basis in op._gradient_covariances_eigenvectors.values():
+        basis.mul_(2)
+    assert_close(dense(op), 4 * matrix)
+    op.compute_eigenvalue_correction()
+    assert_close(op.trace, 4 * matrix.trace())
+
+
+def test_state_of_stock() -> None:
+    x = images(5, 2, 8, 8)
+    model, data = cnn(x), [(x, targets(5))]
+    theirs = operator(stock, model, data, **EKFAC)
+    matrix = dense(theirs)
+    with pytest.warns(UserWarning, match="overwrite"):
+        loaded = ours.EKFACLinearOperator.from_state_dict(
+            theirs.state_dict(), model, list(model.parameters()), data
+        )
+    assert_close(dense(loaded), matrix)
+
+
+TARGETS = {
+    "probabilities": (
+        nn.CrossEntropyLoss(torch.tensor([0.5, 2.0, 1.0]).double()),
+        images(5, 3, 4).softmax(1),
+    ),
+    "binary": (
+        nn.BCEWithLogitsLoss(
+            weight=torch.rand(5, 1, 4).double(), pos_weight=torch.rand(3, 1).double()
+        ),
+        images(5, 3, 4).sigmoid(),
+    ),
+}
+
+
+@pytest.mark.parametrize(("loss", "y"), TARGETS.values(), ids=TARGETS)
+def test_outputs_at_positions(loss: nn.Module, y: Tensor) -> None:
+    """EKFAC's trace and the GGN's diagonal and Gram matrix, by autograd's GGN."""
+    model, x = Spatial().double(), images(5, 4, 5)
+    args = model, [(x, y)]
+    exact = dense(operator(stock, *args, kind="GGNLinearOperator", loss=loss))
+    ekfac = operator(ours, *args, loss=loss, fisher_type="type-2", **EKFAC)
+    assert_close(ekfac.trace, exact.trace())
+    diagonal = operator(ours, *args, loss=loss, kind="GGNDiagonalLinearOperator")
+    found = torch.cat([part.flatten() for part in diagonal.diagonal()])
+    assert_close(found, exact.diagonal())
+    gram = operator(ours, *args, loss=loss, kind="GGNGramLinearOperator").dense()
+    assert_close(gram.square().sum(), exact.square().sum())
 
 
 def test_groups_inverse_state_and_batches() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import curvlinops as stock
@@ -189,6 +190,72 @@ def test_few_data_keep_roots(num_data: int, separate: bool, approx: str) -> None
     for exact in (False, True):
         with pytest.raises(torch.linalg.LinAlgError, match="Increase the damping"):
             dense(mine.inverse(use_exact_damping=exact))
+
+
+def wide(x: Tensor) -> nn.Sequential:
+    """Of five data, layers whose factors are kept as roots."""
+    layers = nn.Conv2d(4, 12, 3, stride=2), nn.Tanh(), nn.Conv2d(12, 4, 1, groups=2)
+    return classifier(*layers, x=x)
+
+
+READINGS: dict[str, Callable[[Any], Any]] = {
+    "values": lambda factors: factors.values(),
+    "items": lambda factors: [factor for _, factor in factors.items()],
+    "keys": lambda factors: [factors[name] for name in factors],
+    "get": lambda factors: [factors.get(name) for name in list(factors)],
+    "copied": lambda factors: dict(factors).values(),
+}
+
+
+@pytest.mark.parametrize("read", READINGS.values(), ids=READINGS)
+def test_changes_in_place(read: Any) -> None:
+    """Of factors that are read; the operator uses what it hands out."""
+    x, y = images(5, 4, 4, 3), targets(5)
+    options: dict[str, Any] = {"fisher_type": "empirical"}
+    op = operator(ours, wide(x), [(x, y)], groups="average", **options)
+    op.compute_kronecker_factors()
+    theirs = operator(stock, op._model_func, [(x, y)], **options)
+    for attribute in ("_input_covariances", "_gradient_covariances"):
+        mine = getattr(op, attribute)
+        assert any(own.shape[1] < own.shape[2] for own in kept(mine).values())
+        for factors in (mine, getattr(theirs, attribute)):
+            for factor in read(factors):
+                factor.mul_(2).add_(0.1 * torch.eye(factor.shape[-1]).to(factor))
+    assert_close(dense(op), dense(theirs))
+    for name in ("trace", "logdet", "frobenius_norm"):
+        assert_close(getattr(op, name), getattr(theirs, name))
+    inverse = stock.KFACInverseLinearOperator(theirs, damping=0.1)
+    assert_close(dense(op.inverse(damping=0.1)), dense(inverse))
+
+
+def test_changes_in_place_with_groups() -> None:
+    x, y = images(5, 4, 4, 3), targets(5)
+    op = operator(ours, wide(x), [(x, y)])
+    op.compute_kronecker_factors()
+    for factors in (op._input_covariances, op._gradient_covariances):
+        for factor in factors.values():
+            factor.zero_().add_(torch.eye(factor.shape[-1]).to(factor))
+    identity = torch.eye(op.shape[1]).double()
+    assert_close(dense(op), identity)
+    assert op.logdet == 0
+
+
+@pytest.mark.parametrize("least", [0.0, -1e-20])
+@pytest.mark.parametrize("attribute", ["_input_covariances", "_gradient_covariances"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_singular_factors(groups: int, attribute: str, least: float) -> None:
+    """Rounding may leave an eigenvalue of zero negative."""
+    x, y = images(5, 4, 4, 3), targets(5)
+    model = classifier(nn.Conv2d(4, 6, 2, groups=groups), x=x)
+    op = operator(ours, model, [(x, y)])
+    op.compute_kronecker_factors()
+    for factors in (op._input_covariances, op._gradient_covariances):
+        for factor in factors.values():
+            factor.copy_(torch.eye(factor.shape[-1]).expand_as(factor))
+    assert op.logdet == 0
+    op._reset_matrix_properties()
+    getattr(op, attribute)["0"][..., 1, 1] = least
+    assert op.logdet == -math.inf
 
 
 @examples(60)
@@ -392,6 +459,38 @@ def test_weighted_binary_cross_entropy(reduction: str, fisher: str) -> None:
     assert_close(found, dense(exact), **(loose if fisher == "mc" else {}))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(
+    ("layer", "positions"),
+    [(nn.Linear(4, 3), ()), (nn.Conv1d(4, 3, 1), (2,)), (nn.Conv2d(4, 3, 1), (1, 2))],
+)
+def test_probabilities_as_targets(
+    layer: nn.Module, positions: tuple[int, ...], reduction: str
+) -> None:
+    """Exact for linear models on inputs that are all alike; one class is that class."""
+    model = nn.Sequential(layer).double()
+    x = images(1, 4, *[1] * len(positions)).repeat(3, 1, *positions)
+    y = images(3, 3, *positions).softmax(1)
+    options: dict[str, Any] = {"check_deterministic": False}
+    weight = torch.tensor([0.5, 2, 3]).double()
+    loss = nn.CrossEntropyLoss(weight, reduction=reduction, label_smoothing=0.1)
+    exact = operator(
+        stock, model, [(x, y)], kind="GGNLinearOperator", loss=loss, **options
+    )
+    options["separate_weight_and_bias"] = False
+    op = operator(ours, model, [(x, y)], loss=loss, fisher_type="type-2", **options)
+    assert_close(dense(op), dense(exact))
+    # without weights, by whose sum a mean over classes is divided
+    loss, classes = nn.CrossEntropyLoss(reduction=reduction), y.argmax(1)
+    certain = nn.functional.one_hot(classes, 3).double().movedim(-1, 1)
+    for options["fisher_type"] in ("type-2", "mc", "forward-only", "empirical"):
+        found, expected = (
+            operator(ours, model, [(x, own)], loss=loss, **options)
+            for own in (certain, classes)
+        )
+        assert_close(dense(found), dense(expected))
+
+
 def test_batches_and_seed() -> None:
     x = images(6, 2, 5, 4)
     model, y = grouped(x), targets(6)
@@ -497,19 +596,75 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="groups") as error:
         operator(ours, model, data, groups="all")
     assert_in_form(error.value, NAME, "groups")
-    with pytest.raises(ValueError, match="classes") as error:
-        operator(ours, model, [(x, images(3, 3).softmax(1))])
-    assert_in_form(error.value, NAME, "targets")
+    for wrong_targets in (images(3, 4), images(3), images(3, 3).long()):
+        op = operator(ours, model, [(x, wrong_targets)], check_deterministic=False)
+        with pytest.raises(ValueError, match="targets") as error:
+            op.compute_kronecker_factors()
+        assert_in_form(error.value, NAME, "targets")
+    regression = [(x, images(3))]
+    with pytest.raises(ValueError, match="Unsqueeze"):
+        operator(ours, model, regression, loss=nn.MSELoss())
     for wrong in ({"fisher_type": "exact"}, {"kfac_approx": "both"}):
         with pytest.raises(ValueError, match="Invalid"):
             operator(ours, model, data, **wrong)
-    op = operator(ours, model, data)
-    with pytest.raises(torch.linalg.LinAlgError, match="damping") as singular:
-        dense(op.inverse(damping=-10.0))
-    assert "layer '0' must be positive definite" in str(singular.value)
     with pytest.raises(TypeError) as kind:
         ours.KFACInverseLinearOperator(operator(stock, cnn(x), data))  # type: ignore[arg-type]
     assert_in_form(kind.value, "KFACInverseLinearOperator", "A")
+
+
+WRONG_DAMPING: dict[str, tuple[dict[str, Any], str, Any]] = {
+    "negative": ({"damping": -1e-3}, "damping", ValueError),
+    "nan": ({"damping": math.nan}, "damping", ValueError),
+    "infinite": ({"damping": torch.tensor(torch.inf)}, "damping", ValueError),
+    "text": ({"damping": "0.1"}, "damping", TypeError),
+    "bool": ({"damping": True}, "damping", TypeError),
+    "none": ({"damping": None}, "damping", TypeError),
+    "complex": ({"damping": 1 + 0j}, "damping", TypeError),
+    "list": ({"damping": [0.1, 0.2]}, "damping", TypeError),
+    "one": ({"damping": (0.1,)}, "damping", ValueError),
+    "three": ({"damping": (0.1, 0.2, 0.3)}, "damping", ValueError),
+    "first": ({"damping": (-0.1, 0.2)}, "damping[0]", ValueError),
+    "second": ({"damping": (0.1, "0.2")}, "damping[1]", TypeError),
+    "min": ({"min_damping": -1.0}, "min_damping", ValueError),
+    "min text": ({"min_damping": "1"}, "min_damping", TypeError),
+}
+
+
+@pytest.mark.parametrize("kind", ["KFACLinearOperator", "EKFACLinearOperator"])
+@pytest.mark.parametrize(
+    ("options", "argument", "error"), WRONG_DAMPING.values(), ids=WRONG_DAMPING
+)
+def test_wrong_damping(
+    options: dict[str, Any], argument: str, error: Any, kind: str
+) -> None:
+    x = images(3, 2, 5, 4)
+    data = [(x, targets(3))]
+    op = operator(ours, grouped(x), data, kind=kind, check_deterministic=False)
+    for way in ("use_exact_damping", "use_heuristic_damping"):
+        with pytest.raises(error) as refusal:
+            op.inverse(**options, **{way: True})
+        assert_in_form(refusal.value, "KFACInverseLinearOperator", argument)
+    assert not op._gradient_covariances
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_no_inverse_is_indefinite(is_exact: bool) -> None:
+    """Nor is one refused since rounding made an eigenvalue of zero negative."""
+    x = images(5, 4, 4, 3)
+    op = operator(ours, classifier(nn.Conv2d(4, 6, 2), x=x), [(x, targets(5))])
+    factor = op._gradient_covariances["0"]
+    factor[0], factor[:, 0] = 0, 0
+    for least, is_refused in ((-1e-18, False), (-0.1, True)):
+        factor[0, 0] = least
+        # numbers of other kinds are numbers
+        damping = torch.tensor(1e-9 if is_exact else 1e-3, dtype=torch.float64)
+        inverse = op.inverse(damping, use_exact_damping=is_exact)
+        if is_refused:
+            with pytest.raises(torch.linalg.LinAlgError, match="damping") as refusal:
+                dense(inverse)
+            assert "layer '0' must be positive definite" in str(refusal.value)
+        else:
+            assert torch.linalg.eigvalsh(dense(inverse)).min() > 0
 
 
 def test_a_failure_leaves_nothing() -> None:

@@ -349,3 +349,115 @@ def test_diagonal_of_other_layers_is_laplaces() -> None:
         for backend in (ours.CurvlinopsGGN, stock.CurvlinopsGGN)
     )
     assert_close(found, expected, **TIGHT)
+
+
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_precision(backend: str, likelihood: str, dtype: torch.dtype) -> None:
+    """What comes out is of halves, and is the same of doubles but for rounding."""
+    x = images(N, 2, 8, 7).to(dtype)
+    half = cnn(x.double()).to(dtype)
+    y = labels(likelihood)
+    posteriors = []
+    for model, data in ((half, x), (copy.deepcopy(half).double(), x.double())):
+        own = y.to(data.dtype) if y.is_floating_point() else y
+        la = laplace.Laplace(
+            model, likelihood, "all", "kron", backend=getattr(ours, backend)
+        )
+        la.fit(batches(data, own))
+        posteriors.append((la, data))
+
+    def results(la: Any, data: Tensor) -> list[Tensor]:
+        predicted = la(data)
+        noise = torch.ones(2, 3, la.n_params, dtype=data.dtype)
+        return [
+            *(predicted if isinstance(predicted, tuple) else [predicted]),
+            la.functional_covariance(la.backend.jacobians(data)[0]),
+            la.posterior_precision.bmm(noise),
+            la.H_facs.bmm(noise),
+            la.mean - 0 * la.sample(3).sum(0),
+        ]
+
+    found, expected = (results(la, data) for la, data in posteriors)
+    assert {result.dtype for result in found} == {dtype}
+    for mine, exact in zip(found, expected, strict=True):
+        error = (mine.double() - exact).norm()
+        assert error < 0.1 * exact.norm(), (mine, exact)
+    assert posteriors[0][0].log_prob(posteriors[0][0].mean).isfinite()
+
+
+def test_before_a_fit_it_is_the_prior() -> None:
+    x = images(N, 2, 8, 7)
+    options: dict[str, Any] = {"prior_mean": 0.1, "prior_precision": 0.3}
+    mine, theirs = (
+        kind(cnn(x), "classification", backend=ours.CurvlinopsGGN, **options)
+        for kind in (ours.KronLaplace, laplace.KronLaplace)
+    )
+    value = noise_tensor([mine.n_params])
+    for normalized in (True, False):
+        found, expected = (la.log_prob(value, normalized) for la in (mine, theirs))
+        assert_close(found, expected)
+    for act in (mine.sample, mine.log_marginal_likelihood, lambda: mine(x)):
+        with pytest.raises(AttributeError, match="not fitted"):
+            act()
+
+
+class OfWholeLayers(ours.CurvlinopsGGN):
+    """Has blocks of a trained layer's frozen parameters, too, as those of ASDL do."""
+
+    _all_layers = False
+
+    def kron(self, x: Any, y: Tensor, N: int, **kwargs: Any) -> tuple[Tensor, Any]:
+        loss, kron = super().kron(x, y, N, **kwargs)
+        trained, found = iter(kron.kfacs), []
+        for module in self.model.modules():
+            params = [*module.parameters(recurse=False)]
+            if self._all_layers or any(p.requires_grad for p in params):
+                for p in params:
+                    sizes = p.flatten(1).shape if p.dim() > 1 else p.shape
+                    ones = [torch.eye(size, dtype=p.dtype) for size in sizes]
+                    found.append(next(trained) if p.requires_grad else ones)
+        return loss, matrix.Kron(found)
+
+
+class OfAllLayers(OfWholeLayers):
+    _all_layers = True
+
+
+@pytest.mark.parametrize("backend", [OfWholeLayers, OfAllLayers])
+@pytest.mark.parametrize(
+    "frozen", [["0.bias"], ["0.weight"], ["0.weight", "0.bias", "4.bias"], []]
+)
+def test_blocks_of_frozen_parameters_are_dropped(
+    frozen: list[str], backend: Any
+) -> None:
+    x, y = images(N, 2, 5, 4), targets(N)
+    model = classifier(
+        nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 1, bias=False), nn.Tanh(), x=x
+    )
+    model.insert(4, nn.Conv2d(4, 4, 1).double())
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    found, expected = (
+        ours.KronLaplace(model, "classification", backend=kind)
+        for kind in (backend, ours.CurvlinopsGGN)
+    )
+    for la in (found, expected):
+        la.fit(batches(x, y))
+    assert len(found.H_facs) == len(found.params)
+    assert_close(found.H_facs.kfacs, expected.H_facs.kfacs)
+    assert_close(found(x), expected(x))
+
+
+def test_blocks_of_unknown_parameters() -> None:
+    class Lacking(stock.CurvlinopsGGN):
+        def kron(self, x: Any, y: Tensor, N: int, **kwargs: Any) -> tuple[Tensor, Any]:
+            loss, kron = super().kron(x, y, N, **kwargs)
+            return loss, matrix.Kron(kron.kfacs[1:])
+
+    x = images(N, 2, 8, 7)
+    la = ours.KronLaplace(cnn(x), "classification", backend=Lacking)
+    with pytest.raises(ValueError, match="blocks") as error:
+        la.fit(batches(x, targets(N)))
+    assert_in_form(error.value, "KronLaplace", "the backend's factors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -22,8 +23,10 @@ class Branches(nn.Module):
         return torch.as_tensor(self.last(self.again(once)))
 
 
-def test_innermost() -> None:
-    model, x = Branches(), torch.rand(2, 3)
+@pytest.mark.parametrize("shape", [(2, 3), (2, 4, 3)])
+def test_innermost(shape: tuple[int, ...]) -> None:
+    """Also where an activation works in place, on what may be a view."""
+    model, x = Branches(), torch.rand(shape)
     seen: list[tuple[str, int]] = []
     layers = dict(model.named_children())
     with observed(

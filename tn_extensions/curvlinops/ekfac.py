@@ -10,7 +10,16 @@ from curvlinops import ekfac, kfac
 from torch import Tensor
 
 from tn_extensions.curvlinops.kfac import KFACLinearOperator
-from tn_extensions.curvlinops.stored import Factors, kept, stacked, unstacked
+from tn_extensions.curvlinops.stored import (
+    Bases,
+    Eigenvalues,
+    Factors,
+    kept,
+    padded,
+    stacked,
+    state,
+    unstacked,
+)
 from tn_extensions.kronecker.blocks import Rotated
 from tn_extensions.kronecker.factors import eigenbasis
 from tn_extensions.kronecker.layers import Pairs
@@ -57,28 +66,34 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
 
     def _bases(self, name: str) -> tuple[Tensor, Tensor | None]:
         """``Q_B`` and ``Q_A``, with an axis of groups."""
-        left = self._gradient_covariances_eigenvectors[name]
-        right = self._input_covariances_eigenvectors.get(name)
+        left = kept(self._gradient_covariances_eigenvectors)[name]
+        right = kept(self._input_covariances_eigenvectors).get(name)
         return stacked(left), None if right is None else stacked(right)
 
     def _rotated_of(self, name: str) -> Mapping[str, Rotated]:
         left, right = self._bases(name)
-        shape = len(left), left.shape[2], -1
-        found, positions = self._corrected_eigenvalues[name], self._mapping[name]
+        found = kept(self._corrected_eigenvalues)[name]
+        positions, groups = self._mapping[name], len(left)
         blocks = {}
         for key in self._keys(name):
             values = found if key == "joint" else found[positions[key]]
             basis = None if key == "bias" else right
-            blocks[key] = Rotated(left, basis, values.reshape(shape))
+            columns = 1 if basis is None else basis.shape[2]
+            values = values.reshape(
+                groups, -1, 1 if basis is None else values.shape[-1]
+            )
+            # bases may have been completed since, by reading them
+            values = padded(values, [left.shape[2], columns])
+            blocks[key] = Rotated(left, basis, values)
         return blocks
 
     _blocks_of = _rotated_of
 
     def compute_kronecker_factors(self) -> None:
         """Compute KFAC's factors. What was made of former ones is dropped."""
-        self._corrected_eigenvalues: dict[str, Any] = {}
-        self._input_covariances_eigenvectors: dict[str, Tensor] = {}
-        self._gradient_covariances_eigenvectors: dict[str, Tensor] = {}
+        self._corrected_eigenvalues: Mapping[str, Any] = {}
+        self._input_covariances_eigenvectors: Mapping[str, Tensor] = {}
+        self._gradient_covariances_eigenvectors: Mapping[str, Tensor] = {}
         super().compute_kronecker_factors()
 
     def _compute_eigenvectors(self) -> None:
@@ -121,9 +136,16 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
             {name: list(own.values()) for name, own in moments.items()},
             self._mapping,
         )
-        self._corrected_eigenvalues = {
-            name: self._as_in_curvlinops(name, own) for name, own in moments.items()
-        }
+        self._store_eigenvalues(
+            {name: self._as_in_curvlinops(name, own) for name, own in moments.items()}
+        )
+
+    def _store_eigenvalues(self, values: Mapping[str, Any]) -> None:
+        self._corrected_eigenvalues = Eigenvalues(
+            values,
+            self._gradient_covariances_eigenvectors,
+            self._input_covariances_eigenvectors,
+        )
 
     def _moments(self, name: str, key: str, pairs: Pairs) -> Tensor:
         left, right = self._bases(name)
@@ -143,21 +165,41 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
             for key, position in self._mapping[name].items()
         }
 
-    def _rearrange_for_larger_than_2d_output(
-        self, output: Tensor, y: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        # curvlinops' KFAC's, which its EKFAC refuses
-        rearrange = kfac.KFACLinearOperator._rearrange_for_larger_than_2d_output
-        found: tuple[Tensor, Tensor] = rearrange(self, output, y)
-        return found
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state; of a null space, nothing is kept."""
+        own = {
+            "input_covariances_eigenvectors": state(
+                self._input_covariances_eigenvectors
+            ),
+            "gradient_covariances_eigenvectors": state(
+                self._gradient_covariances_eigenvectors
+            ),
+            "corrected_eigenvalues": dict(kept(self._corrected_eigenvalues)),
+        }
+        return {**super().state_dict(), **own}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; that of curvlinops, too."""
+        super().load_state_dict(state_dict)
+        (
+            self._input_covariances_eigenvectors,
+            self._gradient_covariances_eigenvectors,
+        ) = (
+            Bases(vectors)
+            for vectors in (
+                self._input_covariances_eigenvectors,
+                self._gradient_covariances_eigenvectors,
+            )
+        )
+        self._store_eigenvalues(self._corrected_eigenvalues)
 
 
-def _eigenvectors(
-    factors: Mapping[str, Tensor], is_complete: bool
-) -> dict[str, Tensor]:
+def _eigenvectors(factors: Mapping[str, Tensor], is_complete: bool) -> Bases:
     """Eigenvectors of factors, each of which is gone before the next one's."""
     remaining = kept(factors)
-    return {
-        name: unstacked(eigenbasis(remaining.pop(name), is_complete)[1])
+    return Bases(
+        (name, eigenbasis(remaining.pop(name), is_complete)[1])
         for name in list(remaining)
-    }
+    )

@@ -13,6 +13,12 @@ from tn_extensions.errors import describe
 Mode = Literal["exact", "mc"]
 
 
+class _Passes(KFACLinearOperator):
+    """KFAC makes the same passes."""
+
+    _COMPUTED_KERNELS = True
+
+
 class GGNOperator(CurvatureLinearOperator):
     """A matrix made of the backward passes that make a GGN.
 
@@ -59,8 +65,8 @@ class GGNOperator(CurvatureLinearOperator):
         if mc_samples < 1 or (mode == "exact" and mc_samples != 1):
             rule = "be 1 where exact, and positive"
             raise ValueError(describe(name, "mc_samples", rule, mc_samples))
-        # KFAC makes the same passes; errors are to name this class
-        passes = type(name, (KFACLinearOperator,), {})
+        # errors are to name this class
+        passes = type(name, (_Passes,), {})
         shared = {
             "progressbar": progressbar,
             "num_data": num_data,
@@ -86,3 +92,7 @@ class GGNOperator(CurvatureLinearOperator):
             check_deterministic=check_deterministic,
             **shared,
         )
+
+    def _check_deterministic(self) -> None:
+        self._passes._check_model()
+        super()._check_deterministic()

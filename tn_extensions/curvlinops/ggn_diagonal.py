@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -10,8 +11,9 @@ from torch import Tensor
 from tn_extensions import functional
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.curvlinops.ggn import GGNOperator
+from tn_extensions.kronecker.computed import parameter_gradients
 from tn_extensions.kronecker.layers import Pairs
-from tn_extensions.kronecker.moments import per_sample_gradients
+from tn_extensions.kronecker.moments import of_one_dtype, per_sample_gradients
 from tn_extensions.kronecker.observe import Uses
 
 
@@ -73,8 +75,9 @@ class GGNDiagonalLinearOperator(GGNOperator):
         def flush(name: str) -> None:
             columns, total = waiting.pop(name), totals[name]
             scale = passes._loss_correction(len(columns[0][0][1]))
-            for key in mapping[name]:
-                found = _diagonal(columns, key).mul_(scale)
+            parameters = passes._computed.get(name)
+            for key, found in _diagonals(columns, mapping[name], parameters).items():
+                found *= scale
                 total[key] = total[key].add_(found) if key in total else found
 
         def on_uses(_: Uses) -> None:
@@ -102,6 +105,31 @@ class GGNDiagonalLinearOperator(GGNOperator):
         return diagonal
 
 
+def _diagonals(
+    columns: list[Pairs],
+    keys: Iterable[str],
+    parameters: Mapping[str, Tensor] | None,
+) -> dict[str, Tensor]:
+    """Sums of squared gradients of a layer's parameters over columns and samples.
+
+    Args:
+        columns: Uses and gradients, of each column.
+        keys: Names of the parameters.
+        parameters: Those that the kernel is computed from. ``None``: it is one.
+    """
+    if parameters is None:
+        return {key: _diagonal(columns, key) for key in keys}
+    totals = [
+        torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+        for p in parameters.values()
+    ]
+    for pairs in columns:
+        for gradients in parameter_gradients(pairs, [*parameters.values()]):
+            for total, gradient in zip(totals, gradients, strict=True):
+                total += gradient.to(total.dtype).square_().sum(0)
+    return dict(zip(parameters, totals, strict=True))
+
+
 def _diagonal(columns: list[Pairs], key: str) -> Tensor:
     """Sum of squared gradients of a layer's parameter over columns and samples."""
     if any(len(pairs) > 1 for pairs in columns):
@@ -112,4 +140,4 @@ def _diagonal(columns: list[Pairs], key: str) -> Tensor:
     S = S.unflatten(3, use.conv.output_size)
     if key == "bias":
         return functional.bias_ggn_diagonal(S, use.conv)
-    return functional.ggn_diagonal(use.x, S, use.conv)
+    return functional.ggn_diagonal(*of_one_dtype(use.x, S), use.conv)

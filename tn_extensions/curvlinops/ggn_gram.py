@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from math import sqrt
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from tn_extensions import functional
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.curvlinops.ggn import GGNOperator
+from tn_extensions.kronecker.computed import parameter_gradients
 from tn_extensions.kronecker.layers import Pairs
-from tn_extensions.kronecker.moments import per_sample_gradients
+from tn_extensions.kronecker.moments import of_one_dtype, per_sample_gradients
 from tn_extensions.kronecker.observe import Uses
 
 
@@ -53,9 +55,7 @@ class GGNGramLinearOperator(GGNOperator):
             return passes._mc_samples
         X, y = next(iter(self._loop_over_data()))
         with torch.no_grad():
-            output, _ = passes._rearrange_for_larger_than_2d_output(
-                self._model_func(X), y
-            )
+            output, _ = passes._rows(self._model_func(X), y)
         return output.shape[1] * passes._num_per_example_loss_terms
 
     # -- products
@@ -63,7 +63,8 @@ class GGNGramLinearOperator(GGNOperator):
     def _matmat(self, M: list[Tensor]) -> list[Tensor]:
         (matrix,) = M
         if self._gram is not None:
-            return [(self._gram @ matrix.to(self._gram.dtype)).to(matrix.dtype)]
+            product = _product(self._gram, matrix.to(self._gram.dtype))
+            return [product.to(matrix.dtype)]
         return [self._forward(self._backward(matrix))]
 
     def _batches(self) -> Iterator[tuple[Any, Tensor, slice, Tensor, Tensor]]:
@@ -72,10 +73,7 @@ class GGNGramLinearOperator(GGNOperator):
         passes._reset_generator()
         start = 0
         for X, y in self._loop_over_data(desc="GGN Gram matrix"):
-            rows, targets = passes._rearrange_for_larger_than_2d_output(
-                self._model_func(X), y
-            )
-            passes._check_outputs(rows, targets)
+            rows, targets = passes._rows(self._model_func(X), y)
             size = self._batch_size_fn(X)
             scale = sqrt(passes._loss_correction(size))
             vectors = torch.stack([*passes._vectors_of_terms(rows, targets)]) * scale
@@ -108,17 +106,21 @@ class GGNGramLinearOperator(GGNOperator):
         names = [named[parameter.data_ptr()] for parameter in self._params]
         primals = tuple(parameter.detach() for parameter in self._params)
         found = []
-        for X, y, data, _, vectors in self._batches():
+        for X, y, data, rows, vectors in self._batches():
 
             def rows_of(*params: Tensor, X: Any = X, y: Tensor = y) -> Tensor:
                 own = dict(zip(names, params, strict=True))
                 output = functional_call(self._model_func, own, (X,))
-                rearrange = self._passes._rearrange_for_larger_than_2d_output
-                rows: Tensor = rearrange(output, y)[0]
-                return rows
+                return self._passes._rows(output, y)[0]
 
-            changes = [jvp(rows_of, primals, tuple(w))[1] for w in columns]
-            products = torch.einsum("vrc,krc->vrk", vectors, torch.stack(changes))
+            try:
+                with _attributes_kept(self._passes._computing.values()):
+                    changes = [jvp(rows_of, primals, tuple(w))[1] for w in columns]
+            except RuntimeError:
+                # weight_norm and functions of the user's own have no derivative forward
+                changes = _twice_backward(rows, self._params, columns)
+            by_column = torch.stack(changes).permute(1, 2, 0)
+            products = _product(vectors.transpose(0, 1), by_column).transpose(0, 1)
             size = data.stop - data.start
             found.append(products.unflatten(1, (size, -1)).sum(2))
         return torch.cat(found, 1).flatten(0, 1)
@@ -142,8 +144,10 @@ class GGNGramLinearOperator(GGNOperator):
         while remaining:
             chosen = self._sweep(remaining)
             for name, batches in chosen.items():
-                keys = passes._mapping[name] if all(batches) else ()
-                grams = [_gram(batches, key) for key in keys]
+                grams = []
+                if all(batches):
+                    parameters = passes._computed.get(name)
+                    grams = _grams(batches, passes._mapping[name], parameters)
                 passes._check_layers("gradients", {name: grams}, [name])
                 for gram in grams:
                     total += gram
@@ -170,11 +174,79 @@ class GGNGramLinearOperator(GGNOperator):
         def on_gradients(name: str, pairs: Pairs) -> None:
             if name in chosen:
                 scale = sqrt(passes._loss_correction(len(pairs[0][1])))
-                chosen[name][-1].append([(use, g * scale) for use, g in pairs])
+                scaled = [(use, _at_least_single(g) * scale) for use, g in pairs]
+                chosen[name][-1].append(scaled)
 
         vectors = passes._vectors_of_terms
         passes._observe("GGN Gram matrix", on_uses, on_gradients, vectors)
         return chosen
+
+
+@contextmanager
+def _attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Leave no tensors of a transform where modules keep what they computed."""
+    kept = [
+        (vars(module), {k: v for k, v in vars(module).items() if isinstance(v, Tensor)})
+        for module in modules
+    ]
+    try:
+        yield
+    finally:
+        for attributes, tensors in kept:
+            attributes.update(tensors)
+
+
+def _twice_backward(
+    rows: Tensor, params: Sequence[Tensor], columns: Sequence[Sequence[Tensor]]
+) -> list[Tensor]:
+    """Derivatives of rows in directions, without forward-mode derivatives."""
+    directions = torch.zeros_like(rows, requires_grad=True)
+    settings: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+    linear = torch.autograd.grad(
+        rows, params, directions, create_graph=True, **settings
+    )
+    return [
+        torch.autograd.grad(linear, directions, list(w), retain_graph=True, **settings)[
+            0
+        ]
+        for w in columns
+    ]
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply in the precision of the factors, under autocast, too."""
+    with torch.autocast(left.device.type, enabled=False):
+        return left @ right
+
+
+def _at_least_single(g: Tensor) -> Tensor:
+    return g.to(torch.promote_types(g.dtype, torch.float32))
+
+
+def _grams(
+    batches: list[list[Pairs]],
+    keys: Iterable[str],
+    parameters: Mapping[str, Tensor] | None,
+) -> list[Tensor]:
+    """Inner products of gradients of a layer's parameters, of the data of all batches.
+
+    Args:
+        batches: Uses and gradients, of each batch and column.
+        keys: Names of the parameters.
+        parameters: Those that the kernel is computed from. ``None``: it is one.
+    """
+    if parameters is None:
+        return [_gram(batches, key) for key in keys]
+    found = []
+    for batch in batches:
+        columns = []
+        for pairs in batch:
+            chunks = parameter_gradients(pairs, [*parameters.values()])
+            rows = [torch.cat([g.flatten(1) for g in each], 1) for each in chunks]
+            columns.append(_at_least_single(torch.cat(rows)))
+        found.append(torch.stack(columns))
+    rows = torch.cat(found, 1).flatten(0, 1)
+    return [_product(rows, rows.T)]
 
 
 def _gram(batches: list[list[Pairs]], key: str) -> Tensor:
@@ -187,11 +259,11 @@ def _gram(batches: list[list[Pairs]], key: str) -> Tensor:
             for batch in batches
         ]
         rows = torch.cat(gradients, 1).flatten(0, 1).flatten(1)
-        return rows @ rows.T
+        return _product(rows, rows.T)
     (conv,) = convs
     S = torch.cat([torch.stack([g for ((_, g),) in batch]) for batch in batches], 1)
     S = S.unflatten(3, conv.output_size)
     if key == "bias":
         return functional.bias_ggn_gram(S, conv)
     x = torch.cat([batch[0][0][0].x for batch in batches])
-    return functional.ggn_gram(x, S, conv)
+    return functional.ggn_gram(*of_one_dtype(x, S), conv)

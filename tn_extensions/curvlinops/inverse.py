@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 from warnings import warn
 
@@ -32,20 +33,49 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
 
     Args:
         A: The operator.
+        damping: Non-negative; a number, or a pair of them for ``A`` and ``B``.
+        use_heuristic_damping: Whether to split the damping between the factors.
+        min_damping: The least damping of each, if so.
+        use_exact_damping: Whether to add the damping to the Kronecker product.
         **options: As :class:`curvlinops.KFACInverseLinearOperator`.
 
     Raises:
-        TypeError: If ``A`` is not an operator of this package.
-        ValueError: If options exclude each other.
-        torch.linalg.LinAlgError: If a damped factor is singular (at the first product).
+        TypeError: If ``A`` is not an operator of this package, or damping no number.
+        ValueError: If damping is negative or not finite, or options exclude each other.
+        torch.linalg.LinAlgError: If what is damped is singular or has a negative
+            eigenvalue (at the first product).
     """
 
-    def __init__(self, A: KFACLinearOperator, *args: Any, **options: Any) -> None:
+    def __init__(
+        self,
+        A: KFACLinearOperator,
+        damping: float | tuple[float, float] = 0.0,
+        use_heuristic_damping: bool = False,
+        min_damping: float = 1e-8,
+        use_exact_damping: bool = False,
+        **options: Any,
+    ) -> None:
+        owner = type(self).__name__
         if not isinstance(A, KFACLinearOperator):
-            owner, rule = type(self).__name__, "be a KFACLinearOperator of this package"
+            rule = "be a KFACLinearOperator of this package"
             raise TypeError(describe(owner, "A", rule, type(A).__name__))
-        super().__init__(A, *args, **options)
-        self._inverted: dict[str, tuple[Any, Mapping[str, Rotated]]] = {}
+        if not isinstance(damping, tuple):
+            damping = _checked(owner, "damping", damping)
+        elif len(damping) == 2:
+            both = zip(("damping[0]", "damping[1]"), damping, strict=True)
+            first, second = (_checked(owner, name, value) for name, value in both)
+            damping = first, second
+        else:
+            rule = "be a number, or a pair of them"
+            raise ValueError(describe(owner, "damping", rule, damping))
+        super().__init__(
+            A,
+            damping=damping,
+            use_heuristic_damping=use_heuristic_damping,
+            min_damping=_checked(owner, "min_damping", min_damping),
+            use_exact_damping=use_exact_damping,
+            **options,
+        )
 
     def _matmat(self, X: list[Tensor]) -> list[Tensor]:
         self._A._compute_once()
@@ -59,19 +89,10 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
             return {
                 key: Product(left, None if key == "bias" else right) for key in keys
             }
-        # EKFAC's eigenvalues may be computed anew: then so are their reciprocals
-        source = self._A._corrected_eigenvalues.get(name)
-        found = self._inverted.get(name)
-        if found is None or found[0] is not source:
-            found = source, self._invert_eigenvalues(name)
-            if self._cache:
-                self._inverted[name] = found
-        return found[1]
-
-    def _invert_eigenvalues(self, name: str) -> Mapping[str, Rotated]:
+        # always anew: EKFAC's eigenvalues may change, and products take far longer
         rotated = self._A._rotated_of(name) or self._eigenbases(name)
         inverted = {key: block.inverse(self._damping) for key, block in rotated.items()}
-        if not all(block.is_finite for block in inverted.values()):
+        if not all(block.is_definite for block in inverted.values()):
             raise self._singular(name)
         return inverted
 
@@ -94,7 +115,7 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
         right, left = self._cached(name)
         if left is None:
             right, left = (
-                None if factor is None else eigenbasis(factor)
+                None if factor is None else _semidefinite(*eigenbasis(factor))
                 for factor in self._factors(name)
             )
             self._keep(name, right, left)
@@ -148,7 +169,7 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
         owner, rule = type(self).__name__, "be positive definite"
         factors = f"the damped factors of layer {name!r}"
         remedy = "Increase the damping"
-        found = f"singular ones (damping = {self._damping})"
+        found = f"others (damping = {self._damping})"
         return LinAlgError(describe(owner, factors, rule, found, remedy))
 
     # -- state
@@ -158,7 +179,21 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
         keys = ("inverse_input_covariances", "inverse_gradient_covariances")
         return {**super().state_dict(), **{key: {} for key in keys}}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state."""
-        super().load_state_dict(state_dict)
-        self._inverted = {}
+
+def _checked(owner: str, name: str, value: Any) -> float:
+    """Refuse what is no damping."""
+    if isinstance(value, (bool, str, complex)) or not hasattr(value, "__float__"):
+        rule = "be a number, or a pair of them" if name == "damping" else "be a number"
+        raise TypeError(describe(owner, name, rule, f"a {type(value).__name__}"))
+    number = float(value)
+    if not (isfinite(number) and number >= 0):
+        raise ValueError(describe(owner, name, "be finite and non-negative", number))
+    return number
+
+
+def _semidefinite(values: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, zero where rounding made them negative, and eigenvectors."""
+    largest = values.abs().amax(-1, keepdim=True)
+    rounding = len(vectors[0]) * torch.finfo(values.dtype).eps * largest
+    is_rounding = (values < 0) & (values > -rounding)
+    return values.masked_fill(is_rounding, 0), vectors

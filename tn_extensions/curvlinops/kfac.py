@@ -6,18 +6,23 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from types import MappingProxyType
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import torch
 from curvlinops import kfac as stock
 from torch import Tensor, nn
 
 from tn_extensions.curvlinops.compute import FactorPasses
-from tn_extensions.curvlinops.stored import Factors, kept, unstacked
+from tn_extensions.curvlinops.stored import Factors, kept, state
 from tn_extensions.errors import describe
 from tn_extensions.kronecker import losses
 from tn_extensions.kronecker.blocks import Block, Kronecker, Rotated
-from tn_extensions.kronecker.layers import SUPPORTED, Groups
+from tn_extensions.kronecker.layers import (
+    SUPPORTED,
+    Groups,
+    parameters_of_layers,
+    reason_against,
+)
 from tn_extensions.kronecker.multiply import Blocks, multiply
 
 
@@ -57,6 +62,8 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
     _loss_func: Any
     _corrected_eigenvalues: Mapping[str, Any] = MappingProxyType({})
     """By layer. EKFAC has them."""
+    _COMPUTED_KERNELS = False
+    """Whether layers may compute their kernels from their parameters."""
 
     def __init__(self, *args: Any, groups: Groups = "separate", **kwargs: Any) -> None:
         if groups not in get_args(Groups):
@@ -77,6 +84,18 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
 
         return KFACInverseLinearOperator(self, damping=damping, **kwargs)
 
+    def _set_num_per_example_loss_terms(self, given: int | None) -> None:
+        if given is None:
+            batches = self._loop_over_data(desc="_num_per_example_loss_terms")
+            terms = sum(losses.num_terms(self._loss_func, y) for _, y in batches)
+            given, rest = divmod(terms, self._N_data)
+            if rest:
+                rule = f"have equally many loss terms for each of {self._N_data} data"
+                name, found = type(self).__name__, f"{terms} in all"
+                remedy = "Unsqueeze outputs and targets [N] of a regression to [N, 1]"
+                raise ValueError(describe(name, "targets", rule, found, remedy))
+        self._num_per_example_loss_terms = given
+
     # -- parameters
 
     @classmethod
@@ -90,22 +109,40 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
             rule = "hold parameters of the model"
             found = f"others at {strange}"
             raise ValueError(describe(cls.__name__, "params", rule, found))
-        known = {
-            parameter.data_ptr()
-            for module in model_func.modules()
-            if isinstance(module, cls._SUPPORTED_MODULES)
-            for parameter in module.parameters(recurse=False)
-        }
-        others = [names[p.data_ptr()] for p in params if p.data_ptr() not in known]
+        owned = parameters_of_layers(model_func, cls._COMPUTED_KERNELS)
+        mapping: dict[str, dict[str, int]] = {}
+        positions = {p.data_ptr(): i for i, p in reversed([*enumerate(params)])}
+        for name, own in owned.items():
+            keys = [key for key, p in own.items() if p.data_ptr() in positions]
+            if keys:
+                mapping[name] = {key: positions[own[key].data_ptr()] for key in keys}
+        known = {position for own in mapping.values() for position in own.values()}
+        others = [names[p.data_ptr()] for i, p in enumerate(params) if i not in known]
         if others:
             supported = ", ".join(module.__name__ for module in cls._SUPPORTED_MODULES)
-            rule, found = f"belong to {supported}", ", ".join(others)
-            message = describe(cls.__name__, "params", rule, found, "Leave them out")
+            rule, others_named = f"belong to {supported}", ", ".join(others)
+            message = describe(
+                cls.__name__, "params", rule, others_named, "Leave them out"
+            )
             raise NotImplementedError(
                 f"Found parameters in un-supported layers: {message}"
             )
-        found = super().compute_parameter_mapping(params, model_func)
-        mapping = cast(dict[str, dict[str, int]], found)
+        for name in mapping:
+            reason = reason_against(model_func.get_submodule(name))
+            if reason is not None and not cls._COMPUTED_KERNELS:
+                rule = "multiply by its own parameters, as torch's layer does"
+                remedy = "Leave out its parameters, or see GGNDiagonalLinearOperator"
+                layer, value = f"layer {name!r}", f"one that {reason}"
+                raise NotImplementedError(
+                    describe(cls.__name__, layer, rule, value, remedy)
+                )
+        for position in sorted(known):
+            if params[position].is_complex():
+                argument = f"parameter {names[params[position].data_ptr()]!r}"
+                value = str(params[position].dtype)
+                raise NotImplementedError(
+                    describe(cls.__name__, argument, "be real", value)
+                )
         layers: defaultdict[int, list[str]] = defaultdict(list)
         for name, positions in mapping.items():
             for position in positions.values():
@@ -208,8 +245,8 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
         own = {
             "groups": self._groups,
             "loss_options": losses.options(self._loss_func),
-            "input_covariances": _state(self._input_covariances),
-            "gradient_covariances": _state(self._gradient_covariances),
+            "input_covariances": state(self._input_covariances),
+            "gradient_covariances": state(self._gradient_covariances),
         }
         return {**super().state_dict(), **own}
 
@@ -224,7 +261,3 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
         options = state_dict.get("loss_options", {})
         loss = self._loss_func
         self._loss_func = type(loss)(reduction=loss.reduction, **options)
-
-
-def _state(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: unstacked(factor) for name, factor in kept(factors).items()}

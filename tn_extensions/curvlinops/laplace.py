@@ -17,6 +17,7 @@ not a Kronecker product of flat matrices. To tell, its ``A`` is ``[G, CI, CI, K,
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -167,6 +168,9 @@ class KronLaplace(laplace.KronLaplace):
 
     laplace's own fits everything but ``Conv3d``, whose shape it refuses. It loads no
     states of groups or transposed convolutions: their factors raise when first used.
+
+    Backends that make blocks of frozen parameters, too, if others of the same layer are
+    not frozen (ASDL's), are understood: those blocks are dropped.
     """
 
     # laplace.Laplace has a class for each key: laplace's must stay that of its own
@@ -174,6 +178,53 @@ class KronLaplace(laplace.KronLaplace):
 
     def _init_H(self) -> None:
         self.H = Kron([])
+
+    def _curv_closure(self, X: Any, y: Tensor, N: int) -> tuple[Tensor, Any]:
+        loss, kron = super()._curv_closure(X, y, N)
+        return loss, self._of_params(kron)
+
+    def _of_params(self, kron: matrix.Kron) -> matrix.Kron:
+        """Drop blocks of frozen parameters.
+
+        Raises:
+            ValueError: If it is not clear which ones those are.
+        """
+        if len(kron) == len(self.params):
+            return kron
+        own = {id(parameter) for parameter in self.params}
+        layers = [[*m.parameters(recurse=False)] for m in self.model.modules()]
+        trained = [layer for layer in layers if any(id(p) in own for p in layer)]
+        found = [prod(len(factor) for factor in F) for F in kron.kfacs]
+        for params in ([*chain(*trained)], [*chain(*layers)]):
+            if found == [p.numel() for p in params]:
+                pairs = zip(params, kron.kfacs, strict=True)
+                return type(kron)([F for p, F in pairs if id(p) in own])
+        owner, rule = type(self).__name__, f"have blocks of {len(own)} parameters"
+        raise ValueError(describe(owner, "the backend's factors", rule, found))
+
+    def log_marginal_likelihood(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the logarithm of the marginal likelihood.
+
+        Raises:
+            AttributeError: Before a fit.
+        """
+        self._check_H_init()
+        found: Tensor = super().log_marginal_likelihood(*args, **kwargs)
+        return found
+
+    @property
+    def log_det_posterior_precision(self) -> Tensor:
+        """Logarithm of the determinant; before a fit, of the prior's."""
+        if self.H_facs is None:
+            return self.prior_precision_diag.log().sum()
+        return super().log_det_posterior_precision
+
+    def square_norm(self, value: Tensor) -> Tensor:
+        """Square of the distance to the mean; before a fit, in the prior's metric."""
+        if self.H_facs is None:
+            delta = value - self.mean
+            return (delta * self.prior_precision_diag) @ delta
+        return super().square_norm(value)
 
 
 class Kron(matrix.Kron):
@@ -224,10 +275,11 @@ class Kron(matrix.Kron):
 
     def _bmm(self, W: Tensor) -> Tensor:
         blocks = self._blocks()
-        parts = W.split([block.size for block in blocks], -1)
+        # factors of halves are of float32
+        parts = W.to(blocks[0].left.dtype).split([block.size for block in blocks], -1)
         pairs = zip(blocks, parts, strict=True)
         products = [b.flat(b.forward(b.matrices(part))) for b, part in pairs]
-        return torch.cat(products, -1)
+        return torch.cat(products, -1).to(W.dtype)
 
     def logdet(self) -> Tensor:
         """Logarithm of the determinant."""
@@ -288,12 +340,14 @@ class KronDecomposed(matrix.KronDecomposed):
 
     def _bmm(self, W: Tensor, exponent: float = -1) -> Tensor:
         blocks = self._blocks()
-        parts = W.split([block.size for block, _ in blocks], -1)
+        # eigenvectors of halves are of float32
+        wide = W.to(blocks[0][0].left.dtype)
+        parts = wide.split([block.size for block, _ in blocks], -1)
         products = []
         for (block, values), part in zip(blocks, parts, strict=True):
             rotated = block.adjoint(block.matrices(part)) * values**exponent
             products.append(block.flat(block.forward(rotated)))
-        return torch.cat(products, -1)
+        return torch.cat(products, -1).to(W.dtype)
 
     def logdet(self) -> Tensor:
         """Logarithm of the determinant."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tn_extensions.kronecker.factors import logdet
+
 
 @dataclass(frozen=True)
 class KronBlock:
@@ -69,7 +71,7 @@ class KronBlock:
     def logdet(self) -> Tensor:
         """Logarithm of the determinant."""
         rows, columns = self.left.shape[1], self.right.shape[1]
-        return (columns * self.left.logdet() + rows * self.right.logdet()).sum()
+        return (columns * logdet(self.left) + rows * logdet(self.right)).sum()
 
     def squared(self) -> KronBlock:
         """With all entries squared."""

@@ -1,31 +1,106 @@
-"""Factors as curvlinops has them."""
+"""What operators keep of each layer, and what curvlinops' users read of it.
+
+Reading gives what curvlinops keeps, and that is what the operator uses from then on, so
+that changes in place are not lost: damping, say, that is added to the factors.
+"""
 
 from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import pad
 
-from tn_extensions.kronecker.factors import dense
+from tn_extensions.kronecker.factors import completed, dense
 
 
 class Factors(UserDict[str, Tensor]):
     """Factors of layers as curvlinops has them: ``[D, D]``, ``[G, D, D]`` of groups.
 
-    Reading makes a matrix of what is kept as a root.
+    Reading replaces what is kept as a root by its matrix.
     """
 
+    _whole = staticmethod(dense)
+
     def __getitem__(self, name: str) -> Tensor:
-        return unstacked(dense(self.data[name]))
+        self.data[name] = self._whole(self.data[name])
+        return unstacked(self.data[name])
 
     def __setitem__(self, name: str, factor: Tensor) -> None:
         self.data[name] = stacked(factor)
 
 
-def kept(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is kept of factors: matrices or roots."""
-    return factors.data if isinstance(factors, Factors) else dict(factors)
+class Bases(Factors):
+    """Eigenvectors of factors as curvlinops has them, ``[(G,) D, D]``.
+
+    Reading completes a basis of fewer vectors, ``[(G,) D, r]``.
+    """
+
+    _whole = staticmethod(completed)
+
+
+class Eigenvalues(UserDict[str, Any]):
+    """Corrected eigenvalues of layers as curvlinops has them.
+
+    ``[(G,) CO, D]`` of a joint block; else, by the position of the parameter,
+    ``[(G,) CO, D]`` of weights and ``[(G,) CO]`` of biases.
+
+    Reading completes the layer's bases, and adds zeros for their new vectors.
+
+    Args:
+        values: Those of the vectors that are kept, by layer.
+        left: Bases of the layers' outputs.
+        right: Bases of the layers' inputs.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        left: Mapping[str, Tensor],
+        right: Mapping[str, Tensor],
+    ) -> None:
+        self._left, self._right = left, right
+        super().__init__(values)
+
+    def __getitem__(self, name: str) -> Any:
+        left, right = self._left[name], self._right.get(name)
+        groups = left.dim() - 2
+        sizes = [each.shape[-1] for each in (left, right) if each is not None]
+
+        def whole(values: Tensor) -> Tensor:
+            return padded(values, sizes[: values.dim() - groups])
+
+        found = self.data[name]
+        if isinstance(found, Tensor):
+            found = whole(found)
+        else:
+            found = {position: whole(values) for position, values in found.items()}
+        self.data[name] = found
+        return found
+
+
+def padded(values: Tensor, sizes: list[int]) -> Tensor:
+    """Values with zeros behind them, so that the last axes have the given sizes."""
+    missing = [
+        size - held
+        for size, held in zip(sizes, values.shape[-len(sizes) :], strict=True)
+    ]
+    assert min(missing) >= 0, "values of vectors that the bases lack"
+    if not any(missing):
+        return values
+    return pad(values, [each for behind in reversed(missing) for each in (0, behind)])
+
+
+def kept(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept: matrices or roots, eigenvectors and values without a null space."""
+    return stored.data if isinstance(stored, UserDict) else dict(stored)
+
+
+def state(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is kept, without the axis of groups where there are none."""
+    return {name: unstacked(stacked(own)) for name, own in kept(stored).items()}
 
 
 def stacked(factor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from tn_extensions.kronecker.factors import compact, is_finite, is_root, trace
+from tn_extensions.kronecker.factors import compact, is_finite, is_root, logdet, trace
 from tn_extensions.kronecker.span import Span
 
 
@@ -207,7 +207,7 @@ def _det(factor: Tensor) -> Tensor:
 
 
 def _logdet(factor: Tensor) -> Tensor:
-    return _det(factor).log() if is_root(factor) else torch.logdet(factor)
+    return _det(factor).log() if is_root(factor) else logdet(factor)
 
 
 @dataclass(frozen=True)
@@ -259,6 +259,12 @@ class Rotated:
     def is_finite(self) -> bool:
         """Whether all eigenvalues are finite."""
         return is_finite(self.values) and (not self.is_thin or isfinite(self.rest))
+
+    @property
+    def is_definite(self) -> bool:
+        """Whether all eigenvalues are finite and positive."""
+        rest = not self.is_thin or self.rest > 0
+        return rest and self.is_finite and bool((self.values > 0).all())
 
     def trace(self) -> Tensor:
         """Sum of the eigenvalues."""

@@ -80,6 +80,24 @@ def eigenbasis(factor: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.pad(roots.square(), (0, missing)), vectors.mT
 
 
+def completed(basis: Tensor) -> Tensor:
+    """Append orthonormal vectors to a basis ``[G, D, r]`` until it has ``D``."""
+    missing = basis.shape[1] - basis.shape[2]
+    if not missing:
+        return basis
+    vectors, _ = torch.linalg.qr(basis, mode="complete")
+    return torch.cat([basis, vectors[:, :, -missing:]], 2)
+
+
+def logdet(matrices: Tensor) -> Tensor:
+    """Logarithms of determinants of matrices without negative eigenvalues, ``[G]``.
+
+    Minus infinity where a matrix is singular, to rounding error of either sign.
+    """
+    sign, values = torch.linalg.slogdet(matrices)
+    return values.masked_fill(sign <= 0, -torch.inf)
+
+
 def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors of matrices, in double precision where need be.
 

@@ -7,7 +7,7 @@ joint bias), a gradient factor ``[G, CO, CO]``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
@@ -48,6 +48,46 @@ def reason_against(module: Any) -> str | None:
         or (getattr(module, key, None) is not None and key not in module._parameters)
     ]
     return f"computes its {' and '.join(computed)}" if computed else None
+
+
+def parameters_of_layers(
+    model: nn.Module, takes_inner: bool
+) -> dict[str, dict[str, nn.Parameter]]:
+    """Find the parameters of supported layers.
+
+    Args:
+        model: The model.
+        takes_inner: Whether layers inside of one that computes its kernel are parts of
+            that layer. Layers that compute the kernel by ``parametrize`` always are.
+
+    Returns:
+        By name of the layer, and by name in the layer. One that computes its kernel has
+        those of the modules in it, too.
+    """
+    layers = {
+        name: reason_against(module)
+        for name, module in model.named_modules()
+        if isinstance(module, SUPPORTED)
+    }
+
+    def owner(path: str) -> str | None:
+        steps = path.split(".") if path else []
+        around = ["", *(".".join(steps[:n]) for n in range(1, len(steps) + 1))]
+        computed = [name for name in around if layers.get(name)]
+        for name in computed:
+            inner = path[len(name) :].removeprefix(".")
+            if takes_inner or inner.startswith("parametrizations"):
+                return name
+        return path if path in layers else next(reversed(computed), None)
+
+    found: dict[str, dict[str, nn.Parameter]] = {}
+    for path, module in model.named_modules():
+        name = owner(path)
+        if name is not None:
+            inside = path[len(name) :].removeprefix(".")
+            for key, parameter in module.named_parameters(inside, recurse=False):
+                found.setdefault(name, {})[key] = parameter
+    return found
 
 
 def transposed_groups(module: Any) -> int | None:
@@ -109,6 +149,9 @@ class Use:
         is_cat: Whether rows of a datum lie ``N`` apart, as after ``cat``. Otherwise
             they follow each other, as after ``flatten(0, 1)``.
         node: What made its output, in autograd's graph.
+        computed: Kernel and bias that are computed from a layer's parameters, with the
+            graph to these. ``None``: it has none, or they are the parameters.
+        leaves: What it multiplied by, and added, in place of these.
     """
 
     x: Tensor
@@ -117,6 +160,8 @@ class Use:
     num_data: int
     is_cat: bool = False
     node: Any = None
+    computed: tuple[Tensor | None, Tensor | None] = (None, None)
+    leaves: tuple[Tensor | None, Tensor | None] = (None, None)
 
     @classmethod
     def of(
@@ -138,23 +183,77 @@ class Use:
             num_data: Number of data; it divides the length of the input, or is it.
             is_cat: Order of the rows of a datum.
         """
+        rows = (len(x) if num_data is None else num_data), is_cat
         x, node = x.detach(), node_of(output)
-        num_data = len(x) if num_data is None else num_data
         if isinstance(module, nn.Linear):
-            x = _channels_first(_by_datum(x, num_data, is_cat))
             features = (module.in_features, module.out_features)
-            pointwise = Conv.make(*features, kernel_size=1, input_size=x.shape[2:])
-            return cls(x, pointwise, True, num_data, is_cat, node)
+            return cls._of_linear(x, features, *rows, node=node)
         conv = Conv.from_module(module, x.shape[2:], output.shape[2:])
         if groups == "average" and conv.groups > 1:
             # what curvlinops does: the layer as one without groups
             x = x.unflatten(1, (conv.groups, -1)).mean(1)
             conv = replace(conv, in_channels=x.shape[1], groups=1)
+        return cls._of_conv(x, conv, *rows, node=node)
+
+    @classmethod
+    def _of_linear(
+        cls,
+        x: Tensor,
+        features: tuple[int, int],
+        num_data: int,
+        is_cat: bool,
+        **others: Any,
+    ) -> Use:
+        x = _channels_first(_by_datum(x, num_data, is_cat))
+        pointwise = Conv.make(*features, kernel_size=1, input_size=x.shape[2:])
+        return cls(x, pointwise, True, num_data, is_cat, **others)
+
+    @classmethod
+    def _of_conv(
+        cls, x: Tensor, conv: Conv, num_data: int, is_cat: bool, **others: Any
+    ) -> Use:
         if len(x) != num_data:
             rows = ConvDim(len(x) // num_data, 1, transposed=conv.transposed)
             conv = replace(conv, dims=(rows, *conv.dims))
             x = _by_datum(x, num_data, is_cat).transpose(1, 2)
-        return cls(x, conv, False, num_data, is_cat, node)
+        return cls(x, conv, False, num_data, is_cat, **others)
+
+    @classmethod
+    def of_call(
+        cls,
+        arguments: Mapping[str, Any],
+        output: Tensor,
+        num_data: int,
+        is_cat: bool = False,
+        **others: Any,
+    ) -> Use:
+        """See what one of torch's functions did to an input.
+
+        Args:
+            arguments: Of ``linear`` or a convolution, by name; ``stride`` and those
+                after it are absent from a ``linear``'s, ``output_padding`` from those
+                of convolutions that are not transposed.
+            output: Its output.
+            num_data: As :meth:`of`.
+            is_cat: As :meth:`of`.
+            **others: Further fields.
+        """
+        x, kernel = arguments["input"].detach(), arguments["weight"]
+        others["node"] = node_of(output)
+        if "stride" not in arguments:
+            features = (kernel.shape[1], kernel.shape[0])
+            return cls._of_linear(x, features, num_data, is_cat, **others)
+        names = ("stride", "padding", "dilation", "groups", "output_padding")
+        transposed = "output_padding" in arguments
+        conv = Conv.make(
+            x.shape[1],
+            output.shape[1],
+            tuple(kernel.shape[2:]),
+            tuple(x.shape[2:]),
+            transposed=transposed,
+            **{name: arguments[name] for name in names if name in arguments},
+        )
+        return cls._of_conv(x, conv, num_data, is_cat, **others)
 
     @property
     def num_positions(self) -> int:

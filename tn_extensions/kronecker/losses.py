@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import sqrt
+from math import prod, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import grad
+
+from tn_extensions.errors import describe
 
 OPTIONS = {
     nn.CrossEntropyLoss: ("weight", "ignore_index", "label_smoothing"),
@@ -25,6 +27,76 @@ def options(loss: Any) -> dict[str, Any]:
     return {name: getattr(loss, name) for name in OPTIONS.get(type(loss), ())}
 
 
+def num_terms(loss: Any, y: Tensor) -> int:
+    """Count the loss terms that a batch of targets has."""
+    if not isinstance(loss, nn.CrossEntropyLoss):
+        return prod(y.shape[:-1])
+    return y.numel() // y.shape[1] if _are_probabilities(y) else y.numel()
+
+
+def in_rows(loss: Any, output: Tensor, y: Tensor) -> tuple[Any, Tensor, Tensor]:
+    """Rearrange outputs and targets so that each loss term has a row.
+
+    Classes of a cross entropy are on the second axis, the ``C`` outputs that a term of
+    another loss takes on the last one, as in curvlinops.
+
+    Args:
+        loss: The loss.
+        output: Outputs, ``[N, C, ...]`` or ``[N, ..., C]``. Those of fewer than two
+            axes have no rows, and are left as they are.
+        y: Targets, shaped as the outputs; or classes ``[N, ...]`` of a cross entropy.
+
+    Returns:
+        The loss, whose weights of outputs fit the rows; outputs ``[R, C]``; targets
+        ``[R, C]`` or ``[R]``.
+
+    Raises:
+        ValueError: If weights do not fit the outputs, or probabilities are given where
+            a class is ignored, which torch refuses.
+    """
+    if output.dim() < 2:
+        return loss, output, y
+    if isinstance(loss, nn.CrossEntropyLoss):
+        if _are_probabilities(y):
+            if loss.ignore_index >= 0:
+                rule, owner = (
+                    "be classes where an index is ignored",
+                    type(loss).__name__,
+                )
+                raise ValueError(describe(owner, "targets", rule, "probabilities"))
+            y = y.movedim(1, -1).flatten(end_dim=-2)
+        else:
+            y = y.flatten()
+        return loss, output.movedim(1, -1).flatten(end_dim=-2), y
+    if isinstance(loss, nn.BCEWithLogitsLoss):
+        names = OPTIONS[nn.BCEWithLogitsLoss]
+        weights = {name: _weight_of_rows(loss, name, output.shape) for name in names}
+        loss = type(loss)(reduction=loss.reduction, **weights)
+    rows = (
+        each.flatten(end_dim=-2) if each.dim() > 1 else each for each in (output, y)
+    )
+    return loss, *rows
+
+
+def _are_probabilities(y: Tensor) -> bool:
+    """Whether targets of a cross entropy are probabilities of classes."""
+    return y.is_floating_point() and y.dim() > 1
+
+
+def _weight_of_rows(loss: Any, name: str, shape: torch.Size) -> Tensor | None:
+    weight: Tensor | None = getattr(loss, name)
+    if weight is None:
+        return None
+    try:
+        expanded = weight.expand(shape)
+    except RuntimeError as error:
+        rule, found = f"broadcast to outputs of shape {list(shape)}", list(weight.shape)
+        owner = type(loss).__name__
+        raise ValueError(describe(owner, name, rule, f"shape {found}")) from error
+    # along the last axis, weights fit rows as they fit outputs
+    return expanded.flatten(end_dim=-2) if weight.dim() > 1 else weight
+
+
 def plain(loss: Any) -> Any:
     """The loss without options, whose Hessian times :func:`scale` squared is its own.
 
@@ -34,17 +106,19 @@ def plain(loss: Any) -> Any:
 
 
 def scale(loss: Any, output: Tensor, y: Tensor) -> Tensor | None:
-    """Root of the weights of rows or outputs relative to those of a plain loss.
+    """Compute the root of rows' or outputs' weights relative to those of a plain loss.
 
     Cross entropy: classes ``c`` of weights ``w`` and targets ``y'`` after smoothing
     give a row the weight ``sum_c w_c y'_c``, zero where the target is ignored. torch's
-    mean divides by the sum of the targets' own weights. Binary cross entropy: an output
-    has the weight ``w (1 - y + w' y)``, ``w'`` being that of positives.
+    mean divides by the sum of the targets' own weights if these are classes, and by the
+    number of rows if they are probabilities. Binary cross entropy: an output has the
+    weight ``w (1 - y + w' y)``, ``w'`` being that of positives.
 
     Args:
         loss: The loss.
         output: Outputs, ``[R, C]``.
-        y: Targets; of a cross entropy, classes ``[R]``.
+        y: Targets; of a cross entropy, classes ``[R]`` or their probabilities ``[R,
+            C]``.
 
     Returns:
         The roots, ``[R, 1]`` or ``[R, C]``. ``None``: all are one.
@@ -57,12 +131,17 @@ def scale(loss: Any, output: Tensor, y: Tensor) -> Tensor | None:
         return None if found is None else found.sqrt()
     if not isinstance(loss, nn.CrossEntropyLoss):
         return None
+    smoothing = loss.label_smoothing
+    if _are_probabilities(y):
+        y = y.to(torch.promote_types(y.dtype, torch.float32))
+        weight = y.new_ones(y.shape[1]) if loss.weight is None else loss.weight.to(y)
+        smoothed = (1 - smoothing) * y + smoothing / y.shape[1]
+        return (smoothed @ weight).sqrt().unsqueeze(1)
     kept = y != loss.ignore_index
     if loss.weight is None and bool(kept.all()):
         return None
     weight = output.new_ones(output.shape[1]) if loss.weight is None else loss.weight
-    own = weight[y.where(kept, 0)] * kept
-    smoothing = loss.label_smoothing
+    own = weight[y.where(kept, 0).long()] * kept
     rows = (1 - smoothing) * own + smoothing * weight.mean() * kept
     if loss.reduction == "mean":
         # a batch of ignored rows only has a loss of nan; it has no curvature

@@ -4,17 +4,44 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tn_extensions.errors import describe
-from tn_extensions.kronecker.layers import Groups, Use
+from tn_extensions.kronecker.computed import Calls, cut, leaves_of
+from tn_extensions.kronecker.engine import node_of
+from tn_extensions.kronecker.layers import Groups, Use, reason_against
 
-Uses = defaultdict[str, list[Use]]
 OnGradient = Callable[[str, int, Tensor], None]
+
+
+class Uses(defaultdict[str, list[Use]]):
+    """Uses by the layers' names, in order; to be cleared after each batch.
+
+    Attributes:
+        num_data: Number of data of the batch, to be set before the forward pass.
+            ``None``: one for each row of an input.
+        as_cat: By name and number of a use that sees several rows of each datum, what
+            makes the use of it in which these lie ``num_data`` apart.
+        leaves: What took the place of computed kernels and biases, by ``id``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(list)
+        self.num_data: int | None = None
+        self.as_cat: dict[tuple[str, int], Callable[[], Use]] = {}
+        self.leaves: dict[int, Tensor] = {}
+
+    def clear(self) -> None:
+        """Forget what a batch has left."""
+        super().clear()
+        self.as_cat.clear()
+        self.leaves.clear()
 
 
 @contextmanager
@@ -26,8 +53,9 @@ def observed(
 ) -> Iterator[Uses]:
     """Gather the uses of layers in forward passes, in order.
 
-    Gradients are read by a hook on the output, not on the module: the latter fails
-    where an activation works in place.
+    Gradients are read where the node of the output has run: hooks on modules, and on
+    outputs that are views, fail where an activation works in place. Layers that compute their kernels have a use for
+    each call of torch's functions, see :mod:`tn_extensions.kronecker.computed`.
 
     Args:
         owner: Whom errors name.
@@ -37,30 +65,105 @@ def observed(
             of its use and the gradient of its output.
 
     Yields:
-        The uses by name, to be cleared after each batch.
+        The uses.
     """
-    uses: Uses = defaultdict(list)
+    uses = Uses()
+    wanted = {id(p) for module in layers.values() for p in module.parameters()}
 
-    def after(module: Any, inputs: tuple[Any, ...], output: Tensor, name: str) -> None:
-        if len(inputs) != 1:
-            rule = "be called with one positional argument"
-            layer = f"layer {name!r}"
-            raise ValueError(describe(owner, layer, rule, len(inputs)))
-        use = Use.of(module, inputs[0], output, groups)
-        number = len(uses[name])
+    def add(
+        name: str, x: Tensor, kernel: Tensor, output: Tensor, of: Callable[..., Use]
+    ) -> None:
+        argument = f"the input of layer {name!r}"
+        is_linear = kernel.dim() == 2
+        if x.dim() < 2 or not (is_linear or x.dim() == kernel.dim()):
+            rule = "have a first axis of data"
+            raise ValueError(describe(owner, argument, rule, f"shape {[*x.shape]}"))
+        num_data = len(x) if uses.num_data is None else uses.num_data
+        several = len(x) != num_data
+        if several and (not num_data or not len(x) or len(x) % num_data):
+            rule = f"have rows for each of the {num_data} data, along its first axis"
+            raise ValueError(describe(owner, argument, rule, f"{len(x)} rows"))
+        number, use = len(uses[name]), of(output=output, num_data=num_data)
         uses[name].append(use)
-        if output.requires_grad:
-            output.register_hook(partial(on_gradient, name, number))
+        if several and num_data > 1:
+            # the output itself would be held
+            like = torch.empty_like(output, device="meta")
+            known: dict[str, Any] = {"output": like, "num_data": num_data}
 
-    handles = [
-        module.register_forward_hook(partial(after, name=name))
-        for name, module in layers.items()
-    ]
-    try:
+            def as_cat() -> Use:
+                return replace(of(**known, is_cat=True), node=use.node)
+
+            uses.as_cat[name, number] = as_cat
+        if output.requires_grad:
+            node_of(output).register_hook(
+                partial(after_node, name, number, output.shape)
+            )
+
+    def after_node(
+        name: str, number: int, shape: torch.Size, _: Any, gradients: tuple[Any, ...]
+    ) -> None:
+        if gradients[0] is not None:
+            on_gradient(name, number, gradients[0].reshape(shape))
+
+    def after(
+        module: Any,
+        inputs: tuple[Any, ...],
+        named: dict[str, Any],
+        output: Tensor,
+        name: str,
+    ) -> None:
+        # a transposed convolution takes the size of its output, too
+        x = inputs[0] if inputs else named["input"]
+        of = partial(Use.of, module, x, groups=groups)
+        add(name, x, module.weight, output, of)
+
+    def on_call(func: Any, arguments: dict[str, Any], name: str) -> Tensor:
+        kernel, bias = arguments["weight"], arguments["bias"]
+        reached = leaves_of(kernel, bias)
+        own = {id(p) for p in layers[name].parameters()}
+        if not torch.is_grad_enabled() or own.isdisjoint(reached):
+            output: Tensor = func(*arguments.values())
+            return output
+        if not (wanted | uses.leaves.keys()).isdisjoint(reached.keys() - own):
+            argument = f"a kernel of layer {name!r}"
+            rule, found = "depend on its own parameters only", "others, too"
+            raise NotImplementedError(describe(owner, argument, rule, found))
+        leaves = cut(kernel), cut(bias)
+        uses.leaves |= {id(leaf): leaf for leaf in leaves if leaf is not None}
+        arguments = {**arguments, **dict(zip(("weight", "bias"), leaves, strict=True))}
+        output = func(*arguments.values())
+        of = partial(Use.of_call, arguments, leaves=leaves, computed=(kernel, bias))
+        add(name, arguments["input"], kernel, output, of)
+        return output
+
+    with ExitStack() as stack:
+        for name, module in layers.items():
+            if reason_against(module) is None:
+                hook = partial(after, name=name)
+                handle = module.register_forward_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+            else:
+                stack.enter_context(_calls_seen(module, partial(on_call, name=name)))
         yield uses
+
+
+@contextmanager
+def _calls_seen(module: Any, on_call: Callable[..., Tensor]) -> Iterator[None]:
+    """Show the calls of torch's functions in a module's ``forward``."""
+    own, forward = vars(module).get("forward"), module.forward
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        with Calls(on_call):
+            return forward(*args, **kwargs)
+
+    module.forward = seen
+    try:
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 def innermost(output: Tensor, uses: Mapping[str, list[Use]]) -> set[str]:
