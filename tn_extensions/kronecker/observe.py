@@ -54,8 +54,9 @@ def observed(
     """Gather the uses of layers in forward passes, in order.
 
     Gradients are read where the node of the output has run: hooks on modules, and on
-    outputs that are views, fail where an activation works in place. Layers that compute their kernels have a use for
-    each call of torch's functions, see :mod:`tn_extensions.kronecker.computed`.
+    outputs that are views, fail where an activation works in place. Layers that compute
+    their kernels have a use for each call of torch's functions, see
+    :mod:`tn_extensions.kronecker.computed`.
 
     Args:
         owner: Whom errors name.
