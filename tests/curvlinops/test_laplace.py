@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tests.backpack.run import classifier, images, targets
 from tests.curvlinops.test_kfac import cnn, dense, grouped
 from tests.messages import assert_in_form
-from tests.strategies import noise_tensor
+from tests.strategies import noise_tensor, with_stale_attributes
 from tn_extensions.curvlinops import KFACLinearOperator
 
 laplace = pytest.importorskip("laplace")
@@ -349,3 +349,11 @@ def test_diagonal_of_other_layers_is_laplaces() -> None:
         for backend in (ours.CurvlinopsGGN, stock.CurvlinopsGGN)
     )
     assert_close(found, expected, **TIGHT)
+
+
+def test_kernels_that_were_exchanged() -> None:
+    x = images(N, 2, 8, 7)
+    model = grouped(x)
+    wanted = fitted(model, "classification", x).log_marginal_likelihood()
+    found = fitted(with_stale_attributes(model), "classification", x)
+    assert_close(found.log_marginal_likelihood(), wanted)

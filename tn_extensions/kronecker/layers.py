@@ -51,12 +51,22 @@ def reason_against(module: Any) -> str | None:
 
 def transposed_groups(module: Any) -> int | None:
     """Groups of a transposed convolution; ``None`` of others."""
-    return module.groups if isinstance(module, TRANSPOSED) else None
+    return int(module.groups) if isinstance(module, TRANSPOSED) else None
 
 
 def num_groups(module: Any, groups: Groups) -> int:
     """Pairs of factors that a layer has."""
-    return 1 if isinstance(module, nn.Linear) or groups == "average" else module.groups
+    if isinstance(module, nn.Linear) or groups == "average":
+        return 1
+    return int(module.groups)
+
+
+def out_channels(module: Any) -> int:
+    """Channels of a layer's outputs, also where its kernel was exchanged."""
+    shape = module.weight.shape
+    if isinstance(module, TRANSPOSED):
+        return int(module.groups) * shape[1]
+    return shape[0]
 
 
 def kernel_matrices(
@@ -141,7 +151,7 @@ class Use:
         num_data = len(x) if num_data is None else num_data
         if isinstance(module, nn.Linear):
             x = _channels_first(_by_datum(x, num_data, is_cat))
-            features = (module.in_features, module.out_features)
+            features = (x.shape[1], output.shape[-1])
             pointwise = Conv.make(*features, kernel_size=1, input_size=x.shape[2:])
             return cls(x, pointwise, True, num_data, is_cat, node)
         conv = Conv.from_module(module, x.shape[2:], output.shape[2:])
