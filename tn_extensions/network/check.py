@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from tn_extensions.errors import describe
@@ -21,6 +21,17 @@ def check_complete(network: TensorNetwork, sizes: Mapping[str, int]) -> None:
         if index not in sizes:
             rule, value = f"hold the indices{_owner(network, index)}", f"no {index!r}"
             raise ValueError(describe(_NAME, "sizes", rule, value))
+
+
+def check_known(
+    network: TensorNetwork, method: str, argument: str, indices: Iterable[str]
+) -> None:
+    """Indices that an argument names are those of the network."""
+    for index in indices:
+        if index not in network.sizes:
+            rule = f"name indices of the network, {sorted(network.sizes)}"
+            owner = f"{_NAME}.{method}"
+            raise ValueError(describe(owner, argument, rule, repr(index)))
 
 
 def check(network: TensorNetwork) -> None:
