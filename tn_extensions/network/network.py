@@ -11,7 +11,7 @@ from typing import Any
 import opt_einsum
 
 from tn_extensions.errors import describe
-from tn_extensions.network.check import check, check_complete, check_known
+from tn_extensions.network.check import as_size, check, check_complete, check_known
 from tn_extensions.network.face import Face
 from tn_extensions.network.index import letters, prime
 from tn_extensions.network.nodes import (
@@ -40,6 +40,7 @@ class TensorNetwork(Face):
         sizes: Size of each index; those of absent indices are dropped.
 
     Raises:
+        TypeError: If a size is no integer.
         ValueError: If an index has no size or two, an operand is read out of bounds or
             an output index appears nowhere.
     """
@@ -57,7 +58,7 @@ class TensorNetwork(Face):
         object.__setattr__(self, "nodes", tuple(sorted(nodes, key=repr)))
         object.__setattr__(self, "output", tuple(tuple(axis) for axis in output))
         check_complete(self, sizes)
-        kept = {index: sizes[index] for index in self.indices}
+        kept = {index: as_size(self, index, sizes[index]) for index in self.indices}
         object.__setattr__(self, "sizes", kept)
         check(self)
 
