@@ -164,3 +164,17 @@ def module_input(
 ) -> Tensor:
     """Noise of the shape that a module takes."""
     return noise_tensor((batch_size, module.in_channels, *sizes), dtype)
+
+
+def with_stale_attributes(model: nn.Module) -> nn.Module:
+    """Give layers other numbers of channels, which only their kernels tell then.
+
+    So are those whose weight was exchanged (pruned, say): ``forward`` never looks.
+    """
+    for module in model.modules():
+        for name in ("in_channels", "out_channels", "in_features", "out_features"):
+            if hasattr(module, name):
+                setattr(module, name, 1)
+        if hasattr(module, "kernel_size") and hasattr(module, "transposed"):
+            module.kernel_size = (1,) * (module.weight.dim() - 2)
+    return model

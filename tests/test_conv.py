@@ -5,15 +5,26 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.testing import assert_close
 
 from tests.messages import assert_in_form
-from tests.strategies import MODULES, convs, examples, module_input, modules
-from tn_extensions import Conv, ConvDim
+from tests.strategies import (
+    MODULES,
+    convs,
+    examples,
+    module_input,
+    modules,
+    noise_tensor,
+)
+from tn_extensions import Conv, ConvDim, functional
+from tn_extensions.conv import PADDING_MODES
 
 MAKE: dict[str, Any] = {
     "in_channels": 4,
@@ -54,6 +65,118 @@ def test_output_size_of_transposed_modules(case: Any, data: st.DataObject) -> No
     conv = Conv.from_module(module, sizes, output_size=wanted)
     output = module(module_input(module, sizes, 1), output_size=wanted)
     assert conv.output_size == tuple(output.shape[2:]) == wanted
+
+
+SPELLINGS: dict[str, Any] = {
+    "tuple": tuple,
+    "list": list,
+    "Size": torch.Size,
+    "NumPy": lambda sizes: tuple(map(np.int64, sizes)),
+    "tensors": lambda sizes: tuple(map(torch.tensor, sizes)),
+    "one entry": lambda sizes: tuple(sizes[:1]),
+    "int": lambda sizes: sizes[0],
+    "NumPy scalar": lambda sizes: np.int32(sizes[0]),
+    "tensor": lambda sizes: torch.tensor(sizes[0]),
+}
+"""Ways in which torch's functions take sizes."""
+
+
+@examples(50)
+@given(st.data())
+def test_reads_what_forward_uses(data: st.DataObject) -> None:
+    draw = data.draw
+    num_dims, transposed = draw(st.integers(1, 3)), draw(st.booleans())
+    options = (
+        {} if transposed else {"padding_mode": draw(st.sampled_from(PADDING_MODES))}
+    )
+    padding = 1 if transposed else draw(st.sampled_from([0, 1, "same", "valid"]))
+    make = MODULES[transposed][num_dims - 1]
+    module: Any = make(2, 4, 3, padding=padding, **options)
+    for name, most in (("stride", 3), ("dilation", 2), ("padding", 2)):
+        if draw(st.booleans()):
+            drawn = [draw(st.integers(int(name != "padding"), most)) for _ in "123"]
+            # torch asserts that this one is a tuple
+            tuples = {"tuple", "Size", "NumPy", "tensors", "one entry"}
+            kinds = tuples if transposed and name == "padding" else set(SPELLINGS)
+            spell = SPELLINGS[draw(st.sampled_from(sorted(kinds)))]
+            setattr(module, name, spell(drawn[:num_dims]))
+    if draw(st.booleans()):
+        module.groups = draw(st.sampled_from([1, 2, np.int64(2), torch.tensor(2)]))
+        inner, outer = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+        kernel_size = [draw(st.integers(1, 3)) for _ in range(num_dims)]
+        lead = (2 * inner, outer) if transposed else (2 * outer, inner)
+        module.weight = nn.Parameter(torch.empty(*lead, *kernel_size))
+    module.weight.data = noise_tensor(module.weight.shape)
+    module.bias = None
+    groups = int(module.groups)
+    channels = module.weight.shape[0 if transposed else 1] * (
+        1 if transposed else groups
+    )
+    x = noise_tensor((2, channels, *(7, 8, 9)[:num_dims]))
+    try:
+        expected = module(x)
+    except (RuntimeError, ValueError):  # 'same' with a stride, say
+        return
+    sizes = x.shape[2:]
+    for output_size in (None, expected.shape[2:]):
+        conv = Conv.from_module(module, sizes, output_size)
+        assert conv.weight_shape == tuple(module.weight.shape)
+        assert_close(functional.conv(x, module.weight, conv), expected)
+        assert all(type(size) is int for dim in conv.dims for size in dim.padding)
+        assert type(conv.groups) is int and type(conv.stride[0]) is int
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_computed_kernels_are_not_computed_again(kind: Any) -> None:
+    expected = Conv.from_module(kind(4, 6, 3, groups=2), (5, 5))
+    module = parametrizations.spectral_norm(kind(4, 6, 3, groups=2))
+    before = module.parametrizations.weight[0]._u.clone()
+    assert Conv.from_module(module, (5, 5)) == expected
+    assert_close(module.parametrizations.weight[0]._u, before, rtol=0, atol=0)
+    module = prune.l1_unstructured(kind(4, 6, 3, groups=2), "weight", 3)
+    assert Conv.from_module(module, (5, 5)) == expected
+
+
+def test_flat_pieces_of_a_kernel() -> None:
+    """Models that are sharded hold these outside of their forward pass."""
+    module = nn.Conv2d(4, 6, 3, groups=2)
+    expected = Conv.from_module(module, (5, 5))
+    module.weight = nn.Parameter(torch.empty(0))
+    assert Conv.from_module(module, (5, 5)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("stride", (1, 1, 1), ValueError),
+        ("stride", (), ValueError),
+        ("dilation", 1.0, TypeError),
+        ("padding", [1, 1, 1], ValueError),
+        ("padding", True, TypeError),
+        ("groups", 1.5, TypeError),
+    ],
+)
+def test_attributes_that_forward_refuses(name: str, value: Any, error: Any) -> None:
+    module = nn.Conv2d(2, 2, 3)
+    setattr(module, name, value)
+    with pytest.raises((RuntimeError, TypeError)):
+        module(torch.ones(1, 2, 5, 5))
+    with pytest.raises(error) as caught:
+        Conv.from_module(module, (5, 5))
+    assert_in_form(caught.value, "Conv.from_module", f"module.{name}")
+
+
+def test_sizes_of_any_kind_are_the_same_convolution() -> None:
+    expected = Conv.make(**MAKE, padding=1)
+    found = Conv.make(
+        np.int64(4),
+        np.int32(6),
+        np.array([3, 3]),
+        torch.tensor([8, 7]),
+        stride=torch.tensor(1),
+        padding=np.array([1, 1]),
+    )
+    assert repr(found) == repr(expected)
 
 
 @pytest.mark.parametrize("num_dims", [1, 2, 3])

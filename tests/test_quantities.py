@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,3 +172,36 @@ def test_variants_of_the_axes(conv: Conv, batch_size: int) -> None:
     result = dense.evaluate(norm, {"x": x, "g": g[0]})
     expected = np.square(found[0].reshape(batch_size, -1)).sum(-1)
     assert_allclose(result, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("batch_size", [2.0, "2", None, True, [2], -1])
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_batch_sizes_that_are_none(name: str, batch_size: Any) -> None:
+    if name == "unfold_weight":  # the same for all
+        return
+    conv = Conv.make(1, 1, 3, 5)
+    with pytest.raises((TypeError, ValueError)) as caught:
+        getattr(quantities, name)(conv, batch_size, *ARGUMENTS.get(name, ()))
+    assert_in_form(caught.value, "quantities", "batch_size")
+
+
+@pytest.mark.parametrize("num_vectors", [2.0, "2", True, [2], -1, None])
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_numbers_of_vectors_that_are_none(name: str, num_vectors: Any) -> None:
+    if num_vectors is None and "per_sample" in name:  # one, without an axis
+        return
+    with pytest.raises((TypeError, ValueError)) as caught:
+        getattr(quantities, name)(Conv.make(1, 1, 3, 5), 2, num_vectors)
+    assert_in_form(caught.value, "quantities", "num_vectors")
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_sizes_of_any_kind(name: str) -> None:
+    conv, define = Conv.make(1, 1, 3, 5), getattr(quantities, name)
+    arguments = ARGUMENTS.get(name, ())
+    expected = define(conv, 2, *arguments)
+    found = define(conv, np.int64(2), *map(np.int32, arguments))
+    assert found == expected and repr(found) == repr(expected)
+    with pytest.raises(TypeError) as caught:
+        define(object(), 2, *arguments)
+    assert_in_form(caught.value, "quantities", "conv")

@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from tn_extensions.conv_dim import ConvDim, broadcast, check_int, parse_padding
+from tn_extensions.conv_dim import (
+    ConvDim,
+    as_int,
+    broadcast,
+    is_scalar,
+    parse_padding,
+    set_int,
+)
 from tn_extensions.errors import describe
 
 __all__ = ["PADDING_MODES", "Conv", "ConvDim", "PaddingMode"]
@@ -52,10 +59,10 @@ class Conv:
         if len({dim.transposed for dim in self.dims}) > 1:
             rule = "agree on being transposed"
             raise ValueError(describe("Conv", "dims", rule, self.dims))
-        check_int("Conv", "groups", self.groups, minimum=1)
+        set_int(self, "groups", minimum=1)
         for name in ("in_channels", "out_channels"):
+            set_int(self, name, minimum=1)
             channels = getattr(self, name)
-            check_int("Conv", name, channels, minimum=1)
             if channels % self.groups:
                 rule = f"be divisible by groups = {self.groups}"
                 raise ValueError(describe("Conv", name, rule, channels))
@@ -140,9 +147,7 @@ class Conv:
             "output_padding": output_padding,
         }
         lengths = {
-            name: len(value)
-            for name, value in given.items()
-            if isinstance(value, Sequence) and not isinstance(value, str)
+            name: len(value) for name, value in given.items() if not is_scalar(value)
         }
         num_dims = max(lengths.values(), default=1)
         for name, length in lengths.items():
@@ -156,12 +161,14 @@ class Conv:
                     )
                 )
 
-        kernel_sizes = broadcast(kernel_size, num_dims)
+        kernel_sizes, dilations = (
+            tuple(
+                as_int("Conv.make", name, size, minimum=1)
+                for size in broadcast(given[name], num_dims)
+            )
+            for name in ("kernel_size", "dilation")
+        )
         strides = broadcast(stride, num_dims)
-        dilations = broadcast(dilation, num_dims)
-        for name, sizes in (("kernel_size", kernel_sizes), ("dilation", dilations)):
-            for size in sizes:
-                check_int("Conv.make", name, size, minimum=1)
         paddings = parse_padding(
             padding, kernel_sizes, strides, dilations, transposed, num_dims
         )
@@ -188,6 +195,10 @@ class Conv:
     ) -> Conv:
         """Read the hyper-parameters of a ``torch.nn`` convolution.
 
+        They are those that its ``forward`` uses, also where attributes were set after
+        it was made: channels and kernel size are those of its ``weight``, an attribute
+        may be one number for all dimensions.
+
         Args:
             module: A ``torch.nn.Conv{1,2,3}d`` or ``torch.nn.ConvTranspose{1,2,3}d``.
             input_size: Spatial size of its input, ``x.shape[2:]``.
@@ -202,56 +213,16 @@ class Conv:
             ValueError: If the sizes do not fit the module.
         """
         try:
-            num_dims = len(module.kernel_size)
-            transposed = bool(module.transposed)
-            output_padding = module.output_padding if transposed else 0
-            hyper_parameters: dict[str, Any] = {
-                "in_channels": module.in_channels,
-                "out_channels": module.out_channels,
-                "kernel_size": tuple(module.kernel_size),
-                "stride": tuple(module.stride),
-                "padding": module.padding,
-                "dilation": tuple(module.dilation),
-                "groups": module.groups,
-                "transposed": transposed,
-                "padding_mode": module.padding_mode,
-            }
-        except (AttributeError, TypeError):
+            return _of_module(module, input_size, output_size)
+        except AttributeError:
             raise TypeError(
                 describe(
-                    "Conv.from_module",
+                    _FROM_MODULE,
                     "module",
                     "be a torch.nn convolution (Conv1d/2d/3d, ConvTranspose1d/2d/3d)",
                     type(module).__name__,
                 )
             ) from None
-        if hyper_parameters["in_channels"] == 0:
-            raise ValueError(
-                describe(
-                    "Conv.from_module",
-                    "module",
-                    "be initialised",
-                    type(module).__name__,
-                    "Run a forward pass first, so that the lazy module knows its sizes",
-                )
-            )
-        sizes = broadcast(input_size, num_dims)
-        if len(sizes) != num_dims:
-            raise ValueError(
-                describe(
-                    "Conv.from_module",
-                    "input_size",
-                    f"have {num_dims} entries for {type(module).__name__}",
-                    sizes,
-                    "Pass x.shape[2:]",
-                )
-            )
-        conv = _make(
-            **hyper_parameters, input_size=sizes, output_padding=output_padding
-        )
-        if output_size is None:
-            return conv
-        return conv._with_output_size(broadcast(output_size, num_dims))
 
     def _with_output_size(self, output_size: tuple[int, ...]) -> Conv:
         """The convolution whose output padding leads to the given output size."""
@@ -356,7 +327,118 @@ class Conv:
         return replace(self, dims=dims, padding_mode="zeros")
 
 
+_FROM_MODULE = "Conv.from_module"
+
+
+def _of_module(module: Any, input_size: Any, output_size: Any) -> Conv:
+    """Read what ``forward`` uses of a module; ``AttributeError`` if it is another."""
+    mode, transposed = module.padding_mode, bool(module.transposed)
+    # forward pads by the former itself, outermost dimension last
+    padding = (
+        module.padding if mode == "zeros" else module._reversed_padding_repeated_twice
+    )
+    return _of_attributes(
+        type(module).__name__,
+        _kernel_shape(module, transposed),
+        _hashable("input_size", input_size),
+        _hashable("module.stride", module.stride),
+        _hashable("module.padding", padding),
+        _hashable("module.dilation", module.dilation),
+        _hashable("module.groups", module.groups),
+        transposed,
+        _hashable("module.output_padding", module.output_padding) if transposed else 0,
+        mode,
+        None if output_size is None else _hashable("output_size", output_size),
+    )
+
+
+def _kernel_shape(module: Any, transposed: bool) -> tuple[int, ...]:
+    """Shape of the kernel, without computing one that is computed when it is read."""
+    for held in (module._parameters, vars(module), module._buffers):
+        weight = held.get("weight")
+        if weight is not None:
+            break
+    try:
+        shape: tuple[int, ...] = () if weight is None else weight.shape
+    except RuntimeError:
+        rule, kind = "be initialised", type(module).__name__
+        remedy = "Run a forward pass first, so that the lazy module knows its sizes"
+        message = describe(_FROM_MODULE, "module", rule, kind, remedy)
+        raise ValueError(message) from None
+    if len(shape) > 2:
+        return shape
+    # computed when it is read, or a flat piece of it, where models are sharded
+    channels = module.out_channels, module.in_channels
+    first, second = reversed(channels) if transposed else channels
+    return (first, second // module.groups, *module.kernel_size)
+
+
+def _hashable(name: str, value: Any) -> Any:
+    """An attribute that may be an array, a list or a number of any kind."""
+    if type(value) in (tuple, int, str):
+        return value
+    if is_scalar(value):
+        return as_int(_FROM_MODULE, name, value, minimum=0)
+    return tuple(value)
+
+
 @lru_cache(maxsize=4096)
-def _make(**hyper_parameters: Any) -> Conv:
-    """Hyper-parameters are checked once: modules are read for every batch."""
-    return Conv.make(**hyper_parameters)
+def _of_attributes(
+    kind: str,
+    kernel_shape: tuple[int, ...],
+    input_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    transposed: bool,
+    output_padding: Any,
+    padding_mode: Any,
+    output_size: Any,
+) -> Conv:
+    """Attributes are checked once: modules are read for every batch."""
+    first, second, *kernel_size = kernel_shape
+    num_dims = len(kernel_size)
+    sizes = broadcast(input_size, num_dims)
+    if len(sizes) != num_dims:
+        rule, remedy = f"have {num_dims} entries for {kind}", "Pass x.shape[2:]"
+        raise ValueError(describe(_FROM_MODULE, "input_size", rule, sizes, remedy))
+    if padding_mode != "zeros":
+        flat = _entries("padding", padding, 2 * num_dims)
+        padding = tuple(zip(flat[-2::-2], flat[::-2], strict=True))
+    elif not isinstance(padding, str):
+        padding = _entries("padding", padding, num_dims)
+    strides = _entries("stride", stride, num_dims)
+    dilations = _entries("dilation", dilation, num_dims)
+    if transposed and output_size is not None:
+        # the largest for now, as that of the module may leave less than no output
+        output_padding = tuple(
+            max(pair) - 1 for pair in zip(strides, dilations, strict=True)
+        )
+    conv = Conv.make(
+        first if transposed else second * groups,
+        second * groups if transposed else first,
+        kernel_size,
+        sizes,
+        strides,
+        padding,
+        dilations,
+        groups,
+        transposed,
+        _entries("output_padding", output_padding, num_dims),
+        padding_mode,
+    )
+    if output_size is None:
+        return conv
+    return conv._with_output_size(broadcast(output_size, num_dims))
+
+
+def _entries(name: str, value: Any, count: int) -> tuple[Any, ...]:
+    """Entries of an attribute as torch's functions take it: one stands for all."""
+    entries = broadcast(value, count)
+    if len(entries) == 1:
+        entries *= count
+    if len(entries) != count:
+        rule = f"have {count} entries or one"
+        raise ValueError(describe(_FROM_MODULE, f"module.{name}", rule, entries))
+    return entries

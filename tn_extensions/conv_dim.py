@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from operator import index
+from typing import Any
 
 from tn_extensions.errors import describe
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +44,16 @@ class ConvDim:
 
     def __post_init__(self) -> None:
         for name in ("input_size", "kernel_size", "stride", "dilation"):
-            check_int("ConvDim", name, getattr(self, name), minimum=1)
-        for name, size in zip(("padding[0]", "padding[1]"), self.padding, strict=True):
-            check_int("ConvDim", name, size, minimum=0)
-        check_int("ConvDim", "output_padding", self.output_padding, minimum=0)
+            set_int(self, name, minimum=1)
+        if is_scalar(self.padding) or len(self.padding) != 2:
+            rule = "be a pair for left and right"
+            raise ValueError(describe("ConvDim", "padding", rule, self.padding))
+        padding = tuple(
+            as_int("ConvDim", f"padding[{end}]", size, minimum=0)
+            for end, size in enumerate(self.padding)
+        )
+        object.__setattr__(self, "padding", padding)
+        set_int(self, "output_padding", minimum=0)
         if not self.transposed and self.output_padding:
             raise ValueError(
                 describe(
@@ -69,16 +74,23 @@ class ConvDim:
                     self.output_padding,
                 )
             )
-        if self.output_size < 1:
+        self._check_output_size()
+
+    def _check_output_size(self) -> None:
+        # as torch has it: padding may cut all of a transposed convolution's output off
+        rule, remedy = "be positive", "Enlarge the input or the padding"
+        if self.transposed:
+            rule, remedy = "be at least 0", "Enlarge the input or reduce the padding"
+        if self.output_size < (0 if self.transposed else 1):
             raise ValueError(
                 describe(
                     "ConvDim",
                     "output_size",
-                    "be positive",
+                    rule,
                     f"{self.output_size} (input_size = {self.input_size}, "
                     f"kernel_size = {self.kernel_size}, padding = {self.padding}, "
                     f"dilation = {self.dilation})",
-                    "Enlarge the input or the padding",
+                    remedy,
                 )
             )
 
@@ -100,27 +112,50 @@ class ConvDim:
         )
 
 
-def check_int(callable_name: str, name: str, value: object, minimum: int) -> None:
-    """Refuse a value that is no int (``TypeError``) or too small (``ValueError``)."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            describe(
-                callable_name, name, "be an int", f"{type(value).__name__} {value!r}"
-            )
-        )
-    if value < minimum:
-        raise ValueError(describe(callable_name, name, f"be at least {minimum}", value))
+def as_int(callable_name: str, name: str, value: Any, minimum: int) -> int:
+    """Convert an integer of any kind, NumPy's and tensors included, to an ``int``.
+
+    Raises:
+        TypeError: If the value is no integer.
+        ValueError: If it is smaller than ``minimum``.
+    """
+    try:
+        if isinstance(value, bool):  # which torch refuses, too
+            raise TypeError
+        number = index(value)
+    except TypeError:
+        got = f"{type(value).__name__} {value!r}"
+        raise TypeError(describe(callable_name, name, "be an int", got)) from None
+    if number < minimum:
+        rule = f"be at least {minimum}"
+        raise ValueError(describe(callable_name, name, rule, number))
+    return number
 
 
-def broadcast(value: T | Sequence[T], num_dims: int) -> tuple[T, ...]:
+def set_int(owner: Any, name: str, minimum: int) -> None:
+    """Convert an attribute of a frozen dataclass by :func:`as_int`."""
+    number = as_int(type(owner).__name__, name, getattr(owner, name), minimum)
+    object.__setattr__(owner, name, number)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value is one for all dimensions, not a sequence of them."""
+    if isinstance(value, (tuple, list)):
+        return False
+    try:
+        index(value)  # zero-dimensional arrays and tensors, too
+    except TypeError:
+        return isinstance(value, str) or not isinstance(value, Iterable)
+    return True
+
+
+def broadcast(value: Any, num_dims: int) -> tuple[Any, ...]:
     """A value per dimension; a scalar stands for all."""
-    if isinstance(value, Sequence):
-        return tuple(value)
-    return (value,) * num_dims
+    return (value,) * num_dims if is_scalar(value) else tuple(value)
 
 
 def parse_padding(
-    padding: int | str | Sequence[int | tuple[int, int]],
+    padding: Any,
     kernel_size: tuple[int, ...],
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
@@ -141,13 +176,11 @@ def parse_padding(
         totals = (d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True))
         return tuple((total // 2, total - total // 2) for total in totals)
 
-    def pair(entry: int | tuple[int, int]) -> tuple[int, int]:
-        if isinstance(entry, Sequence):
-            if len(entry) != 2:
-                rule = "hold numbers or pairs"
-                raise ValueError(describe("Conv.make", "padding", rule, padding))
-            return cast("tuple[int, int]", tuple(entry))
-        return (entry, entry)
+    def pair(entry: Any) -> tuple[int, int]:
+        left, *right = broadcast(entry, 2)
+        if len(right) != 1:
+            rule = "hold numbers or pairs"
+            raise ValueError(describe("Conv.make", "padding", rule, padding))
+        return (left, right[0])
 
-    entries = padding if isinstance(padding, Sequence) else (padding,) * num_dims
-    return tuple(pair(entry) for entry in cast("Sequence[int]", entries))
+    return tuple(pair(entry) for entry in broadcast(padding, num_dims))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -19,3 +20,18 @@ def matches(pattern: str, name: str, module: nn.Module) -> bool:
     names = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
     names.append(type(module).__name__)
     return any(re.fullmatch(pattern, each) for each in names)
+
+
+def unmatched(patterns: Iterable[str], model: nn.Module) -> list[str]:
+    """Patterns that select no module of a model, of whatever kind: misspelt, probably.
+
+    Args:
+        patterns: As for :func:`matches`.
+        model: The model.
+    """
+    modules = list(model.named_modules())
+    return [
+        pattern
+        for pattern in patterns
+        if not any(matches(pattern, *module) for module in modules)
+    ]

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from tn_extensions.conv import Conv
+from tn_extensions.conv_dim import as_int
 from tn_extensions.errors import describe
 from tn_extensions.network import Affine, Axis, Operand, Pattern, TensorNetwork
 from tn_extensions.network.index import prime
@@ -45,6 +46,11 @@ class _Indices:
     """Index names and sizes of a convolution's networks."""
 
     def __init__(self, conv: Conv, batch_size: int) -> None:
+        if not isinstance(conv, Conv):
+            remedy = "Make one with Conv.make or Conv.from_module"
+            kind = type(conv).__name__
+            raise TypeError(describe("quantities", "conv", "be a Conv", kind, remedy))
+        batch_size = as_int("quantities", "batch_size", batch_size, minimum=0)
         if conv.pads_explicitly:
             raise ValueError(
                 describe(
@@ -223,30 +229,37 @@ def ggn_diagonal(
         num_vectors: Number ``V`` of columns of the square root, the operand ``g``.
         per_sample: Whether to keep the samples, as a first axis.
     """
-    return _diagonal(per_sample_grad(conv, batch_size, num_vectors), per_sample)
+    gradient = per_sample_grad(conv, batch_size)
+    return _diagonal(_with_vectors(gradient, num_vectors), per_sample)
 
 
 def bias_ggn_diagonal(
     conv: Conv, batch_size: int, num_vectors: int, per_sample: bool = False
 ) -> TensorNetwork:
     """The same for a bias, ``sum_{v,n} (sum_o S)^2``: ``[(N,) C_out]``."""
-    return _diagonal(bias_per_sample_grad(conv, batch_size, num_vectors), per_sample)
+    gradient = bias_per_sample_grad(conv, batch_size)
+    return _diagonal(_with_vectors(gradient, num_vectors), per_sample)
 
 
 def ggn_gram(conv: Conv, batch_size: int, num_vectors: int) -> TensorNetwork:
     """Inner products of all per-sample gradients, ``[V * N, V * N]``."""
-    return _gram(per_sample_grad(conv, batch_size, num_vectors))
+    return _gram(_with_vectors(per_sample_grad(conv, batch_size), num_vectors))
 
 
 def bias_ggn_gram(conv: Conv, batch_size: int, num_vectors: int) -> TensorNetwork:
     """The same for a bias."""
-    return _gram(bias_per_sample_grad(conv, batch_size, num_vectors))
+    return _gram(_with_vectors(bias_per_sample_grad(conv, batch_size), num_vectors))
 
 
 def _per_sample(gradient: TensorNetwork, num_vectors: int | None) -> TensorNetwork:
     """A gradient with samples, and vectors if there are any, kept."""
     kept = gradient.replace(output=(("n",), *gradient.output))
-    return kept if num_vectors is None else kept.vmap("g", "v", num_vectors)
+    return kept if num_vectors is None else _with_vectors(kept, num_vectors)
+
+
+def _with_vectors(gradient: TensorNetwork, num_vectors: int) -> TensorNetwork:
+    number = as_int("quantities", "num_vectors", num_vectors, minimum=0)
+    return gradient.vmap("g", "v", number)
 
 
 def _norm(half: TensorNetwork) -> TensorNetwork:

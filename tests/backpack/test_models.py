@@ -28,7 +28,7 @@ from tests.backpack.run import (
     targets,
 )
 from tests.messages import FORM
-from tests.strategies import noise_tensor
+from tests.strategies import noise_tensor, with_stale_attributes
 from tn_extensions import backpack as ours
 
 # but where a test is about them
@@ -73,6 +73,14 @@ def test_batch_norm_and_adaptive_pooling(
 ) -> None:
     model, x = batch_norm_chain(training)
     assert_as_reference(name, model, x, approx)
+
+
+@pytest.mark.parametrize("name", ["KFLR", "DiagGGNExact", "BatchGrad"])
+def test_kernels_that_were_exchanged(name: str) -> None:
+    model, x = batch_norm_chain(training=False)
+    wanted = run_copy(model, getattr(ours, name)(), x)
+    found = run_copy(with_stale_attributes(model), getattr(ours, name)(), x)
+    assert_same(found, wanted)
 
 
 @pytest.mark.parametrize("name", NAMES)

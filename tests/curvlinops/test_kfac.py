@@ -18,7 +18,14 @@ from torch.testing import assert_close
 from tests.backpack.run import classifier, images, targets
 from tests.messages import assert_in_form
 from tests.reference import curvature
-from tests.strategies import BATCHES, examples, module_input, modules, noise_tensor
+from tests.strategies import (
+    BATCHES,
+    examples,
+    module_input,
+    modules,
+    noise_tensor,
+    with_stale_attributes,
+)
 from tn_extensions import curvlinops as ours
 from tn_extensions.curvlinops.release import check_release
 from tn_extensions.curvlinops.stored import kept
@@ -122,6 +129,15 @@ def test_averaged_groups_are_stocks(kind: str) -> None:
     mine = operator(ours, model, data, groups="average", **options)
     theirs = operator(stock, model, data, **options)
     assert_close(dense(mine), dense(theirs), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("fisher", ["type-2", "forward-only"])
+def test_kernels_that_were_exchanged(fisher: str) -> None:
+    x = images(5, 2, 6, 7)
+    model, data = grouped(x), [(x, targets(5))]
+    wanted = dense(operator(ours, model, data, fisher_type=fisher))
+    with_stale_attributes(model)
+    assert_close(dense(operator(ours, model, data, fisher_type=fisher)), wanted)
 
 
 def block_of(op: Any, name: str, g: int) -> Tensor:

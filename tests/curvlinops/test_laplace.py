@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tests.backpack.run import classifier, images, targets
 from tests.curvlinops.test_kfac import cnn, dense, grouped
 from tests.messages import assert_in_form
-from tests.strategies import noise_tensor
+from tests.strategies import noise_tensor, with_stale_attributes
 from tn_extensions.curvlinops import KFACLinearOperator
 
 laplace = pytest.importorskip("laplace")
@@ -461,3 +461,11 @@ def test_blocks_of_unknown_parameters() -> None:
     with pytest.raises(ValueError, match="blocks") as error:
         la.fit(batches(x, targets(N)))
     assert_in_form(error.value, "KronLaplace", "the backend's factors")
+
+
+def test_kernels_that_were_exchanged() -> None:
+    x = images(N, 2, 8, 7)
+    model = grouped(x)
+    wanted = fitted(model, "classification", x).log_marginal_likelihood()
+    found = fitted(with_stale_attributes(model), "classification", x)
+    assert_close(found.log_marginal_likelihood(), wanted)

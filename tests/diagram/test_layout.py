@@ -9,7 +9,7 @@ import pytest
 
 from tests.diagram.networks import CASES, DEFINED, conv
 from tests.messages import assert_in_form
-from tn_extensions import TensorNetwork, quantities
+from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.diagram import Scene, layout, names
 from tn_extensions.diagram.label import math, size_of
 from tn_extensions.diagram.layout import LIMIT
@@ -254,3 +254,19 @@ def points(scene: Scene) -> list[Point]:
         *(corner for shade in scene.shades for corner in (shade.low, shade.high)),
         *(wire.label.at for wire in scene.wires),
     ]
+
+
+@pytest.mark.parametrize("kept", [["k1", "k2"], ["o1", "o2"], ["k1", "k2", "o1", "o2"]])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_patterns_belong_to_the_half_of_their_operand(
+    kept: list[str], transposed: bool
+) -> None:
+    """Also where all of a pattern's indices are shared but that of its operand."""
+    conv = Conv.make(4, 6, 3, (9, 9), groups=2, transposed=transposed)
+    half = quantities.unfold_input(conv, 2)
+    network = half.times_copy(["n", "g", "ci", *kept], [("n",)])
+    for node, name in zip(network.nodes, names(network), strict=True):
+        position = "o" if transposed else "i"
+        own = [index for index in node.indices if index.startswith(position)]
+        if not set(own) <= set(kept):
+            assert name.endswith("'") == any(index.endswith("p") for index in own)

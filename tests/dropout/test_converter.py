@@ -101,6 +101,26 @@ def test_skip_and_convert_again() -> None:
     assert depthwise.keep == {"n": 0.25} and depthwise.sampler == "bernoulli"
 
 
+@pytest.mark.parametrize(
+    ("skip", "error"),
+    [
+        (["nope"], ValueError),
+        (["0", "conv2d"], ValueError),
+        (["2.conv2"], ValueError),
+        (["("], ValueError),
+        ([None], TypeError),
+        ("Linear", TypeError),
+    ],
+)
+def test_patterns_that_skip_nothing(skip: Any, error: type[Exception]) -> None:
+    model = network()
+    kinds = [type(module) for module in model.modules()]
+    with pytest.raises(error) as caught:
+        convert(model, {"n": 0.5}, skip=skip)
+    assert_in_form(caught.value, "convert", "skip")
+    assert [type(module) for module in model.modules()] == kinds
+
+
 def test_one_layer_is_a_model() -> None:
     layer = nn.Conv2d(2, 2, 3)
     assert type(convert(layer, {"n": 0.5})) is TensorDropoutConv2d  # type: ignore[comparison-overlap]

@@ -14,7 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.dropout.cases import Spy, defined_weight_gradient, gradients
 from tests.messages import assert_in_form
-from tests.strategies import examples, module_input, modules, noise_tensor
+from tests.strategies import (
+    examples,
+    module_input,
+    modules,
+    noise_tensor,
+    with_stale_attributes,
+)
 from tn_extensions.dropout import (
     TensorDropoutConv1d,
     TensorDropoutConv2d,
@@ -370,3 +376,18 @@ def test_converted_layers_are_these() -> None:
     model = convert(nn.Sequential(nn.Conv1d(2, 2, 1), nn.Linear(2, 2)), {"n": 0.5})
     kinds = [type(layer) for layer in model]
     assert kinds == [TensorDropoutConv1d, TensorDropoutLinear]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (TensorDropoutConv1d(6, 4, 3, keep={"n": 0.5, "ci": 0.5}), (4, 6, 5)),
+        (TensorDropoutLinear(5, 3, keep={"n": 0.5, "ci": 0.5}), (4, 5)),
+    ],
+)
+def test_kernels_that_were_exchanged(layer: Any, shape: tuple[int, ...]) -> None:
+    x, found = noise_tensor(shape), []
+    for module in (layer.double(), with_stale_attributes(layer)):
+        torch.manual_seed(1)
+        found.append(gradients(module, x))
+    assert same(*found)

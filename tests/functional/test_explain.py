@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -70,6 +72,39 @@ def test_other_sizes_and_types() -> None:
     with pytest.raises(ValueError) as caught:
         network.explain(batch=3)
     assert_in_form(caught.value, "TensorNetwork.resize", "sizes")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "argument"),
+    [
+        ({"dtype": "cuda"}, TypeError, "dtype"),
+        ({"dtype": "float32"}, TypeError, "dtype"),
+        ({"dtype": torch.device("cpu")}, TypeError, "dtype"),
+        ({"dtype": torch.int64}, TypeError, "dtype"),
+        ({"dtype": torch.complex64}, TypeError, "dtype"),
+        ({"dtype": 32}, TypeError, "dtype"),
+        ({"device": "gpu"}, ValueError, "device"),
+        ({"device": torch.float32}, ValueError, "device"),
+    ],
+)
+def test_wrong_types_and_devices(
+    arguments: dict[str, Any], error: type[Exception], argument: str
+) -> None:
+    network = quantities.kfac_expand(CONV, 8)
+    with pytest.raises(error) as caught:
+        network.explain(**arguments)
+    assert_in_form(caught.value, "TensorNetwork.explain", argument)
+
+
+def test_devices_of_any_kind() -> None:
+    network = quantities.kfac_expand(CONV, 8)
+    for device in ("cuda", "cuda:1", torch.device("cuda")):
+        assert (
+            network.explain(device=device).plan is network.explain(device="cuda").plan
+        )
+    with pytest.raises(TypeError) as caught:
+        network.explain(n=2.0)  # type: ignore[arg-type]
+    assert "size of index 'n'" in str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -681,9 +681,37 @@ def test_plans_can_be_looked_at(name: Any) -> None:
     assert functional.plan(name, x, conv, **arguments) is not chosen
 
 
-@pytest.mark.parametrize("arguments", [{}, {"number": 2}])
-def test_plans_need_the_arguments_of_the_quantity(arguments: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("quantity", "arguments", "argument"),
+    [
+        ("ggn_diagonal", {}, "num_vectors"),
+        ("bias_ggn_gram", {}, "num_vectors"),
+        ("ggn_gram", {"num_vectors": None}, "num_vectors"),
+        ("ggn_gram", {"num_vectors": 2.0}, "num_vectors"),
+        ("ggn_gram", {"num_vectors": [2]}, "num_vectors"),
+        ("per_sample_grad", {"num_vectors": "2"}, "num_vectors"),
+        ("ggn_diagonal", {"num_vectors": 2, "number": 2}, "number"),
+        ("kfac_expand", {"num_vectors": 2}, "num_vectors"),
+        ("kfac_expand", {"scale": 2}, "scale"),
+        ("weight_vjp", {"batch_size": 2}, "batch_size"),
+    ],
+)
+def test_plans_need_the_arguments_of_the_quantity(
+    quantity: Any, arguments: dict[str, Any], argument: str
+) -> None:
     x, conv = simple()
     with pytest.raises(TypeError) as caught:
-        functional.plan("ggn_diagonal", x, conv, **arguments)
-    assert_in_form(caught.value, "plan", "arguments")
+        functional.plan(quantity, x, conv, **arguments)
+    assert_in_form(caught.value, "plan", argument)
+
+
+@pytest.mark.parametrize("num_dims", [1, 2, 3])
+def test_messages_on_single_samples_and_complex_layers(num_dims: int) -> None:
+    x = torch.rand(2, 4, *[5] * num_dims)
+    conv = Conv.make(4, 2, 3, (5,) * num_dims)
+    with pytest.raises(ValueError, match=r"of a single sample x\[None\]"):
+        functional.kfac_expand(x[0], conv)
+    with pytest.raises(TypeError, match="Complex layers are not supported"):
+        functional.kfac_expand(x.to(torch.complex64), conv)
+    with pytest.raises(TypeError, match=r"x\.float\(\)"):
+        functional.kfac_expand(x.int(), conv)

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+from tests.strategies import with_stale_attributes
 from tn_extensions.kronecker.factors import add_gradient_factor, add_input_factor
-from tn_extensions.kronecker.layers import Use, reason_against
+from tn_extensions.kronecker.layers import Use, out_channels, reason_against
 from tn_extensions.kronecker.moments import per_sample_gradients
 
 
@@ -54,6 +55,19 @@ def _patched():
 )
 def test_reason_against(layer, reason):
     assert reason_against(layer) == reason
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(2, 6),
+        nn.Conv2d(2, 6, 3, groups=2),
+        nn.ConvTranspose1d(4, 6, 3, groups=2),
+    ],
+)
+def test_out_channels(layer):
+    assert out_channels(layer) == 6
+    assert out_channels(with_stale_attributes(layer)) == 6
 
 
 @pytest.mark.parametrize("is_cat", [False, True])

@@ -186,6 +186,42 @@ def test_relabel_keeps_the_value(conv: Conv, batch_size: int) -> None:
     assert partial.relabel({"m": "n"}) == network
 
 
+@pytest.mark.parametrize(
+    "rename", [{"k": "l"}, {"n": "m", "i2": "j"}, {"n": "g"}, {"k1": "o1"}, {"": "a"}]
+)
+def test_relabel_refuses_what_would_be_another_network(rename: dict[str, str]) -> None:
+    network = quantities.unfold_input(Conv.make(2, 2, 3, 5), 2)
+    with pytest.raises(ValueError) as caught:
+        network.relabel(rename)
+    assert_in_form(caught.value, "TensorNetwork.relabel", "rename")
+    with pytest.raises(ValueError) as caught:
+        network.relabel(lambda index: "a")
+    assert_in_form(caught.value, "TensorNetwork.relabel", "rename")
+    swapped = network.relabel({"n": "g", "g": "n"})
+    assert swapped.relabel({"n": "g", "g": "n"}) == network
+
+
+@pytest.mark.parametrize("shared", [["o2"], ["n", "o"], "n,g", ["O1"]])
+def test_copies_share_indices_that_exist(shared: Any) -> None:
+    half = quantities.unfold_input(Conv.make(2, 2, 3, 5), 2)
+    with pytest.raises(ValueError) as caught:
+        half.times_copy(shared, half.output)
+    assert_in_form(caught.value, "TensorNetwork.times_copy", "shared")
+
+
+def test_copies_have_names_of_their_own() -> None:
+    """Squares of squares: copies of copies would meet the copies."""
+    half = TensorNetwork([vector("x", "a")], [["a"]], {"a": 3})
+    outer = half.times_copy([], [["a"], ["ap"]])
+    with pytest.raises(ValueError) as caught:
+        outer.times_copy([], [["a"], ["ap"], ["app"]])
+    assert_in_form(caught.value, "TensorNetwork.times_copy", "network")
+    renamed = outer.relabel({"ap": "b"}).times_copy([], [["a"], ["b"], ["ap"], ["bp"]])
+    x = np.array([1.0, 2.0, 3.0])
+    expected = np.einsum("a,b,c,d->abcd", x, x, x, x)
+    assert_allclose(dense.evaluate(renamed, {"x": x}), expected)
+
+
 def test_replace_takes_out_each_node_once() -> None:
     twice = TensorNetwork([vector("x", "a"), vector("x", "a")], [["a"]], {"a": 3})
     once = twice.replace(removed=twice.nodes[:1])

@@ -30,7 +30,14 @@ from tests.optim.support import (
     reference_step,
     train,
 )
-from tests.strategies import BATCHES, examples, module_input, modules, noise_tensor
+from tests.strategies import (
+    BATCHES,
+    examples,
+    module_input,
+    modules,
+    noise_tensor,
+    with_stale_attributes,
+)
 from tn_extensions import curvlinops
 from tn_extensions.kronecker.layers import SUPPORTED
 from tn_extensions.optim import KFAC, KFACPreconditioner
@@ -878,3 +885,10 @@ def test_update_that_overflows(caplog: pytest.LogCaptureFixture) -> None:
     assert found.skipped == 1
     assert_close(model.state_dict(), weights, rtol=0, atol=0)
     assert "not finite" in caplog.text
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "type-2"])
+def test_kernels_that_were_exchanged(fisher: Any) -> None:
+    _, wanted = preconditioned(network(), batch(), fisher=fisher)
+    stale = with_stale_attributes(network())
+    assert_close(preconditioned(stale, batch(), fisher=fisher)[1], wanted)

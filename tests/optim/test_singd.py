@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -34,7 +35,8 @@ def train(optimizer: Any, model: nn.Module, size: int, **options: Any) -> list[T
     found = optimizer(model, lr=0.1, T=2, lr_cov=0.1, **options)
     for number in range(4):
         found.zero_grad()
-        loss_of(model, batch(size, number)).backward()
+        dtype = next(model.parameters()).dtype
+        loss_of(model, batch(size, number, dtype)).backward()
         found.step()
     return list(model.parameters())
 
@@ -51,6 +53,28 @@ def test_equals_stock(structures: Any, approx: str, size: int, average: Any) -> 
     }
     expected = train(stock.SINGD, network(), size, **options)
     assert_close(train(SINGD, network(), size, **options), expected)
+
+
+@pytest.mark.parametrize("approx", ["expand", "reduce"])
+@pytest.mark.parametrize("structure", sorted(stock.SINGD.SUPPORTED_STRUCTURES))
+def test_every_structure_equals_stock(structure: str, approx: str) -> None:
+    """Of factors wide enough to have blocks, of few and many vectors, in float32."""
+
+    def wide() -> nn.Sequential:
+        torch.manual_seed(0)
+        layers = nn.Conv2d(2, 8, 2), nn.Tanh(), nn.Flatten(), nn.Linear(32, 33)
+        return nn.Sequential(*layers, nn.Tanh(), nn.Linear(33, 3))
+
+    options = {"structures": (structure, structure), "kfac_approx": approx}
+    for size in (6, 40):
+        results, warned = [], []
+        for optimizer in (SINGD, stock.SINGD):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                results.append(train(optimizer, wide(), size, **options))
+            warned.append({str(each.message) for each in caught})
+        assert_close(*results, rtol=1e-4, atol=1e-6)
+        assert warned[0] <= warned[1]
 
 
 def test_paddings_that_stock_mistakes() -> None:

@@ -43,8 +43,7 @@ class Layer:
     @property
     def out_channels(self) -> int:
         """Channels of the output."""
-        module = self._module
-        return int(module.out_features if self.is_linear else module.out_channels)
+        return int(self._module.output.shape[-1 if self.is_linear else 1])
 
     @property
     def num_data(self) -> int:
@@ -139,8 +138,8 @@ class Layer:
             x = x[list(self._samples)]
         if self.is_linear:
             x = _channels_first(x, 1)
-            features = (x.shape[1], self._module.out_features)
-            return x, Conv.make(*features, kernel_size=1, input_size=x.shape[2:])
+            channels = (x.shape[1], self.out_channels)
+            return x, Conv.make(*channels, kernel_size=1, input_size=x.shape[2:])
         conv = conv_of(self._module)
         if conv.pads_explicitly and x.numel():
             return pad(x, conv), conv.explicitly_padded

@@ -11,7 +11,7 @@ from tn_extensions.kronecker.factors import (
     add_input_factor,
     squared_sums,
 )
-from tn_extensions.kronecker.layers import Pairs, Use, num_groups
+from tn_extensions.kronecker.layers import Pairs, Use, num_groups, out_channels
 from tn_extensions.kronecker.observe import Uses
 
 
@@ -68,7 +68,8 @@ class FactorPasses(BackwardPasses):
         groups = num_groups(module, self._groups)
         position = next(iter(self._mapping[name].values()))
         like = self._params[position]
-        channels = getattr(module, "out_channels", None) or module.out_features
         dtype = torch.promote_types(like.dtype, torch.float32)
-        identity = torch.eye(channels // groups, dtype=dtype, device=like.device)
+        identity = torch.eye(
+            out_channels(module) // groups, dtype=dtype, device=like.device
+        )
         return identity.repeat(groups, 1, 1)

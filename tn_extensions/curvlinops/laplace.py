@@ -89,7 +89,8 @@ class _Interface(stock.CurvlinopsInterface):
             if "weight" in positions:
                 a = linop._input_covariances[name]
                 if isinstance(module, TRANSPOSED):
-                    axes = module.in_channels // module.groups, prod(module.kernel_size)
+                    channels, _, *kernel_size = module.weight.shape
+                    axes = channels // module.groups, prod(kernel_size)
                     a = a.reshape(module.groups, *axes, *axes).transpose(2, 3)
                 kfacs[positions["weight"]].append(a)
         return Kron(kfacs)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tn_extensions.diagram.label import is_identity, split
-from tn_extensions.network.index import is_primed
+from tn_extensions.network.index import is_primed, prime
 from tn_extensions.network.network import TensorNetwork
 from tn_extensions.network.nodes import Node, Operand, Pair
 
@@ -79,12 +79,12 @@ def _copies(nodes: Sequence[Node]) -> set[int]:
                 copies.add(number)
             seen[node.name] += 1
     if copies:
-        copies |= {
-            number
-            for number, node in enumerate(nodes)
-            if not isinstance(node, (Operand, Pair))
-            and 2 * _primes(node) > len(node.indices)
-        }
+        known = {index for node in nodes for index in node.indices}
+        for number, node in enumerate(nodes):
+            # indices that the halves share do not tell whose a pattern is
+            own = [j for j in node.indices if is_primed(j) or prime(j) in known]
+            if not isinstance(node, (Operand, Pair)) and 2 * _primes(node) > len(own):
+                copies.add(number)
     return copies
 
 

@@ -129,12 +129,12 @@ _uncompiled: Callable[[Any, Tensor], Tensor] = torch.compiler.disable(_estimated
 class TensorDropoutConv(TensorDropout):
     """Convolutions of any dimension."""
 
-    kernel_size: tuple[int, ...]
+    weight: Tensor
     _conv_forward: Callable[..., Tensor]
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer; an input without samples is a batch of one."""
-        if input.dim() == len(self.kernel_size) + 1:
+        if input.dim() == self.weight.dim() - 1:
             return self.forward(input[None])[0]
         return super().forward(input)
 
@@ -172,7 +172,7 @@ class TensorDropoutLinear(TensorDropout, nn.Linear):
 
     def layer_on(self, x: Tensor) -> Layer:
         """The layer on inputs like this one."""
-        return LinearLayer(tuple(x.shape), self.out_features)
+        return LinearLayer(tuple(x.shape), self.weight.shape[0])
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Output of the linear map."""

@@ -17,12 +17,10 @@ def check_tensor(name: str, argument: str, value: Any) -> None:
         kind = type(value).__name__
         raise TypeError(describe(name, argument, "be a torch.Tensor", kind))
     if not value.is_floating_point():
-        rule = "be a floating point tensor"
-        raise TypeError(
-            describe(
-                name, argument, rule, value.dtype, f"Convert with {argument}.float()"
-            )
-        )
+        rule, remedy = "be a floating point tensor", f"Convert with {argument}.float()"
+        if value.is_complex():
+            remedy = "Complex layers are not supported"
+        raise TypeError(describe(name, argument, rule, value.dtype, remedy))
 
 
 def check_conv(name: str, conv: Any) -> None:
@@ -55,6 +53,8 @@ def check_input(name: str, x: Any, conv: Any, argument: str = "x") -> None:
     if x.dim() != conv.num_dims + 2:
         rule = f"equal {conv.num_dims + 2} for {conv.num_dims} spatial dimension(s)"
         remedy = "Pass a batch [N, C_in, I1, ...]"
+        if x.dim() == conv.num_dims + 1:
+            remedy += f", of a single sample {argument}[None]"
         value = f"{x.dim()} {given}"
         raise ValueError(describe(name, f"{argument}.dim()", rule, value, remedy))
     if x.shape[1] != conv.in_channels:

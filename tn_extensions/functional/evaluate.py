@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import lru_cache
 from typing import Any, get_args
 
@@ -12,7 +13,7 @@ from tn_extensions import quantities
 from tn_extensions.compiler import Plan
 from tn_extensions.compiler import plan as plan_network
 from tn_extensions.conv import Conv, PaddingMode
-from tn_extensions.conv_dim import ConvDim
+from tn_extensions.conv_dim import ConvDim, as_int
 from tn_extensions.errors import describe
 from tn_extensions.functional.checks import check_input
 from tn_extensions.network import TensorNetwork
@@ -41,12 +42,27 @@ def plan(quantity: Quantity, x: Tensor, conv: Conv, **arguments: Any) -> Plan:
         rule = f"be one of {', '.join(map(repr, get_args(Quantity)))}"
         raise ValueError(describe("plan", "quantity", rule, repr(quantity)))
     check_input("plan", x, conv)
-    try:
-        chosen = network(quantity, conv, x.shape[0], **arguments)
-    except TypeError:
-        rule = f"be those of quantities.{quantity}"
-        raise TypeError(describe("plan", "arguments", rule, arguments)) from None
+    _check_arguments(quantity, arguments)
+    chosen = network(quantity, conv, x.shape[0], **arguments)
     return plan_network(chosen, result_dtype(x), x.device.type)
+
+
+def _check_arguments(quantity: Quantity, arguments: dict[str, Any]) -> None:
+    """What a quantity takes beyond hyper-parameters and batch size is there."""
+    signature = inspect.signature(getattr(quantities, quantity))
+    _, _, *known = signature.parameters.values()
+    for name in arguments:
+        if name not in [parameter.name for parameter in known]:
+            names = [parameter.name for parameter in known]
+            rule = f"be left out: quantity = {quantity!r} takes {names or 'nothing'}"
+            raise TypeError(describe("plan", name, rule, repr(arguments[name])))
+    for parameter in known:
+        value = arguments.get(parameter.name)
+        if value is None and parameter.default is inspect.Parameter.empty:
+            rule = f"be given for quantity = {quantity!r}"
+            raise TypeError(describe("plan", parameter.name, rule, value))
+    if arguments.get("num_vectors") is not None:
+        as_int("plan", "num_vectors", arguments["num_vectors"], minimum=1)
 
 
 def run(

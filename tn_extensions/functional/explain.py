@@ -17,6 +17,7 @@ from tn_extensions.compiler import Plan, plan
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.conv import Conv
 from tn_extensions.conv_dim import ConvDim
+from tn_extensions.errors import describe
 from tn_extensions.network import Pattern, TensorNetwork
 from tn_extensions.quantities import Quantity
 
@@ -66,10 +67,24 @@ class Explanation:
 
 
 def explain(
-    network: TensorNetwork, dtype: torch.dtype | None = None, device: str = "cpu"
+    network: TensorNetwork,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
 ) -> Explanation:
     """Plan a network; see :meth:`TensorNetwork.explain`."""
-    chosen = plan(network, dtype or torch.float32, device)
+    name = "TensorNetwork.explain"
+    dtype = torch.float32 if dtype is None else dtype
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        rule, remedy = "be a floating point torch.dtype", ""
+        if isinstance(dtype, (str, torch.device)):
+            remedy = f"Is it a device? Pass device={str(dtype)!r}"
+        raise TypeError(describe(name, "dtype", rule, repr(dtype), remedy))
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError):
+        rule = "be a device or its type, for instance 'cpu' or 'cuda'"
+        raise ValueError(describe(name, "device", rule, repr(device))) from None
+    chosen = plan(network, dtype, kind)
     return Explanation(network, chosen, recognise(network))
 
 

@@ -92,12 +92,22 @@ def parameters_of_layers(
 
 def transposed_groups(module: Any) -> int | None:
     """Groups of a transposed convolution; ``None`` of others."""
-    return module.groups if isinstance(module, TRANSPOSED) else None
+    return int(module.groups) if isinstance(module, TRANSPOSED) else None
 
 
 def num_groups(module: Any, groups: Groups) -> int:
     """Pairs of factors that a layer has."""
-    return 1 if isinstance(module, nn.Linear) or groups == "average" else module.groups
+    if isinstance(module, nn.Linear) or groups == "average":
+        return 1
+    return int(module.groups)
+
+
+def out_channels(module: Any) -> int:
+    """Channels of a layer's outputs, also where its kernel was exchanged."""
+    shape = module.weight.shape
+    if isinstance(module, TRANSPOSED):
+        return int(module.groups) * shape[1]
+    return shape[0]
 
 
 def kernel_matrices(
@@ -186,7 +196,7 @@ class Use:
         rows = (len(x) if num_data is None else num_data), is_cat
         x, node = x.detach(), node_of(output)
         if isinstance(module, nn.Linear):
-            features = (module.in_features, module.out_features)
+            features = (x.shape[-1], output.shape[-1])
             return cls._of_linear(x, features, *rows, node=node)
         conv = Conv.from_module(module, x.shape[2:], output.shape[2:])
         if groups == "average" and conv.groups > 1:

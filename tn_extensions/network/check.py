@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from operator import index as as_int
+from typing import TYPE_CHECKING, SupportsIndex
 
 from tn_extensions.errors import describe
 
@@ -21,6 +22,27 @@ def check_complete(network: TensorNetwork, sizes: Mapping[str, int]) -> None:
         if index not in sizes:
             rule, value = f"hold the indices{_owner(network, index)}", f"no {index!r}"
             raise ValueError(describe(_NAME, "sizes", rule, value))
+
+
+def as_size(network: TensorNetwork, index: str, size: SupportsIndex) -> int:
+    """Size of an index as an ``int``."""
+    try:
+        return as_int(size)
+    except TypeError:
+        place = f"size of index {index!r}{_owner(network, index)}"
+        got = f"{type(size).__name__} {size!r}"
+        raise TypeError(describe(_NAME, place, "be an int", got)) from None
+
+
+def check_known(
+    network: TensorNetwork, method: str, argument: str, indices: Iterable[str]
+) -> None:
+    """Indices that an argument names are those of the network."""
+    for index in indices:
+        if index not in network.sizes:
+            rule = f"name indices of the network, {sorted(network.sizes)}"
+            owner = f"{_NAME}.{method}"
+            raise ValueError(describe(owner, argument, rule, repr(index)))
 
 
 def check(network: TensorNetwork) -> None:

@@ -99,14 +99,14 @@ class Face:
     def explain(
         self,
         dtype: torch.dtype | None = None,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         **sizes: int,
     ) -> Explanation:
         """What evaluating the network will take, before it is done; print it.
 
         Args:
             dtype: Type in which to compute. Default: float32.
-            device: Device type, e.g. ``"cpu"`` or ``"cuda"``.
+            device: Device, of which the type matters, e.g. ``"cpu"`` or ``"cuda"``.
             **sizes: Sizes of indices, to ask for others than the network's: ``n=128``.
 
         Returns:
@@ -114,7 +114,9 @@ class Face:
             :mod:`tn_extensions.functional` that computes the same, if there is one.
 
         Raises:
-            ValueError: If the network has no such index, or reads a part of it only.
+            TypeError: If ``dtype`` is no floating point type, or a size no integer.
+            ValueError: If there is no such device, or the network has no such index or
+                reads a part of it only.
         """
         from tn_extensions.functional.explain import explain
 

@@ -11,7 +11,7 @@ from typing import Any
 import opt_einsum
 
 from tn_extensions.errors import describe
-from tn_extensions.network.check import check, check_complete
+from tn_extensions.network.check import as_size, check, check_complete, check_known
 from tn_extensions.network.face import Face
 from tn_extensions.network.index import letters, prime
 from tn_extensions.network.nodes import (
@@ -40,6 +40,7 @@ class TensorNetwork(Face):
         sizes: Size of each index; those of absent indices are dropped.
 
     Raises:
+        TypeError: If a size is no integer.
         ValueError: If an index has no size or two, an operand is read out of bounds or
             an output index appears nowhere.
     """
@@ -57,7 +58,7 @@ class TensorNetwork(Face):
         object.__setattr__(self, "nodes", tuple(sorted(nodes, key=repr)))
         object.__setattr__(self, "output", tuple(tuple(axis) for axis in output))
         check_complete(self, sizes)
-        kept = {index: sizes[index] for index in self.indices}
+        kept = {index: as_size(self, index, sizes[index]) for index in self.indices}
         object.__setattr__(self, "sizes", kept)
         check(self)
 
@@ -167,8 +168,26 @@ class TensorNetwork(Face):
 
         Args:
             rename: Map from old to new names (others stay), or a function.
+
+        Raises:
+            ValueError: If the network does not have an index of the map, or two indices
+                would get one name.
         """
-        change = rename if callable(rename) else lambda index: rename.get(index, index)
+        if callable(rename):
+            change = rename
+        else:
+            check_known(self, "relabel", "rename", rename)
+            names = {index: rename.get(index, index) for index in self.sizes}
+            change = names.__getitem__
+        renamed: dict[str, str] = {}
+        for index in self.sizes:
+            other = renamed.setdefault(change(index), index)
+            if other != index:
+                rule, value = "keep names apart", f"{change(index)!r} of {other!r} and"
+                value = f"{value} {index!r}"
+                raise ValueError(
+                    describe("TensorNetwork.relabel", "rename", rule, value)
+                )
         return TensorNetwork(
             (node.rename(change) for node in self.nodes),
             (map(change, axis) for axis in self.output),
@@ -209,8 +228,24 @@ class TensorNetwork(Face):
         Args:
             shared: Indices that the copies have in common.
             output: Axes of the result; what it does not carry is summed over.
+
+        Raises:
+            ValueError: If the network does not have an index, or has one that a copy
+                would be named as.
         """
         same = set(shared)
+        check_known(self, "times_copy", "shared", same)
+        for index in self.sizes:
+            if index not in same and prime(index) in self.sizes:
+                raise ValueError(
+                    describe(
+                        "TensorNetwork.times_copy",
+                        "network",
+                        f"have no {prime(index)!r}, the name of the copy of {index!r}",
+                        [*self.sizes],
+                        "Rename it with relabel",
+                    )
+                )
         copy = self.relabel(lambda index: index if index in same else prime(index))
         return self.multiply(copy, output)
 
@@ -225,12 +260,7 @@ class TensorNetwork(Face):
             ValueError: If the network does not have an index, or an operand is read in
                 parts, as after simplifying.
         """
-        for index in sizes:
-            if index not in self.sizes:
-                rule = f"name indices of the network, {sorted(self.sizes)}"
-                raise ValueError(
-                    describe("TensorNetwork.resize", "sizes", rule, repr(index))
-                )
+        check_known(self, "resize", "sizes", sizes)
         changed = {**self.sizes, **sizes}
         nodes: list[Node] = []
         for node in self.nodes:

@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from tn_extensions.kronecker.blocks import Cholesky, Matrix, Product, Rotated
@@ -25,7 +25,7 @@ from tn_extensions.kronecker.factors import (
     trace,
 )
 from tn_extensions.kronecker.inverse import damped_inverse, split_damping
-from tn_extensions.kronecker.layers import Pairs, Use, reason_against
+from tn_extensions.kronecker.layers import Pairs, Use, out_channels, reason_against
 from tn_extensions.kronecker.moments import Basis, bias_moments, kernel_moments
 from tn_extensions.kronecker.multiply import multiply
 from tn_extensions.kronecker.square import decompose, symmetrize
@@ -123,8 +123,7 @@ class Layer:
     @property
     def out_channels(self) -> int:
         """Channels of its outputs."""
-        is_linear = isinstance(self.module, nn.Linear)
-        return self.module.out_features if is_linear else self.module.out_channels
+        return out_channels(self.module)
 
     @property
     def parameters(self) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from singd.optim import optimizer as stock
 from singd.optim.utils import process_grad_output
+from singd.structures.base import StructuredMatrix
 from torch import Tensor
 
 from tn_extensions.kronecker.factors import add_input_factor, is_root
@@ -68,4 +69,15 @@ class SINGD(stock.SINGD):
         ).to(dtype)
         K = self.Ks[self.module_names[module]]
         # of few vectors, these take less time
-        return K.from_inner(A.T) if is_root(A) else K.from_inner2(A)
+        return K.from_inner(A.T) if is_root(A) else _from_inner2(K, A)
+
+
+def _from_inner2(K: Any, A: Tensor) -> Any:
+    """Structured part of ``K^T A K`` for a symmetric ``A``.
+
+    Most structures leave ``from_inner2`` to their base class, which makes ``K`` dense
+    and warns. All that are for use multiply by their transpose on their own.
+    """
+    if type(K).from_inner2 is StructuredMatrix.from_inner2:
+        return K.from_dense(K.rmatmat(K.rmatmat(A).T))
+    return K.from_inner2(A)
