@@ -15,6 +15,13 @@ from tn_extensions.network import TensorNetwork
 
 Tensors = Mapping[str, Tensor]
 
+MOST_CALLS = 2**16
+"""Operations beyond which a candidate is not even priced.
+
+Python needs a second for so many, whatever they work on, and their description as much
+memory as what they compute. Long kernels have other candidates, of a few large calls.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
