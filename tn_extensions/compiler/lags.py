@@ -56,14 +56,14 @@ class LagClass:
 def lag_classes(progressions: Sequence[Progression]) -> tuple[LagClass, ...]:
     """Lag classes of the pairs ``first <= second`` that contribute at all."""
     classes: dict[tuple[int, int, int], list[Window]] = defaultdict(list)
-    for a in progressions:
-        for b in progressions[a.free :]:
-            begin, end = max(a.begin, b.begin), min(a.end, b.end)
-            if a.residue != b.residue or begin >= end:
-                continue
-            (u_a, phase_a), (u_b, phase_b) = (divmod(p.offset, p.step) for p in (a, b))
-            window = Window(a.free, b.free, u_a + begin, u_a + end)
-            classes[phase_a, phase_b, u_b - u_a].append(window)
+    found = [(*divmod(value.offset, value.step), *value) for value in progressions]
+    for number, (u, phase, a, residue, _, _, begin, end) in enumerate(found):
+        for v, other, b, same, _, _, start, stop in found[number:]:
+            start = start if start > begin else begin
+            stop = stop if stop < end else end
+            if residue == same and start < stop:
+                window = Window(a, b, u + start, u + stop)
+                classes[phase, other, v - u].append(window)
     return tuple(
         LagClass(*key, tuple(windows)) for key, windows in sorted(classes.items())
     )

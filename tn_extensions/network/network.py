@@ -54,7 +54,9 @@ class TensorNetwork(Face):
         output: Iterable[Iterable[str]],
         sizes: Mapping[str, int],
     ) -> None:
-        object.__setattr__(self, "nodes", tuple(sorted(nodes, key=lambda node: node.order)))
+        object.__setattr__(
+            self, "nodes", tuple(sorted(nodes, key=lambda node: node.order))
+        )
         object.__setattr__(self, "output", tuple(tuple(axis) for axis in output))
         check_complete(self, sizes)
         kept = {index: sizes[index] for index in self.indices}

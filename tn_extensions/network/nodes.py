@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import product
 from math import prod
 from typing import NamedTuple
 
@@ -239,18 +238,10 @@ class Pattern(_Ordered):
         terms += [("", s, size) for s, size in self.summed]
         # solving for the longest term leaves least to enumerate
         terms.sort(key=lambda term: (term[0] != index, -term[2]))
-        (_, stride, size), *others = terms or [("", 1, 1)]
-        values: list[int] = []
-        for choice in product(*(range(count) for _, _, count in others)):
-            at = self.position.start
-            at += sum(s * v for (_, s, _), v in zip(others, choice, strict=True))
-            low = max(-(at // stride), 0)
-            high = min((sizes[self.index] - 1 - at) // stride, size - 1)
-            if low <= high and index == self.index:
-                values += [at + stride * low, at + stride * high]
-            elif low <= high:
-                values += [low, high]
-        return (min(values), max(values)) if values else None
+        hits = index == self.index
+        return _hull(
+            self.position.start, tuple(t[1:] for t in terms), sizes[self.index], hits
+        )
 
     def progressions(
         self, read: str, shared: str, sizes: Sizes
@@ -274,6 +265,32 @@ class Pattern(_Ordered):
         if read == self.index:
             return _hit(start, stride, size, self.position.stride(shared), *ends)
         return _hitting(start, stride, size, self.position.stride(read), *ends)
+
+
+@lru_cache(maxsize=256)
+def _hull(
+    start: int, terms: tuple[tuple[int, int], ...], extent: int, hits: bool
+) -> tuple[int, int] | None:
+    """Smallest and largest value of what is hit, or else of the first term.
+
+    Args:
+        start: Position where all terms are zero.
+        terms: Strides and sizes.
+        extent: Size of what is hit.
+        hits: Whether to return what is hit.
+    """
+    (stride, size), *others = terms or ((1, 1),)
+    at = np.asarray(start)
+    for step, count in others:
+        at = np.add.outer(at, step * np.arange(count))
+    low = np.maximum(-(at // stride), 0)
+    high = np.minimum((extent - 1 - at) // stride, size - 1)
+    taken = low <= high
+    if not taken.any():
+        return None
+    if hits:
+        low, high = at + stride * low, at + stride * high
+    return int(low[taken].min()), int(high[taken].max())
 
 
 @lru_cache(maxsize=64)

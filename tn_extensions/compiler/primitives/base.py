@@ -15,11 +15,11 @@ from tn_extensions.network import TensorNetwork
 
 Tensors = Mapping[str, Tensor]
 
-MOST_CALLS = 2**16
+MOST_CALLS = 2**15
 """Operations beyond which a candidate is not even priced.
 
-Python needs a second for so many, whatever they work on, and their description as much
-memory as what they compute. Long kernels have other candidates, of a few large calls.
+Python issues them one by one, and each is described before: that takes long, whatever
+they work on. Long kernels have other candidates, of a few large operations.
 """
 
 
