@@ -25,7 +25,7 @@ and the number of the primitive.
 
 Sizes = tuple[tuple[str, int], ...]
 
-CLOSE = 4
+CLOSE = 2
 """Times that a candidate may take of the fastest one to be worth pricing elsewhere."""
 
 _ALIKE = 2
