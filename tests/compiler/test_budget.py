@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -33,9 +34,42 @@ def test_restored_after_an_exception() -> None:
     assert current_budget() == DEFAULT
 
 
-def test_other_threads_are_not_affected() -> None:
-    with memory_budget(1), ThreadPoolExecutor(1) as pool:
+def test_holds_in_threads_without_a_budget_of_their_own() -> None:
+    with ThreadPoolExecutor(1) as pool:
         assert pool.submit(current_budget).result() == DEFAULT
+        with memory_budget(2**20):
+            assert pool.submit(current_budget).result() == 2**20
+            with memory_budget(2**30):
+                assert pool.submit(current_budget).result() == 2**30
+            assert pool.submit(current_budget).result() == 2**20
+        assert pool.submit(current_budget).result() == DEFAULT
+
+
+def test_threads_keep_their_own_budgets() -> None:
+    def use(limit: int) -> tuple[int, int]:
+        with memory_budget(limit):
+            barrier.wait()
+            inside = current_budget()
+            seen = third.submit(current_budget).result()
+            barrier.wait()
+        return inside, seen
+
+    barrier = Barrier(2)
+    with ThreadPoolExecutor(2) as pool, ThreadPoolExecutor(1) as third:
+        found = list(pool.map(use, (2**20, 2**24)))
+    # a thread with none keeps to the smallest
+    assert found == [(2**20, 2**20), (2**24, 2**20)]
+    assert current_budget() == DEFAULT
+
+
+def test_an_own_budget_precedes_that_of_another_thread() -> None:
+    def own() -> int:
+        with memory_budget(2**24):
+            return current_budget()
+
+    with memory_budget(2**20), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(own).result() == 2**24
+        assert current_budget() == 2**20
 
 
 @pytest.mark.parametrize(

@@ -3,77 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from math import prod
 from typing import NamedTuple
 
-from tn_extensions.compiler.lags import LagGroup, Member, Segment
+from tn_extensions.compiler.lags import LagGroup, Member, Region
+
+CALLS = 8
+"""Operations that the sums over a box take, about."""
 
 Key = tuple[int, ...]
 """An index for each dimension."""
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """Positions of one dimension, and the lags at which they are multiplied.
-
-    Args:
-        begin: First position.
-        step: Distance of positions.
-        count: Number of positions.
-        lag: Smallest lag.
-        spacing: Distance of lags.
-        lags: Number of lags.
-    """
-
-    begin: int
-    step: int
-    count: int
-    lag: int
-    spacing: int
-    lags: int
-
-    @classmethod
-    def of(cls, group: LagGroup, segment: Segment) -> Region:
-        """A segment, at all lags from its members to their partners."""
-        first = min(lags_of(member)[0] for member in segment.members)
-        last = max(lags_of(member)[-1] for member in segment.members)
-        return cls(
-            group.phase + group.step * segment.window.start,
-            group.step,
-            len(segment.window),
-            first,
-            group.spacing,
-            (last - first) // group.spacing + 1,
-        )
-
-    @property
-    def own(self) -> range:
-        """The positions."""
-        return range(self.begin, self.begin + self.step * self.count, self.step)
-
-    @property
-    def read(self) -> range:
-        """From the first to the last position that a lag leads to."""
-        span = self.step * (self.count - 1) + self.spacing * (self.lags - 1)
-        return range(self.begin + self.lag, self.begin + self.lag + span + 1)
-
-    def part(self, begin: int, size: int) -> Region:
-        """Some of the positions."""
-        count = min(size, self.count - begin)
-        return replace(self, begin=self.begin + self.step * begin, count=count)
-
-    def within(self, member: Member) -> slice:
-        """Where a member's lags are among these, from its first to its last."""
-        first, last = lags_of(member)[0], lags_of(member)[-1]
-        begin = (first - self.lag) // self.spacing
-        return slice(begin, begin + (last - first) // self.spacing + 1)
-
-
-def lags_of(member: Member) -> list[int]:
-    """A member's lags, increasing."""
-    return [partner.offset - member.value.offset for partner in member.partners]
 
 
 class KernelPair(NamedTuple):
@@ -102,12 +43,18 @@ class BoxGrid:
     def __init__(self, groups: Sequence[LagGroup]) -> None:
         self.groups = tuple(groups)
         self.segments = [group.segments for group in groups]
-        self.regions = [
-            [Region.of(group, segment) for segment in group.segments]
-            for group in groups
-        ]
+        self.regions = [group.regions for group in groups]
+
+    @property
+    def size(self) -> int:
+        """Number of boxes."""
+        return prod(map(len, self.regions))
+
+    @cached_property
+    def boxes(self) -> dict[Key, list[Region]]:
+        """The region of each dimension, by the numbers of the segments."""
         numbers = product(*(range(len(regions)) for regions in self.regions))
-        self.boxes: dict[Key, list[Region]] = {
+        return {
             key: [regions[j] for regions, j in zip(self.regions, key, strict=True)]
             for key in numbers
         }
@@ -125,7 +72,7 @@ class BoxGrid:
                     tuple(member.value.free for member in members),
                     tuple(partner.free for partner in partners),
                     tuple(
-                        (lag - lags_of(member)[0]) // group.spacing
+                        (lag - member.first_lag) // group.spacing
                         for lag, member, group in zip(
                             lags, members, self.groups, strict=True
                         )
@@ -136,8 +83,10 @@ class BoxGrid:
 
 def number_of_sums(grids: Iterable[BoxGrid]) -> int:
     """How many lags are summed over in all boxes."""
-    boxes = (box for grid in grids for box in grid.boxes.values())
-    return sum(prod(region.lags for region in box) for box in boxes)
+    return sum(
+        prod(sum(region.lags for region in regions) for regions in grid.regions)
+        for grid in grids
+    )
 
 
 def padding(regions: Iterable[Region], size: int) -> tuple[int, int]:

@@ -27,8 +27,10 @@ class Constant:
         key = (tensor.dtype, tensor.device)
         found = self._tensors.get(key)
         if found is None or not is_plain(tensor):
-            array = torch.from_numpy(self._make())
-            found = array.to(device=key[1], dtype=key[0])
+            # what is made in inference mode could not be differentiated through later
+            with torch.inference_mode(False):
+                array = torch.from_numpy(self._make())
+                found = array.to(device=key[1], dtype=key[0])
             if is_plain(found):  # what a compiler traces with is gone after that
                 self._tensors[key] = found
         return found

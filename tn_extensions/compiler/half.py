@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 from tn_extensions.network.index import is_primed, prime
 from tn_extensions.network.nodes import Node, Pair, Progression
-from tn_extensions.network.rules import is_mirrored, mirror
+from tn_extensions.network.rules import is_mirrored
+from tn_extensions.network.rules.mirror import exchange
 
 
 def nodes_of_half(network: TensorNetwork) -> list[Node]:
@@ -29,11 +31,12 @@ def shared_indices(network: TensorNetwork) -> list[str]:
     ]
 
 
-def split_in_half(network: TensorNetwork) -> list[Node] | None:
+@lru_cache(maxsize=512)
+def split_in_half(network: TensorNetwork) -> tuple[Node, ...] | None:
     """The nodes of one half of any operands; None if not mirrored, or joined."""
     if network.pairs or not is_mirrored(network):
         return None
-    nodes = nodes_of_half(network)
+    nodes = tuple(nodes_of_half(network))
     return nodes if 2 * len(nodes) == len(network.nodes) else None
 
 
@@ -86,6 +89,7 @@ class Half:
     sizes: Mapping[str, int]
 
     @classmethod
+    @lru_cache(maxsize=512)
     def of(cls, network: TensorNetwork) -> Half | None:
         """The half of a network ``(batch, columns, columns')``; None if not one."""
         if len(network.output) != 3 or not is_mirrored(network):
@@ -97,7 +101,8 @@ class Half:
             len(network.operands) != 2
             or len(operands) != 1
             or len({operand.name for operand in network.operands}) != 1
-            or mirror(network).output != (batch, copies, columns)
+            or tuple(map(exchange(network), columns)) != copies
+            or tuple(map(exchange(network), batch)) != batch
         ):
             return None
         (operand,) = operands
@@ -164,4 +169,4 @@ def _paired_dim(
         if pattern.index in (read, pair.shared)
         else ()
     )
-    return PairedDim(pair, read, free[0] if free else None, tuple(progressions))
+    return PairedDim(pair, read, free[0] if free else None, progressions)

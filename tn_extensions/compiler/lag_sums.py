@@ -11,7 +11,7 @@ from math import ceil, prod
 
 from torch import Tensor
 
-from tn_extensions.compiler.boxes import Region
+from tn_extensions.compiler.lags import Region
 from tn_extensions.compiler.native import weight_gradient
 from tn_extensions.compiler.product import multiply
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise, product
 from typing import Literal, NamedTuple
 
@@ -55,14 +56,14 @@ class LagClass:
 def lag_classes(progressions: Sequence[Progression]) -> tuple[LagClass, ...]:
     """Lag classes of the pairs ``first <= second`` that contribute at all."""
     classes: dict[tuple[int, int, int], list[Window]] = defaultdict(list)
-    for a in progressions:
-        for b in progressions[a.free :]:
-            begin, end = max(a.begin, b.begin), min(a.end, b.end)
-            if a.residue != b.residue or begin >= end:
-                continue
-            (u_a, phase_a), (u_b, phase_b) = (divmod(p.offset, p.step) for p in (a, b))
-            window = Window(a.free, b.free, u_a + begin, u_a + end)
-            classes[phase_a, phase_b, u_b - u_a].append(window)
+    found = [(*divmod(value.offset, value.step), *value) for value in progressions]
+    for number, (u, phase, a, residue, _, _, begin, end) in enumerate(found):
+        for v, other, b, same, _, _, start, stop in found[number:]:
+            start = start if start > begin else begin
+            stop = stop if stop < end else end
+            if residue == same and start < stop:
+                window = Window(a, b, u + start, u + stop)
+                classes[phase, other, v - u].append(window)
     return tuple(
         LagClass(*key, tuple(windows)) for key, windows in sorted(classes.items())
     )
@@ -82,6 +83,16 @@ class Member(NamedTuple):
     partners: tuple[Progression, ...]
     window: range
 
+    @property
+    def first_lag(self) -> int:
+        """The smallest lag."""
+        return self.partners[0].offset - self.value.offset
+
+    @property
+    def last_lag(self) -> int:
+        """The largest lag."""
+        return self.partners[-1].offset - self.value.offset
+
 
 class Segment(NamedTuple):
     """Positions ``u`` that each of some members sums over."""
@@ -91,6 +102,49 @@ class Segment(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """Positions of one dimension, and the lags at which they are multiplied.
+
+    Args:
+        begin: First position.
+        step: Distance of positions.
+        count: Number of positions.
+        lag: Smallest lag.
+        spacing: Distance of lags.
+        lags: Number of lags.
+    """
+
+    begin: int
+    step: int
+    count: int
+    lag: int
+    spacing: int
+    lags: int
+
+    @property
+    def own(self) -> range:
+        """The positions."""
+        return range(self.begin, self.begin + self.step * self.count, self.step)
+
+    @property
+    def read(self) -> range:
+        """From the first to the last position that a lag leads to."""
+        span = self.step * (self.count - 1) + self.spacing * (self.lags - 1)
+        return range(self.begin + self.lag, self.begin + self.lag + span + 1)
+
+    def part(self, begin: int, size: int) -> Region:
+        """Some of the positions."""
+        count = min(size, self.count - begin)
+        return replace(self, begin=self.begin + self.step * begin, count=count)
+
+    def within(self, member: Member) -> slice:
+        """Where a member's lags are among these, from its first to its last."""
+        begin = (member.first_lag - self.lag) // self.spacing
+        length = (member.last_lag - member.first_lag) // self.spacing + 1
+        return slice(begin, begin + length)
+
+
+@dataclass(frozen=True)
 class LagGroup:
     """Members of one phase with their partners at some of the lags.
 
@@ -106,7 +160,7 @@ class LagGroup:
     spacing: int
     members: tuple[Member, ...]
 
-    @property
+    @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """The pieces that the ends of all windows cut them into."""
         windows = [member.window for member in self.members]
@@ -115,6 +169,23 @@ class LagGroup:
             Segment(range(begin, end), found)
             for begin, end in pairwise(cuts)
             if (found := tuple(m for m in self.members if begin in m.window))
+        )
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """The segments, each at all lags from its members to their partners."""
+        return tuple(map(self._region, self.segments))
+
+    def _region(self, segment: Segment) -> Region:
+        first = min(member.first_lag for member in segment.members)
+        last = max(member.last_lag for member in segment.members)
+        return Region(
+            self.phase + self.step * segment.window.start,
+            self.step,
+            len(segment.window),
+            first,
+            self.spacing,
+            (last - first) // self.spacing + 1,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import compress, product
 
 import torch
@@ -26,6 +26,7 @@ from tn_extensions.compiler.primitives.base import (
     Tensors,
 )
 from tn_extensions.compiler.roles import is_plain_convolution
+from tn_extensions.compiler.shortlists import CLOSE, Shortlists, Source, varying_indices
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import Step, TensorNetwork, simplify
@@ -40,15 +41,20 @@ class Plan:
         network: What was asked for.
         rewriting: The simplifications that came first.
         lowering: The chosen way.
-        rejected: The other ways, cheapest first.
         target: Device constants, element size and memory budget.
+        others: Lists the other ways, cheapest first.
     """
 
     network: TensorNetwork
     rewriting: tuple[Step, ...]
     lowering: Lowering
-    rejected: tuple[Lowering, ...]
     target: Target
+    others: Callable[[], list[Lowering]]
+
+    @cached_property
+    def rejected(self) -> tuple[Lowering, ...]:
+        """The other ways, cheapest first; listed when they are asked for."""
+        return tuple(self.others())
 
     @property
     def cost(self) -> Cost:
@@ -173,18 +179,63 @@ def forget_plans() -> None:
     """Plan anew from now on, since the constants have changed."""
     _plan.cache_clear()
     _cheapest.cache_clear()
+    _shortlists.clear()
 
 
 @lru_cache(maxsize=4096)
 def _plan(network: TensorNetwork, itemsize: int, device: str, budget: int) -> Plan:
-    target = Target(rates(device), itemsize, budget)
+    target = Target(rates(device), itemsize, budget, varying_indices(network))
     simplified, trace = simplify(network, trace=True)
-    native = list(_native_ways(network, target))
-    ways = sorted([*native, *_ways(simplified, target)], key=_preference(target))
     if is_plain_convolution(network):
         # whatever it costs here: torch knows how to transform its own kernels
-        ways.sort(key=lambda way: way not in native)
-    return Plan(network, trace, ways[0], tuple(ways[1:]), target)
+        best = min(_native_ways(network, target), key=_preference(target))
+    else:
+        best = _best(network, simplified, target)
+
+    def others() -> list[Lowering]:
+        native = list(_native_ways(network, target))
+        ways = sorted([*native, *_ways(simplified, target)], key=_preference(target))
+        ways.remove(next(way for way in ways if way.describes(best)))
+        if is_plain_convolution(network):
+            ways.sort(key=lambda way: way not in native)
+        return ways
+
+    return Plan(network, trace, best, target, others)
+
+
+@lru_cache(maxsize=4096)
+def _cheapest(network: TensorNetwork, target: Target) -> Lowering:
+    """The best way of evaluating a part of a network to a tensor."""
+    best = _best(network, simplify(network), target)
+    return best.with_value(network.shape)
+
+
+_shortlists = Shortlists()
+
+
+def _best(
+    network: TensorNetwork, simplified: TensorNetwork, target: Target
+) -> Lowering:
+    """The best way of evaluating a network, defined and simplified.
+
+    Of those that were worth pricing for a network of about the same sizes, if one of
+    them fits into the budget; else of all.
+    """
+    preference = _preference(target)
+    shortlist = _shortlists.find(network, target)
+    if shortlist:
+        ways = (way for _, way in _candidates(network, simplified, target, shortlist))
+        best = min(ways, key=preference, default=None)
+        if best is not None and preference(best)[0] == 0:
+            return best
+    found = list(_candidates(network, simplified, target))
+    best = min((way for _, way in found), key=preference)
+    excess, seconds = preference(best)
+    if not shortlist:
+        limit = (excess, CLOSE * seconds)
+        worth = {source for source, way in found if preference(way) <= limit}
+        _shortlists.add(network, target, worth)
+    return best
 
 
 _FIRST_TOUCH = 4e10
@@ -202,37 +253,61 @@ def _preference(target: Target) -> Callable[[Lowering], tuple[float, float]]:
     return key
 
 
+def _candidates(
+    network: TensorNetwork,
+    simplified: TensorNetwork,
+    target: Target,
+    wanted: frozenset[Source] | None = None,
+) -> Iterator[tuple[Source, Lowering]]:
+    """Ways of evaluating a network, and where they come from; all, or the wanted."""
+    yield from _of_variant(network, None, target, wanted)
+    for joined in _subsets(simplified):
+        yield from _of_variant(simplified, joined, target, wanted)
+
+
+def _of_variant(
+    network: TensorNetwork,
+    joined: tuple[str, ...] | None,
+    target: Target,
+    wanted: frozenset[Source] | None = None,
+) -> Iterator[tuple[Source, Lowering]]:
+    """Ways of evaluating a network as it was defined (None), or joined over indices."""
+    simple = NATIVE if joined is None else (*PRIMITIVES, *_registered)
+    composites = HALVES if joined is None else COMPOSITES
+    sources = [(joined, number) for number in range(len(simple) + len(composites))]
+    if wanted is not None:
+        sources = [source for source in sources if source in wanted]
+    variant: TensorNetwork | None = network
+    for index in (joined or ()) if sources else ():
+        # patterns that share two indices are joined over one of them only
+        variant = variant and pair(variant, index)
+    if variant is None:
+        return
+    for source in sources:
+        number = source[1]
+        if number < len(simple):
+            ways = simple[number](variant, target)
+        else:
+            ways = composites[number - len(simple)](variant, target, _cheapest)
+        for way in ways:
+            yield source, way
+
+
 def _ways(network: TensorNetwork, target: Target) -> Iterator[Lowering]:
     """All ways of evaluating a network and its variants with patterns paired."""
-    for variant in _variants(network):
-        for primitive in (*PRIMITIVES, *_registered):
-            yield from primitive(variant, target)
-        for composite in COMPOSITES:
-            yield from composite(variant, target, _cheapest)
+    for joined in _subsets(network):
+        for _, way in _of_variant(network, joined, target):
+            yield way
 
 
 def _native_ways(network: TensorNetwork, target: Target) -> Iterator[Lowering]:
     """Ways of evaluating a network as it was defined, before it is simplified."""
-    for primitive in NATIVE:
-        yield from primitive(network, target)
-    for composite in HALVES:
-        yield from composite(network, target, _cheapest)
+    for _, way in _of_variant(network, None, target):
+        yield way
 
 
-@lru_cache(maxsize=4096)
-def _cheapest(network: TensorNetwork, target: Target) -> Lowering:
-    """The best way of evaluating a part of a network to a tensor."""
-    ways = [*_native_ways(network, target), *_ways(simplify(network), target)]
-    return min(ways, key=_preference(target)).with_value(network.shape)
-
-
-def _variants(network: TensorNetwork) -> Iterator[TensorNetwork]:
-    """The network with each subset of the possible pairs joined."""
+def _subsets(network: TensorNetwork) -> Iterator[tuple[str, ...]]:
+    """Each subset of the indices over which patterns can be joined."""
     indices = pairable(network)
     for joined in product((False, True), repeat=len(indices)):
-        variant: TensorNetwork | None = network
-        for index in compress(indices, joined):
-            # patterns that share two indices are joined over one of them only
-            variant = variant and pair(variant, index)
-        if variant is not None:
-            yield variant
+        yield tuple(compress(indices, joined))

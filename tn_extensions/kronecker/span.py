@@ -60,4 +60,5 @@ class Span:
 def _random(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     """The same for all, so that processes and resumed trainings agree."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(rows, columns, dtype=dtype, generator=generator)
+    with torch.inference_mode(False):  # it is kept, for other modes, too
+        return torch.randn(rows, columns, dtype=dtype, generator=generator)

@@ -55,7 +55,9 @@ class TensorNetwork(Face):
         output: Iterable[Iterable[str]],
         sizes: Mapping[str, int],
     ) -> None:
-        object.__setattr__(self, "nodes", tuple(sorted(nodes, key=repr)))
+        object.__setattr__(
+            self, "nodes", tuple(sorted(nodes, key=lambda node: node.order))
+        )
         object.__setattr__(self, "output", tuple(tuple(axis) for axis in output))
         check_complete(self, sizes)
         kept = {index: as_size(self, index, sizes[index]) for index in self.indices}
@@ -78,39 +80,39 @@ class TensorNetwork(Face):
     def _hash(self) -> int:
         return hash(self._key)
 
-    @property
+    @cached_property
     def operands(self) -> tuple[Operand, ...]:
         """The nodes that are tensors."""
         return tuple(node for node in self.nodes if isinstance(node, Operand))
 
-    @property
+    @cached_property
     def patterns(self) -> tuple[Pattern, ...]:
         """The nodes that are index patterns."""
         return tuple(node for node in self.nodes if isinstance(node, Pattern))
 
-    @property
+    @cached_property
     def pairs(self) -> tuple[Pair, ...]:
         """The nodes that are pairs of patterns."""
         return tuple(node for node in self.nodes if isinstance(node, Pair))
 
-    @property
+    @cached_property
     def indices(self) -> tuple[str, ...]:
         """All indices, in the order of first appearance."""
         carried = (index for node in self.nodes for index in node.indices)
         return tuple(dict.fromkeys([*carried, *self.output_indices]))
 
-    @property
+    @cached_property
     def output_indices(self) -> tuple[str, ...]:
         """Indices of the output, in order."""
         return tuple(index for axis in self.output for index in axis)
 
-    @property
+    @cached_property
     def summed_indices(self) -> tuple[str, ...]:
         """Indices that are summed over."""
         kept = set(self.output_indices)
         return tuple(index for index in self.indices if index not in kept)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of the result."""
         return tuple(prod(self.sizes[index] for index in axis) for axis in self.output)
@@ -133,7 +135,15 @@ class TensorNetwork(Face):
 
     def carriers(self, index: str) -> tuple[Node, ...]:
         """The nodes that carry an index."""
-        return tuple(node for node in self.nodes if index in node.indices)
+        return self._carriers.get(index, ())
+
+    @cached_property
+    def _carriers(self) -> dict[str, tuple[Node, ...]]:
+        found: dict[str, tuple[Node, ...]] = {}
+        for node in self.nodes:
+            for index in node.indices:
+                found[index] = (*found.get(index, ()), node)
+        return found
 
     def equation(self) -> str:
         """The contraction as an einsum equation, nodes in order, output split up.

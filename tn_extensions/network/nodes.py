@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import product
+from functools import cached_property, lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -23,7 +23,16 @@ Rename = Callable[[str], str]
 Sizes = Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
+class _Ordered:
+    """Nodes have an order, that of their texts."""
+
+    @cached_property
+    def order(self) -> str:
+        """What networks sort by."""
+        return repr(self)
+
+
+@dataclass(frozen=True)
 class Affine:
     """A position ``start + sum_j stride_j * index_j``.
 
@@ -38,7 +47,7 @@ class Affine:
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", tuple(sorted(self.terms)))
 
-    @property
+    @cached_property
     def indices(self) -> tuple[str, ...]:
         """The indices, sorted."""
         return tuple(index for index, _ in self.terms)
@@ -102,14 +111,14 @@ class Axis:
         return indices if self == full else None
 
 
-@dataclass(frozen=True, slots=True)
-class Operand:
+@dataclass(frozen=True)
+class Operand(_Ordered):
     """A named tensor, each axis read at an affine position of the network's indices."""
 
     name: str
     axes: tuple[Axis, ...]
 
-    @property
+    @cached_property
     def indices(self) -> tuple[str, ...]:
         """Indices in the order of the axes, fastest last within an axis."""
         return tuple(
@@ -150,8 +159,8 @@ class Progression(NamedTuple):
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+@dataclass(frozen=True)
+class Pattern(_Ordered):
     """Index pattern: where an affine position hits an index.
 
     ``P[index, terms] = #{summed : index = start + sum_j stride_j * term_j + sum_m
@@ -182,7 +191,7 @@ class Pattern:
         """
         return cls(index, Affine(tuple(terms.items()), start))
 
-    @property
+    @cached_property
     def indices(self) -> tuple[str, ...]:
         """The hit index, then the terms'."""
         return (self.index, *self.position.indices)
@@ -229,20 +238,14 @@ class Pattern:
         terms += [("", s, size) for s, size in self.summed]
         # solving for the longest term leaves least to enumerate
         terms.sort(key=lambda term: (term[0] != index, -term[2]))
-        (_, stride, size), *others = terms or [("", 1, 1)]
-        values: list[int] = []
-        for choice in product(*(range(count) for _, _, count in others)):
-            at = self.position.start
-            at += sum(s * v for (_, s, _), v in zip(others, choice, strict=True))
-            low = max(-(at // stride), 0)
-            high = min((sizes[self.index] - 1 - at) // stride, size - 1)
-            if low <= high and index == self.index:
-                values += [at + stride * low, at + stride * high]
-            elif low <= high:
-                values += [low, high]
-        return (min(values), max(values)) if values else None
+        hits = index == self.index
+        return _hull(
+            self.position.start, tuple(t[1:] for t in terms), sizes[self.index], hits
+        )
 
-    def progressions(self, read: str, shared: str, sizes: Sizes) -> list[Progression]:
+    def progressions(
+        self, read: str, shared: str, sizes: Sizes
+    ) -> tuple[Progression, ...]:
         """What each value of the remaining (free) index reads along an operand's axis.
 
         Args:
@@ -258,35 +261,73 @@ class Pattern:
         stride, size = (
             (self.position.stride(free[0]), sizes[free[0]]) if free else (0, 1)
         )
-        starts = [self.position.start + stride * value for value in range(size)]
-        build = self._hit if read == self.index else self._hitting
-        return [
-            build(value, at, read, shared, sizes) for value, at in enumerate(starts)
-        ]
+        start, ends = self.position.start, (sizes[read], sizes[shared])
+        if read == self.index:
+            return _hit(start, stride, size, self.position.stride(shared), *ends)
+        return _hitting(start, stride, size, self.position.stride(read), *ends)
 
-    def _hit(
-        self, free: int, at: int, read: str, shared: str, sizes: Sizes
-    ) -> Progression:
-        # read = at + step * shared
-        step = self.position.stride(shared)
+
+@lru_cache(maxsize=256)
+def _hull(
+    start: int, terms: tuple[tuple[int, int], ...], extent: int, hits: bool
+) -> tuple[int, int] | None:
+    """Smallest and largest value of what is hit, or else of the first term.
+
+    Args:
+        start: Position where all terms are zero.
+        terms: Strides and sizes.
+        extent: Size of what is hit.
+        hits: Whether to return what is hit.
+    """
+    (stride, size), *others = terms or ((1, 1),)
+    at = np.asarray(start)
+    for step, count in others:
+        at = np.add.outer(at, step * np.arange(count))
+    low = np.maximum(-(at // stride), 0)
+    high = np.minimum((extent - 1 - at) // stride, size - 1)
+    taken = low <= high
+    if not taken.any():
+        return None
+    if hits:
+        low, high = at + stride * low, at + stride * high
+    return int(low[taken].min()), int(high[taken].max())
+
+
+@lru_cache(maxsize=64)
+def _hit(
+    start: int, stride: int, size: int, step: int, read: int, shared: int
+) -> tuple[Progression, ...]:
+    """What is read at ``start + stride * free + step * shared``."""
+    found = []
+    for free in range(size):
+        at = start + stride * free
         begin = max(-(at // step), 0)
-        end = min((sizes[read] - 1 - at) // step + 1, sizes[shared])
-        return Progression(free, 0, at, step, begin, max(begin, end))
+        end = min((read - 1 - at) // step + 1, shared)
+        found.append(Progression(free, 0, at, step, begin, max(begin, end)))
+    return tuple(found)
 
-    def _hitting(
-        self, free: int, at: int, read: str, shared: str, sizes: Sizes
-    ) -> Progression:
-        # shared = at + step * read, so read advances by one as shared does by step
-        step = self.position.stride(read)
+
+@lru_cache(maxsize=64)
+def _hitting(
+    start: int, stride: int, size: int, step: int, read: int, shared: int
+) -> tuple[Progression, ...]:
+    """What is read where ``shared = start + stride * free + step * read``.
+
+    It advances by one as ``shared`` does by ``step``.
+    """
+    found = []
+    for free in range(size):
+        at = start + stride * free
         residue = at % step
         offset = (residue - at) // step
         begin = max(-offset, 0)
-        end = min(sizes[read] - offset, -((residue - sizes[shared]) // step))
-        return Progression(free, residue, offset, 1, begin, max(begin, end))
+        end = min(read - offset, -((residue - shared) // step))
+        found.append(Progression(free, residue, offset, 1, begin, max(begin, end)))
+    return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+@dataclass(frozen=True)
+class Pair(_Ordered):
     """Two patterns summed over an index that they share.
 
     ``sum_shared first * second``: for a convolution's output index this is the lag
@@ -298,14 +339,14 @@ class Pair:
     shared: str
     size: int
 
-    @property
+    @cached_property
     def indices(self) -> tuple[str, ...]:
         """Indices of both patterns but for the shared one."""
         both = (*self.first.indices, *self.second.indices)
         return tuple(dict.fromkeys(index for index in both if index != self.shared))
 
     def __post_init__(self) -> None:
-        ordered = sorted((self.first, self.second), key=repr)
+        ordered = sorted((self.first, self.second), key=lambda node: node.order)
         object.__setattr__(self, "first", ordered[0])
         object.__setattr__(self, "second", ordered[1])
 

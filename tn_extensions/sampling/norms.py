@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tn_extensions.network import Operand, Pattern, TensorNetwork
@@ -49,7 +51,8 @@ def _squares(
         met = set(pattern.indices) & set(operand.indices)
         if index in pattern.indices and len(met) == 1:
             (other,) = met
-            hits = _hits(pattern, index, other, tuple(network.sizes.items()))
+            found = _hits(pattern, index, other, tuple(network.sizes.items()))
+            hits = torch.from_numpy(found)
             return hits @ _own_squares(network, operand, tensor, other)
     return None
 
@@ -75,10 +78,11 @@ def _own_squares(
 @lru_cache(maxsize=1024)
 def _hits(
     pattern: Pattern, index: str, other: str, sizes: tuple[tuple[str, int], ...]
-) -> Tensor:
+) -> NDArray[np.float64]:
     """How often values of one index meet those of another, ``[index, other]``."""
     named: Sizes = dict(sizes)
-    dense = torch.from_numpy(pattern.dense(named))
+    dense = pattern.dense(named)
     order = [pattern.indices.index(j) for j in (index, other)]
-    rest = [axis for axis in range(dense.dim()) if axis not in order]
-    return dense.permute(*order, *rest).flatten(2).sum(2)
+    rest = tuple(axis for axis in range(dense.ndim) if axis not in order)
+    summed = dense.sum(rest)
+    return summed if order == sorted(order) else summed.T.copy()

@@ -15,6 +15,13 @@ from tn_extensions.network import TensorNetwork
 
 Tensors = Mapping[str, Tensor]
 
+MOST_CALLS = 2**15
+"""Operations beyond which a candidate is not even priced.
+
+Python issues them one by one, and each is described before: that takes long, whatever
+they work on. Long kernels have other candidates, of a few large operations.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -24,11 +31,13 @@ class Target:
         rates: Speeds of the device.
         itemsize: Bytes per element in which the plan computes.
         budget: Bytes that may be held beyond inputs and output.
+        varying: Indices, and their copies, whose sizes may differ from call to call.
     """
 
     rates: Rates
     itemsize: int
     budget: int
+    varying: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,11 @@ class Lowering:
     cost: Cost
     run: Callable[[Tensors, Sink], None]
     view: Callable[[Tensors], Tensor] | None = None
+
+    def describes(self, other: Lowering) -> bool:
+        """Whether another one does the same, at the same cost."""
+        one, two = ((way.primitive, way.steps, way.cost) for way in (self, other))
+        return one == two
 
     def value(self, tensors: Tensors) -> Tensor:
         """The result, of a lowering that needs no sink."""

@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tn_extensions.compiler.boxes import BoxGrid, Key, Region, number_of_sums, padding
+from tn_extensions.compiler.boxes import CALLS, BoxGrid, Key, number_of_sums, padding
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.lag_sums import is_thin, pieces, sum_box
-from tn_extensions.compiler.lags import Member, positive_lags
+from tn_extensions.compiler.lags import Member, Region, positive_lags
 from tn_extensions.compiler.native import MOST_DIMS
-from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
+from tn_extensions.compiler.primitives.base import MOST_CALLS, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dims
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import select
@@ -50,7 +50,13 @@ def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
         return
     if unfolded_dims(half.patterns, half.operand, half.sizes) is None:
         return
+    # each pair of kernel positions is written on its own
+    if prod(len(dim.progressions) for dim in half.dims) ** 2 > MOST_CALLS:
+        return
     work = Correlation(half, target)
+    boxes = sum(grid.size for grid in work.grids)
+    if CALLS * boxes > MOST_CALLS:
+        return
 
     def run(tensors: Tensors, sink: Sink) -> None:
         work.add(tensors[half.operand.name], sink)
@@ -58,7 +64,7 @@ def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     chunks = ceil(work.total / work.chunk)
     steps = (
         f"in {chunks} chunk(s) of {work.chunk}: copy x to {work.shape}, channels last",
-        f"{sum(len(g.boxes) for g in work.grids)} boxes, half of the lags, by native "
+        f"{boxes} boxes, half of the lags, by native "
         f"weight gradients (borders by products), in blocks of {work.block} rows",
         "add up the boxes of each kernel position, scatter lags to kernel positions",
     )
@@ -105,8 +111,7 @@ class Correlation:
         self.blocked = self.groups
         if self.groups == 1 and len(half.unpaired_columns) == 1:
             self.blocked = self.channels
-        boxes = [box for grid in self.grids for box in grid.boxes.values()]
-        lags = max((prod(region.lags for region in box) for box in boxes), default=0)
+        lags = max(map(_most_lags, self.grids), default=0)
         # sums over boxes, those of one box anew, and half of the pairs of positions
         positions = prod(len(dim.progressions) for dim in half.dims)
         held = number_of_sums(self.grids) + 2 * lags + positions**2 // 2
@@ -115,14 +120,7 @@ class Correlation:
         wanted = min(self.blocked, max(16, int(limit / max(one, 1))))
         self.block = ceil(self.blocked / ceil(self.blocked / wanted))
         # copies of large boxes, or borders with their lags unfolded
-        unfolded = max(
-            (
-                prod(region.lags * region.count for region in box)
-                for box in boxes
-                if is_thin(box)
-            ),
-            default=0,
-        )
+        unfolded = max(map(_most_unfolded, self.grids), default=0)
         unfolded *= self.shape[0] * self.shape[-1]
         self.held = ceil(one * self.block)
         self.held += prod(self.shape) + max(2 * prod(self.shape), unfolded)
@@ -143,7 +141,8 @@ class Correlation:
                 one = self._cost_of_box(box, repeats)
                 sums = prod(region.lags for region in box) * pairs / blocks
                 added = rates.move(sums, itemsize).times(calls)
-                total = total + one + added + Cost(seconds=8 * rates.call * calls)
+                total = total + one + added
+                total = total + Cost(seconds=CALLS * rates.call * calls)
         # each pair of kernel positions is added up and written on its own
         positions = prod(len(dim.progressions) for dim in self.half.dims)
         added = rates.move(pairs * number_of_sums(self.grids), itemsize).times(2)
@@ -262,6 +261,27 @@ class Correlation:
         free = [half.columns.index(str(dim.free)) + 1 for dim in half.dims]
         copies = [[axis + len(sizes) for axis in axes] for axes in (rest, free)]
         return split.permute(0, *rest, *copies[0], *free, *copies[1])
+
+
+def _most_lags(grid: BoxGrid) -> int:
+    """Lags of the box that has most of them."""
+    return prod(
+        max((region.lags for region in regions), default=0) for regions in grid.regions
+    )
+
+
+def _most_unfolded(grid: BoxGrid) -> int:
+    """Entries of the border that has most of them once its lags are unfolded.
+
+    A box is a border by one of its dimensions, whatever the others are.
+    """
+    most = 0
+    for axis, regions in enumerate(grid.regions):
+        thin = [region for region in regions if is_thin([region])]
+        found = [*grid.regions[:axis], thin, *grid.regions[axis + 1 :]]
+        sizes = (max((r.lags * r.count for r in own), default=0) for own in found)
+        most = max(most, prod(sizes))
+    return most
 
 
 class Entry(NamedTuple):

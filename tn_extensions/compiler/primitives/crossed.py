@@ -8,8 +8,9 @@ formed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from torch import Tensor
@@ -50,19 +51,22 @@ class Halves:
     shared: frozenset[str]
 
     @classmethod
-    def all(cls, network: TensorNetwork) -> Iterator[Halves]:
+    @lru_cache(maxsize=512)
+    def all(cls, network: TensorNetwork) -> tuple[Halves, ...]:
         """The ways of seeing a network so, each operand once on the left."""
         nodes = split_in_half(network)
         if nodes is None or 0 in network.sizes.values():
-            return
+            return ()
         shared = frozenset(shared_indices(network))
         kept = set(network.output_indices)
         carried = dict.fromkeys(index for node in nodes for index in node.indices)
         output = [(j,) for j in carried if j in shared or j in kept]
         half = TensorNetwork(nodes, output, network.sizes)
-        for form in MatrixForm.all(half):
-            for left, right in ((form.left, form.right), (form.right, form.left)):
-                yield cls(network, left, right, form.terms, shared)
+        return tuple(
+            cls(network, left, right, form.terms, shared)
+            for form in MatrixForm.all(half)
+            for left, right in ((form.left, form.right), (form.right, form.left))
+        )
 
     @property
     def batch(self) -> tuple[str, ...]:
@@ -108,7 +112,7 @@ class Halves:
 
 def crossed(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
     """Multiply the Gram matrices of both operands."""
-    halves = next(Halves.all(network), None)
+    halves = next(iter(Halves.all(network)), None)
     if halves is None or not halves.has_few_terms:
         return
     elements = sum(prod(halves.gram(side).shape) for side in halves.sides)
@@ -125,8 +129,7 @@ def crossed(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lo
             levels = [(cuts[0], fits)]
 
     def lower_block(part: TensorNetwork, target: Target) -> Lowering:
-        found = next(Halves.all(part))
-        return _lower(found, target, lower)
+        return _lower(Halves.all(part)[0], target, lower)
 
     parts = blocks(network, levels, target, lower_block)
     axes = {axis[0]: number for number, axis in enumerate(network.output) if axis}

@@ -8,7 +8,7 @@ Positions are cut into boxes as in :mod:`~tn_extensions.compiler.primitives.corr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from math import ceil, prod
@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tn_extensions.compiler.boxes import Region
+from tn_extensions.compiler.boxes import CALLS
 from tn_extensions.compiler.constant import Constant
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half, PairedDim
-from tn_extensions.compiler.lags import LagGroup, Lags, lag_groups
+from tn_extensions.compiler.lags import LagGroup, Lags, Region, lag_groups
 from tn_extensions.compiler.native import MOST_DIMS, depthwise_convolution
-from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
+from tn_extensions.compiler.primitives.base import MOST_CALLS, Lowering, Target, Tensors
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import view
 from tn_extensions.network import TensorNetwork
@@ -49,7 +49,12 @@ def depthwise(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
         return
     if prod(half.sizes[index] for index in half.unpaired_columns) != 1:
         return
+    # beyond that, a dimension's lags alone are too many to be assigned to positions
+    if any(len(dim.progressions) ** 2 > MOST_CALLS for dim in half.dims):
+        return
     work = DepthwiseSums(half, target)
+    if CALLS * prod(len(dim.segments) for dim in work.dims) > MOST_CALLS:
+        return
 
     def run(tensors: Tensors, sink: Sink) -> None:
         work.add(tensors[half.operand.name], sink)
@@ -106,7 +111,10 @@ class DepthwiseSums:
         sums = prod(dim.shape[0] for dim in self.dims)
         entries = prod(dim.shape[1] for dim in self.dims)
         added = rates.move(self.groups * (sums + 2 * entries), itemsize).times(3)
-        return (total + added).holding(4 * held + self.groups * (sums + 3 * entries))
+        held = 4 * held + self.groups * (sums + 3 * entries)
+        # what says which positions meet at which lag
+        held += sum(prod(dim.shape) for dim in [self.dims[0], *self.dims])
+        return (total + added).holding(held)
 
     def _piece(self, box: Sequence[Region]) -> tuple[int, int, int]:
         """First positions, groups and rows of a box that are worked on at a time."""
@@ -174,35 +182,34 @@ class LagAxis:
 
     def __init__(self, groups: Sequence[LagGroup], dim: PairedDim) -> None:
         self.segments: list[Segmented] = []
-        members: list[tuple[int, int, int]] = []
-        mirrored: list[tuple[int, int, int]] = []
-        end, size = 0, len(dim.progressions)
+        self._groups, self._size = tuple(groups), len(dim.progressions)
+        end = 0
         for group in groups:
-            for segment in group.segments:
-                region = Region.of(group, segment)
+            for region in group.regions:
                 self.segments.append(Segmented(region, slice(end, end + region.lags)))
-                for member in segment.members:
-                    for partner in member.partners:
-                        lag = partner.offset - member.value.offset
-                        at = end + (lag - region.lag) // region.spacing
-                        row, column = member.value.free, partner.free
-                        members.append((at, row, column))
-                        if lag:
-                            mirrored.append((at, column, row))
                 end += region.lags
-        shape = (end, size, size)
-        self.shape = (end, size**2)
-        self.meetings = Constant(partial(_ones_at, shape, members))
-        self.mirrored = Constant(partial(_ones_at, shape, mirrored))
+        self.shape = (end, self._size**2)
+        self.meetings = Constant(partial(self._ones, mirrored=False))
+        self.mirrored = Constant(partial(self._ones, mirrored=True))
 
+    def _ones(self, mirrored: bool) -> NDArray[np.float64]:
+        result = np.zeros((self.shape[0], self._size, self._size))
+        for at, lag, row, column in self._pairs():
+            if not mirrored:
+                result[at, row, column] = 1.0
+            elif lag:
+                result[at, column, row] = 1.0
+        return result
 
-def _ones_at(
-    shape: tuple[int, ...], where: Iterable[tuple[int, ...]]
-) -> NDArray[np.float64]:
-    result = np.zeros(shape)
-    for index in where:
-        result[index] = 1.0
-    return result
+    def _pairs(self) -> Iterator[tuple[int, int, int, int]]:
+        """Number of the lag, lag, and the kernel positions that meet at it."""
+        segments = [segment for group in self._groups for segment in group.segments]
+        for segment, (region, where) in zip(segments, self.segments, strict=True):
+            for member in segment.members:
+                for partner in member.partners:
+                    lag = partner.offset - member.value.offset
+                    at = where.start + (lag - region.lag) // region.spacing
+                    yield at, lag, member.value.free, partner.free
 
 
 def _correlate(x: Tensor, box: Sequence[Region]) -> Tensor:

@@ -7,7 +7,7 @@ other primitives are measured against.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 
 import opt_einsum
@@ -51,14 +51,17 @@ def einsum(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     output = "".join(symbol[index] for index in network.output_indices)
     equation = f"{','.join(inputs)}->{output}"
     optimize = "optimal" if len(terms) <= 5 else "auto"
-    contract = opt_einsum.contract_expression(equation, *shapes, optimize=optimize)
-    _, info = opt_einsum.contract_path(
+    path, info = opt_einsum.contract_path(
         equation, *shapes, shapes=True, optimize=optimize
     )
     lengths = [len(axis) for axis in network.output]
 
+    @lru_cache(maxsize=1)
+    def expression() -> Callable[..., Tensor]:
+        return opt_einsum.contract_expression(equation, *shapes, optimize=path)
+
     def compute(tensors: Tensors) -> Tensor:
-        result = contract(*(read(tensors) for read in reads), backend="torch")
+        result = expression()(*(read(tensors) for read in reads), backend="torch")
         return grouped(result, lengths)
 
     def run(tensors: Tensors, sink: Sink) -> None:

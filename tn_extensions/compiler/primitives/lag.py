@@ -8,6 +8,7 @@ nothing cancels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from math import ceil, prod
@@ -20,7 +21,7 @@ from tn_extensions.compiler.constant import Constant
 from tn_extensions.compiler.cost import PIECE, Cost
 from tn_extensions.compiler.half import Half, PairedDim
 from tn_extensions.compiler.lags import LagClass, Window, lag_classes
-from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
+from tn_extensions.compiler.primitives.base import MOST_CALLS, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dims
 from tn_extensions.compiler.product import WORTH_COPYING, multiply
 from tn_extensions.compiler.sink import Sink
@@ -34,7 +35,9 @@ def lag(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     if half is None or 0 in half.sizes.values():
         return
     for dim in half.dims:
-        if dim.free is not None and dim.progressions:
+        # each pair of kernel positions is written on its own
+        few = len(dim.progressions) ** 2 <= 2 * MOST_CALLS
+        if dim.free is not None and dim.progressions and few:
             lowering = _lower(network, half, dim, target)
             if lowering is not None:
                 yield lowering
@@ -164,24 +167,25 @@ class LagProducts:
             total = total + rates.move(self.unfolding.padded_elements, itemsize)
         columns = prod(sizes[j] for j in self.half.columns)
         result = prod(sizes[j] for j in self.rest)
-        for group in self.classes:
-            for length in _lengths(group):
-                # operands are sliced, a result is added to its interior
-                total = total + Cost(seconds=3 * rates.call)
-                total = total + rates.product(
-                    self.width, self.width, length * self.rows, self.groups, itemsize
+        lengths = Counter(j for group in self.classes for j in _lengths(group))
+        for length, number in lengths.items():
+            # operands are sliced, a result is added to its interior
+            one = Cost(seconds=3 * rates.call)
+            one = one + rates.product(
+                self.width, self.width, length * self.rows, self.groups, itemsize
+            )
+            if self.kept:
+                one = one + rates.product(
+                    self.groups
+                    * self.width**2
+                    // prod(sizes[d.read] ** 2 for d in self.kept),
+                    prod(sizes[str(d.free)] ** 2 for d in self.kept),
+                    prod(sizes[d.read] ** 2 for d in self.kept),
+                    itemsize=itemsize,
                 )
-                if self.kept:
-                    total = total + rates.product(
-                        self.groups
-                        * self.width**2
-                        // prod(sizes[d.read] ** 2 for d in self.kept),
-                        prod(sizes[str(d.free)] ** 2 for d in self.kept),
-                        prod(sizes[d.read] ** 2 for d in self.kept),
-                        itemsize=itemsize,
-                    )
-                    copied = rates.move(self.groups * self.width**2, itemsize, 8)
-                    total = total + copied + Cost(calls=6, seconds=6 * rates.call)
+                copied = rates.move(self.groups * self.width**2, itemsize, 8)
+                one = one + copied + Cost(calls=6, seconds=6 * rates.call)
+            total = total + one.times(number)
         blocks = sum(len(group.windows) for group in self.classes)
         # at the last kernel position, entries of a block are evenly spaced
         last = self.half.columns[-1] == self.dim.free

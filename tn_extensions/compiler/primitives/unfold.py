@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from math import prod
 
@@ -90,11 +91,20 @@ def unfolded_dim(
     pattern: Pattern, operand: Operand, sizes: Mapping[str, int]
 ) -> UnfoldedDim | None:
     """How to read an operand through a pattern; None if it is not of that form."""
-    read = [index for index in pattern.indices if index in operand.indices]
+    read = tuple(index for index in pattern.indices if index in operand.indices)
     if len(read) != 1 or pattern.summed or len(pattern.indices) > 3:
         return None
-    others = [index for index in pattern.indices if index != read[0]]
-    if read[0] == pattern.index:
+    own = tuple((index, sizes[index]) for index in pattern.indices)
+    return _unfolded_dim(pattern, read[0], own)
+
+
+@lru_cache(maxsize=128)
+def _unfolded_dim(
+    pattern: Pattern, read: str, own: tuple[tuple[str, int], ...]
+) -> UnfoldedDim | None:
+    sizes = dict(own)
+    others = [index for index in pattern.indices if index != read]
+    if read == pattern.index:
         # the longer one enumerates; either would do
         others.sort(key=lambda index: sizes[index])
         shared = others[-1] if others else None
@@ -104,10 +114,10 @@ def unfolded_dim(
     free = next((index for index in others if index != shared), None)
     if shared is None:
         return None
-    progressions = pattern.progressions(read[0], shared, sizes)
-    stride = 1 if read[0] == pattern.index else pattern.position.stride(read[0])
+    progressions = pattern.progressions(read, shared, sizes)
+    stride = 1 if read == pattern.index else pattern.position.stride(read)
     residues = _residues(progressions, stride, sizes[shared])
-    return UnfoldedDim(read[0], free, shared, sizes[read[0]], residues)
+    return UnfoldedDim(read, free, shared, sizes[read], residues)
 
 
 def unfolded_dims(

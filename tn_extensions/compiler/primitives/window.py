@@ -36,11 +36,16 @@ class WindowDim:
     ranges: tuple[range, ...]
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the matrix ``[K, I]``."""
+        return len(self.ranges), self.size
+
+    @property
     def matrix(self) -> np.ndarray:
         """The windows as a matrix ``[K, I]``."""
-        result = np.zeros((len(self.ranges), self.size))
+        result = np.zeros(self.shape)
         for row, positions in zip(result, self.ranges, strict=True):
-            row[list(positions)] = 1.0
+            row[positions.start : positions.stop : positions.step] = 1.0
         return result
 
 
@@ -117,7 +122,7 @@ def _lower(
     summed = [j for j in operand.indices if j not in (*kept, *reads)]
     order = (*kept, *summed, *reads)
     factors = _factors(trailing)
-    constants = [Constant(partial(np.asarray, factor)) for factor in factors]
+    constants = [Constant(partial(_matrix, factor)) for factor in factors]
     sizes, name = network.sizes, operand.name
     free = [dim.free for dim in dims if dim.free is not None]
     present = [*kept, *free]
@@ -147,13 +152,18 @@ def _lower(
     return Lowering("window", steps, cost, run, compute)
 
 
-def _factors(dims: Sequence[WindowDim]) -> list[np.ndarray]:
-    """Window matrices, those of consecutive small dimensions multiplied out."""
+def _factors(dims: Sequence[WindowDim]) -> list[Sequence[WindowDim]]:
+    """The dimensions of each window matrix, those of small ones multiplied out."""
     if not dims:
         return []
     if prod(dim.size for dim in dims) <= _KRONECKER_LIMIT:
-        return [reduce(np.kron, (dim.matrix for dim in dims))]
-    return [dim.matrix for dim in dims]
+        return [dims]
+    return [(dim,) for dim in dims]
+
+
+def _matrix(dims: Sequence[WindowDim]) -> np.ndarray:
+    """Kronecker product of the window matrices of some dimensions."""
+    return reduce(np.kron, (dim.matrix for dim in dims))
 
 
 def _multiply(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
@@ -203,7 +213,7 @@ def _estimate(
     outer: int,
     leading: Sequence[WindowDim],
     trailing: Sequence[WindowDim],
-    factors: Sequence[np.ndarray],
+    factors: Sequence[Sequence[WindowDim]],
     target: Target,
 ) -> tuple[Cost, tuple[str, ...]]:
     rates, itemsize = target.rates, target.itemsize
@@ -221,13 +231,13 @@ def _estimate(
             cost = cost + Cost(seconds=outer * len(dim.ranges) * rates.call / 120)
         outer *= len(dim.ranges)
         steps.append(f"sum windows of {dim.read}: common rows, then borders")
+    shapes = [[dim.shape for dim in dims] for dims in factors]
     if len(factors) == 1:
-        rows, columns = factors[0].shape
+        rows, columns = (prod(axes) for axes in zip(*shapes[0], strict=True))
         cost = cost + _skinny(outer, columns, rows, target)
         steps.append("multiply with the Kronecker product of the window matrices")
     elif factors:
-        for factor in reversed(factors):
-            rows, columns = factor.shape
+        for ((rows, columns),) in reversed(shapes):
             cost = cost + _skinny(outer * prod(sizes[:-1]), columns, rows, target)
             sizes = sizes[:-1]
             outer *= rows

@@ -5,26 +5,40 @@ Then only one triangle of the result has to be computed.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from tn_extensions.network.index import is_primed, mirrored, prime
 from tn_extensions.network.network import TensorNetwork
+from tn_extensions.network.nodes import Rename
 
 
 def mirror(network: TensorNetwork) -> TensorNetwork:
     """The network with each index and its primed copy exchanged."""
-    copied = {index for index in network.indices if prime(index) in network.sizes}
-
-    def exchange(index: str) -> str:
-        return mirrored(index) if is_primed(index) or index in copied else index
-
-    return network.relabel(exchange)
+    return network.relabel(exchange(network))
 
 
+def exchange(network: TensorNetwork) -> Rename:
+    """What exchanges each index of a network and its primed copy."""
+    names = {
+        index: mirrored(index)
+        for index in network.indices
+        if is_primed(index) or prime(index) in network.sizes
+    }
+    return lambda index: names.get(index, index)
+
+
+@lru_cache(maxsize=512)
 def is_mirrored(network: TensorNetwork) -> bool:
     """Whether the result is symmetric under exchanging primed and unprimed axes."""
-    image = mirror(network)
-    return (
-        any(is_primed(index) for index in network.indices)
-        and image.nodes == network.nodes
-        and image.sizes == network.sizes
-        and sorted(image.output) == sorted(network.output)
-    )
+    if not any(map(is_primed, network.indices)):
+        return False
+    image = exchange(network)
+    if any(
+        network.sizes.get(image(index)) != size for index, size in network.sizes.items()
+    ):
+        return False
+    output = sorted(tuple(map(image, axis)) for axis in network.output)
+    if output != sorted(network.output):
+        return False
+    nodes = [node.rename(image) for node in network.nodes]
+    return sorted(nodes, key=lambda node: node.order) == list(network.nodes)
