@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakSet
+from warnings import warn
+from weakref import WeakKeyDictionary
 
+import torch
 from backpack.context import CTX
-from backpack.extensions.backprop_extension import FAIL_ERROR, BackpropExtension
+from backpack.extensions.backprop_extension import (
+    FAIL_ERROR,
+    FAIL_WARN,
+    BackpropExtension,
+)
 from backpack.extensions.module_extension import ModuleExtension
 from backpack.extensions.secondorder.hbp.hbp_options import LossHessianStrategy
 from backpack.utils.module_classification import is_loss
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.utils.parametrize import is_parametrized
 
 from tn_extensions.backpack.adapted import adapted
 from tn_extensions.backpack.columns import Columns
-from tn_extensions.backpack.modules import CONVOLUTIONS
+from tn_extensions.backpack.modules import num_axes
 from tn_extensions.backpack.saved import SavedCopies
 from tn_extensions.backpack.sharing import SHARED
 from tn_extensions.errors import describe
+from tn_extensions.kronecker.layers import SUPPORTED, reason_against
 
 
 class Extension(BackpropExtension):
@@ -52,7 +58,9 @@ class Extension(BackpropExtension):
         self._known = {kind: adapted(known) for kind, known in module_exts.items()}
         super().__init__(savefield, self._known, fail_mode, subsampling)
         self.saved_quantities = SavedCopies()
-        self._visited: WeakSet[Module] = WeakSet()
+        # in which pass of autograd each module was visited last
+        self._visited: WeakKeyDictionary[Module, int] = WeakKeyDictionary()
+        self._users: set[type[Module]] = set()
 
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
         """Module extensions that differ from BackPACK's, or that it lacks."""
@@ -62,6 +70,7 @@ class Extension(BackpropExtension):
         self, module: type[Module], extension: ModuleExtension, overwrite: bool = False
     ) -> None:
         """Add a module extension of the user's own."""
+        self._users.add(module)
         super().set_module_extension(
             module, adapted(extension, is_users=True), overwrite
         )
@@ -69,7 +78,7 @@ class Extension(BackpropExtension):
     def __call__(
         self, module: Module, g_inp: tuple[Tensor, ...], g_out: tuple[Tensor, ...]
     ) -> None:
-        """Run at a module; subclasses of convolutions that compute the same count.
+        """Run at a module; subclasses of layers that compute the same count.
 
         Args:
             module: Module that ran a forward pass.
@@ -78,22 +87,26 @@ class Extension(BackpropExtension):
 
         Raises:
             AttributeError: If the module holds no forward pass.
-            ValueError: If the loss is not reduced, or ``subsampling`` does not fit.
-            NotImplementedError: If the module is unknown. In any case, all of our
-                extensions drop what they saved in this backward pass.
+            TypeError: If its input is complex.
+            ValueError: If the module was used twice, its input has no axis of samples,
+                the loss is not reduced, or ``subsampling`` does not fit.
+            NotImplementedError: If the module is unknown, or its kernel is computed.
+                In any case, all of our extensions drop what they saved in this
+                backward pass.
         """
         active = [e for e in CTX.get_active_exts() if isinstance(e, Extension)]
-        has_parameters = any(True for _ in module.parameters(recurse=False))
-        if is_loss(module) or (has_parameters and module in self._visited):
+        current, last = torch._C._current_graph_task_id(), self._visited.get(module)
+        starts = is_loss(module) and current not in self._visited.values()
+        if starts or not self._visited or last not in (None, current):
             self.begin()
-        self._visited.add(module)
+        self._visited[module] = current
         if not active or active[0] is self:
             SHARED.clear()  # in case that another's extension failed before
         try:
-            self._check(module)
-            self._learn(module)
-            SHARED.active = len(active) > 1
-            super().__call__(module, g_inp, g_out)
+            if not self._refuses(module):
+                self._check(module, g_out, is_again=last == current)
+                SHARED.active = len(active) > 1
+                super().__call__(module, g_inp, g_out)
         except BaseException:
             SHARED.clear()
             for extension in {self, *active}:
@@ -125,8 +138,50 @@ class Extension(BackpropExtension):
         samples = None if subsampling is None else tuple(subsampling)
         return SHARED.once((samples, "loss"), [], lambda: Columns([square_root()]))
 
-    def _check(self, module: Any) -> None:
+    def _refuses(self, module: Any) -> bool:
+        """Treat a layer's subclass like its base, or say why it is none.
+
+        With what BackPACK does with unknown modules: an error, or a warning.
+        """
+        kind = type(module)
+        if not isinstance(module, SUPPORTED) or kind in self._users:
+            return False
+        base = next(base for base in SUPPORTED if isinstance(module, base))
+        reason = reason_against(module)
+        if reason is None:
+            if base in self._known:
+                self._known.setdefault(kind, self._known[base])
+            return False
+        message = describe(
+            type(self).__name__,
+            kind.__name__,
+            f"be a {base.__name__} of torch.nn that multiplies by its parameters",
+            f"one that {reason}: {_in_a_line(module)} does not have an extension",
+            "Other modules are added with set_module_extension()",
+        )
+        if self._fail_mode == FAIL_ERROR:
+            raise NotImplementedError(message)
+        if self._fail_mode == FAIL_WARN:
+            warn(message, UserWarning, stacklevel=3)
+        return True
+
+    def _check(self, module: Any, g_out: Any, is_again: bool) -> None:
+        """Refuse a module whose quantities would fail or be wrong."""
         name, kind = type(self).__name__, type(module).__name__
+        is_known = type(module) in self._known
+        if is_again and not is_known:  # nothing is to be done there
+            return
+        if is_again or is_known and _differ(getattr(module, "output", None), g_out[0]):
+            raise ValueError(
+                describe(
+                    name,
+                    kind,
+                    "be used once before each backward pass",
+                    f"{_in_a_line(module)} used again",
+                    "BackPACK keeps the input of one use: make each a module of its"
+                    " own, and run other forward passes in torch.no_grad()",
+                )
+            )
         if not hasattr(module, "output"):
             raise AttributeError(
                 describe(
@@ -136,6 +191,26 @@ class Extension(BackpropExtension):
                     "neither",
                     "Call forward anew, not in backpack.disable() or torch.no_grad();"
                     " for a second backward pass, pass retain_graph=True to backpack()",
+                )
+            )
+        if is_known:
+            self._check_data(module)
+
+    def _check_data(self, module: Any) -> None:
+        """Refuse a batch that does not fit."""
+        name, kind = type(self).__name__, type(module).__name__
+        if module.output.is_complex():
+            value = f"{module.output.dtype} from {_in_a_line(module)}"
+            raise TypeError(describe(name, f"{kind}.output", "be real", value))
+        least, dims = num_axes(module), module.input0.dim()
+        if dims < least:
+            raise ValueError(
+                describe(
+                    name,
+                    f"{kind}.input0.dim()",
+                    f"equal {least}",
+                    f"{dims} (shape {list(module.input0.shape)})",
+                    "Pass a batch, its first axis the samples",
                 )
             )
         second_order = self.expects_backpropagation_quantities()
@@ -149,21 +224,6 @@ class Extension(BackpropExtension):
                 rule = f"index a batch of {size} samples ({kind})"
                 raise ValueError(describe(name, "subsampling", rule, subsampling))
 
-    def _learn(self, module: Module) -> None:
-        """Treat a subclass of a convolution like its base, if it computes the same."""
-        kind: Any = type(module)
-        base: Any
-        for base in CONVOLUTIONS:
-            if (
-                kind not in self._known
-                and isinstance(module, base)
-                and kind.forward is base.forward
-                and kind._conv_forward is base._conv_forward
-                # its weight is a result, which cannot carry a savefield
-                and not is_parametrized(module)
-            ):
-                self._known[kind] = self._known[base]
-
     def _drop(self) -> None:
         """Forget a backward pass that failed, so that no savefield is left of it."""
         for module in self._visited:
@@ -172,3 +232,14 @@ class Extension(BackpropExtension):
                     delattr(parameter, self.savefield)
         self._visited.clear()
         self.saved_quantities = SavedCopies()
+
+
+def _differ(output: Tensor | None, gradient: Tensor | None) -> bool:
+    """Whether a gradient belongs to another forward pass than the output held."""
+    if output is None or gradient is None:
+        return False
+    return output.shape != gradient.shape
+
+
+def _in_a_line(module: Module) -> str:
+    return " ".join(repr(module).split())
