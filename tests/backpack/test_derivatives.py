@@ -34,9 +34,14 @@ COLUMNS = 2
 
 
 def check(derivatives: Any, module: Any, x: Tensor, *args: Any) -> None:
-    """Both ways of backpropagating, given the module's input."""
+    """Propagating forward, and both ways of backpropagating."""
     module.input0, module.output = x, module(x, *args).detach()
     j = jacobian(lambda x: module(x, *args), x)
+
+    tangents = noise_tensor((COLUMNS, *x.shape))
+    wanted = torch.einsum("ncmi,vmi->vnc", j, tangents.flatten(2))
+    actual = derivatives.jac_mat_prod(module, None, None, tangents)
+    assert_close(actual, wanted.view_as(actual), rtol=1e-9, atol=1e-11)
 
     mat = noise_tensor((COLUMNS, *module.output.shape))
     wanted = torch.einsum("ncmi,vnc->vmi", j, mat.flatten(2))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import index
 from typing import Any
 from warnings import warn
 from weakref import WeakKeyDictionary
@@ -19,6 +20,7 @@ from backpack.extensions.secondorder.hbp.hbp_options import LossHessianStrategy
 from backpack.utils.module_classification import is_loss
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.utils.parametrize import ParametrizationList
 
 from tn_extensions.backpack.adapted import adapted
 from tn_extensions.backpack.columns import Columns
@@ -52,8 +54,14 @@ class Extension(BackpropExtension):
         savefield: str,
         module_exts: dict[type[Module], ModuleExtension],
         fail_mode: str = FAIL_ERROR,
-        subsampling: list[int] | None = None,
+        subsampling: Iterable[int] | None = None,
     ) -> None:
+        samples = getattr(self, "_mc_samples", 1)  # set before, by BackPACK's class
+        if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
+            name, rule = type(self).__name__, "be a positive integer"
+            kind = ValueError if isinstance(samples, int) else TypeError
+            raise kind(describe(name, "mc_samples", rule, repr(samples)))
+        subsampling = _indices(type(self).__name__, subsampling)
         module_exts = module_exts | self.module_extensions()
         self._known = {kind: adapted(known) for kind, known in module_exts.items()}
         super().__init__(savefield, self._known, fail_mode, subsampling)
@@ -144,10 +152,20 @@ class Extension(BackpropExtension):
         With what BackPACK does with unknown modules: an error, or a warning.
         """
         kind = type(module)
+        if isinstance(module, ParametrizationList) and self._fail_mode == FAIL_ERROR:
+            raise NotImplementedError(
+                describe(
+                    type(self).__name__,
+                    "model",
+                    "multiply by its parameters",
+                    f"one computed by {', '.join(map(_named, module))}",
+                    "Undo that with parametrize.remove_parametrizations()",
+                )
+            )
         if not isinstance(module, SUPPORTED) or kind in self._users:
             return False
-        base = next(base for base in SUPPORTED if isinstance(module, base))
         reason = reason_against(module)
+        base = next(base for base in SUPPORTED if isinstance(module, base))
         if reason is None:
             if base in self._known:
                 self._known.setdefault(kind, self._known[base])
@@ -155,9 +173,10 @@ class Extension(BackpropExtension):
         message = describe(
             type(self).__name__,
             kind.__name__,
-            f"be a {base.__name__} of torch.nn that multiplies by its parameters",
-            f"one that {reason}: {_in_a_line(module)} does not have an extension",
-            "Other modules are added with set_module_extension()",
+            f"multiply by its parameters as torch.nn.{base.__name__} does",
+            f"{_named(module)}, which {reason}",
+            "Make the kernel a parameter (remove_weight_norm, prune.remove, ...), or add"
+            " a module extension with set_module_extension()",
         )
         if self._fail_mode == FAIL_ERROR:
             raise NotImplementedError(message)
@@ -177,7 +196,7 @@ class Extension(BackpropExtension):
                     name,
                     kind,
                     "be used once before each backward pass",
-                    f"{_in_a_line(module)} used again",
+                    f"{_named(module)} used again",
                     "BackPACK keeps the input of one use: make each a module of its"
                     " own, and run other forward passes in torch.no_grad()",
                 )
@@ -200,7 +219,7 @@ class Extension(BackpropExtension):
         """Refuse a batch that does not fit."""
         name, kind = type(self).__name__, type(module).__name__
         if module.output.is_complex():
-            value = f"{module.output.dtype} from {_in_a_line(module)}"
+            value = f"{module.output.dtype} from {_named(module)}"
             raise TypeError(describe(name, f"{kind}.output", "be real", value))
         least, dims = num_axes(module), module.input0.dim()
         if dims < least:
@@ -234,6 +253,24 @@ class Extension(BackpropExtension):
         self.saved_quantities = SavedCopies()
 
 
+def _indices(name: str, subsampling: Any) -> list[int] | None:
+    """Subsampling as BackPACK takes it."""
+    if subsampling is None:
+        return None
+    try:
+        return [_index(sample) for sample in subsampling]
+    except TypeError:
+        rule = "be a list of integers"
+        value = repr(subsampling)
+        raise TypeError(describe(name, "subsampling", rule, value)) from None
+
+
+def _index(sample: Any) -> int:
+    if isinstance(sample, bool) or getattr(sample, "dtype", None) == torch.bool:
+        raise TypeError  # of a mask
+    return index(sample)
+
+
 def _differ(output: Tensor | None, gradient: Tensor | None) -> bool:
     """Whether a gradient belongs to another forward pass than the output held."""
     if output is None or gradient is None:
@@ -241,5 +278,5 @@ def _differ(output: Tensor | None, gradient: Tensor | None) -> bool:
     return output.shape != gradient.shape
 
 
-def _in_a_line(module: Module) -> str:
-    return " ".join(repr(module).split())
+def _named(module: Module) -> str:
+    return f"{type(module).__name__}({module.extra_repr()})"

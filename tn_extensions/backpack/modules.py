@@ -57,7 +57,7 @@ def num_axes(module: Module) -> int:
         for i, kind in enumerate(kinds):
             if isinstance(module, kind):
                 return 3 + i % 3  # samples, channels, one to three dimensions
-    return 2 if isinstance(module, nn.Linear) else 0
+    return 2 if isinstance(module, nn.Linear | nn.CrossEntropyLoss) else 0
 
 
 def passive(
