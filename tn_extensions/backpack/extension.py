@@ -56,12 +56,7 @@ class Extension(BackpropExtension):
         fail_mode: str = FAIL_ERROR,
         subsampling: Iterable[int] | None = None,
     ) -> None:
-        samples = getattr(self, "_mc_samples", 1)  # set before, by BackPACK's class
-        if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
-            name, rule = type(self).__name__, "be a positive integer"
-            kind = ValueError if isinstance(samples, int) else TypeError
-            raise kind(describe(name, "mc_samples", rule, repr(samples)))
-        subsampling = _indices(type(self).__name__, subsampling)
+        subsampling = self._check_arguments(subsampling)
         module_exts = module_exts | self.module_extensions()
         self._known = {kind: adapted(known) for kind, known in module_exts.items()}
         super().__init__(savefield, self._known, fail_mode, subsampling)
@@ -146,6 +141,24 @@ class Extension(BackpropExtension):
         samples = None if subsampling is None else tuple(subsampling)
         return SHARED.once((samples, "loss"), [], lambda: Columns([square_root()]))
 
+    def _check_arguments(self, subsampling: Any) -> list[int] | None:
+        """Refuse what cannot be meant; samples as BackPACK takes them."""
+        name = type(self).__name__
+        samples = getattr(self, "_mc_samples", 1)  # set before, by BackPACK's class
+        if not _is_index(samples) or samples < 1:
+            kind = ValueError if _is_index(samples) else TypeError
+            rule = "be a positive integer"
+            raise kind(describe(name, "mc_samples", rule, repr(samples)))
+        if subsampling is None:
+            return None
+        chosen = list(subsampling) if isinstance(subsampling, Iterable) else [None]
+        if not all(map(_is_index, chosen)):
+            rule = "be a list of integers"
+            raise TypeError(describe(name, "subsampling", rule, repr(subsampling)))
+        if self.expects_backpropagation_quantities() and not chosen:
+            raise ValueError(describe(name, "subsampling", "hold a sample", "none"))
+        return list(map(index, chosen))
+
     def _refuses(self, module: Any) -> bool:
         """Treat a layer's subclass like its base, or say why it is none.
 
@@ -175,8 +188,8 @@ class Extension(BackpropExtension):
             kind.__name__,
             f"multiply by its parameters as torch.nn.{base.__name__} does",
             f"{_named(module)}, which {reason}",
-            "Make the kernel a parameter (remove_weight_norm, prune.remove, ...), or add"
-            " a module extension with set_module_extension()",
+            "Make the kernel a parameter (remove_weight_norm, prune.remove, ...), or"
+            " add a module extension with set_module_extension()",
         )
         if self._fail_mode == FAIL_ERROR:
             raise NotImplementedError(message)
@@ -223,15 +236,12 @@ class Extension(BackpropExtension):
             raise TypeError(describe(name, f"{kind}.output", "be real", value))
         least, dims = num_axes(module), module.input0.dim()
         if dims < least:
-            raise ValueError(
-                describe(
-                    name,
-                    f"{kind}.input0.dim()",
-                    f"equal {least}",
-                    f"{dims} (shape {list(module.input0.shape)})",
-                    "Pass a batch, its first axis the samples",
-                )
-            )
+            remedy = "Pass a batch, its first axis the samples"
+            if is_loss(module):
+                remedy = "Give the loss outputs [N, C] that are not squeezed"
+            value = f"{dims} (shape {list(module.input0.shape)})"
+            rule = f"be at least {least}"
+            raise ValueError(describe(name, f"{kind}.input.dim()", rule, value, remedy))
         second_order = self.expects_backpropagation_quantities()
         if second_order and is_loss(module) and module.reduction == "none":
             rule = "be 'mean' or 'sum'"
@@ -253,22 +263,14 @@ class Extension(BackpropExtension):
         self.saved_quantities = SavedCopies()
 
 
-def _indices(name: str, subsampling: Any) -> list[int] | None:
-    """Subsampling as BackPACK takes it."""
-    if subsampling is None:
-        return None
+def _is_index(value: Any) -> bool:
+    """Whether a value is an integer, and no entry of a mask."""
+    is_boolean = isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool
     try:
-        return [_index(sample) for sample in subsampling]
+        index(value)
     except TypeError:
-        rule = "be a list of integers"
-        value = repr(subsampling)
-        raise TypeError(describe(name, "subsampling", rule, value)) from None
-
-
-def _index(sample: Any) -> int:
-    if isinstance(sample, bool) or getattr(sample, "dtype", None) == torch.bool:
-        raise TypeError  # of a mask
-    return index(sample)
+        return False
+    return not is_boolean
 
 
 def _differ(output: Tensor | None, gradient: Tensor | None) -> bool:

@@ -15,6 +15,7 @@ from backpack.extensions.mat_to_mat_jac_base import MatToJacMat
 from backpack.extensions.module_extension import ModuleExtension
 from backpack.extensions.secondorder.diag_hessian.diag_h_base import DiagHBaseModule
 from backpack.utils.errors import batch_norm_raise_error_if_train
+from backpack.utils.module_classification import is_nll
 from backpack.utils.subsampling import subsample
 from torch import Tensor, nn
 from torch.nn import Module
@@ -57,7 +58,7 @@ def num_axes(module: Module) -> int:
         for i, kind in enumerate(kinds):
             if isinstance(module, kind):
                 return 3 + i % 3  # samples, channels, one to three dimensions
-    return 2 if isinstance(module, nn.Linear | nn.CrossEntropyLoss) else 0
+    return 2 if isinstance(module, nn.Linear) or is_nll(module) else 0
 
 
 def passive(
