@@ -99,15 +99,16 @@ class Extension(BackpropExtension):
         """
         active = [e for e in CTX.get_active_exts() if isinstance(e, Extension)]
         current, last = torch._C._current_graph_task_id(), self._visited.get(module)
+        is_again = last == current != -1  # which says that no pass is known
         starts = is_loss(module) and current not in self._visited.values()
-        if starts or not self._visited or last not in (None, current):
+        if starts or not self._visited or (last is not None and not is_again):
             self.begin()
         self._visited[module] = current
         if not active or active[0] is self:
             SHARED.clear()  # in case that another's extension failed before
         try:
             if not self._refuses(module):
-                self._check(module, g_out, is_again=last == current)
+                self._check(module, g_out, is_again)
                 SHARED.active = len(active) > 1
                 super().__call__(module, g_inp, g_out)
         except BaseException:
