@@ -10,7 +10,7 @@ from backpack.custom_module.scale_module import ScaleModule
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev
+from torch.func import functional_call, hessian, jacrev
 from torch.testing import assert_close
 
 from tests.reference.curvature import jacobian
@@ -28,15 +28,21 @@ from tn_extensions.backpack.derivatives import (
     DenseDerivatives,
     LinearModuleDerivatives,
     MaxPoolDerivatives,
+    SumDerivatives,
 )
 
 COLUMNS = 2
 
 
 def check(derivatives: Any, module: Any, x: Tensor, *args: Any) -> None:
-    """Both ways of backpropagating, given the module's input."""
+    """Propagating forward, and both ways of backpropagating."""
     module.input0, module.output = x, module(x, *args).detach()
     j = jacobian(lambda x: module(x, *args), x)
+
+    tangents = noise_tensor((COLUMNS, *x.shape))
+    wanted = torch.einsum("ncmi,vmi->vnc", j, tangents.flatten(2))
+    actual = derivatives.jac_mat_prod(module, None, None, tangents)
+    assert_close(actual, wanted.view_as(actual), rtol=1e-9, atol=1e-11)
 
     mat = noise_tensor((COLUMNS, *module.output.shape))
     wanted = torch.einsum("ncmi,vnc->vmi", j, mat.flatten(2))
@@ -170,6 +176,47 @@ def test_batch_norm(
     check(BatchNormDerivatives(), module, noise_tensor((4, 2, *sizes)))
 
 
+@pytest.mark.parametrize("mode", ["train", "eval", "untracked"])
+@pytest.mark.parametrize(("kind", "sizes"), BATCH_NORMS)
+def test_parameters_of_batch_norm(
+    kind: type[nn.Module], sizes: tuple[int, ...], mode: str
+) -> None:
+    """Jacobians with respect to weight and bias, and the second derivative."""
+    module: Any = kind(2, eps=0.1, track_running_stats=mode != "untracked").double()
+    x = noise_tensor((4, 2, *sizes))
+    module(x)  # running statistics of some data
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([-1.5, 0.7]))
+    module.train(mode == "train")
+    derivatives: Any = BatchNormDerivatives()
+    module.input0, module.output = x, module(x).detach()
+    buffers = {key: value.clone() for key, value in module.named_buffers()}
+
+    def output(x: Tensor, **parameters: Tensor) -> Tensor:
+        copies = {key: value.clone() for key, value in buffers.items()}
+        result: Tensor = functional_call(module, (parameters, copies), (x,))
+        return result
+
+    for name in ("weight", "bias"):
+        value = getattr(module, name).detach()
+        tangents = noise_tensor((COLUMNS, 2))
+        apply = getattr(derivatives, f"{name}_jac_mat_prod")
+        wanted = torch.stack(
+            [
+                jvp(lambda p, name=name: output(x, **{name: p}), value, t)
+                for t in tangents
+            ]
+        )
+        assert_close(apply(module, None, None, tangents), wanted)
+    tangents, g = noise_tensor((COLUMNS, *x.shape)), noise_tensor((1, *x.shape))[0]
+    residual = hessian(lambda x: (g * output(x)).sum())(x).flatten(0, x.dim() - 1)
+    wanted = tangents.flatten(1) @ residual.flatten(1).T
+    actual = derivatives.residual_mat_prod(module, None, (g,), tangents)
+    assert_close(actual.flatten(1), wanted, rtol=1e-9, atol=1e-11)
+    couples = mode != "eval"
+    assert derivatives.hessian_is_diagonal(module) != couples
+
+
 def test_batch_norm_without_running_statistics() -> None:
     module = nn.BatchNorm2d(2, track_running_stats=False).double().eval()
     check(BatchNormDerivatives(), module, noise_tensor((4, 2, 3, 2)))
@@ -251,6 +298,11 @@ def jvp(function: Any, x: Tensor, tangent: Tensor) -> Tensor:
 def test_dense(shape: tuple[int, ...]) -> None:
     module = nn.Linear(4, 2).double()
     check(DenseDerivatives(), module, noise_tensor((3, *shape)))
+
+
+def test_sums_of_branches() -> None:
+    module: Any = nn.Identity()  # with respect to one branch
+    check(SumDerivatives(), module, noise_tensor((3, 2, 4)))
 
 
 @pytest.mark.parametrize("num_channels", [3, 16])

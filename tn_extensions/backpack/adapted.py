@@ -75,7 +75,9 @@ def _parameter(
             result = result.clone()
     if ext.in_parameter_dtype:
         result = result.to(getattr(module, name).dtype)
-    return result
+    if isinstance(result, list):
+        return [value.contiguous() for value in result]
+    return result.contiguous() if isinstance(result, Tensor) else result
 
 
 def _backpropagate(

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import index
 from typing import Any
-from weakref import WeakSet
+from warnings import warn
+from weakref import WeakKeyDictionary
 
+import torch
 from backpack.context import CTX
-from backpack.extensions.backprop_extension import FAIL_ERROR, BackpropExtension
+from backpack.extensions.backprop_extension import (
+    FAIL_ERROR,
+    FAIL_WARN,
+    BackpropExtension,
+)
 from backpack.extensions.module_extension import ModuleExtension
 from backpack.extensions.secondorder.hbp.hbp_options import LossHessianStrategy
 from backpack.utils.module_classification import is_loss
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList
 
 from tn_extensions.backpack.adapted import adapted
 from tn_extensions.backpack.columns import Columns
-from tn_extensions.backpack.modules import CONVOLUTIONS
+from tn_extensions.backpack.modules import num_axes
 from tn_extensions.backpack.saved import SavedCopies
 from tn_extensions.backpack.sharing import SHARED
 from tn_extensions.errors import describe
+from tn_extensions.kronecker.layers import SUPPORTED, reason_against
 
 
 class Extension(BackpropExtension):
@@ -46,13 +54,16 @@ class Extension(BackpropExtension):
         savefield: str,
         module_exts: dict[type[Module], ModuleExtension],
         fail_mode: str = FAIL_ERROR,
-        subsampling: list[int] | None = None,
+        subsampling: Iterable[int] | None = None,
     ) -> None:
+        subsampling = self._check_arguments(subsampling)
         module_exts = module_exts | self.module_extensions()
         self._known = {kind: adapted(known) for kind, known in module_exts.items()}
         super().__init__(savefield, self._known, fail_mode, subsampling)
         self.saved_quantities = SavedCopies()
-        self._visited: WeakSet[Module] = WeakSet()
+        # in which pass of autograd each module was visited last
+        self._visited: WeakKeyDictionary[Module, int] = WeakKeyDictionary()
+        self._users: set[type[Module]] = set()
 
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
         """Module extensions that differ from BackPACK's, or that it lacks."""
@@ -62,6 +73,7 @@ class Extension(BackpropExtension):
         self, module: type[Module], extension: ModuleExtension, overwrite: bool = False
     ) -> None:
         """Add a module extension of the user's own."""
+        self._users.add(module)
         super().set_module_extension(
             module, adapted(extension, is_users=True), overwrite
         )
@@ -69,7 +81,7 @@ class Extension(BackpropExtension):
     def __call__(
         self, module: Module, g_inp: tuple[Tensor, ...], g_out: tuple[Tensor, ...]
     ) -> None:
-        """Run at a module; subclasses of convolutions that compute the same count.
+        """Run at a module; subclasses of layers that compute the same count.
 
         Args:
             module: Module that ran a forward pass.
@@ -78,22 +90,27 @@ class Extension(BackpropExtension):
 
         Raises:
             AttributeError: If the module holds no forward pass.
-            ValueError: If the loss is not reduced, or ``subsampling`` does not fit.
-            NotImplementedError: If the module is unknown. In any case, all of our
-                extensions drop what they saved in this backward pass.
+            TypeError: If its input is complex.
+            ValueError: If the module was used twice, its input has no axis of samples,
+                the loss is not reduced, or ``subsampling`` does not fit.
+            NotImplementedError: If the module is unknown, or its kernel is computed.
+                In any case, all of our extensions drop what they saved in this
+                backward pass.
         """
         active = [e for e in CTX.get_active_exts() if isinstance(e, Extension)]
-        has_parameters = any(True for _ in module.parameters(recurse=False))
-        if is_loss(module) or (has_parameters and module in self._visited):
+        current, last = torch._C._current_graph_task_id(), self._visited.get(module)
+        is_again = last == current != -1  # which says that no pass is known
+        starts = is_loss(module) and current not in self._visited.values()
+        if starts or not self._visited or (last is not None and not is_again):
             self.begin()
-        self._visited.add(module)
+        self._visited[module] = current
         if not active or active[0] is self:
             SHARED.clear()  # in case that another's extension failed before
         try:
-            self._check(module)
-            self._learn(module)
-            SHARED.active = len(active) > 1
-            super().__call__(module, g_inp, g_out)
+            if not self._refuses(module):
+                self._check(module, g_out, is_again)
+                SHARED.active = len(active) > 1
+                super().__call__(module, g_inp, g_out)
         except BaseException:
             SHARED.clear()
             for extension in {self, *active}:
@@ -125,8 +142,79 @@ class Extension(BackpropExtension):
         samples = None if subsampling is None else tuple(subsampling)
         return SHARED.once((samples, "loss"), [], lambda: Columns([square_root()]))
 
-    def _check(self, module: Any) -> None:
+    def _check_arguments(self, subsampling: Any) -> list[int] | None:
+        """Refuse what cannot be meant; samples as BackPACK takes them."""
+        name = type(self).__name__
+        samples = getattr(self, "_mc_samples", 1)  # set before, by BackPACK's class
+        if not _is_index(samples) or samples < 1:
+            kind = ValueError if _is_index(samples) else TypeError
+            rule = "be a positive integer"
+            raise kind(describe(name, "mc_samples", rule, repr(samples)))
+        if subsampling is None:
+            return None
+        chosen = list(subsampling) if isinstance(subsampling, Iterable) else [None]
+        if not all(map(_is_index, chosen)):
+            rule = "be a list of integers"
+            raise TypeError(describe(name, "subsampling", rule, repr(subsampling)))
+        if self.expects_backpropagation_quantities() and not chosen:
+            raise ValueError(describe(name, "subsampling", "hold a sample", "none"))
+        return list(map(index, chosen))
+
+    def _refuses(self, module: Any) -> bool:
+        """Treat a layer's subclass like its base, or say why it is none.
+
+        With what BackPACK does with unknown modules: an error, or a warning.
+        """
+        kind = type(module)
+        if isinstance(module, ParametrizationList) and self._fail_mode == FAIL_ERROR:
+            raise NotImplementedError(
+                describe(
+                    type(self).__name__,
+                    "model",
+                    "multiply by its parameters",
+                    f"one computed by {', '.join(map(_named, module))}",
+                    "Undo that with parametrize.remove_parametrizations()",
+                )
+            )
+        if not isinstance(module, SUPPORTED) or kind in self._users:
+            return False
+        reason = reason_against(module)
+        base = next(base for base in SUPPORTED if isinstance(module, base))
+        if reason is None:
+            if base in self._known:
+                self._known.setdefault(kind, self._known[base])
+            return False
+        message = describe(
+            type(self).__name__,
+            kind.__name__,
+            f"multiply by its parameters as torch.nn.{base.__name__} does",
+            f"{_named(module)}, which {reason}",
+            "Make the kernel a parameter (remove_weight_norm, prune.remove, ...), or"
+            " add a module extension with set_module_extension()",
+        )
+        if self._fail_mode == FAIL_ERROR:
+            raise NotImplementedError(message)
+        if self._fail_mode == FAIL_WARN:
+            warn(message, UserWarning, stacklevel=3)
+        return True
+
+    def _check(self, module: Any, g_out: Any, is_again: bool) -> None:
+        """Refuse a module whose quantities would fail or be wrong."""
         name, kind = type(self).__name__, type(module).__name__
+        is_known = type(module) in self._known
+        if is_again and not is_known:  # nothing is to be done there
+            return
+        if is_again or is_known and _differ(getattr(module, "output", None), g_out[0]):
+            raise ValueError(
+                describe(
+                    name,
+                    kind,
+                    "be used once before each backward pass",
+                    f"{_named(module)} used again",
+                    "BackPACK keeps the input of one use: make each a module of its"
+                    " own, and run other forward passes in torch.no_grad()",
+                )
+            )
         if not hasattr(module, "output"):
             raise AttributeError(
                 describe(
@@ -138,6 +226,23 @@ class Extension(BackpropExtension):
                     " for a second backward pass, pass retain_graph=True to backpack()",
                 )
             )
+        if is_known:
+            self._check_data(module)
+
+    def _check_data(self, module: Any) -> None:
+        """Refuse a batch that does not fit."""
+        name, kind = type(self).__name__, type(module).__name__
+        if module.output.is_complex():
+            value = f"{module.output.dtype} from {_named(module)}"
+            raise TypeError(describe(name, f"{kind}.output", "be real", value))
+        least, dims = num_axes(module), module.input0.dim()
+        if dims < least:
+            remedy = "Pass a batch, its first axis the samples"
+            if is_loss(module):
+                remedy = "Give the loss outputs [N, C] that are not squeezed"
+            value = f"{dims} (shape {list(module.input0.shape)})"
+            rule = f"be at least {least}"
+            raise ValueError(describe(name, f"{kind}.input.dim()", rule, value, remedy))
         second_order = self.expects_backpropagation_quantities()
         if second_order and is_loss(module) and module.reduction == "none":
             rule = "be 'mean' or 'sum'"
@@ -149,21 +254,6 @@ class Extension(BackpropExtension):
                 rule = f"index a batch of {size} samples ({kind})"
                 raise ValueError(describe(name, "subsampling", rule, subsampling))
 
-    def _learn(self, module: Module) -> None:
-        """Treat a subclass of a convolution like its base, if it computes the same."""
-        kind: Any = type(module)
-        base: Any
-        for base in CONVOLUTIONS:
-            if (
-                kind not in self._known
-                and isinstance(module, base)
-                and kind.forward is base.forward
-                and kind._conv_forward is base._conv_forward
-                # its weight is a result, which cannot carry a savefield
-                and not is_parametrized(module)
-            ):
-                self._known[kind] = self._known[base]
-
     def _drop(self) -> None:
         """Forget a backward pass that failed, so that no savefield is left of it."""
         for module in self._visited:
@@ -172,3 +262,24 @@ class Extension(BackpropExtension):
                     delattr(parameter, self.savefield)
         self._visited.clear()
         self.saved_quantities = SavedCopies()
+
+
+def _is_index(value: Any) -> bool:
+    """Whether a value is an integer, and no entry of a mask."""
+    is_boolean = isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool
+    try:
+        index(value)
+    except TypeError:
+        return False
+    return not is_boolean
+
+
+def _differ(output: Tensor | None, gradient: Tensor | None) -> bool:
+    """Whether a gradient belongs to another forward pass than the output held."""
+    if output is None or gradient is None:
+        return False
+    return output.shape != gradient.shape
+
+
+def _named(module: Module) -> str:
+    return f"{type(module).__name__}({module.extra_repr()})"

@@ -13,6 +13,7 @@ from backpack.extensions.module_extension import ModuleExtension
 from backpack.extensions.secondorder.hbp.hbp_options import LossHessianStrategy
 from backpack.extensions.secondorder.sqrt_ggn import SqrtGGN
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.nn import Module
 
 from tn_extensions.backpack.derivatives import ConvDerivatives, DenseDerivatives
@@ -53,10 +54,21 @@ class _Gram(Extension):
         self._groups: dict[int, int] = {}
         self._parameters: list[Tensor] = []  # so that no id is used again
         self._sums: dict[int, Tensor] = {}
+        self._found: set[int] = set()
         name = type(self).__name__
-        for i, group in enumerate(param_groups or ()):
-            for parameter in group["params"] if isinstance(group, dict) else group:
-                at = f"param_groups[{i}]"
+        groups = () if param_groups is None else param_groups
+        if not isinstance(groups, Iterable):
+            kind = type(groups).__name__
+            raise TypeError(describe(name, "param_groups", "be a list of groups", kind))
+        for i, group in enumerate(groups):
+            at = f"param_groups[{i}]"
+            parameters = group.get("params") if isinstance(group, dict) else group
+            if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
+                kind = type(parameters if parameters is not None else group).__name__
+                rule = "be a list of parameters, or a dict with one in 'params'"
+                remedy = "Pass [parameters] for one group of all"
+                raise TypeError(describe(name, at, rule, kind, remedy))
+            for parameter in parameters:
                 if not isinstance(parameter, Tensor):
                     kind = type(parameter).__name__
                     raise TypeError(describe(name, at, "hold parameters", kind))
@@ -71,6 +83,26 @@ class _Gram(Extension):
         """A new backward pass begins."""
         super().begin()
         self._sums.clear()
+        self._found.clear()
+        if self._groups:
+            # the engine calls it at the end of the backward pass
+            Variable._execution_engine.queue_callback(self._check_groups)
+
+    def _check_groups(self) -> None:
+        """Refuse groups of another model's parameters."""
+        trained = [p for p in self._parameters if p.requires_grad]
+        for i in dict.fromkeys(self._groups[id(p)] for p in trained):
+            if i not in self._found:
+                self._drop()
+                raise ValueError(
+                    describe(
+                        type(self).__name__,
+                        f"param_groups[{i}]",
+                        "hold a parameter of the model that was differentiated",
+                        "none",
+                        "Pass parameters of the model itself, not of a copy",
+                    )
+                )
 
     def quantity(self, layer: Layer, vectors: Tensor) -> Tensor:
         """The Gram matrix for a layer's kernel, or its group's so far."""
@@ -86,6 +118,7 @@ class _Gram(Extension):
         group = self._groups.get(id(parameter))
         if group is None:
             return gram
+        self._found.add(group)
         if group in self._sums:
             self._sums[group] += gram
         else:
@@ -106,8 +139,8 @@ class BatchDotGrad(FirstOrderBackpropExtension, _Gram):
 
     Raises:
         TypeError: If a group holds something else than parameters.
-        ValueError: If a parameter occurs twice; on backpropagation, if ``subsampling``
-            does not fit the batch.
+        ValueError: If a parameter occurs twice; on backpropagation, if no parameter of
+            a group takes part in it, or ``subsampling`` does not fit the batch.
     """
 
     refuses_coupling = False
@@ -151,8 +184,8 @@ SqrtGGNExact` as rows, the GGN is ``J^T J``; this is ``J J^T``, ``[V * N, V * N]
 
     Raises:
         TypeError: If a group holds something else than parameters.
-        ValueError: If a parameter occurs twice; on backpropagation, if ``subsampling``
-            does not fit the batch.
+        ValueError: If a parameter occurs twice; on backpropagation, if no parameter of
+            a group takes part in it, or ``subsampling`` does not fit the batch.
 
     Reference: Dangel, Tatzel and Hennig, "ViViT: Curvature access through the
     generalized Gauss-Newton's low-rank structure", TMLR 2022.
@@ -175,8 +208,8 @@ class GGNGramMC(_GGNGram):
 
     Raises:
         TypeError: If a group holds something else than parameters.
-        ValueError: If a parameter occurs twice; on backpropagation, if ``subsampling``
-            does not fit the batch.
+        ValueError: If a parameter occurs twice; on backpropagation, if no parameter of
+            a group takes part in it, or ``subsampling`` does not fit the batch.
     """
 
     def __init__(

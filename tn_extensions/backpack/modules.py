@@ -15,6 +15,7 @@ from backpack.extensions.mat_to_mat_jac_base import MatToJacMat
 from backpack.extensions.module_extension import ModuleExtension
 from backpack.extensions.secondorder.diag_hessian.diag_h_base import DiagHBaseModule
 from backpack.utils.errors import batch_norm_raise_error_if_train
+from backpack.utils.module_classification import is_nll
 from backpack.utils.subsampling import subsample
 from torch import Tensor, nn
 from torch.nn import Module
@@ -41,6 +42,24 @@ BATCH_NORMS: tuple[type[Module], ...] = (
     nn.BatchNorm3d,
 )
 
+MAX_POOLS: tuple[type[Module], ...] = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+)
+
+
+def num_axes(module: Module) -> int:
+    """How many axes a module's input has at least, if the first is of samples."""
+    for kinds in (CONVOLUTIONS, MAX_POOLS):
+        for i, kind in enumerate(kinds):
+            if isinstance(module, kind):
+                return 3 + i % 3  # samples, channels, one to three dimensions
+    return 2 if isinstance(module, nn.Linear) or is_nll(module) else 0
+
 
 def passive(
     base: Callable[[BaseDerivatives], ModuleExtension],
@@ -63,17 +82,9 @@ def passive(
         nn.Identity,
         ScaleModule,
     )
-    maximum = (
-        nn.MaxPool1d,
-        nn.MaxPool2d,
-        nn.MaxPool3d,
-        nn.AdaptiveMaxPool1d,
-        nn.AdaptiveMaxPool2d,
-        nn.AdaptiveMaxPool3d,
-    )
     result: dict[type[Module], ModuleExtension] = {}
     result |= dict.fromkeys(linear, base(LinearModuleDerivatives()))
-    result |= dict.fromkeys(maximum, base(MaxPoolDerivatives()))
+    result |= dict.fromkeys(MAX_POOLS, base(MaxPoolDerivatives()))
     return result
 
 

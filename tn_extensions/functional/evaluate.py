@@ -95,8 +95,20 @@ def run(
     if torch.is_autocast_enabled(like.device.type):
         # the plan's precision was decided above
         with torch.autocast(like.device.type, enabled=False):
-            return chosen.run(operands, scale, out, accumulate)
-    return chosen.run(operands, scale, out, accumulate)
+            result = chosen.run(operands, scale, out, accumulate)
+    else:
+        result = chosen.run(operands, scale, out, accumulate)
+    if result is out or name in _LAID_OUT_BY_TORCH:
+        return result
+    if name in _SYMMETRIC and result.mT.is_contiguous():
+        return result.mT
+    return result.contiguous()
+
+
+_LAID_OUT_BY_TORCH = ("conv", "weight_vjp", "input_vjp", "weight_jvp", "input_jvp")
+"""Quantities whose memory format is that of the operands, as in torch's own kernels."""
+_SYMMETRIC = ("kfac_expand", "kfac_reduce", "ggn_gram", "bias_ggn_gram")
+"""Quantities that are their own transpose, in the last two axes."""
 
 
 def run_compiled(

@@ -20,12 +20,46 @@ class BatchNormDerivatives(AnyDtype, BaseParameterDerivatives):
     With fixed statistics it scales each channel. With those of the batch (train mode,
     or no running statistics) it couples the samples: with ``T`` entries per channel,
     normalised inputs ``x`` and the scale ``s`` of a channel, its symmetric Jacobian is
-    ``s (I - 1/T (1 1^T + x x^T))`` over all samples and positions.
+    ``s (I - 1/T (1 1^T + x x^T))`` over all samples and positions. With fixed
+    statistics, too, its Jacobian is symmetric.
     """
 
     def hessian_is_zero(self, module: Any) -> bool:
         """With fixed statistics, the map is linear."""
         return not uses_batch_statistics(module)
+
+    def hessian_is_diagonal(self, module: Any) -> bool:
+        """Statistics of the batch couple its entries."""
+        return not uses_batch_statistics(module)
+
+    def _jac_mat_prod(self, module: Any, g_inp: Any, g_out: Any, mat: Tensor) -> Tensor:
+        """Propagate ``[V, N, ...]`` forward: the Jacobian is symmetric."""
+        return self._jac_t_mat_prod(module, g_inp, g_out, mat)
+
+    def _residual_mat_prod(
+        self, module: Any, g_inp: Any, g_out: tuple[Tensor, ...], mat: Tensor
+    ) -> Tensor:
+        """Apply the Hessian of ``sum(g_out * output)`` to ``[V, N, ...]``.
+
+        With ``P = I - 1/T (1 1^T + x x^T)`` and ``r`` the inverse standard deviation,
+        the derivative of ``s P g`` in direction ``v`` is
+        ``-s r / T ((x^T v) P g + (x^T g) P v + (g^T P v) x)``.
+        """
+        x = module.input0.detach()
+        if not uses_batch_statistics(module):
+            return torch.zeros_like(mat)
+        normalized, inverse = _normalize(module, x)
+        axes = [1, *range(3, mat.dim())]
+        g = g_out[0].detach().unsqueeze(0)
+
+        def mean_product(a: Tensor, b: Tensor) -> Tensor:
+            return (a * b).mean(axes, keepdim=True)
+
+        projected = _project(normalized, mat)
+        result = mean_product(normalized, mat) * _project(normalized, g)
+        result += mean_product(normalized, g) * projected
+        result += mean_product(g, projected) * normalized
+        return result * _per_channel(-inverse * _times_weight(inverse, module), x)
 
     def _jac_t_mat_prod(
         self,
@@ -49,11 +83,9 @@ class BatchNormDerivatives(AnyDtype, BaseParameterDerivatives):
                     "Call module.eval()",
                 )
             )
-        normalized, scale = _normalize(module, x)
-        axes = [1, *range(3, mat.dim())]
-        centered = mat - mat.mean(axes, keepdim=True)
-        centered -= normalized * (mat * normalized).mean(axes, keepdim=True)
-        return centered * _per_channel(scale, x)
+        normalized, inverse = _normalize(module, x)
+        scale = _times_weight(inverse, module)
+        return _project(normalized, mat) * _per_channel(scale, x)
 
     def ea_jac_t_mat_jac_prod(
         self,
@@ -71,7 +103,8 @@ class BatchNormDerivatives(AnyDtype, BaseParameterDerivatives):
         num_data, num_channels = x.shape[:2]
         blocks = mat.reshape(2 * (num_channels, x.shape[2:].numel()))
         if uses_batch_statistics(module):
-            normalized, scale = _normalize(module, x)
+            normalized, inverse = _normalize(module, x)
+            scale = _times_weight(inverse, module)
             flat = normalized.reshape(num_data, num_channels, -1)
             # J_nm = s (delta_nm I - u_n u_m^T), a row of u for each position
             total = flat.numel() // num_channels
@@ -89,6 +122,13 @@ class BatchNormDerivatives(AnyDtype, BaseParameterDerivatives):
         scaled = blocks * scale.view(-1, 1, 1, 1) * scale.view(-1, 1)
         return scaled.reshape(mat.shape)
 
+    def _weight_jac_mat_prod(
+        self, module: Any, g_inp: Any, g_out: Any, mat: Tensor
+    ) -> Tensor:
+        """Apply the weight's Jacobian to ``[V, C]``."""
+        normalized = _input_of_weight(module, mat.dtype)
+        return normalized * mat.view(len(mat), 1, -1, *[1] * (normalized.dim() - 2))
+
     def _weight_jac_t_mat_prod(
         self,
         module: Any,
@@ -99,17 +139,19 @@ class BatchNormDerivatives(AnyDtype, BaseParameterDerivatives):
         subsampling: list[int] | None = None,
     ) -> Tensor:
         """Apply the weight's transposed Jacobian to ``[V, N, C, ...]``."""
-        x = module.input0.detach().to(mat.dtype)
-        if uses_batch_statistics(module):
-            normalized, _ = _normalize(module, x)
-        else:
-            statistics = (module.running_mean, module.running_var)
-            mean, var = (value.to(mat.dtype) for value in statistics)
-            normalized = batch_norm(x, mean, var, eps=module.eps)
+        normalized = _input_of_weight(module, mat.dtype)
         if subsampling is not None:
             normalized = normalized[subsampling]
         equation = f"vnc...,nc...->v{'' if sum_batch else 'n'}c"
         return einsum(equation, mat, normalized)
+
+    def _bias_jac_mat_prod(
+        self, module: Any, g_inp: Any, g_out: Any, mat: Tensor
+    ) -> Tensor:
+        """Apply the bias' Jacobian to ``[V, C]``."""
+        output = module.output
+        per_channel = mat.view(len(mat), 1, -1, *[1] * (output.dim() - 2))
+        return per_channel.expand(-1, *output.shape)
 
     def _bias_jac_t_mat_prod(
         self,
@@ -134,13 +176,29 @@ def _fixed_scale(module: Any) -> Tensor:
     return _times_weight(torch.rsqrt(module.running_var + module.eps), module)
 
 
+def _input_of_weight(module: Any, dtype: torch.dtype) -> Tensor:
+    """Normalised input, which the weight multiplies."""
+    x = module.input0.detach().to(dtype)
+    if uses_batch_statistics(module):
+        return _normalize(module, x)[0]
+    mean, var = (v.to(dtype) for v in (module.running_mean, module.running_var))
+    return batch_norm(x, mean, var, eps=module.eps)
+
+
 def _normalize(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised input, and each channel's scale."""
+    """Normalised input, and each channel's inverse standard deviation."""
     axes = [0, *range(2, x.dim())]
     var, mean = torch.var_mean(x, axes, correction=0)
     inverse = torch.rsqrt(var + module.eps)
-    normalized = (x - _per_channel(mean, x)) * _per_channel(inverse, x)
-    return normalized, _times_weight(inverse, module)
+    return (x - _per_channel(mean, x)) * _per_channel(inverse, x), inverse
+
+
+def _project(normalized: Tensor, mat: Tensor) -> Tensor:
+    """Apply ``I - 1/T (1 1^T + x x^T)`` to ``[V, N, ...]``."""
+    axes = [1, *range(3, mat.dim())]
+    centered = mat - mat.mean(axes, keepdim=True)
+    centered -= normalized * (mat * normalized).mean(axes, keepdim=True)
+    return centered
 
 
 def _times_weight(inverse: Tensor, module: Any) -> Tensor:

@@ -21,18 +21,17 @@ class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
     ``output_padding``, and an ``output_size`` that was given to the forward pass.
     """
 
+    def input_jvp(self, module: Any, x_dot: Tensor) -> Tensor:
+        """Apply the Jacobian."""
+        weight = module.weight.detach().to(x_dot.dtype)
+        return functional.input_jvp(weight, x_dot, conv_of(module)).to(x_dot.dtype)
+
     def input_vjp(self, module: Any, g: Tensor) -> Tensor:
         """Apply the transposed Jacobian."""
         weight = module.weight.detach().to(g.dtype)
         if g.numel() >= weight.numel() / 2:  # else it is the kernel that is rearranged
             g = channels_last(g)
         return functional.input_vjp(weight, g, conv_of(module)).to(g.dtype)
-
-    def _jac_mat_prod(self, module: Any, g_inp: Any, g_out: Any, mat: Tensor) -> Tensor:
-        """Apply the input Jacobian to ``[V, N, C_in, I1, ...]``."""
-        weight = module.weight.detach().to(mat.dtype)
-        product = functional.input_jvp(weight, mat.flatten(0, 1), conv_of(module))
-        return product.unflatten(0, mat.shape[:2])
 
     def _weight_jac_mat_prod(
         self, module: Any, g_inp: Any, g_out: Any, mat: Tensor

@@ -22,6 +22,18 @@ class LinearDerivatives(AnyDtype):
     """
 
     @abstractmethod
+    def input_jvp(self, module: Any, x_dot: Tensor) -> Tensor:
+        """Apply the input Jacobian to a batch of input-shaped vectors.
+
+        Args:
+            module: Module with ``input0`` and ``output`` of a forward pass.
+            x_dot: Vectors, ``[B, *input0.shape[1:]]`` for any ``B``.
+
+        Returns:
+            Products, ``[B, *output.shape[1:]]``.
+        """
+
+    @abstractmethod
     def input_vjp(self, module: Any, g: Tensor) -> Tensor:
         """Apply the transposed input Jacobian to a batch of output-shaped vectors.
 
@@ -36,6 +48,11 @@ class LinearDerivatives(AnyDtype):
     def hessian_is_zero(self, module: Any) -> bool:
         """A linear map has no curvature of its own."""
         return True
+
+    def _jac_mat_prod(self, module: Any, g_inp: Any, g_out: Any, mat: Tensor) -> Tensor:
+        """Propagate ``[V, N, ...]`` forward."""
+        columns = mat.shape[:2]
+        return self.input_jvp(module, mat.flatten(0, 1)).unflatten(0, columns)
 
     def _jac_t_mat_prod(
         self,
@@ -65,6 +82,11 @@ class LinearDerivatives(AnyDtype):
 class DenseDerivatives(LinearDerivatives):
     """Derivatives of ``torch.nn.Linear``, on inputs with any number of axes."""
 
+    def input_jvp(self, module: Any, x_dot: Tensor) -> Tensor:
+        """Apply the Jacobian."""
+        product: Tensor = x_dot @ module.weight.detach().to(x_dot.dtype).T
+        return product
+
     def input_vjp(self, module: Any, g: Tensor) -> Tensor:
         """Apply the transposed Jacobian."""
         product: Tensor = g @ module.weight.detach().to(g.dtype)
@@ -73,6 +95,10 @@ class DenseDerivatives(LinearDerivatives):
 
 class SumDerivatives(LinearDerivatives):
     """Derivatives of a sum of branches, with respect to each."""
+
+    def input_jvp(self, module: Any, x_dot: Tensor) -> Tensor:
+        """Apply the Jacobian, the identity."""
+        return x_dot
 
     def input_vjp(self, module: Any, g: Tensor) -> Tensor:
         """Apply the transposed Jacobian, the identity."""
@@ -84,6 +110,12 @@ class LinearModuleDerivatives(LinearDerivatives):
 
     For modules whose forward pass costs little: it is repeated.
     """
+
+    def input_jvp(self, module: Any, x_dot: Tensor) -> Tensor:
+        """Run the forward pass, which is its own Jacobian."""
+        with torch.no_grad():
+            product: Tensor = module.forward(x_dot)
+        return product
 
     def input_vjp(self, module: Any, g: Tensor) -> Tensor:
         """Differentiate the forward pass, which is the same at every input."""

@@ -22,6 +22,12 @@ class MaxPoolDerivatives(AnyDtype):
         """A selection is piecewise linear."""
         return True
 
+    def _jac_mat_prod(self, module: Any, g_inp: Any, g_out: Any, mat: Tensor) -> Tensor:
+        """Propagate ``[V, N, ...]`` forward."""
+        source = _selected(module, module.input0)
+        result = mat.flatten(3).gather(3, source.expand(len(mat), -1, -1, -1))
+        return result.view(len(mat), *module.output.shape)
+
     def _jac_t_mat_prod(
         self,
         module: Any,
