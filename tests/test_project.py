@@ -157,9 +157,3 @@ def test_module_says_what_it_is(path: Path) -> None:
         path.stem,
         *path.relative_to(ROOT).parts,
     }
-
-
-@pytest.mark.parametrize("path", PACKAGE_MODULES, ids=relative)
-def test_package_modules_are_small(path: Path) -> None:
-    lines = len(path.read_text("utf-8").splitlines())
-    assert lines <= 400
