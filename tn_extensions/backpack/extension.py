@@ -152,7 +152,8 @@ class Extension(BackpropExtension):
             raise kind(describe(name, "mc_samples", rule, repr(samples)))
         if subsampling is None:
             return None
-        chosen = list(subsampling) if isinstance(subsampling, Iterable) else [None]
+        is_iterable = isinstance(subsampling, Iterable)
+        chosen: list[Any] = list(subsampling) if is_iterable else [None]
         if not all(map(_is_index, chosen)):
             rule = "be a list of integers"
             raise TypeError(describe(name, "subsampling", rule, repr(subsampling)))
@@ -172,7 +173,8 @@ class Extension(BackpropExtension):
                     type(self).__name__,
                     "model",
                     "multiply by its parameters",
-                    f"one computed by {', '.join(map(_named, module))}",
+                    f"one computed by {', '.join(map(_named, module))},"
+                    " which does not have an extension",
                     "Undo that with parametrize.remove_parametrizations()",
                 )
             )
@@ -188,7 +190,7 @@ class Extension(BackpropExtension):
             type(self).__name__,
             kind.__name__,
             f"multiply by its parameters as torch.nn.{base.__name__} does",
-            f"{_named(module)}, which {reason}",
+            f"{_named(module)}, which {reason} and does not have an extension",
             "Make the kernel a parameter (remove_weight_norm, prune.remove, ...), or"
             " add a module extension with set_module_extension()",
         )
