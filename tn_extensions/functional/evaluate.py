@@ -91,12 +91,27 @@ def run(
     if batch_size is None:
         batch_size = operands["x"].shape[0]
     defined = network(name, conv, batch_size, *arguments)
+    if 0 in defined.sizes.values():  # no data, or no output
+        return _zero(defined, operands, out, accumulate)
     chosen = plan_network(defined, like.dtype, like.device.type)
     if torch.is_autocast_enabled(like.device.type):
         # the plan's precision was decided above
         with torch.autocast(like.device.type, enabled=False):
             return chosen.run(operands, scale, out, accumulate)
     return chosen.run(operands, scale, out, accumulate)
+
+
+def _zero(
+    network: TensorNetwork,
+    operands: dict[str, Tensor],
+    out: Tensor | None,
+    accumulate: bool,
+) -> Tensor:
+    """Value of a network without any term; as differentiable as others."""
+    if out is not None:
+        return out if accumulate else out.zero_()
+    nothing = torch.stack([tensor[:0].sum() for tensor in operands.values()]).sum()
+    return nothing.expand(network.shape).clone()
 
 
 def run_compiled(
