@@ -67,6 +67,53 @@ def test_output_size_of_transposed_modules(case: Any, data: st.DataObject) -> No
     assert conv.output_size == tuple(output.shape[2:]) == wanted
 
 
+@examples(80)
+@given(st.data())
+def test_outputs_are_as_empty_as_torchs(data: st.DataObject) -> None:
+    """Of transposed convolutions, which kernels of torch allow, but not each."""
+    num_dims = data.draw(st.integers(1, 3))
+    ranges = {
+        "input_size": (1, 3),
+        "kernel_size": (1, 4),
+        "stride": (1, 3),
+        "dilation": (1, 2),
+        "padding": (0, 3),
+    }
+    sizes = {
+        name: tuple(data.draw(st.integers(*ends)) for _ in range(num_dims))
+        for name, ends in ranges.items()
+    }
+    input_size = sizes.pop("input_size")
+    transposed = data.draw(st.booleans())
+    module = MODULES[transposed][num_dims - 1](2, 4, groups=2, **sizes)
+    try:
+        output = module(torch.ones(1, 2, *input_size))
+    except RuntimeError:
+        output = None
+    if output is not None:
+        conv = Conv.from_module(module, input_size)
+        assert conv.output_size == tuple(output.shape[2:])
+        return
+    try:
+        conv = Conv.from_module(module, input_size)
+    except ValueError as error:
+        assert_in_form(error, "ConvDim", "output_size")
+        remedy = "reduce" if transposed else "Enlarge the input or"
+        assert f"{remedy} the padding" in str(error)
+    else:
+        assert transposed and 0 in conv.output_size
+
+
+def test_output_sizes_of_modules_whose_own_would_be_negative() -> None:
+    module = nn.ConvTranspose1d(1, 1, 1, stride=3, padding=1)
+    output = module(torch.ones(1, 1, 1), output_size=[1])
+    conv = Conv.from_module(module, (1,), output.shape[2:])
+    assert conv.output_size == (1,) and conv.output_padding == (2,)
+    with pytest.raises(ValueError) as caught:
+        Conv.from_module(module, (1,))
+    assert_in_form(caught.value, "ConvDim", "output_size")
+
+
 SPELLINGS: dict[str, Any] = {
     "tuple": tuple,
     "list": list,
@@ -286,6 +333,7 @@ def test_explicit_padding_moves_into_the_input(conv: Conv) -> None:
         ({"transposed": True, "output_padding": 1}, "ConvDim", "output_padding"),
         ({"transposed": True, "output_padding": -1}, "ConvDim", "output_padding"),
         ({"transposed": True, "padding": 20}, "ConvDim", "output_size"),
+        ({"padding": ()}, "Conv.make", "padding"),
         ({"padding_mode": "mirror"}, "Conv", "padding_mode"),
         ({"padding_mode": "reflect", "transposed": True}, "Conv", "padding_mode"),
         ({"padding_mode": "reflect", "padding": 7}, "Conv", "padding"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -715,3 +716,37 @@ def test_messages_on_single_samples_and_complex_layers(num_dims: int) -> None:
         functional.kfac_expand(x.to(torch.complex64), conv)
     with pytest.raises(TypeError, match=r"x\.float\(\)"):
         functional.kfac_expand(x.int(), conv)
+
+
+@pytest.mark.parametrize("name", get_args(quantities.Quantity))
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_without_output_positions_all_is_zero(name: str, empty: int) -> None:
+    """As padding of a transposed convolution may leave none."""
+    padding, kernel_size, sizes = [0, 0, 0], [3, 3, 3], [2, 2, 2]
+    padding[empty], kernel_size[empty], sizes[empty] = 2, 2, 3
+    options: Any = {"padding": padding, "groups": 2, "transposed": True}
+    conv = Conv.make(4, 6, kernel_size, sizes, **options)
+    assert conv.output_size[empty] == 0
+    number = {"num_vectors": 3} if "ggn" in name else {}
+    if name in ("patch_sum", "patch_total"):
+        result = functional.patch_mean(torch.ones(2, 4, *sizes), conv)
+        assert torch.equal(result, torch.zeros(2, 2, 2 * 18))
+        return
+    tensors = {
+        "x": torch.ones(2, 4, *sizes),
+        "x_dot": torch.ones(2, 4, *sizes),
+        "g": torch.ones(2, 6, *conv.output_size),
+        "S": torch.ones(3, 2, 6, *conv.output_size),
+        "weight": torch.ones(conv.weight_shape, requires_grad=True),
+        "weight_dot": torch.ones(conv.weight_shape),
+    }
+    function = getattr(functional, name)
+    taken = [j for j in inspect.signature(function).parameters if j in tensors]
+    result = function(*(tensors[j] for j in taken), conv)
+    assert not result.any() and not result.isnan().any()
+    if "bias" not in name:
+        network = getattr(quantities, name)(conv, 2, **number)
+        assert result.shape == network.shape
+    if "weight" in taken:
+        result.sum().backward()
+        assert torch.equal(tensors["weight"].grad, torch.zeros(conv.weight_shape))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tn_extensions.conv import Conv
 from tn_extensions.functional.checks import check_conv, check_vectors
-from tn_extensions.functional.evaluate import network, result_dtype, run
+from tn_extensions.functional.evaluate import result_dtype, run
 from tn_extensions.quantities import Quantity
 
 
@@ -124,8 +124,5 @@ def _run(
     batch_size = g.shape[-len(conv.output_size) - 2]
     if name != "bias_vjp":
         arguments = (num_vectors, *arguments)
-    if not g.numel():
-        shape = network(name, conv, batch_size, *arguments).shape
-        return g.new_zeros(shape, dtype=result_dtype(g))
     operands = {"g": g.to(result_dtype(g))}
     return run(name, operands, conv, batch_size=batch_size, arguments=arguments)

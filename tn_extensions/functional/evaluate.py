@@ -91,6 +91,8 @@ def run(
     if batch_size is None:
         batch_size = operands["x"].shape[0]
     defined = network(name, conv, batch_size, *arguments)
+    if 0 in defined.sizes.values():  # no data, or no output
+        return _zero(defined, operands, out, accumulate)
     chosen = plan_network(defined, like.dtype, like.device.type)
     if torch.is_autocast_enabled(like.device.type):
         # the plan's precision was decided above
@@ -109,6 +111,19 @@ _LAID_OUT_BY_TORCH = ("conv", "weight_vjp", "input_vjp", "weight_jvp", "input_jv
 """Quantities whose memory format is that of the operands, as in torch's own kernels."""
 _SYMMETRIC = ("kfac_expand", "kfac_reduce", "ggn_gram", "bias_ggn_gram")
 """Quantities that are their own transpose, in the last two axes."""
+
+
+def _zero(
+    network: TensorNetwork,
+    operands: dict[str, Tensor],
+    out: Tensor | None,
+    accumulate: bool,
+) -> Tensor:
+    """Value of a network without any term; as differentiable as others."""
+    if out is not None:
+        return out if accumulate else out.zero_()
+    nothing = torch.stack([tensor[:0].sum() for tensor in operands.values()]).sum()
+    return nothing.expand(network.shape).clone()
 
 
 def run_compiled(

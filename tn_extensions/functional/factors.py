@@ -40,10 +40,8 @@ def patch_mean(x: Tensor, conv: Conv) -> Tensor:
         ValueError: If the shape of ``x`` does not fit ``conv``.
     """
     check_input("patch_mean", x, conv)
-    x = prepare(x, conv)
-    if not x.numel():
-        return x.new_zeros(x.shape[0], conv.groups, _factor_size(conv, bias=False))
-    return run("patch_sum", {"x": x}, conv, scale=1 / prod(conv.output_size))
+    scale = 1 / max(prod(conv.output_size), 1)
+    return run("patch_sum", {"x": prepare(x, conv)}, conv, scale)
 
 
 def kfac_expand(
@@ -183,7 +181,7 @@ def _factor(
     # a reduced patch is a sum over the output positions, and so is its one
     ones = num_outputs if name == "kfac_reduce" else 1
     if scale is None:
-        scale = 1 / (max(num_data, 1) * ones**2)
+        scale = 1 / (max(num_data, 1) * max(ones, 1) ** 2)
     scale = float(scale)
     roots = None
     if kept is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tn_extensions.conv import Conv
 from tn_extensions.functional.checks import check_input, check_like, check_vectors
-from tn_extensions.functional.evaluate import network, prepare, result_dtype, run
+from tn_extensions.functional.evaluate import prepare, result_dtype, run
 from tn_extensions.quantities import Quantity
 
 
@@ -124,8 +124,5 @@ def _check(
 def _run(
     name: Quantity, x: Tensor, g: Tensor, conv: Conv, arguments: tuple[Any, ...]
 ) -> Tensor:
-    if not x.numel() or not g.numel():
-        shape = network(name, conv, x.shape[0], *arguments).shape
-        return x.new_zeros(shape, dtype=result_dtype(x))
     operands = {"x": prepare(x, conv), "g": g.to(result_dtype(g))}
     return run(name, operands, conv, arguments=arguments)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,6 @@ from tn_extensions.functional.checks import (
     check_tensor,
 )
 from tn_extensions.functional.evaluate import (
-    network,
     prepare,
     result_dtype,
     run,
@@ -186,11 +183,7 @@ def unfold_input(x: Tensor, conv: Conv) -> Tensor:
         ValueError: If the shape of ``x`` does not fit ``conv``.
     """
     check_input("unfold_input", x, conv)
-    padded = prepare(x, conv)
-    if not x.numel():
-        columns = conv.in_channels * prod(conv.kernel_size)
-        return padded.new_zeros(x.shape[0], columns, prod(conv.output_size))
-    result = run("unfold_input", {"x": padded}, conv)
+    result = run("unfold_input", {"x": prepare(x, conv)}, conv)
     if is_traced((x, result)):  # a view may have no storage to compare
         return result.clone()
     shared = result.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
@@ -203,10 +196,6 @@ def _plain(
     """A quantity that is linear in each of its operands."""
     like = next(iter(operands.values()))
     dtype = result_dtype(like)
-    if not all(tensor.numel() for tensor in operands.values()):
-        shape = network(name, conv, 1).shape
-        per_sample = name in ("conv", "input_vjp", "weight_jvp", "input_jvp")
-        return like.new_zeros((0, *shape[1:]) if per_sample else shape, dtype=dtype)
     operands = {
         operand: prepare(tensor, conv)
         if operand in ("x", "x_dot")
