@@ -75,9 +75,14 @@ class Affine:
 
     def bounds(self, sizes: Sizes) -> tuple[int, int]:
         """Smallest and largest position for indices of the given sizes."""
-        ends = [stride * (sizes[index] - 1) for index, stride in self.terms]
-        low = self.start + sum(min(end, 0) for end in ends)
-        return low, self.start + sum(max(end, 0) for end in ends)
+        low = high = self.start
+        for index, stride in self.terms:
+            end = stride * (sizes[index] - 1)
+            if end > 0:
+                high += end
+            else:
+                low += end
+        return low, high
 
 
 @dataclass(frozen=True, slots=True)

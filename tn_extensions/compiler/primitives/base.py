@@ -12,6 +12,7 @@ from tn_extensions.compiler.allocate import empty
 from tn_extensions.compiler.cost import Cost, Rates
 from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
+from tn_extensions.network.index import prime
 
 Tensors = Mapping[str, Tensor]
 
@@ -38,6 +39,11 @@ class Target:
     itemsize: int
     budget: int
     varying: frozenset[str] = frozenset()
+
+    def with_varying(self, index: str) -> Target:
+        """The same, with one more index whose size may differ."""
+        varying = self.varying | {index, prime(index)}
+        return replace(self, varying=varying)
 
 
 @dataclass(frozen=True, slots=True)

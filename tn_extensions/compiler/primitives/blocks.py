@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import ceil, prod
 
 from torch import Tensor
@@ -108,18 +109,21 @@ def _loop(
 ) -> Blocks:
     (index, size), *inner = levels
     chunks = Chunks.along(network.nodes, network.sizes, [index])
-    parts = {
-        count: blocks(chunks.network(network, count), inner, target, lower, staged)
-        for count in {size, chunks.total % size} - {0}
-    }
+    # how much is cut off depends on all other sizes
+    target = target.with_varying(index)
+
+    @cache
+    def of(count: int) -> Blocks:
+        # the last chunk's, if smaller, is only planned if it is to be evaluated
+        return blocks(chunks.network(network, count), inner, target, lower, staged)
 
     def each(tensors: Tensors, place: Place, consume: Consume) -> None:
         start = 0
         for count, part in chunks.split(tensors, size):
-            parts[count].each(part, {**place, index: (start, count)}, consume)
+            of(count).each(part, {**place, index: (start, count)}, consume)
             start += count
 
-    one, number = parts[size], ceil(chunks.total / size)
+    one, number = of(size), ceil(chunks.total / size)
     # slices and the bookkeeping of the loop
     cost = (one.cost + Cost(seconds=target.rates.call)).times(number)
     title = f"in {number} chunk(s) of {size} {index}:"

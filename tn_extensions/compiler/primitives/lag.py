@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from math import ceil, prod
 
 import torch
@@ -60,25 +60,28 @@ def _lower(
     if products.in_pieces and products.width < 2 * WORTH_COPYING:
         # too narrow to copy: rows are to fit into one piece
         size = max(1, min(size, PIECE * total // products.rows))
-    parts = {total: products}
-    for count in {size, total % size} - {0, total}:
+
+    @cache
+    def of(count: int) -> LagProducts:
+        if count == total:
+            return products
         smaller = Half.of(chunks.network(network, count))
         assert smaller is not None
         (chunk_dim,) = (other for other in smaller.dims if other.read == dim.read)
         part = LagProducts.of(smaller, chunk_dim)
         assert part is not None
-        parts[count] = part
+        return part
 
     def run(tensors: Tensors, sink: Sink) -> None:
         pieces = chunks.split(tensors, size)
         for (count, piece), out in zip(pieces, chunks.targets(sink, size), strict=True):
-            parts[count].add(piece[half.operand.name], out)
+            of(count).add(piece[half.operand.name], out)
 
     number = ceil(total / size)
-    cost = parts[size].cost(target).times(number).holding(parts[size].held)
+    cost = of(size).cost(target).times(number).holding(of(size).held)
     steps = [f"in {number} chunks of {size} {chunks.index}:"] if number > 1 else []
     kind = "lag, rest kept" if len(half.dims) > 1 else "lag"
-    return Lowering(kind, (*steps, *parts[size].steps), cost, run)
+    return Lowering(kind, (*steps, *of(size).steps), cost, run)
 
 
 _BLOCK_ELEMENTS = 2**19
