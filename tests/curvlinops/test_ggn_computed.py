@@ -179,7 +179,10 @@ def test_computed_kernels(make: Callable[[], nn.Module]) -> None:
     x, y = images(2, 2, 5, 4), targets(2)
     model = network(make(), x)
     check(model, x, y, nn.CrossEntropyLoss())
+    # nothing is left in the model, of torch.func's transforms neither
     assert all("forward" not in vars(module) for module in model.modules())
+    left = [t for t in vars(model[2]).values() if isinstance(t, Tensor)]
+    assert not any(map(torch._C._functorch.is_functorch_wrapped_tensor, left))
 
 
 def test_batches_and_budget() -> None:

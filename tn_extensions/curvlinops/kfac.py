@@ -37,7 +37,8 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
 
     Beyond curvlinops: ``Conv1d``, ``Conv3d`` and transposed convolutions; groups,
     ``padding='same'``, every ``padding_mode``; layers used several times in a forward
-    pass (uses share the weight as positions do); class weights, ``ignore_index`` and
+    pass, and rows in excess of the data on the first axis (both share the weight as
+    positions do); class weights, ``ignore_index`` and
     label smoothing of the cross entropy, weights of the binary one. No unfolded input
     is held, and factors of few data are kept as their vectors. Where all of this is
     absent, values equal curvlinops' to rounding.
@@ -52,7 +53,9 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
     Raises:
         ValueError: If an argument is not among its choices, a parameter is not the
             model's, there are no data, a factor is not finite, or a layer was not used.
-        NotImplementedError: If a parameter belongs to a layer without factors.
+        TypeError: If the model does not return a tensor.
+        NotImplementedError: If a parameter belongs to a layer without factors, or to
+            one that computes its kernel (``weight_norm``, a ``forward`` of its own).
 
     Reference: Eschenhagen et al., "Kronecker-Factored Approximate Curvature for Modern
     Neural Network Architectures", NeurIPS 2023.
