@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from tests.strategies import noise_tensor
 from tn_extensions.compiler import product
 from tn_extensions.compiler.product import multiply, uses_onednn
+from tn_extensions.compiler.sink import Sink
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -72,3 +73,22 @@ def test_the_choice_is_made_once() -> None:
     product._prefers_onednn.cache_clear()
     assert product._prefers_onednn() is product._prefers_onednn()
     assert product._prefers_onednn.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("columns", [1, 3, 40])
+@pytest.mark.parametrize("lead", [(), (2,)])
+@pytest.mark.parametrize("terms", [513, 2**18 + 5])
+@pytest.mark.parametrize("rows_last", [True, False])
+def test_long_sums_of_few_rows_keep_their_digits(
+    rows_last: bool, terms: int, lead: tuple[int, ...], columns: int
+) -> None:
+    """Terms that are alike, whose sum one by one is off by up to 1e-3."""
+    shapes = ((*lead, 3, terms), (*lead, columns, terms))
+    left, right = (torch.full(shape, 0.7) for shape in shapes)
+    if not rows_last:
+        left, right = (each.mT.contiguous().mT for each in (left, right))
+    expected = left.double() @ right.double().mT
+    assert_close(multiply(left, right).double(), expected, rtol=2e-5, atol=0)
+    out = torch.ones(*lead, 3, columns)
+    Sink(out, 0.5, fresh=False).put_product(out, left, right)
+    assert_close(out.double(), 1 + expected / 2, rtol=2e-5, atol=0)

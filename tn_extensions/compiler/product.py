@@ -27,6 +27,9 @@ FEW = 64
 _THIN = 16
 """Rows and columns, terms below which products are no business of oneDNN's."""
 
+_AT_ONCE = 256
+"""Terms that may be summed one by one in float32: the error stays at some 1e-6."""
+
 WORTH_COPYING = 100
 """Multiply-adds per copied element above which contiguous pieces pay."""
 
@@ -35,6 +38,8 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
     """Product ``left @ right^T`` of ``[..., M, R]`` and ``[..., P, R]``."""
     if left.dim() == 3 and left.shape[0] == 1:  # a batch of one is slower than none
         return multiply(left[0], right[0])[None]
+    if sums_one_by_one(left, right):
+        return _in_pieces(left, right)
     if not uses_onednn(left, right, fewest=_THIN):
         return left @ right.mT
     total: Tensor | None = None
@@ -47,6 +52,29 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
         part = _onednn(piece, other)
         total = part if total is None else total.add_(part)
     assert total is not None
+    return total
+
+
+def sums_one_by_one(left: Tensor, right: Tensor) -> bool:
+    """Whether CPUs' libraries would lose digits of a product of float32.
+
+    Where either matrix has few rows, they sum the terms one by one, however many.
+    """
+    few = min(left.shape[-2], right.shape[-2]) < _THIN
+    many = left.shape[-1] > 2 * _AT_ONCE
+    return few and many and left.dtype == torch.float32 and left.device.type == "cpu"
+
+
+def _in_pieces(left: Tensor, right: Tensor) -> Tensor:
+    """The product as a sum of those of some terms each."""
+    end = left.shape[-1] // _AT_ONCE * _AT_ONCE
+    pieces = [
+        each[..., :end].unflatten(-1, (-1, _AT_ONCE)).movedim(-2, 0)
+        for each in (left, right)
+    ]
+    total = (pieces[0] @ pieces[1].mT).sum(0)
+    if end < left.shape[-1]:
+        total = total + left[..., end:] @ right[..., end:].mT
     return total
 
 

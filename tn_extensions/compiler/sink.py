@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tn_extensions.compiler.product import multiply, uses_onednn
+from tn_extensions.compiler.product import multiply, sums_one_by_one, uses_onednn
 
 _STRIP_ELEMENTS = 2**20
 """Of a product that oneDNN, which takes no target, leaves in the cache."""
@@ -38,6 +38,9 @@ class Sink:
 
     def put_product(self, target: Tensor, left: Tensor, right: Tensor) -> None:
         """Write (or add) the scaled product ``left @ right^T`` to a view."""
+        if sums_one_by_one(left, right):
+            self.put(target, multiply(left, right))
+            return
         if uses_onednn(left, right):
             height = max(1, _STRIP_ELEMENTS // right.shape[0])
             for start in range(0, left.shape[0], height):
