@@ -179,7 +179,10 @@ def test_computed_kernels(make: Callable[[], nn.Module]) -> None:
     x, y = images(2, 2, 5, 4), targets(2)
     model = network(make(), x)
     check(model, x, y, nn.CrossEntropyLoss())
+    # nothing is left in the model, of torch.func's transforms neither
     assert all("forward" not in vars(module) for module in model.modules())
+    left = [t for t in vars(model[2]).values() if isinstance(t, Tensor)]
+    assert not any(map(torch._C._functorch.is_functorch_wrapped_tensor, left))
 
 
 def test_batches_and_budget() -> None:
@@ -217,3 +220,16 @@ def test_some_parameters_and_several_uses() -> None:
     kfac = ours.KFACLinearOperator(model, loss, inner, [(x, y)])
     assert list(kfac._mapping) == ["last.down", "last.up"]
     assert dense(kfac).isfinite().all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_probabilities_and_weights_of_images(reduction: str) -> None:
+    x = images(2, 2, 3, 2)
+    layers = [nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 3, (2, 1))]
+    model = nn.Sequential(*layers).double()
+    probabilities = images(2, 3, 2, 2).softmax(1)
+    weights = torch.tensor([0.5, 2, 3]).double()
+    smoothed = {"label_smoothing": 0.2, "reduction": reduction}
+    check(model, x, probabilities, nn.CrossEntropyLoss(weights, **smoothed))
+    loss = nn.BCEWithLogitsLoss(pos_weight=weights.view(3, 1, 1), reduction=reduction)
+    check(model, x, (probabilities > 0.3).double(), loss)

@@ -120,11 +120,13 @@ class BackwardPasses:
             rule = f"have rows for each of the {num_data} data"
             raise ValueError(describe(owner, "outputs", rule, f"{len(output)} rows"))
         ends, seen = self._ends(output, uses), []
-        for vector in rows.probes(output.detach(), num_data) if ends else ():
-            self._probed = {}
-            grad(output, ends, vector, retain_graph=True, allow_unused=True)
-            seen.append(self._probed)
-        self._probed = None
+        try:
+            for vector in rows.probes(output.detach(), num_data) if ends else ():
+                self._probed = {}
+                grad(output, ends, vector, retain_graph=True, allow_unused=True)
+                seen.append(self._probed)
+        finally:
+            self._probed = None
         gradients, scaled = seen or ({}, {})
         for (name, number), gradient in gradients.items():
             key = name, number
@@ -190,10 +192,6 @@ class BackwardPasses:
             for name in self._mapping:
                 if name not in uses:
                     self._refuse_unused(name)
-
-    def _check_deterministic(self) -> None:
-        self._check_model()
-        super()._check_deterministic()
 
     def _refuse_unused(self, name: str) -> None:
         rule = "be called in the forward pass"

@@ -25,7 +25,9 @@ class GGNOperator(CurvatureLinearOperator):
     Args:
         model_func: The network.
         loss_func: ``MSELoss``, ``CrossEntropyLoss`` or ``BCEWithLogitsLoss``.
-        params: Parameters of layers that :class:`KFACLinearOperator` supports.
+        params: Parameters of layers that :class:`KFACLinearOperator` supports, and of
+            those that compute their kernel or bias (``weight_norm``, a ``forward`` of
+            their own): gradients are backpropagated through the computation.
         data: Batches ``(X, y)``.
         progressbar: Whether to show the progress over batches.
         check_deterministic: Whether to check that products are reproducible.
@@ -39,7 +41,9 @@ class GGNOperator(CurvatureLinearOperator):
     Raises:
         ValueError: If an argument is not among its choices, a parameter is not the
             model's, there are no data, a result is not finite, or a layer was not used.
-        NotImplementedError: If a parameter belongs to another kind of layer.
+        TypeError: If the model does not return a tensor.
+        NotImplementedError: If a parameter belongs to another kind of layer, or is used
+            in other ways than in kernels and biases.
     """
 
     SELF_ADJOINT = True

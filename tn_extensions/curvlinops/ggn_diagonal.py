@@ -140,4 +140,5 @@ def _diagonal(columns: list[Pairs], key: str) -> Tensor:
     S = S.unflatten(3, use.conv.output_size)
     if key == "bias":
         return functional.bias_ggn_diagonal(S, use.conv)
-    return functional.ggn_diagonal(*of_one_dtype(use.x, S), use.conv)
+    x, S = of_one_dtype(use.x, S)
+    return functional.ggn_diagonal(x, S, use.conv)

@@ -237,15 +237,15 @@ def _grams(
     """
     if parameters is None:
         return [_gram(batches, key) for key in keys]
-    found = []
+    of_batches = []
     for batch in batches:
         columns = []
         for pairs in batch:
             chunks = parameter_gradients(pairs, [*parameters.values()])
-            rows = [torch.cat([g.flatten(1) for g in each], 1) for each in chunks]
-            columns.append(_at_least_single(torch.cat(rows)))
-        found.append(torch.stack(columns))
-    rows = torch.cat(found, 1).flatten(0, 1)
+            parts = [torch.cat([g.flatten(1) for g in own], 1) for own in chunks]
+            columns.append(_at_least_single(torch.cat(parts)))
+        of_batches.append(torch.stack(columns))
+    rows = torch.cat(of_batches, 1).flatten(0, 1)
     return [_product(rows, rows.T)]
 
 
@@ -266,4 +266,5 @@ def _gram(batches: list[list[Pairs]], key: str) -> Tensor:
     if key == "bias":
         return functional.bias_ggn_gram(S, conv)
     x = torch.cat([batch[0][0][0].x for batch in batches])
-    return functional.ggn_gram(*of_one_dtype(x, S), conv)
+    x, S = of_one_dtype(x, S)
+    return functional.ggn_gram(x, S, conv)

@@ -37,7 +37,8 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
 
     Beyond curvlinops: ``Conv1d``, ``Conv3d`` and transposed convolutions; groups,
     ``padding='same'``, every ``padding_mode``; layers used several times in a forward
-    pass (uses share the weight as positions do); class weights, ``ignore_index`` and
+    pass, and rows in excess of the data on the first axis (both share the weight as
+    positions do); class weights, ``ignore_index`` and
     label smoothing of the cross entropy, weights of the binary one. No unfolded input
     is held, and factors of few data are kept as their vectors. Where all of this is
     absent, values equal curvlinops' to rounding.
@@ -52,7 +53,9 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
     Raises:
         ValueError: If an argument is not among its choices, a parameter is not the
             model's, there are no data, a factor is not finite, or a layer was not used.
-        NotImplementedError: If a parameter belongs to a layer without factors.
+        TypeError: If the model does not return a tensor.
+        NotImplementedError: If a parameter belongs to a layer without factors, or to
+            one that computes its kernel (``weight_norm``, a ``forward`` of its own).
 
     Reference: Eschenhagen et al., "Kronecker-Factored Approximate Curvature for Modern
     Neural Network Architectures", NeurIPS 2023.
@@ -96,6 +99,10 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
                 raise ValueError(describe(name, "targets", rule, found, remedy))
         self._num_per_example_loss_terms = given
 
+    def _check_deterministic(self) -> None:
+        self._check_model()
+        super()._check_deterministic()
+
     # -- parameters
 
     @classmethod
@@ -116,44 +123,38 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
             keys = [key for key, p in own.items() if p.data_ptr() in positions]
             if keys:
                 mapping[name] = {key: positions[own[key].data_ptr()] for key in keys}
-        known = {position for own in mapping.values() for position in own.values()}
-        others = [names[p.data_ptr()] for i, p in enumerate(params) if i not in known]
+        layers: defaultdict[int, list[str]] = defaultdict(list)
+        for name, places in mapping.items():
+            for position in places.values():
+                layers[position].append(name)
+
+        def refusal(
+            argument: str, rule: str, found: object, remedy: str = "Leave it out"
+        ) -> NotImplementedError:
+            message = describe(cls.__name__, argument, rule, found, remedy)
+            return NotImplementedError(message)
+
+        others = [names[p.data_ptr()] for i, p in enumerate(params) if i not in layers]
         if others:
             supported = ", ".join(module.__name__ for module in cls._SUPPORTED_MODULES)
-            rule, others_named = f"belong to {supported}", ", ".join(others)
-            message = describe(
-                cls.__name__, "params", rule, others_named, "Leave them out"
-            )
-            raise NotImplementedError(
-                f"Found parameters in un-supported layers: {message}"
-            )
+            found, remedy = ", ".join(others), "Leave them out"
+            error = refusal("params", f"belong to {supported}", found, remedy)
+            message = f"Found parameters in un-supported layers: {error}"
+            raise NotImplementedError(message)
         for name in mapping:
             reason = reason_against(model_func.get_submodule(name))
             if reason is not None and not cls._COMPUTED_KERNELS:
                 rule = "multiply by its own parameters, as torch's layer does"
-                remedy = "Leave out its parameters, or see GGNDiagonalLinearOperator"
-                layer, value = f"layer {name!r}", f"one that {reason}"
-                raise NotImplementedError(
-                    describe(cls.__name__, layer, rule, value, remedy)
-                )
-        for position in sorted(known):
-            if params[position].is_complex():
-                argument = f"parameter {names[params[position].data_ptr()]!r}"
-                value = str(params[position].dtype)
-                raise NotImplementedError(
-                    describe(cls.__name__, argument, "be real", value)
-                )
-        layers: defaultdict[int, list[str]] = defaultdict(list)
-        for name, positions in mapping.items():
-            for position in positions.values():
-                layers[position].append(name)
+                remedy = "Leave them out, or see GGNDiagonalLinearOperator"
+                raise refusal(f"layer {name!r}", rule, f"one that {reason}", remedy)
+        for parameter in params:
+            if parameter.is_complex():
+                argument = f"parameter {names[parameter.data_ptr()]!r}"
+                raise refusal(argument, "be real", parameter.dtype)
         tied = [" and ".join(own) for own in layers.values() if len(own) > 1]
         if tied:
             rule, remedy = "belong to one layer each", "Use that layer several times"
-            found = f"some of layers {', '.join(tied)}"
-            raise NotImplementedError(
-                describe(cls.__name__, "params", rule, found, remedy)
-            )
+            raise refusal("params", rule, f"some of layers {', '.join(tied)}", remedy)
         return mapping
 
     # -- products

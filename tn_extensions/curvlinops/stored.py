@@ -7,8 +7,8 @@ that changes in place are not lost: damping, say, that is added to the factors.
 from __future__ import annotations
 
 from collections import UserDict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import pad
@@ -22,7 +22,7 @@ class Factors(UserDict[str, Tensor]):
     Reading replaces what is kept as a root by its matrix.
     """
 
-    _whole = staticmethod(dense)
+    _whole: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(dense)
 
     def __getitem__(self, name: str) -> Tensor:
         self.data[name] = self._whole(self.data[name])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -50,16 +49,16 @@ def per_sample_gradients(pairs: Pairs, key: str) -> Tensor:
         shaped = g.unflatten(2, use.conv.output_size)
         if key == "bias":
             return functional.bias_per_sample_grad(shaped, use.conv)
-        return functional.per_sample_grad(*of_one_dtype(use.x, shaped), use.conv)
+        x, shaped = of_one_dtype(use.x, shaped)
+        return functional.per_sample_grad(x, shaped, use.conv)
 
     return _sum(of_use(use, g) for use, g in pairs)
 
 
-def of_one_dtype(*tensors: Tensor) -> Iterator[Tensor]:
-    """Tensors, of which autocast may have made some in half precision."""
-    dtypes = {tensor.dtype for tensor in tensors}
-    common = reduce(torch.promote_types, dtypes)
-    return (tensor.to(common) for tensor in tensors)
+def of_one_dtype(x: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+    """Convert tensors, of which autocast may have made one in half precision."""
+    dtype = torch.promote_types(x.dtype, S.dtype)
+    return x.to(dtype), S.to(dtype)
 
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:

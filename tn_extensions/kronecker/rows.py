@@ -68,6 +68,6 @@ def _is_scaled(gradient: Tensor, scaled: Tensor, scales: Tensor) -> bool:
     expected = gradient.flatten(1) * scales.unsqueeze(1)
     errors = (scaled.flatten(1) - expected).abs().amax(1)
     sizes = expected.abs().amax(1)
-    # rounding does not decide: what is wrong is off by a factor of two
+    # rounding does not decide: products with powers of two are exact
     epsilon = torch.finfo(gradient.dtype).eps
-    return bool((errors <= epsilon**0.5 * sizes + 8 * epsilon * sizes.max()).all())
+    return bool((errors <= epsilon**0.5 / 4 * sizes + epsilon * sizes.max()).all())
