@@ -7,8 +7,8 @@ that changes in place are not lost: damping, say, that is added to the factors.
 from __future__ import annotations
 
 from collections import UserDict
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import pad
@@ -22,11 +22,13 @@ class Factors(UserDict[str, Tensor]):
     Reading replaces what is kept as a root by its matrix.
     """
 
-    _whole: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(dense)
-
     def __getitem__(self, name: str) -> Tensor:
         self.data[name] = self._whole(self.data[name])
         return unstacked(self.data[name])
+
+    @staticmethod
+    def _whole(factor: Tensor) -> Tensor:
+        return dense(factor)
 
     def __setitem__(self, name: str, factor: Tensor) -> None:
         self.data[name] = stacked(factor)
@@ -38,7 +40,9 @@ class Bases(Factors):
     Reading completes a basis of fewer vectors, ``[(G,) D, r]``.
     """
 
-    _whole = staticmethod(completed)
+    @staticmethod
+    def _whole(factor: Tensor) -> Tensor:
+        return completed(factor)
 
 
 class Eigenvalues(UserDict[str, Any]):
