@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
+
+from tn_extensions.errors import describe
 
 
 def matches(pattern: str, name: str, module: nn.Module) -> bool:
@@ -22,16 +24,32 @@ def matches(pattern: str, name: str, module: nn.Module) -> bool:
     return any(re.fullmatch(pattern, each) for each in names)
 
 
-def unmatched(patterns: Iterable[str], model: nn.Module) -> list[str]:
-    """Patterns that select no module of a model, of whatever kind: misspelt, probably.
+def check_patterns(owner: str, argument: str, patterns: Any, model: nn.Module) -> None:
+    """Refuse patterns that are misspelt.
 
     Args:
+        owner: What the user called.
+        argument: Its argument.
         patterns: As for :func:`matches`.
-        model: The model.
+        model: The model, of which each must match a module of whatever kind.
+
+    Raises:
+        TypeError: If they are a single string, or hold what is no string.
+        ValueError: If one is no regular expression, or matches nothing.
     """
+    if isinstance(patterns, str):
+        rule = "be a sequence of patterns"
+        raise TypeError(describe(owner, argument, rule, repr(patterns)))
     modules = list(model.named_modules())
-    return [
-        pattern
-        for pattern in patterns
-        if not any(matches(pattern, *module) for module in modules)
-    ]
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (TypeError, re.error) as error:
+            rule = f"hold regular expressions ({error})"
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(describe(owner, argument, rule, repr(pattern))) from None
+        if not any(matches(pattern, *module) for module in modules):
+            rule = "hold patterns that match names or classes of layers"
+            names = ", ".join(repr(name) for name, _ in modules if name)
+            remedy = f"Names are {names}" if names else ""
+            raise ValueError(describe(owner, argument, rule, repr(pattern), remedy))

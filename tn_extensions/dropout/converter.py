@@ -15,7 +15,7 @@ from torch import nn
 
 from tn_extensions.dropout.modules import KINDS, TensorDropout, checked
 from tn_extensions.errors import describe
-from tn_extensions.layer_names import matches, unmatched
+from tn_extensions.layer_names import check_patterns, matches
 from tn_extensions.sampling import Sampler
 from tn_extensions.sampling.samplers import check_keep
 
@@ -64,7 +64,7 @@ def convert(
     ['Conv2d', 'ReLU', 'TensorDropoutConv2d']
     """
     _check_model("convert", model)
-    _check_skip(model, skip)
+    check_patterns("convert", "skip", skip, model)
     layers: list[tuple[nn.Module, type[TensorDropout]]] = [
         (module, _CONVERTED[type(module)])
         for name, module in model.named_modules()
@@ -127,24 +127,6 @@ def _own(module: Any, kind: type[TensorDropout], keep: Any) -> Any:
         for index, share in keep.items()
         if re.fullmatch(kind.INDICES, index) and not single.get(index, False)
     }
-
-
-def _check_skip(model: nn.Module, skip: Any) -> None:
-    if isinstance(skip, str):
-        rule = "be a sequence of patterns"
-        raise TypeError(describe("convert", "skip", rule, repr(skip)))
-    for pattern in skip:
-        try:
-            re.compile(pattern)
-        except (TypeError, re.error) as error:
-            rule = f"hold regular expressions ({error})"
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(describe("convert", "skip", rule, repr(pattern))) from None
-    for pattern in unmatched(skip, model):
-        rule = "hold patterns that match names or classes of layers"
-        names = ", ".join(repr(name) for name, _ in model.named_modules() if name)
-        remedy = f"Names are {names}" if names else ""
-        raise ValueError(describe("convert", "skip", rule, repr(pattern), remedy))
 
 
 def _check_model(owner: str, model: object) -> None:

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from tn_extensions.errors import describe
 from tn_extensions.kronecker.layers import SUPPORTED, reason_against
-from tn_extensions.layer_names import matches
+from tn_extensions.layer_names import check_patterns, matches
 from tn_extensions.optim.layer import Layer
 from tn_extensions.optim.options import LayerOptions
 
@@ -51,21 +51,18 @@ def find_layers(
         ValueError: If there are none, an override is of none, or has a wrong option.
         NotImplementedError: If a parameter is sharded, or belongs to two layers.
     """
-    if isinstance(skip_layers, str):
-        rule = "be a sequence of patterns"
-        raise TypeError(describe(owner, "skip_layers", rule, repr(skip_layers)))
+    check_patterns(owner, "skip_layers", skip_layers, model)
     layers: dict[str, Layer] = {}
     used: set[str] = set()
     unsupported: dict[str, None] = {}
     reasons: dict[str, str] = {}
     for name, module in model.named_modules():
-        skipping = [each for each in skip_layers if matches(each, name, module)]
-        used.update(skipping)
+        is_skipped = any(matches(each, name, module) for each in skip_layers)
         is_supported = isinstance(module, SUPPORTED)
         # those of a kernel that is computed may belong to a module inside
         own = dict(module.named_parameters(recurse=is_supported))
         keys = [key for key, parameter in own.items() if parameter.requires_grad]
-        if not keys or skipping or isinstance(module, ParametrizationList):
+        if not keys or is_skipped or isinstance(module, ParametrizationList):
             continue
         if not is_supported:
             unsupported[type(module).__name__] = None
@@ -85,12 +82,10 @@ def find_layers(
         order = tuple(key for key in ("weight", "bias") if key in keys)
         layers[name] = Layer(name, module, order, mine, owner)
     supported = ", ".join(kind.__name__ for kind in SUPPORTED)
-    given = {"skip_layers": list(skip_layers), "overrides": list(overrides)}
-    for argument, patterns in given.items():
-        unused = [pattern for pattern in patterns if pattern not in used]
-        if unused:
-            rule = "be of layers of the model"
-            raise ValueError(describe(owner, argument, rule, ", ".join(unused)))
+    unused = [pattern for pattern in overrides if pattern not in used]
+    if unused:
+        rule = "be of layers of the model"
+        raise ValueError(describe(owner, "overrides", rule, ", ".join(unused)))
     others = [f"layer {name!r} {reason}" for name, reason in reasons.items()]
     if not layers:
         rule = f"have trained layers of {supported}"
