@@ -6,6 +6,7 @@ JOBS ?= 2
 define HELP
 make demo         train with KFAC and others, compare factors with BackPACK's
 make test         run the tests
+make test-processors  run some as on processors with other instructions
 make bench        measure the KFAC factors of real networks' layers
 make docs-figures draw the pictures of docs/, write its gallery
 make lint         check style, types and import layers
@@ -46,7 +47,7 @@ READY := $(VENV)/.tn_extensions-$(or $(KEY),none)
 IN_CHECKOUT := PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}"
 RUN := $(IN_CHECKOUT) "$(VENV)/bin/python"
 
-.PHONY: help demo test bench docs-figures lint format venv venv-key clean distclean
+.PHONY: help demo test test-processors bench docs-figures lint format venv venv-key clean distclean
 
 help:
 	@echo "$$HELP"
@@ -57,6 +58,13 @@ demo: $(READY)
 # the processes share the cores; more threads than that slow each other down
 test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+# results may differ in the last digits, which no test may see; these decompose matrices
+SMOKE = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(JOBS) -k "kronecker or native or singular \
+	or singd" tests/kronecker tests/compiler/test_native.py tests/optim
+test-processors: $(READY)
+	ATEN_CPU_CAPABILITY=default $(SMOKE)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(SMOKE)
 
 bench: $(READY)
 	$(RUN) -m experiments.factors $(BENCH_ARGS)

@@ -107,6 +107,11 @@ def test_sets_up_once(project: Project, target: str, module: str) -> None:
     assert project.calls() == [module]
 
 
+def test_two_other_processors(project: Project) -> None:
+    assert project.make("test-processors").returncode == 0
+    assert project.calls() == ["venv", "pip", "pytest", "pytest"]
+
+
 @pytest.mark.parametrize("name", ["setup.cfg", "pyproject.toml"])
 def test_metadata_decides_on_reuse(project: Project, name: str) -> None:
     project.make("venv")

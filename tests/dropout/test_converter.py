@@ -130,7 +130,11 @@ def test_one_layer_is_a_model() -> None:
 def test_what_is_not_exactly_torchs_stays() -> None:
     parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
     model = nn.Sequential(
-        nn.Linear(2, 2), parametrised, nn.LazyConv2d(2, 1), nn.ConvTranspose1d(2, 2, 1)
+        nn.Linear(2, 2),
+        parametrised,
+        nn.LazyConv2d(2, 1),
+        nn.ConvTranspose1d(2, 2, 1),
+        nn.Linear(2, 2, dtype=torch.complex64),
     )
     kinds = [type(module) for module in model]
     convert(model, {"n": 0.5})

@@ -391,3 +391,10 @@ def test_kernels_that_were_exchanged(layer: Any, shape: tuple[int, ...]) -> None
         torch.manual_seed(1)
         found.append(gradients(module, x))
     assert same(*found)
+
+
+def test_complex_layers_are_refused() -> None:
+    layer = TensorDropoutLinear(2, 2, keep={"n": 0.5}, dtype=torch.complex64)
+    with pytest.raises(TypeError) as caught:
+        layer(torch.ones(3, 2, dtype=torch.complex64))
+    assert_in_form(caught.value, "TensorDropoutLinear", "weight.dtype")

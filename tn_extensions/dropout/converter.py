@@ -37,8 +37,8 @@ def convert(
     """Let layers of a model estimate their weight's gradient, in place.
 
     All of exactly the classes ``torch.nn.Conv1d``, ``Conv2d``, ``Conv3d`` and
-    ``Linear``, and those converted before. Others (transposed convolutions, lazy or
-    parametrised layers, subclasses) stay as they are.
+    ``Linear``, and those converted before. Others (transposed convolutions, lazy,
+    parametrised or complex layers, subclasses) stay as they are.
 
     Args:
         model: The model, or one layer.
@@ -69,6 +69,7 @@ def convert(
         (module, _CONVERTED[type(module)])
         for name, module in model.named_modules()
         if type(module) in _CONVERTED
+        and not module.weight.is_complex()
         and not any(matches(each, name, module) for each in skip)
     ]
     if not layers:

@@ -59,6 +59,7 @@ class TensorDropout(_Base):
     EXTENDS: ClassVar[type[nn.Module]]
     """The layer whose values this one has."""
 
+    weight: Tensor
     keep: dict[str, float]
     sampler: Sampler
     generator: torch.Generator | None
@@ -86,6 +87,10 @@ class TensorDropout(_Base):
             and input.numel()
             and any(share < 1 for share in self.keep.values())
         ):
+            if self.weight.is_complex():
+                rule, remedy = "be real", "Complex layers are not supported"
+                owner, got = type(self).__name__, self.weight.dtype
+                raise TypeError(describe(owner, "weight.dtype", rule, got, remedy))
             return _uncompiled(self, input)
         return cast(Tensor, super().forward(input))
 
@@ -129,7 +134,6 @@ _uncompiled: Callable[[Any, Tensor], Tensor] = torch.compiler.disable(_estimated
 class TensorDropoutConv(TensorDropout):
     """Convolutions of any dimension."""
 
-    weight: Tensor
     _conv_forward: Callable[..., Tensor]
 
     def forward(self, input: Tensor) -> Tensor:
