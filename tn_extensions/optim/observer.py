@@ -184,10 +184,10 @@ class Observer:
             return
         # checkpointing demands that the same be saved each time, counted or not
         kept = engine.Kept(x)
+        if self.is_paused or not (self._is_inside or self.is_empirical):
+            return
         # a pass that is run again for a backward pass is that of the model
         is_known = self._is_inside or engine.current_pass() >= 0
-        if self.is_paused or not (is_known or self.is_empirical):
-            return
         observed = self._pass if is_known else _Pass()
         reason = layer.reason_against(x, observed.num_data)
         if reason is not None:
