@@ -10,8 +10,8 @@ from tests.compiler.lowerings import assert_all_evaluate, layer, with_pairs
 from tests.strategies import noise_tensor
 from tn_extensions import Conv, quantities
 from tn_extensions.compiler import lag_sums
-from tn_extensions.compiler.lags import Region
 from tn_extensions.compiler.lag_sums import is_thin, pieces, sum_box
+from tn_extensions.compiler.lags import Region
 from tn_extensions.compiler.primitives.correlate import correlate
 
 
