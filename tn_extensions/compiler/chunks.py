@@ -78,7 +78,7 @@ class Chunks:
             for node in network.nodes
         ]
         sizes = {**network.sizes, self.index: count}
-        return TensorNetwork(nodes, network.output, sizes)
+        return TensorNetwork.unchecked(nodes, network.output, sizes)
 
     def split(
         self, tensors: Mapping[str, Tensor], size: int

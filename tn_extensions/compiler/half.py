@@ -145,7 +145,7 @@ class Half:
         """The half alone, with axes ``(batch, columns, rows)``; only without pairs."""
         assert not self.dims
         matrix = (self.columns, self.rows) if rows_last else (self.rows, self.columns)
-        return TensorNetwork(
+        return TensorNetwork.unchecked(
             [self.operand, *self.patterns], (self.batch, *matrix), self.sizes
         )
 

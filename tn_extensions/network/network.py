@@ -64,6 +64,22 @@ class TensorNetwork(Face):
         object.__setattr__(self, "sizes", kept)
         check(self)
 
+    @classmethod
+    def unchecked(
+        cls,
+        nodes: Iterable[Node],
+        output: Iterable[Iterable[str]],
+        sizes: Mapping[str, int],
+    ) -> TensorNetwork:
+        """A network that follows from another one, and so is known to be in order."""
+        network = cls.__new__(cls)
+        in_order = tuple(sorted(nodes, key=lambda node: node.order))
+        object.__setattr__(network, "nodes", in_order)
+        object.__setattr__(network, "output", tuple(tuple(axis) for axis in output))
+        kept = {index: sizes[index] for index in network.indices}
+        object.__setattr__(network, "sizes", kept)
+        return network
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TensorNetwork):
             return NotImplemented
@@ -168,6 +184,23 @@ class TensorNetwork(Face):
         for node in removed:
             nodes.remove(node)
         return TensorNetwork(
+            [*nodes, *added],
+            self.output if output is None else output,
+            {**self.sizes, **(sizes or {})},
+        )
+
+    def rewrite(
+        self,
+        removed: Iterable[Node],
+        added: Iterable[Node],
+        sizes: Mapping[str, int] | None = None,
+        output: Iterable[Iterable[str]] | None = None,
+    ) -> TensorNetwork:
+        """As :meth:`replace` does, without checks: for rules, which are tested."""
+        nodes = list(self.nodes)
+        for node in removed:
+            nodes.remove(node)
+        return TensorNetwork.unchecked(
             [*nodes, *added],
             self.output if output is None else output,
             {**self.sizes, **(sizes or {})},

@@ -9,7 +9,7 @@ hit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from math import prod
 from typing import NamedTuple
@@ -43,14 +43,13 @@ class Affine:
 
     terms: tuple[tuple[str, int], ...]
     start: int = 0
+    indices: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """The indices, sorted."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "terms", tuple(sorted(self.terms)))
-
-    @cached_property
-    def indices(self) -> tuple[str, ...]:
-        """The indices, sorted."""
-        return tuple(index for index, _ in self.terms)
+        terms = self.terms if len(self.terms) < 2 else tuple(sorted(self.terms))
+        object.__setattr__(self, "terms", terms)
+        object.__setattr__(self, "indices", tuple(index for index, _ in terms))
 
     def stride(self, index: str) -> int:
         """Stride of an index."""

@@ -6,6 +6,7 @@ from tn_extensions.compiler.primitives.correlate import correlate
 from tn_extensions.compiler.primitives.crossed import crossed
 from tn_extensions.compiler.primitives.depthwise import depthwise
 from tn_extensions.compiler.primitives.einsum import einsum
+from tn_extensions.compiler.primitives.embed import embed
 from tn_extensions.compiler.primitives.gram import gram
 from tn_extensions.compiler.primitives.khatri_rao import khatri_rao
 from tn_extensions.compiler.primitives.lag import lag
@@ -28,7 +29,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
 )
 """Ways of evaluating a simplified network, its patterns joined or not."""
 
-COMPOSITES: tuple[Composite, ...] = (gram, pixel)
+COMPOSITES: tuple[Composite, ...] = (gram, pixel, embed)
 """The same, of parts that are planned in turn."""
 
 NATIVE: tuple[Primitive, ...] = (convolve,)

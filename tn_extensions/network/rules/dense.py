@@ -26,7 +26,7 @@ def dense(network: TensorNetwork) -> TensorNetwork | None:
         apart = not set(pattern.position.indices) & set(operand.indices)
         if isinstance(operand, Operand) and apart and _is_view(pattern, network):
             viewed = operand.substitute(pattern.index, pattern.position)
-            return network.replace((pattern, operand), (viewed,))
+            return network.rewrite((pattern, operand), (viewed,))
     return None
 
 

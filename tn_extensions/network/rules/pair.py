@@ -33,4 +33,4 @@ def pair(network: TensorNetwork, shared: str | None = None) -> TensorNetwork | N
     first, second = network.carriers(index)
     assert isinstance(first, Pattern) and isinstance(second, Pattern)
     joined = Pair(first, second, index, network.sizes[index])
-    return network.replace((first, second), (joined,))
+    return network.rewrite((first, second), (joined,))

@@ -46,7 +46,7 @@ def _narrow(
         return node.substitute(index, position)
 
     carriers = network.carriers(index)
-    return network.replace(carriers, map(narrow, carriers), sizes={index: count})
+    return network.rewrite(carriers, map(narrow, carriers), sizes={index: count})
 
 
 def _step(index: str, patterns: list[Pattern], low: int) -> int:

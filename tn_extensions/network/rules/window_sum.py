@@ -20,5 +20,5 @@ def window_sum(network: TensorNetwork) -> TensorNetwork | None:
         for pattern in network.patterns:
             if pattern is carriers[0] and pattern.index != index:
                 summed = pattern.sum(index, network.sizes[index])
-                return network.replace((pattern,), (summed,))
+                return network.rewrite((pattern,), (summed,))
     return None

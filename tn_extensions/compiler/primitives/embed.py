@@ -1,0 +1,74 @@
+"""Embed: zeros but where a pattern ties an index of the result to another one.
+
+A pattern that joins two indices of the result, and one of them to nothing else, only
+says where the rest of the network goes: on a diagonal, or, without a term, at one
+position. Jacobians have such patterns, for what output and operand have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+from torch import Tensor
+
+from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
+from tn_extensions.compiler.strided import grouped
+from tn_extensions.network import Pattern, TensorNetwork
+
+
+def embed(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
+    """Evaluate the rest, and write it to where the pattern is one."""
+    pattern = next((p for p in network.patterns if _is_place(p, network)), None)
+    if pattern is None or 0 in network.sizes.values():
+        return
+    sizes, index = network.sizes, pattern.index
+    output = (tuple(j for j in axis if j != index) for axis in network.output)
+    rest = network.rewrite([pattern], [], output=output)
+    way = lower(rest, target)
+    indices, kept = network.output_indices, rest.output_indices
+    lengths = [len(axis) for axis in network.output]
+    axis = indices.index(index)
+
+    def compute(tensors: Tensors) -> Tensor:
+        value = way.value(tensors).reshape([sizes[j] for j in kept])
+        result = value.new_zeros([sizes[j] for j in indices])
+        if not pattern.position.terms:
+            result.select(axis, pattern.position.start).copy_(value)
+            return grouped(result, lengths)
+        ((term, stride),) = pattern.position.terms
+        reads = pattern.progressions(term, index, sizes)
+        ((_, first, offset, _, begin, end),) = reads
+        places = slice(first + stride * begin, first + stride * end, stride)
+        own, other = axis, indices.index(term)
+        chosen = [slice(None)] * len(indices)
+        chosen[own] = places
+        chosen[other] = slice(offset + begin, offset + end)
+        diagonal = result[tuple(chosen)].diagonal(dim1=own, dim2=other)
+        at = kept.index(term)
+        diagonal.copy_(value.narrow(at, offset + begin, end - begin).movedim(at, -1))
+        return grouped(result, lengths)
+
+    elements, own = prod(network.shape), prod(rest.shape)
+    moved = target.rates.move(elements, target.itemsize)
+    cost = way.cost + moved + target.rates.move(own, target.itemsize, 8)
+    steps = (*way.steps, f"write it to zeros, where {index} is hit")
+    yield Lowering(
+        f"embed({way.primitive})",
+        steps,
+        cost.holding(way.cost.peak + own + elements),
+        lambda tensors, sink: sink.put(sink.out, compute(tensors)),
+        compute,
+    )
+
+
+def _is_place(pattern: Pattern, network: TensorNetwork) -> bool:
+    """Whether only the pattern carries the index that it hits, and all are kept."""
+    kept, terms = set(network.output_indices), pattern.position.terms
+    alone = pattern.index in kept and len(network.carriers(pattern.index)) == 1
+    if not alone or pattern.summed or len(terms) > 1:
+        return False
+    if not terms:
+        return 0 <= pattern.position.start < network.sizes[pattern.index]
+    ((term, stride),) = terms
+    return stride > 0 and term in kept and len(network.carriers(term)) > 1
