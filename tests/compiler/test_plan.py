@@ -6,6 +6,7 @@ import importlib
 import statistics
 import threading
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -293,3 +294,76 @@ def test_plain_convolutions_are_torchs(name: str, options: dict[str, Any]) -> No
     assert chosen.lowering.primitive.startswith("native ")
     names = [other.primitive for other in chosen.rejected]
     assert names and chosen.lowering.primitive not in names
+
+
+LONG: list[tuple[dict[str, Any], str]] = [
+    (options, f"{options}")
+    for options in (
+        {"kernel_size": (300,), "input_size": (800,)},
+        {"kernel_size": (4096,), "input_size": (8192,), "padding": 2048},
+        {"kernel_size": (4096,), "input_size": (9000,), "stride": 3, "groups": 2},
+        {"kernel_size": (4096,), "input_size": (500,), "stride": 2, "transposed": True},
+        {"kernel_size": (31, 31), "input_size": (64, 64), "padding": 15, "groups": 2},
+        {"kernel_size": (31, 31), "input_size": (40, 40), "dilation": 2, "padding": 30},
+        {"kernel_size": (15, 15, 15), "input_size": (24, 24, 24), "padding": 7},
+        {"kernel_size": (15, 15, 15), "input_size": (20, 20, 20), "groups": 2},
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "options", [options for options, _ in LONG], ids=[name for _, name in LONG]
+)
+@pytest.mark.parametrize(
+    ("quantity", "arguments"),
+    [("kfac_expand", ()), ("kfac_reduce", ()), ("patch_sum", ()), ("ggn_gram", (3,))]
+    + [
+        ("per_sample_grad_norm", (None,)),
+        ("ggn_diagonal", (3,)),
+        ("unfold_weight", ()),
+    ],
+)
+def test_long_kernels_are_planned_in_little_memory(
+    quantity: str, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    conv = Conv.make(2, 2, **options)
+    network = getattr(quantities, quantity)(conv, 2, *arguments)
+    module.forget_plans()
+    tracemalloc.start()
+    try:
+        plan(network)
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 270, "input_size": 280, "padding": 5},
+        {"kernel_size": 270, "input_size": 300, "stride": 2, "groups": 2},
+        {"kernel_size": 260, "input_size": 20, "stride": 3, "transposed": True},
+        {"kernel_size": (14, 15), "input_size": (16, 15), "padding": 2, "groups": 2},
+    ],
+)
+@pytest.mark.parametrize("kind", ["expand", "reduce"])
+def test_values_of_long_kernels(kind: str, options: dict[str, Any]) -> None:
+    conv = Conv.make(2, 2, **options)
+    x = noise_tensor((2, 2, *conv.input_size))
+    expected = torch.from_numpy(dense.factor(conv, x.numpy(), kind))
+    assert_close(getattr(functional, f"kfac_{kind}")(x, conv), expected)
+
+
+def test_few_bytes_over_the_budget_do_not_decide() -> None:
+    target = factor_plan().target
+
+    def way(seconds: float, budgets: float) -> Lowering:
+        cost = Cost(
+            seconds=seconds, peak=int(budgets * target.budget / target.itemsize)
+        )
+        return Lowering("some", (), cost, lambda tensors, sink: None)
+
+    order = module._preference(target)
+    assert order(way(1.0, 3.2)) < order(way(100.0, 3.1))
+    assert order(way(100.0, 1.9)) < order(way(1.0, 3.1))
+    assert order(way(100.0, 1.0)) < order(way(1.0, 1.01))
