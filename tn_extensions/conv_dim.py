@@ -139,7 +139,7 @@ def set_int(owner: Any, name: str, minimum: int) -> None:
 
 
 def is_scalar(value: Any) -> bool:
-    """Whether a value is one for all dimensions, not a sequence of them."""
+    """Tell whether a value is one for all dimensions, not a sequence of them."""
     if isinstance(value, (tuple, list)):
         return False
     try:

@@ -267,7 +267,7 @@ class Extension(BackpropExtension):
 
 
 def _is_index(value: Any) -> bool:
-    """Whether a value is an integer, and no entry of a mask."""
+    """Tell whether a value is an integer, and no entry of a mask."""
     is_boolean = isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool
     try:
         index(value)
@@ -277,7 +277,7 @@ def _is_index(value: Any) -> bool:
 
 
 def _differ(output: Tensor | None, gradient: Tensor | None) -> bool:
-    """Whether a gradient belongs to another forward pass than the output held."""
+    """Tell whether a gradient is of another forward pass than the output held."""
     if output is None or gradient is None:
         return False
     return output.shape != gradient.shape

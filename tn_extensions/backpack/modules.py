@@ -53,7 +53,7 @@ MAX_POOLS: tuple[type[Module], ...] = (
 
 
 def num_axes(module: Module) -> int:
-    """How many axes a module's input has at least, if the first is of samples."""
+    """Count the axes that a batch of a module's inputs has at least."""
     for kinds in (CONVOLUTIONS, MAX_POOLS):
         for i, kind in enumerate(kinds):
             if isinstance(module, kind):

@@ -138,7 +138,7 @@ class Region:
         return replace(self, begin=self.begin + self.step * begin, count=count)
 
     def within(self, member: Member) -> slice:
-        """Where a member's lags are among these, from its first to its last."""
+        """Find a member's lags among these, from its first to its last."""
         begin = (member.first_lag - self.lag) // self.spacing
         length = (member.last_lag - member.first_lag) // self.spacing + 1
         return slice(begin, begin + length)

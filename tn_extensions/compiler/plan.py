@@ -245,7 +245,7 @@ _FIRST_TOUCH = 4e10
 
 
 def _preference(target: Target) -> Callable[[Lowering], tuple[float, float]]:
-    """What fits the budget, then what is fast and, at about one speed, lean.
+    """Rank by fit into the budget, then by speed and, at about one speed, by memory.
 
     Of what does not fit, what holds most budgets less: a few bytes are not worth being
     many times slower.

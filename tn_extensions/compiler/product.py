@@ -56,7 +56,7 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
 
 
 def sums_one_by_one(left: Tensor, right: Tensor) -> bool:
-    """Whether CPUs' libraries would lose digits of a product of float32.
+    """Tell whether CPUs' libraries would lose digits of a product of float32.
 
     Where either matrix has few rows, they sum the terms one by one, however many.
     """

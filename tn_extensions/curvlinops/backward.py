@@ -251,7 +251,7 @@ class BackwardPasses:
                 raise ValueError(describe(owner, argument, "be finite", "inf or nan"))
 
     def _ends(self, output: Tensor, uses: Uses) -> list[Tensor]:
-        """Where passes end that are to reach all layers.
+        """Find where passes end that are to reach all layers.
 
         Passes to the layers closest to the input reach all others on their way, without
         gradients of the parameters there.

@@ -1,4 +1,4 @@
-"""What operators keep of each layer, and what curvlinops' users read of it.
+"""Factors and eigenvectors as operators keep them, and as curvlinops' users read them.
 
 Reading gives what curvlinops keeps, and that is what the operator uses from then on, so
 that changes in place are not lost: damping, say, that is added to the factors.
@@ -98,12 +98,12 @@ def padded(values: Tensor, sizes: list[int]) -> Tensor:
 
 
 def kept(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept: matrices or roots, eigenvectors and values without a null space."""
+    """Return what is kept: matrices or roots, eigenvectors without a null space."""
     return stored.data if isinstance(stored, UserDict) else dict(stored)
 
 
 def state(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is kept, without the axis of groups where there are none."""
+    """Return what is kept, without the axis of groups where there are none."""
     return {name: unstacked(stacked(own)) for name, own in kept(stored).items()}
 
 

@@ -48,7 +48,7 @@ def plan(quantity: Quantity, x: Tensor, conv: Conv, **arguments: Any) -> Plan:
 
 
 def _check_arguments(quantity: Quantity, arguments: dict[str, Any]) -> None:
-    """What a quantity takes beyond hyper-parameters and batch size is there."""
+    """Refuse to go on without what a quantity takes beyond the hyper-parameters."""
     signature = inspect.signature(getattr(quantities, quantity))
     _, _, *known = signature.parameters.values()
     for name in arguments:

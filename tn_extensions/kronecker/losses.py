@@ -79,7 +79,7 @@ def in_rows(loss: Any, output: Tensor, y: Tensor) -> tuple[Any, Tensor, Tensor]:
 
 
 def _are_probabilities(y: Tensor) -> bool:
-    """Whether targets of a cross entropy are probabilities of classes."""
+    """Tell whether targets of a cross entropy are probabilities of classes."""
     return y.is_floating_point() and y.dim() > 1
 
 

@@ -1,4 +1,4 @@
-"""Which rows of a first axis belong to which datum, as gradients tell.
+"""Rows of a first axis, and the data they belong to, as gradients tell.
 
 Frames or windows may be folded into the first axis, next to each other
 (``flatten(0, 1)``), and views of the same data joined by ``cat``. Shapes do not tell
@@ -64,7 +64,7 @@ def _scales(num_data: int, like: Tensor) -> Tensor:
 
 
 def _is_scaled(gradient: Tensor, scaled: Tensor, scales: Tensor) -> bool:
-    """Whether rows of the one are those of the other, times a number each."""
+    """Tell whether rows of one are those of the other, times a number each."""
     expected = gradient.flatten(1) * scales.unsqueeze(1)
     errors = (scaled.flatten(1) - expected).abs().amax(1)
     sizes = expected.abs().amax(1)

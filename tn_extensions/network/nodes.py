@@ -301,7 +301,7 @@ def _hull(
 def _hit(
     start: int, stride: int, size: int, step: int, read: int, shared: int
 ) -> tuple[Progression, ...]:
-    """What is read at ``start + stride * free + step * shared``."""
+    """Return what is read at ``start + stride * free + step * shared``."""
     found = []
     for free in range(size):
         at = start + stride * free
@@ -315,7 +315,7 @@ def _hit(
 def _hitting(
     start: int, stride: int, size: int, step: int, read: int, shared: int
 ) -> tuple[Progression, ...]:
-    """What is read where ``shared = start + stride * free + step * read``.
+    """Return what is read where ``shared = start + stride * free + step * read``.
 
     It advances by one as ``shared`` does by ``step``.
     """

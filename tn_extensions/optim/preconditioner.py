@@ -285,7 +285,7 @@ class KFACPreconditioner:
         return layers
 
     def _check_gradients(self, layers: Mapping[str, Layer]) -> bool:
-        """Whether gradients are finite."""
+        """Tell whether gradients are finite."""
         gradients = {
             f"{name}.{key}": own
             for name, layer in layers.items()

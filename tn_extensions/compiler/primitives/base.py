@@ -41,7 +41,7 @@ class Target:
     varying: frozenset[str] = frozenset()
 
     def with_varying(self, index: str) -> Target:
-        """The same, with one more index whose size may differ."""
+        """Return the target with one more index whose size may differ."""
         varying = self.varying | {index, prime(index)}
         return replace(self, varying=varying)
 
@@ -66,7 +66,7 @@ class Lowering:
     view: Callable[[Tensors], Tensor] | None = None
 
     def describes(self, other: Lowering) -> bool:
-        """Whether another one does the same, at the same cost."""
+        """Tell whether another one takes the same steps, at the same cost."""
         one, two = ((way.primitive, way.steps, way.cost) for way in (self, other))
         return one == two
 

@@ -63,7 +63,7 @@ def embed(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowe
 
 
 def _is_place(pattern: Pattern, network: TensorNetwork) -> bool:
-    """Whether only the pattern carries the index that it hits, and all are kept."""
+    """Tell whether only the pattern carries the index that it hits; all are kept."""
     kept, terms = set(network.output_indices), pattern.position.terms
     alone = pattern.index in kept and len(network.carriers(pattern.index)) == 1
     if not alone or pattern.summed or len(terms) > 1:

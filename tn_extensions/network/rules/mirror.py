@@ -18,7 +18,7 @@ def mirror(network: TensorNetwork) -> TensorNetwork:
 
 
 def exchange(network: TensorNetwork) -> Rename:
-    """What exchanges each index of a network and its primed copy."""
+    """Return the exchange of each index of a network and its primed copy."""
     names = {
         index: mirrored(index)
         for index in network.indices
