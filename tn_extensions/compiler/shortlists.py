@@ -17,7 +17,7 @@ from tn_extensions.network.index import is_primed, prime
 from tn_extensions.network.nodes import Node
 
 Source = tuple[tuple[str, ...] | None, int]
-"""Where a candidate comes from.
+"""Origin of a candidate.
 
 The indices over which patterns are joined, or None for the network as it was defined,
 and the number of the primitive.
@@ -49,7 +49,7 @@ def varying_indices(network: TensorNetwork) -> frozenset[str]:
 
 
 class Shortlists:
-    """What was worth pricing, by networks for which everything was."""
+    """Candidates worth pricing, by networks for which all have been priced."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, list[tuple[Sizes, frozenset[Source]]]] = {}

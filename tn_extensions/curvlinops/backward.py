@@ -57,7 +57,7 @@ class BackwardPasses:
 
     @cached_property
     def _computed(self) -> dict[str, dict[str, Tensor]]:
-        """What layers compute their kernels from, by name."""
+        """Parameters that layers compute their kernels from, by name."""
         return {
             name: {key: module.get_parameter(key) for key in self._mapping[name]}
             for name, module in self._computing.items()

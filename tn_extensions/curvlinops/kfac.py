@@ -66,7 +66,7 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
     _corrected_eigenvalues: Mapping[str, Any] = MappingProxyType({})
     """By layer. EKFAC has them."""
     _COMPUTED_KERNELS = False
-    """Whether layers may compute their kernels from their parameters."""
+    """True if layers may compute their kernels from their parameters."""
 
     def __init__(self, *args: Any, groups: Groups = "separate", **kwargs: Any) -> None:
         if groups not in get_args(Groups):

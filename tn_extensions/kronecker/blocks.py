@@ -262,7 +262,7 @@ class Rotated:
 
     @property
     def is_definite(self) -> bool:
-        """Whether all eigenvalues are finite and positive."""
+        """True if all eigenvalues are finite and positive."""
         rest = not self.is_thin or self.rest > 0
         return rest and self.is_finite and bool((self.values > 0).all())
 

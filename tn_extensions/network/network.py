@@ -180,14 +180,7 @@ class TensorNetwork(Face):
         output: Iterable[Iterable[str]] | None = None,
     ) -> TensorNetwork:
         """A network with some nodes (once each), sizes or the output exchanged."""
-        nodes = list(self.nodes)
-        for node in removed:
-            nodes.remove(node)
-        return TensorNetwork(
-            [*nodes, *added],
-            self.output if output is None else output,
-            {**self.sizes, **(sizes or {})},
-        )
+        return TensorNetwork(*self._exchanged(removed, added, sizes, output))
 
     def rewrite(
         self,
@@ -197,10 +190,20 @@ class TensorNetwork(Face):
         output: Iterable[Iterable[str]] | None = None,
     ) -> TensorNetwork:
         """As :meth:`replace` does, without checks: for rules, which are tested."""
+        return TensorNetwork.unchecked(*self._exchanged(removed, added, sizes, output))
+
+    def _exchanged(
+        self,
+        removed: Iterable[Node],
+        added: Iterable[Node],
+        sizes: Mapping[str, int] | None,
+        output: Iterable[Iterable[str]] | None,
+    ) -> tuple[Iterable[Node], Iterable[Iterable[str]], Mapping[str, int]]:
+        """Return nodes, output and sizes after an exchange."""
         nodes = list(self.nodes)
         for node in removed:
             nodes.remove(node)
-        return TensorNetwork.unchecked(
+        return (
             [*nodes, *added],
             self.output if output is None else output,
             {**self.sizes, **(sizes or {})},

@@ -28,7 +28,7 @@ class _Ordered:
 
     @cached_property
     def order(self) -> str:
-        """What networks sort by."""
+        """Key by which networks sort their nodes."""
         return repr(self)
 
 

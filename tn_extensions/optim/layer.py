@@ -112,7 +112,7 @@ class Layer:
         self._noted: dict[str, tuple[weakref.ref[Tensor], int]] = {}
         """Gradients, and their versions, after a pass added to them or a step."""
         self._is_new = False
-        """Whether a pass has added to them since the last step."""
+        """True once a pass has added to them since the last step."""
         self._damping = self._decay = 0.0
 
     @property
@@ -139,7 +139,7 @@ class Layer:
 
     @property
     def is_intact(self) -> bool:
-        """Whether it still multiplies by its parameters."""
+        """True while it multiplies by its own parameters."""
         is_whole = len(self.parameters) == len(self.keys)
         return is_whole and reason_against(self.module) is None
 
@@ -191,7 +191,7 @@ class Layer:
 
     @property
     def is_preconditioned(self) -> bool:
-        """Whether the gradients are what the last step left."""
+        """True if the gradients are those that the last step left."""
         return not self._is_new and all(map(self._is_as_noted, self.gradients))
 
     def drop_what_was_discarded(self) -> None:

@@ -33,7 +33,7 @@ class _Pass:
         self.uses: defaultdict[str, list[_Use]] = defaultdict(list)
         """Uses of the layers, until own backward passes have been made."""
         self.gathered: defaultdict[str, Gathered] = defaultdict(Gathered)
-        """What own backward passes gathered."""
+        """Statistics from own backward passes, by layer."""
 
 
 @dataclass(eq=False)
