@@ -14,7 +14,13 @@ from torch import Tensor
 from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.allocate import empty
 from tn_extensions.compiler.budget import current_budget
-from tn_extensions.compiler.candidate import Candidate, Primitive, Target, Tensors
+from tn_extensions.compiler.candidate import (
+    Candidate,
+    Primitive,
+    Target,
+    Tensors,
+    wants_definition,
+)
 from tn_extensions.compiler.cost import Cost, rates
 from tn_extensions.compiler.primitives import PRIMITIVES
 from tn_extensions.compiler.shortlists import CLOSE, Shortlists, Source, varying_indices
@@ -262,7 +268,8 @@ def _candidates(
     for joined, form in _forms(network, simplified, wanted):
         for number, primitive in enumerate((*PRIMITIVES, *_registered)):
             source = (joined, number)
-            if wanted is None or source in wanted:
+            fits = wants_definition(primitive) == (joined is None)
+            if fits and (wanted is None or source in wanted):
                 for candidate in primitive(form, target):
                     yield source, candidate
 
@@ -277,8 +284,7 @@ def _forms(
     As it was defined (None), which is how torch's kernels know it; simplified; and with
     patterns joined over each subset of the indices that allow it.
     """
-    if network != simplified:
-        yield None, network
+    yield None, network
     indices = pairable(simplified)
     for chosen in product((False, True), repeat=len(indices)):
         joined = tuple(compress(indices, chosen))
