@@ -3,6 +3,9 @@
 from tn_extensions import functional, quantities
 from tn_extensions.compiler import calibrate, memory_budget
 from tn_extensions.conv import Conv, ConvDim
+from tn_extensions.diagram import draw, tikz
+from tn_extensions.functional.contract import evaluate
+from tn_extensions.functional.explain import explain
 from tn_extensions.network import TensorNetwork
 
 __version__ = "0.1.0.dev0"
@@ -12,7 +15,11 @@ __all__ = [
     "ConvDim",
     "TensorNetwork",
     "calibrate",
+    "draw",
+    "evaluate",
+    "explain",
     "functional",
     "memory_budget",
     "quantities",
+    "tikz",
 ]

@@ -1,11 +1,10 @@
-"""What a network will cost, before it is run."""
+"""What evaluating a network takes, before it is done."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import count
 from typing import get_args
 
@@ -18,7 +17,9 @@ from tn_extensions.compiler.cost import Cost
 from tn_extensions.conv import Conv
 from tn_extensions.conv_dim import ConvDim
 from tn_extensions.errors import describe
+from tn_extensions.functional import bias, factors, gradients, linear
 from tn_extensions.network import Pattern, TensorNetwork
+from tn_extensions.network.methods import method_of
 from tn_extensions.quantities import Quantity
 
 
@@ -54,8 +55,9 @@ class Explanation:
     @property
     def function(self) -> Callable[..., Tensor] | None:
         """The function of :mod:`tn_extensions.functional` for it, if there is one."""
-        functional = import_module("tn_extensions.functional")
-        return getattr(functional, self.quantity or "", None)
+        modules = (bias, factors, gradients, linear)
+        functions = (getattr(module, self.quantity or "", None) for module in modules)
+        return next(filter(None, functions), None)
 
     def __str__(self) -> str:
         lines = [str(self.plan)]
@@ -66,12 +68,32 @@ class Explanation:
     __repr__ = __str__
 
 
+@method_of(TensorNetwork)
 def explain(
     network: TensorNetwork,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
+    **sizes: int,
 ) -> Explanation:
-    """Plan a network; see :meth:`TensorNetwork.explain`."""
+    """Plan the evaluation of a network, without doing it; print the result.
+
+    Args:
+        network: What to explain.
+        dtype: Type in which to compute. Default: float32.
+        device: Device, of which the type matters, e.g. ``"cpu"`` or ``"cuda"``.
+        **sizes: Sizes of indices, to ask for others than the network's: ``n=128``.
+
+    Returns:
+        The plan, its cost, what was rejected at which cost, and the function of
+        :mod:`tn_extensions.functional` that computes the same, if there is one.
+
+    Raises:
+        TypeError: If ``dtype`` is no floating point type, or a size no integer.
+        ValueError: If there is no such device, or the network has no such index or
+            reads a part of it only.
+    """
+    if sizes:
+        network = network.resize(sizes)
     name = "TensorNetwork.explain"
     dtype = torch.float32 if dtype is None else dtype
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
