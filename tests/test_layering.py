@@ -87,6 +87,7 @@ def test_contracts_hold() -> None:
         ("backpack/kfac.py", "import curvlinops", "imports curvlinops"),
         ("diagram/route.py", "import torch", "symbolic"),
         ("network/network.py", "import tn_extensions.diagram.layout", "downwards"),
+        ("network/nodes.py", "import tn_extensions.network.network", "each other"),
         ("diagram/tikz.py", "import matplotlib", "matplotlib is optional"),
         ("curvlinops/kfac.py", "from laplace import Laplace", "laplace is optional"),
     ],
