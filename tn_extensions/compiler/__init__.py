@@ -2,6 +2,16 @@
 
 from tn_extensions.compiler.budget import memory_budget
 from tn_extensions.compiler.calibrate import calibrate
+from tn_extensions.compiler.listing import Plans, plans
 from tn_extensions.compiler.plan import Plan, plan, register, unregister
 
-__all__ = ["Plan", "calibrate", "memory_budget", "plan", "register", "unregister"]
+__all__ = [
+    "Plan",
+    "Plans",
+    "calibrate",
+    "memory_budget",
+    "plan",
+    "plans",
+    "register",
+    "unregister",
+]

@@ -18,12 +18,13 @@ from tn_extensions.compiler.candidate import Candidate, Primitive, Target, Tenso
 from tn_extensions.compiler.cost import Cost, rates
 from tn_extensions.compiler.primitives import PRIMITIVES
 from tn_extensions.compiler.shortlists import CLOSE, Shortlists, Source, varying_indices
+from tn_extensions.compiler.table import mebi, milli, plan_table, si
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import Step, TensorNetwork, simplify
 from tn_extensions.network.rules import pair, pairable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """How a network is evaluated.
 
@@ -54,27 +55,17 @@ class Plan:
     @property
     def summary(self) -> str:
         """The chosen way in a line."""
-        cost = self.cost
+        cost, itemsize = self.cost, self.target.itemsize
         return (
-            f"{self.candidate.name}: {_si(cost.flops)} multiply-adds, "
-            f"{_si(cost.bytes)}B moved, {_si(cost.peak)} elements held, "
-            f"about {cost.seconds * 1e3:.2g} ms"
+            f"{self.candidate.name}: {si(cost.flops)} multiply-adds, "
+            f"{mebi(cost.bytes)} MiB moved, {mebi(cost.peak * itemsize)} MiB held, "
+            f"about {milli(cost.seconds)} ms"
         )
 
     def __str__(self) -> str:
-        lines = [f"Plan {self.network.equation()} -> {list(self.network.shape)}"]
-        lines += [f"  rewrite  {step.rule}" for step in self.rewriting]
-        lines.append(f"  chosen   {self.summary}")
-        lines += [
-            f"           {step.name} {step.shapes}"
-            for step in self.candidate.operations
-        ]
-        lines += [
-            f"  rejected {other.name}: about {other.cost.seconds * 1e3:.2g} ms, "
-            f"{_si(other.cost.peak)} elements held"
-            for other in self.rejected
-        ]
-        return "\n".join(lines)
+        return plan_table(
+            self.network, self.rewriting, self.candidate, self.target, self.rejected
+        )
 
     __repr__ = __str__
 
@@ -96,6 +87,12 @@ class Plan:
         Returns:
             The scaled result, or ``out``.
         """
+        if out is not None and out.shape and 1 not in (out.stride(-1), out.shape[-1]):
+            # matrix products write rows
+            result = self.run(tensors, scale)
+            return out.add_(result) if accumulate else out.copy_(result)
+        for listen in tuple(listeners):
+            listen(self)
         candidate = self.candidate
         if out is None and candidate.compute is None and is_traced(tensors.values()):
             # the cheapest way that can be differentiated, if there is one
@@ -107,22 +104,12 @@ class Plan:
         if out is None:
             like = next(iter(tensors.values()))
             out, accumulate = empty(self.network.shape, like), False
-        if not out.shape or out.stride(-1) == 1 or out.shape[-1] == 1:
-            candidate.run(tensors, Accumulator(out, scale, fresh=not accumulate))
-        else:  # matrix products write rows
-            result = self.run(tensors, scale)
-            out.add_(result) if accumulate else out.copy_(result)
+        candidate.run(tensors, Accumulator(out, scale, fresh=not accumulate))
         return out
 
 
-def _si(number: float) -> str:
-    for unit in ("", "k", "M", "G", "T"):
-        if abs(number) < 1000:
-            return (
-                f"{number:.3g} {unit}".rstrip() if not unit else f"{number:.3g} {unit}"
-            )
-        number /= 1000
-    return f"{number:.3g} P"
+listeners: list[Callable[[Plan], None]] = []
+"""Called with each plan that runs, before it does."""
 
 
 def plan(

@@ -30,27 +30,31 @@ def plan_table(
         rejected: The other candidates, best first.
     """
     cost = candidate.cost
+    held, budget = candidate.peak * target.itemsize, target.budget
+    totals = [
+        ("candidate", candidate.name),
+        ("multiply-adds", si(cost.flops)),
+        ("moved", f"{mebi(cost.bytes)} MiB"),
+        ("memory", f"{mebi(held)} MiB of a budget of {mebi(budget)} MiB"),
+        ("time", f"about {milli(cost.seconds)} ms"),
+    ]
     rules = Counter(step.rule for step in rewriting)
-    totals = [("candidate", candidate.name)]
-    totals += [("multiply-adds", si(cost.flops))]
-    held, budget = candidate.peak * target.itemsize, mebi(target.budget)
-    totals += [("memory", f"{mebi(held)} MiB of a budget of {budget} MiB")]
-    totals += [("time", f"about {milli(cost.seconds)} ms")]
-    operands = {operand.name: operand for operand in network.operands}
-    for name, operand in operands.items():
-        text = node_text(operand, network.sizes)
-        totals += [(f"operand {name}", f"{text} of shape {list(operand.shape)}")]
-    text = output_text(network.output)
-    totals += [("result", f"{text} of shape {list(network.shape)}")]
     if rules:
         steps = (rule if n == 1 else f"{rule} {n} times" for rule, n in rules.items())
-        totals += [("rewritten by", ", ".join(steps))]
+        totals.append(("rewriting", ", ".join(steps)))
+    axes = {operand.name: operand for operand in reversed(network.operands)}
+    for operand in reversed(axes.values()):
+        text = node_text(operand, network.sizes)
+        totals.append(("operand", f"{text} of shape {list(operand.shape)}"))
+    text = output_text(network.output)
+    totals.append(("output", f"{text} of shape {list(network.shape)}"))
     head = ("operation", "shapes", "times", "multiply-adds", "MiB moved", "ms")
     rows = []
-    for operation in candidate.operations:
-        total = operation.cost.times(operation.times)
-        numbers = (si(total.flops), mebi(total.bytes), milli(total.seconds))
-        rows.append((operation.name, operation.shapes, str(operation.times), *numbers))
+    for row in candidate.operations:
+        total = row.cost.times(row.times)
+        numbers = si(total.flops), mebi(total.bytes), milli(total.seconds)
+        shown = ("" if number == "0" else number for number in numbers)
+        rows.append((row.name, row.shapes, str(row.times), *shown))
     parts = [
         f"Plan of {recognise(network) or 'a network'}",
         *aligned(totals, indent=2),
@@ -85,22 +89,22 @@ def _reason(chosen: Candidate, target: Target, other: Candidate) -> str:
         return f"{mebi(excess)} MiB over the budget"
     ratio = other.cost.seconds / chosen.cost.seconds if chosen.cost.seconds else 1.0
     if ratio >= 1.005:
-        return f"{ratio:.3g} times as long"
+        return f"slower by a factor of {ratio:.3g}"
     more = (other.peak - chosen.peak) * target.itemsize
-    return f"as fast, holds {mebi(more)} MiB more" if more > 0 else "as fast"
+    return f"not faster, holds {mebi(more)} MiB more" if more > 0 else "not faster"
 
 
 def ruled(
     head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int
 ) -> list[str]:
-    """Write a table between rules.
+    r"""Write a table between rules.
 
     Args:
         head: Titles of the columns.
         rows: The cells.
         text_columns: How many columns are text; what follows are numbers.
 
-    >>> print(*ruled(["name", "size"], [["a", "1"], ["bc", "12"]], 1), sep="\\n")
+    >>> print(*ruled(["name", "size"], [["a", "1"], ["bc", "12"]], 1), sep="\n")
     ----------
     name  size
     ----------
@@ -146,8 +150,8 @@ def si(number: float) -> str:
 def mebi(count: float) -> str:
     """Write bytes in MiB.
 
-    >>> mebi(2**28), mebi(12345), mebi(0)
-    ('256', '0.012', '0')
+    >>> mebi(2**28), mebi(12345), mebi(3e11)
+    ('256', '0.012', '286102')
     """
     return _short(count / _MEBI)
 
@@ -162,6 +166,4 @@ def milli(seconds: float) -> str:
 
 
 def _short(number: float) -> str:
-    digits = 0 if abs(number) >= 100 else 1 if abs(number) >= 10 else 3
-    text = f"{number:.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{number:.0f}" if abs(number) >= 999.5 else f"{round(number, 3):.3g}"
