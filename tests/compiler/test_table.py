@@ -42,12 +42,12 @@ Plan of a network
   time           about 2 ms
   operand        x[n, i] of shape [8, 4]
   output         [n] of shape [8]
---------------------------------------------------------
-operation  shapes  times  multiply-adds  MiB moved    ms
---------------------------------------------------------
+------------------------------------------------------
+operation  shapes  times  multiply-adds  MiB moved  ms
+------------------------------------------------------
 copy                   1
-sum        4 x 8       4            4 k          4     2
---------------------------------------------------------
+sum        4 x 8       4            4 k          4   2
+------------------------------------------------------
 rejected
   slow, best of 2  slower by a factor of 1.5
   large            not faster, holds 1 MiB more
@@ -63,7 +63,7 @@ def test_table() -> None:
         candidate("large", 2e-3, 2 * MEBI),
         candidate("huge", 1e-3, 5 * MEBI),
     )
-    assert re.sub(" +ms", "    ms", text) == re.sub(" +ms", "    ms", EXPECTED)
+    assert text == EXPECTED
 
 
 def test_nothing_rejected() -> None:
