@@ -1,7 +1,13 @@
 """Curvature of convolutions as tensor networks, for BackPACK and curvlinops."""
 
 from tn_extensions import functional, quantities
-from tn_extensions.compiler import calibrate, memory_budget, plans
+from tn_extensions.compiler import (
+    calibrate,
+    memory_budget,
+    planning,
+    plans,
+    wisdom,
+)
 from tn_extensions.conv import Conv, ConvDim
 from tn_extensions.diagram import draw, tikz
 from tn_extensions.functional.contract import evaluate
@@ -20,7 +26,9 @@ __all__ = [
     "explain",
     "functional",
     "memory_budget",
+    "planning",
     "plans",
     "quantities",
     "tikz",
+    "wisdom",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from tn_extensions import Conv, memory_budget, quantities
 from tn_extensions.compiler import Plan, plan
 from tn_extensions.compiler.candidate import Candidate, Operation
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.table import mebi, milli, plan_table, si
+from tn_extensions.compiler.table import in_a_line, mebi, milli, plan_table, si
 from tn_extensions.network import build
 
 NETWORK = build({"x": ["n", "i"]}, "n", {"n": 8, "i": 4}, summed="i")
@@ -27,10 +28,12 @@ def candidate(name: str, seconds: float, peak: int = 0, note: str = "") -> Candi
     return Candidate(name, rows, peak, lambda tensors, into: None)
 
 
-def table(chosen: Candidate, *rejected: Candidate) -> str:
+def table(
+    chosen: Candidate, *rejected: Candidate, measured: Mapping[str, float] | None = None
+) -> str:
     """Of a plan of 4-byte elements and a budget of 2 MiB."""
     target = replace(plan(NETWORK).target, budget=2**21)
-    return plan_table(NETWORK, (), chosen, target, rejected)
+    return plan_table(NETWORK, (), chosen, target, rejected, measured or {})
 
 
 EXPECTED = """\
@@ -64,6 +67,20 @@ def test_table() -> None:
         candidate("huge", 1e-3, 5 * MEBI),
     )
     assert text == EXPECTED
+
+
+def test_measured_times_decide() -> None:
+    fast, slow, other = (candidate(name, 1e-3) for name in ("fast", "slow", "other"))
+    text = table(fast, slow, other, measured={fast.label: 2e-3, slow.label: 3e-3})
+    assert "  time           about 1 ms\n  measured       2 ms\n" in text
+    assert "  slow   slower by a factor of 1.5, measured\n" in text
+    assert text.endswith("  other  not faster")
+
+
+def test_in_a_line() -> None:
+    assert in_a_line(NETWORK) == "x [8, 4] -> [8]"
+    network = quantities.kfac_expand(Conv.make(2, 3, 3, 5), 4)
+    assert in_a_line(network) == "kfac_expand: x [4, 2, 5] -> [1, 6, 6]"
 
 
 def test_nothing_rejected() -> None:

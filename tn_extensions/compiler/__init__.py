@@ -4,6 +4,7 @@ from tn_extensions.compiler.budget import memory_budget
 from tn_extensions.compiler.calibrate import calibrate
 from tn_extensions.compiler.listing import Plans, plans
 from tn_extensions.compiler.plan import Plan, plan, register, unregister
+from tn_extensions.compiler.planning import planning
 
 __all__ = [
     "Plan",
@@ -11,6 +12,7 @@ __all__ = [
     "calibrate",
     "memory_budget",
     "plan",
+    "planning",
     "plans",
     "register",
     "unregister",

@@ -8,8 +8,7 @@ from contextvars import ContextVar
 from threading import Lock
 
 from tn_extensions.compiler.plan import Plan, listeners
-from tn_extensions.compiler.table import milli, ruled
-from tn_extensions.recognise import recognise
+from tn_extensions.compiler.table import in_a_line, milli, ruled
 
 _OWN: ContextVar[frozenset[int]] = ContextVar(
     "tn_extensions_plans", default=frozenset()
@@ -32,26 +31,17 @@ class Plans(dict[Plan, int]):
                 self[plan] = self.get(plan, 0) + 1
 
     def __str__(self) -> str:
-        head = ("quantity", "operands", "result", "candidate", "runs", "ms each")
+        head = ("plan", "candidate", "runs", "ms each", "measured")
         rows = []
         for plan, runs in self.items():
-            network = plan.network
-            shapes = {one.name: list(one.shape) for one in network.operands}
-            rows.append(
-                (
-                    recognise(network) or "",
-                    ", ".join(f"{name} {shape}" for name, shape in shapes.items()),
-                    str(list(network.shape)),
-                    plan.candidate.name,
-                    str(runs),
-                    milli(plan.cost.seconds),
-                )
-            )
-        seconds = sum(runs * plan.cost.seconds for plan, runs in self.items())
-        title = (
-            f"{len(self)} plans, {sum(self.values())} runs, about {milli(seconds)} ms"
-        )
-        return "\n".join([title, *ruled(head, rows, text_columns=4)])
+            name, seconds = plan.candidate.name, plan.cost.seconds
+            measured = plan.measured.get(plan.candidate.label)
+            times = (milli(seconds), "" if measured is None else milli(measured))
+            rows.append((in_a_line(plan.network), name, str(runs), *times))
+        total = sum(runs * plan.cost.seconds for plan, runs in self.items())
+        counts = f"{len(self)} plans, {sum(self.values())} runs"
+        table = ruled(head, rows, text_columns=2)
+        return "\n".join([f"{counts}, about {milli(total)} ms", *table])
 
     __repr__ = __str__
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 
 from tn_extensions.compiler.candidate import Candidate, Target
 from tn_extensions.network import Step, TensorNetwork
@@ -19,6 +20,7 @@ def plan_table(
     candidate: Candidate,
     target: Target,
     rejected: Iterable[Candidate],
+    measured: Mapping[str, float],
 ) -> str:
     """Write a plan: totals, a row for each operation, rejected candidates.
 
@@ -28,6 +30,7 @@ def plan_table(
         candidate: What was chosen.
         target: What was planned for.
         rejected: The other candidates, best first.
+        measured: Seconds of candidates, by label, as far as they are known.
     """
     cost = candidate.cost
     held, budget = candidate.peak * target.itemsize, target.budget
@@ -38,6 +41,8 @@ def plan_table(
         ("memory", f"{mebi(held)} MiB of a budget of {mebi(budget)} MiB"),
         ("time", f"about {milli(cost.seconds)} ms"),
     ]
+    if candidate.label in measured:
+        totals.append(("measured", f"{milli(measured[candidate.label])} ms"))
     rules = Counter(step.rule for step in rewriting)
     if rules:
         steps = (rule if n == 1 else f"{rule} {n} times" for rule, n in rules.items())
@@ -60,38 +65,59 @@ def plan_table(
         *aligned(totals, indent=2),
         *ruled(head, rows, text_columns=2),
     ]
-    others = _reasons(candidate, target, rejected)
-    if others:
-        parts += ["rejected", *aligned(others, indent=2)]
+    reasons = _reasons(candidate, target, rejected, measured)
+    if reasons:
+        parts += ["rejected", *aligned(reasons, indent=2)]
     return "\n".join(parts)
 
 
+def in_a_line(network: TensorNetwork) -> str:
+    """Write a network's quantity, if it is one, and its shapes."""
+    shapes = {one.name: list(one.shape) for one in network.operands}
+    operands = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    quantity = recognise(network)
+    title = f"{quantity}: " if quantity else ""
+    return f"{title}{operands} -> {list(network.shape)}"
+
+
 def _reasons(
-    chosen: Candidate, target: Target, rejected: Iterable[Candidate]
+    chosen: Candidate,
+    target: Target,
+    rejected: Iterable[Candidate],
+    measured: Mapping[str, float],
 ) -> list[tuple[str, str]]:
     """Say of each primitive why the best of its candidates was not chosen."""
-    others = list(rejected)
-    versions = Counter(other.name for other in others)
-    best: dict[str, Candidate] = {}
-    for other in others:
-        best.setdefault(other.name, other)
+    versions: dict[str, list[Candidate]] = {}
+    for other in rejected:
+        versions.setdefault(other.name, []).append(other)
+
+    def time(other: Candidate) -> float:
+        return measured.get(other.label, inf)
+
     rows = []
-    for name, other in best.items():
-        count = versions[name]
-        title = name if count == 1 else f"{name}, best of {count}"
-        rows.append((title, _reason(chosen, target, other)))
+    for name, others in versions.items():
+        best = min(others, key=time)  # the first one if none has been measured
+        title = name if len(others) == 1 else f"{name}, best of {len(others)}"
+        rows.append((title, _reason(chosen, target, best, measured)))
     return rows
 
 
-def _reason(chosen: Candidate, target: Target, other: Candidate) -> str:
+def _reason(
+    chosen: Candidate, target: Target, other: Candidate, measured: Mapping[str, float]
+) -> str:
     excess = other.peak * target.itemsize - target.budget
     if excess > 0 and other.peak > chosen.peak:
         return f"{mebi(excess)} MiB over the budget"
-    ratio = other.cost.seconds / chosen.cost.seconds if chosen.cost.seconds else 1.0
+    first, second, source = chosen.cost.seconds, other.cost.seconds, ""
+    if {chosen.label, other.label} <= measured.keys():
+        first, second = measured[chosen.label], measured[other.label]
+        source = ", measured"
+    ratio = second / first if first else 1.0
     if ratio >= 1.005:
-        return f"slower by a factor of {ratio:.3g}"
+        return f"slower by a factor of {ratio:.3g}{source}"
     more = (other.peak - chosen.peak) * target.itemsize
-    return f"not faster, holds {mebi(more)} MiB more" if more > 0 else "not faster"
+    held = f", holds {mebi(more)} MiB more" if more > 0 else ""
+    return f"not faster{source}{held}"
 
 
 def ruled(
