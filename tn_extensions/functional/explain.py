@@ -72,6 +72,7 @@ class Explanation:
 @method_of(TensorNetwork)
 def explain(
     network: TensorNetwork,
+    /,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     **sizes: int,
