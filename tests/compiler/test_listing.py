@@ -38,7 +38,7 @@ def test_prints_a_table() -> None:
         quantities.conv(CONV, 2).vmap("x", "v", 3)  # not run
     title, _, head, _, row, _ = str(used).splitlines()
     (plan,) = used
-    assert title.startswith("1 plans, 2 runs, about ")
+    assert title.startswith("1 plan(s), 2 run(s), about ")
     assert head.split() == ["plan", "candidate", "runs", "ms", "each", "measured"]
     assert row.startswith(in_a_line(plan.network))
     assert plan.candidate.name in row
@@ -48,7 +48,7 @@ def test_prints_a_table() -> None:
 def test_prints_without_plans() -> None:
     with plans() as used:
         pass
-    assert str(used).startswith("0 plans, 0 runs")
+    assert str(used).startswith("0 plan(s), 0 run(s)")
 
 
 def test_a_run_counts_once_wherever_it_writes() -> None:

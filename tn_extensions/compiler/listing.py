@@ -39,7 +39,7 @@ class Plans(dict[Plan, int]):
             times = (milli(seconds), "" if measured is None else milli(measured))
             rows.append((in_a_line(plan.network), name, str(runs), *times))
         total = sum(runs * plan.cost.seconds for plan, runs in self.items())
-        counts = f"{len(self)} plans, {sum(self.values())} runs"
+        counts = f"{len(self)} plan(s), {sum(self.values())} run(s)"
         table = ruled(head, rows, text_columns=2)
         return "\n".join([f"{counts}, about {milli(total)} ms", *table])
 
