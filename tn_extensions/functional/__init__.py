@@ -34,6 +34,7 @@ from tn_extensions.functional.linear import (
     weight_jvp,
     weight_vjp,
 )
+from tn_extensions.functional.moments import kfac_moments, rotated_grad
 
 __all__ = [
     "bias_ggn_diagonal",
@@ -47,11 +48,13 @@ __all__ = [
     "input_jvp",
     "input_vjp",
     "kfac_expand",
+    "kfac_moments",
     "kfac_reduce",
     "patch_mean",
     "per_sample_grad",
     "per_sample_grad_norm",
     "plan",
+    "rotated_grad",
     "unfold_input",
     "unfold_weight",
     "weight_jvp",
