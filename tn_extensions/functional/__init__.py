@@ -18,7 +18,13 @@ from tn_extensions.functional.bias import (
     bias_vjp,
 )
 from tn_extensions.functional.evaluate import plan
-from tn_extensions.functional.factors import kfac_expand, kfac_reduce, patch_mean
+from tn_extensions.functional.factors import (
+    gradient_factor_expand,
+    gradient_factor_reduce,
+    kfac_expand,
+    kfac_reduce,
+    patch_mean,
+)
 from tn_extensions.functional.gradients import (
     ggn_diagonal,
     ggn_gram,
@@ -45,6 +51,8 @@ __all__ = [
     "conv",
     "ggn_diagonal",
     "ggn_gram",
+    "gradient_factor_expand",
+    "gradient_factor_reduce",
     "input_jvp",
     "input_vjp",
     "kfac_expand",

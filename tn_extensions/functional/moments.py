@@ -111,8 +111,10 @@ def rotated_grad(
         result = run("rotated_grad", operands, conv, out=out, arguments=_ranks(QA, QB))
         if bias:
             sums = operands["g"].flatten(2).sum(2).unflatten(1, (conv.groups, -1, 1))
-            rotated = operands["QB"].mT @ sums
-            result.addcmul_(rotated, row.to(result.dtype))
+            column = operands["QB"].mT @ sums
+            result.flatten(0, 1).baddbmm_(
+                column.flatten(0, 1), row.to(column.dtype).repeat(len(x), 1, 1)
+            )
     return result
 
 

@@ -25,9 +25,12 @@ def pairwise(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
         return
     if split_in_half(network) is not None:  # one half would be evaluated twice
         return
+    carried = [*(operand.indices for operand in network.operands)]
+    elements = sum(prod(network.sizes[j] for j in own) for own in carried)
+    limit = max(elements + prod(network.shape), target.budget // target.itemsize)
     for one, two in combinations(network.operands, 2):
         product = _product(network, one, two)
-        if product is not None:
+        if product is not None and prod(product.shape) <= limit:
             yield _candidate(network, product, target)
 
 
