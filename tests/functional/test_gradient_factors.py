@@ -86,3 +86,17 @@ def test_bad_input(
     with pytest.raises(error) as caught:
         FACTORS[approx](**({"g": S, "conv": CONV} | change))
     assert_in_form(caught.value, f"gradient_factor_{approx}", argument)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8, 24])
+@pytest.mark.parametrize(("num_data", "positions"), [(4, 4096), (64, 64), (1, 2**16)])
+def test_long_sums_in_single_precision(
+    num_data: int, positions: int, channels: int
+) -> None:
+    """Gradients that are alike, as those of a square loss: errors do not add up."""
+    vectors = torch.full((num_data, channels, positions), 0.7)
+    conv = Conv.make(channels, channels, 1, positions)
+    scale = 1 / (num_data * positions)
+    found = functional.gradient_factor_expand(vectors, conv, scale=scale)
+    expected = torch.full((1, channels, channels), 0.7).square().double()
+    assert_close(found.double(), expected, rtol=2e-5, atol=0)

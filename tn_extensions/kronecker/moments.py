@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,20 +11,6 @@ from tn_extensions import functional
 from tn_extensions.compiler.budget import slices
 from tn_extensions.kronecker.factors import vectors_of
 from tn_extensions.kronecker.layers import Pairs, Use
-
-
-class Basis(NamedTuple):
-    """What a layer's gradients are rotated into.
-
-    Args:
-        left: ``Q_B``, ``[G, CO, s]``.
-        right: ``Q_A``, ``[G, D, r]``.
-        bias: Whether the last row of ``right`` is that of a joint bias.
-    """
-
-    left: Tensor
-    right: Tensor
-    bias: bool
 
 
 def per_sample_gradients(pairs: Pairs, key: str) -> Tensor:
@@ -74,34 +59,31 @@ def bias_moments(pairs: Pairs, left: Tensor) -> Tensor:
     return (vectors_of(gradients, len(left)) @ left).square_().sum(1).unsqueeze(2)
 
 
-def kernel_moments(pairs: Pairs, basis: Basis) -> Tensor:
+def kernel_moments(pairs: Pairs, left: Tensor, right: Tensor, bias: bool) -> Tensor:
     """``sum_n (Q_B^T G_n Q_A)^2`` of the gradients ``G_n = sum g U^T`` over all uses.
 
     Args:
         pairs: Uses, and the gradients of their outputs, ``[N, C_out, P]``.
-        basis: What to rotate into.
+        left: ``Q_B``, ``[G, CO, s]``.
+        right: ``Q_A``, ``[G, D, r]``.
+        bias: Whether the last row of ``right`` is that of a joint bias.
 
     Returns:
         Moments, ``[G, s, r]``.
     """
-    right, left, bias = basis.right, basis.left, basis.bias
-    parts = [
-        (
-            use.x.to(right.dtype),
-            g.to(right.dtype).unflatten(2, use.conv.output_size),
-            use.conv,
-        )
+    dtype = right.dtype
+    layers = [
+        (use.x.to(dtype), g.to(dtype).unflatten(2, use.conv.output_size), use.conv)
         for use, g in pairs
     ]
-    (x, g, conv), *others = parts
+    (x, g, conv), *others = layers
     if not others:
         return functional.kfac_moments(x, g, right, left, conv, bias=bias)
     moments = left.new_zeros(len(left), left.shape[2], right.shape[2])
     for chunk in slices(len(g), moments.numel() * moments.element_size()):
         total = moments.new_zeros(chunk.stop - chunk.start, *moments.shape)
-        for x, g, conv in parts:
-            functional.rotated_grad(
-                x[chunk], g[chunk], right, left, conv, bias=bias, out=total
-            )
+        for x, g, conv in layers:
+            part = x[chunk], g[chunk]
+            functional.rotated_grad(*part, right, left, conv, bias=bias, out=total)
         moments += total.square_().sum(0)
     return moments
