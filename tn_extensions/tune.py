@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from tn_extensions.compiler.plan import forget_plans
 from tn_extensions.compiler.table import aligned
 from tn_extensions.errors import describe
 from tn_extensions.kronecker.layers import SUPPORTED, Use, reason_against
+from tn_extensions.quantities import Quantity
 
 _OPERANDS = ("x", "g", "S", "weight")
 """Arguments of functions of :mod:`tn_extensions.functional` that are made here."""
@@ -234,4 +235,4 @@ def _measured(
     if "bias" in inspect.signature(function).parameters:
         arguments["bias"] = getattr(layers[owner], "bias", None) is not None
     function(**arguments, conv=conv)
-    return functional.plan(name, x, conv, **options)
+    return functional.plan(cast(Quantity, name), x, conv, **options)
