@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.fake_cuda import FakeCuda, fake_cuda
 from tn_extensions.compiler.cost import FITTED, RATES
 from tn_extensions.compiler.plan import _registered, forget_plans, unregister
 
@@ -40,3 +41,10 @@ def unregistered() -> Iterator[None]:
     yield
     for primitive in [*_registered]:
         unregister(primitive)
+
+
+@pytest.fixture
+def cuda() -> Iterator[FakeCuda]:
+    """Offer a CUDA device that is not there."""
+    with fake_cuda() as device:
+        yield device

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakSet
 
+import pytest
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from tn_extensions.compiler.constant import Constant
 
 CUDA, META = torch.device("cuda", 0), torch.device("meta")
 _aten = torch.ops.aten
@@ -23,9 +27,11 @@ _WAITS = (
 )
 """Operators whose result the host waits for."""
 
+T = TypeVar("T")
+
 
 class _Watch(TorchDispatchMode):
-    """Refuse what makes the host wait for the device, or work in its place.
+    """Refuses what makes the host wait for the device, or work in its place.
 
     torch's C++ code is told that tensors are on no device: its autograd engine would
     look for the streams of a device, and there is none.
@@ -34,7 +40,8 @@ class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.is_hot = False
-        self.operators = 0
+        self.operators: list[Any] = []
+        self.constants: list[Constant] = []
 
     def __torch_dispatch__(
         self,
@@ -54,12 +61,21 @@ class _Watch(TorchDispatchMode):
             raise AssertionError(f"{func} makes the host wait for the device")
         result = func(*args, **own)
         if self.is_hot:
-            self.operators += 1
+            self.operators.append(func)
             for leaf in tree_leaves((args, own, result)):
                 if isinstance(leaf, Tensor) and _is_on_host(leaf):
                     shape = list(leaf.shape)
                     raise AssertionError(f"{func} meets {shape} on the {leaf.device}")
         return result
+
+    @contextmanager
+    def heated(self, is_hot: bool) -> Iterator[None]:
+        """Refuse, or let pass."""
+        before, self.is_hot = self.is_hot, is_hot
+        try:
+            yield
+        finally:
+            self.is_hot = before
 
 
 def _is_on_host(tensor: Tensor) -> bool:
@@ -68,35 +84,55 @@ def _is_on_host(tensor: Tensor) -> bool:
 
 
 class FakeCuda:
-    """What runs on the device.
-
-    >>> with fake_cuda() as cuda:
-    ...     x = cuda.tensor(2, 3)
-    ...     with cuda.hot():
-    ...         _ = x @ x.T
-    """
+    """The device."""
 
     def __init__(self, watch: _Watch) -> None:
         self._watch = watch
 
-    @contextmanager
-    def hot(self) -> Iterator[None]:
-        """Allow nothing on the host, and nothing that it waits for."""
-        before, self._watch.operators, self._watch.is_hot = self._watch.is_hot, 0, True
-        try:
-            yield
-        finally:
-            self._watch.is_hot = before
-        assert self._watch.operators, "nothing ran on the device"
+    def run(self, call: Callable[[], T]) -> T:
+        """Call a function.
+
+        Nothing but single numbers may be on the host, and nothing may make it wait.
+        Only constants come from there, the first time.
+        """
+        watch = self._watch
+        for is_first in (True, False):
+            watch.operators.clear()
+            watch.constants.clear()
+            with watch.heated(True):
+                result = call()
+            assert watch.operators, "nothing ran on the device"
+            if not watch.constants:
+                break
+            assert is_first, "a constant is made each time"
+        for leaf in tree_leaves(result):
+            assert not isinstance(leaf, Tensor) or leaf.device == CUDA
+        return result
 
     @staticmethod
     def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor on the device."""
+        """Make a tensor on the device."""
         return torch.empty(shape, dtype=dtype, device=CUDA)
 
 
 @contextmanager
 def fake_cuda() -> Iterator[FakeCuda]:
-    """Let tensors be made and computed with on a CUDA device without data."""
-    with FakeTensorMode(allow_non_fake_inputs=False), _Watch() as watch:
+    """Let tensors be made, and computed with, on a CUDA device without data."""
+    with (
+        FakeTensorMode(allow_non_fake_inputs=False),
+        _Watch() as watch,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        known: WeakSet[Constant] = WeakSet()
+        make = Constant.like
+
+        def like(constant: Constant, tensor: Tensor) -> Tensor:
+            # those that hold data are made once: see test_constant.py
+            if constant not in known:
+                known.add(constant)
+                watch.constants.append(constant)
+            with watch.heated(False):
+                return make(constant, tensor)
+
+        patch.setattr(Constant, "like", like)
         yield FakeCuda(watch)
