@@ -57,6 +57,8 @@ class _Watch(TorchDispatchMode):
         own = dict(kwargs or {})
         if own.get("device") == META:  # of C++ code that asked for a tensor's device
             own["device"] = CUDA
+        if own.get("generator") is not None:
+            own["generator"] = None
         if self.is_hot and func in _WAITS:
             raise AssertionError(f"{func} makes the host wait for the device")
         result = func(*args, **own)
@@ -76,6 +78,16 @@ class _Watch(TorchDispatchMode):
             yield
         finally:
             self.is_hot = before
+
+
+class _Generator(torch.Generator):
+    """A generator of the device, of which there is none."""
+
+    device = CUDA
+
+    def __new__(cls, device: Any = None) -> _Generator:
+        """Make one of the host."""
+        return super().__new__(cls)
 
 
 def _is_on_host(tensor: Tensor) -> bool:
@@ -135,4 +147,5 @@ def fake_cuda() -> Iterator[FakeCuda]:
                 return make(constant, tensor)
 
         patch.setattr(Constant, "like", like)
+        patch.setattr(torch, "Generator", _Generator)
         yield FakeCuda(watch)
