@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -84,6 +84,9 @@ class Candidate:
         run: Evaluates on tensors into an accumulator of the network's output shape.
         compute: If the result is a mere view or a fresh tensor, computes it without an
             accumulator, by operations that can be differentiated.
+
+    Attributes:
+        cost: The cost of all operations, with what is held at most.
     """
 
     name: str
@@ -91,14 +94,13 @@ class Candidate:
     peak: int
     run: Callable[[Tensors, Accumulator], None]
     compute: Callable[[Tensors], Tensor] | None = None
+    cost: Cost = field(init=False, repr=False, compare=False)
 
-    @property
-    def cost(self) -> Cost:
-        """The cost of all operations, with what is held at most."""
+    def __post_init__(self) -> None:
         total = Cost()
         for operation in self.operations:
             total = total + operation.cost.times(operation.times)
-        return total.holding(self.peak)
+        object.__setattr__(self, "cost", total.holding(self.peak))
 
     @property
     def label(self) -> str:
@@ -133,6 +135,24 @@ class Primitive(Protocol):
         Parts that are networks of their own are evaluated by ``target.best(part)``.
         """
         ...
+
+
+_AS_DEFINED: set[Primitive] = set()
+
+
+def as_defined(primitive: Primitive) -> Primitive:
+    """Show a primitive networks as they were defined, not simplified.
+
+    For primitives that know how torch's kernels see a network, and for those that
+    evaluate parts: each part is simplified on its own.
+    """
+    _AS_DEFINED.add(primitive)
+    return primitive
+
+
+def wants_definition(primitive: Primitive) -> bool:
+    """Tell whether a primitive is shown networks as they were defined."""
+    return primitive in _AS_DEFINED
 
 
 def priced(

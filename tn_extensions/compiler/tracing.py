@@ -40,3 +40,8 @@ def is_compiled(tensor: Tensor) -> bool:
 def holds_data(tensor: Tensor) -> bool:
     """Tell whether a tensor holds data, unlike those that a compiler traces with."""
     return type(tensor) in _PLAIN
+
+
+def is_capturing(tensor: Tensor) -> bool:
+    """Tell whether operations go into a CUDA graph instead of being done."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
