@@ -64,10 +64,7 @@ class _Watch(TorchDispatchMode):
         result = func(*args, **own)
         if self.is_hot:
             self.operators.append(func)
-            for leaf in tree_leaves((args, own, result)):
-                if isinstance(leaf, Tensor) and _is_on_host(leaf):
-                    shape = list(leaf.shape)
-                    raise AssertionError(f"{func} meets {shape} on the {leaf.device}")
+            _check_places(func, [args, own], result)
         return result
 
     @contextmanager
@@ -90,9 +87,24 @@ class _Generator(torch.Generator):
         return super().__new__(cls)
 
 
-def _is_on_host(tensor: Tensor) -> bool:
-    """Tell whether a tensor is on the host, and more than a number."""
-    return tensor.device.type == "cpu" and tensor.numel() > 1
+def _check_places(func: Any, given: list[Any], result: Any) -> None:
+    """Allow numbers on the host, which the device may read, but not the reverse."""
+    of_given, of_result = map(_places, (given, result))
+    if "cuda" in of_given and "cpu" in of_result:
+        raise AssertionError(f"{func} makes the host wait for the device")
+    for sizes in (of_given, of_result):
+        if sizes.get("cpu", 0) > 1:
+            raise AssertionError(f"{func} works on the host, on {sizes['cpu']} numbers")
+
+
+def _places(tree: Any) -> dict[str, int]:
+    """Largest number of entries of tensors, by the type of their device."""
+    found: dict[str, int] = {}
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            kind = leaf.device.type
+            found[kind] = max(found.get(kind, 0), leaf.numel())
+    return found
 
 
 class FakeCuda:

@@ -32,11 +32,9 @@ def network() -> nn.Sequential:
     [
         {},
         {"approx": "reduce", "damping_method": "fixed", "kl_clip": None},
-        {"damping_method": "exact"},
-        {"eigenvalue_correction": True, "inverse_update_steps": 2},
-        {"fisher": "mc", "mc_samples": 2},
-        {"fisher": "type-2", "eigenvalue_correction": True},
-        {"keep": {"n": 0.5}},
+        {"damping_method": "exact", "keep": {"n": 0.5}},
+        {"eigenvalue_correction": True, "fisher": "mc"},
+        {"fisher": "type-2", "factor_update_steps": 2},
     ],
     ids=str,
 )
