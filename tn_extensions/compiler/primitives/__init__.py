@@ -13,8 +13,6 @@ from tn_extensions.compiler.primitives.lag import lag
 from tn_extensions.compiler.primitives.matmul import matmul
 from tn_extensions.compiler.primitives.patch_gram import patch_gram
 from tn_extensions.compiler.primitives.pixel import pixel
-from tn_extensions.compiler.primitives.rows import rows
-from tn_extensions.compiler.primitives.squares import squares
 from tn_extensions.compiler.primitives.unfold import unfold
 from tn_extensions.compiler.primitives.window import window
 
@@ -27,8 +25,6 @@ PRIMITIVES: tuple[Primitive, ...] = (
     correlate,
     depthwise,
     gram,
-    rows,
-    squares,
     crossed,
     khatri_rao,
     patch_gram,
