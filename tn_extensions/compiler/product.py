@@ -7,7 +7,6 @@ hence the pieces, of so few terms that float32 sums stay accurate.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from math import ceil
 from time import perf_counter
@@ -99,7 +98,7 @@ def uses_onednn(left: Tensor, right: Tensor, fewest: int = FEW) -> bool:
 def _piece_size(left: Tensor) -> int:
     terms = left.shape[1]
     whole = terms >= LONG or (terms <= 2 * PIECE and left.is_contiguous())
-    return terms if whole else ceil(terms / ceil(terms / PIECE))
+    return terms if whole else ceil(terms / ceil(terms / (2 * PIECE)))
 
 
 def _onednn(left: Tensor, right: Tensor) -> Tensor:
@@ -120,12 +119,10 @@ def _prefers_onednn() -> bool:
     except (AttributeError, RuntimeError):  # not in every build of torch
         return False
 
-    def fastest(run: Callable[[Tensor, Tensor], Tensor]) -> float:
-        times = []
-        for _ in range(5):
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(9):  # in turns, as others may use the processor, too
+        for onednn, found in times.items():
             start = perf_counter()
-            run(square, square)
-            times.append(perf_counter() - start)
-        return min(times)
-
-    return fastest(_onednn) < 0.8 * fastest(lambda left, right: left @ right.mT)
+            _onednn(square, square) if onednn else square @ square.mT
+            found.append(perf_counter() - start)
+    return min(times[True]) < 0.8 * min(times[False])
