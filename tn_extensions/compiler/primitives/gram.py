@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from math import ceil, prod
+from math import ceil, inf, prod
 
 from torch import Tensor
 
@@ -37,10 +37,17 @@ from tn_extensions.compiler.primitives.blocks import (
 from tn_extensions.compiler.product import multiply
 from tn_extensions.network import TensorNetwork
 
-_BLOCKS = (1, 2, 8)
+_BLOCKS = (1, 4, 8)
 """Numbers of blocks to try; there are more where the budget demands it.
 
 Few blocks are few calls; small ones stay in the cache.
+"""
+
+_MANY_CALLS = 50
+"""Calls beyond which a candidate is left out if others fit into the budget.
+
+Each call waits for all threads (or is a launch), which takes long where other processes
+use the same cores.
 """
 
 _SHARES = (2, 8)
@@ -49,6 +56,9 @@ _SHARES = (2, 8)
 _TILES = (1, 4)
 """Numbers of tiles in which one triangle of the result is computed; one is all of it."""
 
+_TILE = 256
+"""Smallest tile: smaller ones cost the matrix product its speed."""
+
 
 @as_defined
 def gram(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
@@ -56,10 +66,17 @@ def gram(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     half = Half.of(network)
     if half is None or half.dims or 0 in half.sizes.values():
         return
+    found = list(_candidates(half, target))
+    fitting = (one for one in found if one.peak * target.itemsize <= target.budget)
+    few = min((one.cost.calls for one in fitting), default=inf) <= _MANY_CALLS
+    yield from (one for one in found if not few or one.cost.calls <= _MANY_CALLS)
+
+
+def _candidates(half: Half, target: Target) -> Iterator[Candidate]:
     if not half.columns:
         alone = half.network(*((index,) for index in half.shared))
         for stages in _stages(half, alone, target):
-            yield _squared(half, alone, blocks(alone, stages, target), target)
+            yield _squared(half, blocks(alone, stages, target), target)
         return
     # what all operands carry first, as products come
     common = [j for j in half.columns if all(j in x.indices for x in half.operands)]
@@ -70,7 +87,7 @@ def gram(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
         for stages in _stages(half, alone, target):
             parts = blocks(alone, stages, target)
             for tiles in _TILES:
-                if tiles == 1 or half.size(order) >= 64 * tiles:
+                if tiles == 1 or half.size(order) >= _TILE * tiles:
                     yield _multiplied(half, order, rows_last, parts, tiles, target)
 
 
@@ -153,9 +170,7 @@ def _is_first(half: Half, place: Place) -> bool:
     return all(start == 0 for j, (start, _) in place.items() if j in half.rows)
 
 
-def _squared(
-    half: Half, alone: TensorNetwork, parts: Blocks, target: Target
-) -> Candidate:
+def _squared(half: Half, parts: Blocks, target: Target) -> Candidate:
     kept = [index for index in half.shared if index in half.batch]
     contracted = tuple(
         axis for axis, index in enumerate(half.shared) if index not in half.batch

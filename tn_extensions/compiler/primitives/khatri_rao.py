@@ -59,7 +59,7 @@ def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
     )
     pairs = terms * (terms + 1) // 2
     itemsize, rates = target.itemsize, target.rates
-    fits = max(1, target.budget // (8 * itemsize))  # each of three copies
+    fits = max(1, target.budget // (4 * itemsize))  # each of two copies
 
     patches = TensorNetwork(
         form.left.nodes(half.network()),
@@ -85,21 +85,21 @@ def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
         whole = read.tensor(tensors[form.right.operand.name])
         total = whole.new_zeros(*(half.sizes[j] for j in kept), height, width)
         first, second = torch.triu_indices(terms, terms, device=whole.device)
-        weights = torch.where(first == second, 1.0, 2.0).to(whole.dtype)
+        both, weights = first * terms + second, 1 + (first != second).to(whole.dtype)
 
         def add(place: Place, value: Tensor) -> None:
-            some, out = whole, total
+            own, out = whole, total
             for index, span in place.items():
-                some = some.narrow(order.index(index), *span)
+                own = own.narrow(order.index(index), *span)
                 if index in kept:
                     out = out.narrow(kept.index(index), *span)
-            some = some.reshape(len(value), height, value.shape[1], many, terms)
-            grams = (some.mT @ some).flatten(-2)
+            own = own.reshape(len(value), height, value.shape[1], many, terms)
+            grams = (own.mT @ own).flatten(-2)
             for start in range(0, pairs, length):
-                one, other = (ends[start : start + length] for ends in (first, second))
-                left = grams.index_select(-1, one * terms + other)
-                left = left.mul_(weights[start : start + length]).flatten(2)
-                right = value.index_select(2, one).mul_(value.index_select(2, other))
+                some = slice(start, start + length)
+                left = grams.index_select(-1, both[some]).mul_(weights[some]).flatten(2)
+                right = value.index_select(2, first[some])
+                right = right.mul_(value.index_select(2, second[some]))
                 out += multiply(left, right.flatten(1, 2).mT).view(out.shape)
 
         parts.each(tensors, {}, add)
