@@ -82,6 +82,13 @@ def test_chunks_respect_the_budget() -> None:
     assert max(way.cost.peak for way in gram(network, target(LARGE))) > one
 
 
+@examples(15)
+@given(convs(max_dims=2), BATCHES, st.sampled_from([LARGE, TINY]))
+def test_halves_of_four_operands(conv: Conv, batch_size: int, budget: int) -> None:
+    network = quantities.kfac_moments(conv, batch_size, 2, 1)
+    assert assert_all_evaluate(gram, network, budget)
+
+
 @examples(25)
 @given(convs(max_dims=2), BATCHES, st.sampled_from([LARGE, TINY]), st.booleans())
 def test_norms_and_diagonals(

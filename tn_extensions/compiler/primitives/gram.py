@@ -131,6 +131,8 @@ def _cuttable(
     found = [j for j in half.shared if j not in whole and can_cut(alone, j)]
     common = [j for j in found if all(j in x.indices for x in half.operands)]
     rest = [j for j in found if j not in (*common, *unfolded)]
+    if len(half.operands) > 2:  # products of some would be made again for each block
+        rest = [j for j in rest if j not in half.batch]
     return common, sorted(rest, key=lambda index: index in half.batch)
 
 
