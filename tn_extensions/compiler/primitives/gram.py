@@ -43,11 +43,11 @@ _BLOCKS = (1, 4, 8)
 Few blocks are few calls; small ones stay in the cache.
 """
 
-_MANY_CALLS = 50
+_MANY_CALLS = 40
 """Calls beyond which a candidate is left out if others fit into the budget.
 
 Each call waits for all threads (or is a launch), which takes long where other processes
-use the same cores.
+use the same cores. Copies of what is a view in memory only at times are not counted.
 """
 
 _SHARES = (2, 8)

@@ -29,8 +29,8 @@ from tn_extensions.compiler.primitives.forms import MatrixForm
 from tn_extensions.compiler.product import multiply
 from tn_extensions.network import TensorNetwork
 
-_WORTH = 4
-"""Pairs of positions per vector and position up to which it may pay."""
+_WORTH = 8
+"""Multiply-adds, per those of forming the rows, up to which it may pay."""
 
 
 @as_defined
@@ -59,7 +59,7 @@ def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
     )
     pairs = terms * (terms + 1) // 2
     itemsize, rates = target.itemsize, target.rates
-    fits = max(1, target.budget // (4 * itemsize))  # each of two copies
+    fits = max(1, target.budget // (3 * itemsize))  # each of two copies
 
     patches = TensorNetwork(
         form.left.nodes(half.network()),
@@ -72,7 +72,7 @@ def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
         total, left = half.sizes[index], points * samples * pairs * max(width, height)
         size = max(1, fits * total // left)
         if size < total and can_cut(patches, index):
-            cuts.append(Cut(index, size))
+            cuts.append(Cut(index, ceil(total / ceil(total / size))))
             break
     parts = blocks(patches, cuts, target)
     points, samples, *_ = parts.shape
@@ -110,6 +110,7 @@ def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
     inner = samples * length
     number, steps = parts.number, parts.number * ceil(pairs / length)
     gathered = rates.move(points * inner * (height + 2 * width), itemsize)
+    gathered = gathered + rates.overhead(4)
     operations = (
         *parts.operations,
         Operation(
@@ -123,7 +124,8 @@ def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
         Operation(
             "matrix product",
             f"[{points} x] {height} x {inner} @ {inner} x {width}",
-            rates.product(height, width, inner, points, itemsize, contiguous=True),
+            rates.product(height, width, inner, points, itemsize, contiguous=True)
+            + rates.overhead(1),
             steps,
         ),
     )
