@@ -15,8 +15,6 @@ from tn_extensions.compiler.primitives.matmul import matmul
 from tn_extensions.compiler.primitives.pairwise import pairwise
 from tn_extensions.compiler.primitives.patch_gram import patch_gram
 from tn_extensions.compiler.primitives.pixel import pixel
-from tn_extensions.compiler.primitives.rows import rows
-from tn_extensions.compiler.primitives.squares import squares
 from tn_extensions.compiler.primitives.unfold import unfold
 from tn_extensions.compiler.primitives.window import window
 
@@ -29,8 +27,6 @@ PRIMITIVES: tuple[Primitive, ...] = (
     correlate,
     depthwise,
     gram,
-    rows,
-    squares,
     factored,
     crossed,
     khatri_rao,
