@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import reduce
 from itertools import product
 from math import prod
-from typing import Any
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import conv_dims, examples
-from tn_extensions.compiler.lags import LagDim, LagGrid
+from tn_extensions.compiler.lags import LagDim, LagGrid, number_of_lags, segments
 from tn_extensions.conv import ConvDim
 from tn_extensions.network import Affine, Pair, Pattern
 from tn_extensions.network.nodes import Progression
@@ -40,13 +39,13 @@ def dense_pair(dim: ConvDim) -> np.ndarray:
     return pair.dense(sizes).transpose(order)
 
 
-def term(grid: LagGrid, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Pairs of flat positions of the padded operand, counted on the operand itself."""
-    sizes = [d.size + low + high for d, (low, high) in zip(grid.dims, grid.padding)]
-    size = prod(sizes)
-    counts = np.zeros((size, size))
+def counts_of(grid: LagGrid, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Count pairs of flat positions of the padded operand, on the operand itself."""
+    ends = [(d.size, *pad) for d, pad in zip(grid.dims, grid.padding, strict=True)]
+    sizes = [sum(each) for each in ends]
+    counts = np.zeros((prod(sizes), prod(sizes)))
     np.add.at(counts, (first, second), 1)
-    inner = [slice(low, low + d.size) for d, (low, _) in zip(grid.dims, grid.padding)]
+    inner = [slice(low, low + size) for size, low, _ in ends]
     return counts.reshape(*sizes, *sizes)[(*inner, *inner)]
 
 
@@ -56,32 +55,32 @@ def sums_of_boxes(grid: LagGrid) -> np.ndarray:
     result = [np.zeros((*space, *space))]
     for box in grid.boxes:
         for lags in product(*(range(region.lags) for region in box)):
+            lag = [r.lag + r.spacing * at for r, at in zip(box, lags, strict=True)]
+            if next((one for one in lag if one), 0) < 0:
+                continue
             counts = np.zeros((*space, *space))
             for own in product(*(region.own for region in box)):
-                read = tuple(
-                    at + region.lag + region.spacing * lag
-                    for at, lag, region in zip(own, lags, box)
-                )
-                if all(0 <= at < size for at, size in zip(read, space)):
+                read = tuple(np.add(own, lag))
+                if all(0 <= at < size for at, size in zip(read, space, strict=True)):
                     counts[(*own, *read)] += 1
             result.append(counts)
     return np.array(result)
 
 
 @examples(100)
-@given(st.lists(DIMS, min_size=1, max_size=2), st.booleans())
-def test_boxes_and_strips_hold_all_terms_once(
-    dims: list[ConvDim], merged: bool
-) -> None:
+@given(st.lists(DIMS, min_size=1, max_size=2))
+def test_boxes_and_strips_hold_all_terms_once(dims: list[ConvDim]) -> None:
     parts = [pair_of(dim) for dim in dims]
-    grid = LagGrid([LagDim(tuple(v), size) for _, v, size in parts], merged)
-    windows = sums_of_boxes(grid)[np.concatenate([[0], grid.places])]
+    grid = LagGrid([LagDim(tuple(values), size) for _, values, size in parts])
+    sums = sums_of_boxes(grid)
+    assert len(sums) == grid.number_of_sums
+    windows = sums[np.concatenate([[0], grid.places])]
     assert len(windows) == grid.number_of_windows + 1
     strips = [grid.strip(number) for number in range(len(grid.sizes_of_strips))]
     assert [len(strip.first) for strip in strips] == grid.sizes_of_strips
     for row, added in enumerate(grid.additions, start=1):
         for number in np.flatnonzero(added):
-            windows[row] += term(grid, *strips[number])
+            windows[row] += counts_of(grid, *strips[number])
     count = len(dims)
     mirrored = windows.transpose(
         0, *range(count + 1, 2 * count + 1), *range(1, count + 1)
@@ -93,28 +92,25 @@ def test_boxes_and_strips_hold_all_terms_once(
     assert np.array_equal(rebuilt, expected.transpose(order))
 
 
-def grid_of(merged: bool, num_dims: int = 2, **change: Any) -> LagGrid:
+def usual_grid() -> LagGrid:
     """A layer of eight pixels a side, with padding that keeps their number."""
-    options = {"kernel_size": 3, "padding": (1, 1)} | change
-    dim = ConvDim(8, **options)
-    _, progressions, size = pair_of(dim)
-    return LagGrid([LagDim(tuple(progressions), size)] * num_dims, merged)
+    _, progressions, size = pair_of(ConvDim(8, 3, 1, 1, (1, 1)))
+    return LagGrid([LagDim(tuple(progressions), size)] * 2)
 
 
-def test_lags_apart_leave_few_strips() -> None:
-    apart, merged = (grid_of(merged) for merged in (False, True))
-    # lags that differ in both dimensions, in one of them, and zero
-    lags = [tuple(r.lags for r in box) for box in apart.boxes]
-    assert sorted(lags) == [(1, 1), (1, 2), (2, 1), (2, 5)]
-    assert [tuple(r.lags for r in box) for box in merged.boxes] == [(3, 5)]
-    # four edges and corners at lag zero, two edges at two lags along each dimension
-    assert sorted(apart.sizes_of_strips) == [1] * 4 + [6] * 8 + [7] * 4
-    assert sum(merged.sizes_of_strips) > sum(apart.sizes_of_strips)
-    for grid in (apart, merged):
-        # seven windows of each dimension, three of them at lag zero
-        assert grid.number_of_windows == (7 * 7 + 9) / 2
+def test_one_box_and_its_strips() -> None:
+    grid = usual_grid()
+    (box,) = grid.boxes
+    assert [(r.lag, r.lags) for r in box] == [(0, 3), (-2, 5)]
+    assert [r.own for r in box] == [range(1, 7)] * 2
+    # half of them: two pairs of positive lags, and three that are not negative
+    assert number_of_lags(box) == 2 * 5 + 3
+    # lags that lead further meet no partner
+    assert grid.padding == [(0, 1), (1, 1)]
+    # each dimension has three windows of lag zero, and one of each other lag
+    assert grid.number_of_windows == 2 * 7 + 3 * (2 + 3)
 
 
-def test_padding_covers_what_lags_read() -> None:
-    assert grid_of(merged=True).padding == [(0, 1), (1, 1)]
-    assert grid_of(merged=False).padding == [(0, 2), (2, 2)]
+def test_windows_are_cut_at_all_ends() -> None:
+    assert segments([(0, 5), (2, 5), (2, 7)]) == [(0, 2), (2, 5), (5, 7)]
+    assert segments([(0, 1), (3, 4), (3, 4)]) == [(0, 1), (3, 4)]

@@ -1,4 +1,4 @@
-"""Kernels: sums over a box of positions at all of its lags, ``[G * C, lags, C']``.
+"""Kernels: sums over a box of positions at the lags that count, ``[G * C, lags, C']``.
 
 The left operand is read at the positions of the box, ``[rows, counts..., G * C]``, the
 right one from the first to the last position that a lag leads to, ``[rows, reads..., G
@@ -14,7 +14,7 @@ from math import ceil, prod
 from torch import Tensor
 
 from tn_extensions.compiler.cost import Cost, Rates
-from tn_extensions.compiler.lags import Box
+from tn_extensions.compiler.lags import Box, first_lag, lags_of, number_of_lags
 from tn_extensions.compiler.native import (
     MOST_DIMS,
     depthwise_convolution,
@@ -55,7 +55,7 @@ def kernels(num_dims: int, channels: int, native: bool) -> tuple[Kernel, ...]:
     if not native or num_dims > MOST_DIMS:
         return (PRODUCT,)
     if channels == 1:
-        return PRODUCT, DEPTHWISE
+        return (DEPTHWISE,)
     return PRODUCT, GRADIENT, GRADIENT_CHANNELS_LAST
 
 
@@ -83,16 +83,12 @@ def _area(box: Box) -> int:
     return prod(region.count for region in box)
 
 
-def number_of_lags(box: Box) -> int:
-    """How many sums a box holds."""
-    return prod(region.lags for region in box)
-
-
 def _multiply(left: Tensor, right: Tensor, box: Box, groups: int) -> Tensor:
     """Sum by a matrix product, the lags unfolded."""
     rows, *strides, channel = right.stride()
     lags, counts = [r.lags for r in box], [r.count for r in box]
     size, columns = left.shape[-1] // groups, right.shape[-1] // groups
+    dims = len(box)
     shifted = right.as_strided(
         [len(right), *counts, groups, *lags, columns],
         [
@@ -105,9 +101,18 @@ def _multiply(left: Tensor, right: Tensor, box: Box, groups: int) -> Tensor:
         right.storage_offset(),
     )
     terms = len(left) * prod(counts)
-    shifted = shifted.reshape(terms, groups, -1)
+    unfolded = shifted.new_empty(
+        *shifted.shape[: dims + 2], number_of_lags(box), columns
+    )
+    end = 0
+    for part in lags_of(box):
+        found = shifted[(*[slice(None)] * (dims + 2), *part)]
+        begin, end = end, end + prod(found.shape[dims + 2 : -1])
+        target = unfolded[..., begin:end, :]
+        target.view(found.shape).copy_(found)
+    unfolded = unfolded.view(terms, groups, -1)
     left = left.reshape(terms, groups, size)
-    value = multiply(left.permute(1, 2, 0), shifted.permute(1, 2, 0))
+    value = multiply(left.permute(1, 2, 0), unfolded.permute(1, 2, 0))
     return value.view(groups * size, -1, columns)
 
 
@@ -129,7 +134,7 @@ def _gradient(left: Tensor, right: Tensor, box: Box, groups: int) -> Tensor:
         [region.spacing for region in box],
         groups,
     )
-    return found.flatten(2).mT
+    return found.flatten(2)[..., first_lag(box) :].mT
 
 
 def _price_gradient(
@@ -152,7 +157,8 @@ def _convolve(left: Tensor, right: Tensor, box: Box, groups: int) -> Tensor:
         stride=[region.spacing for region in box],
         dilation=[region.step for region in box],
     )
-    return found.reshape(-1, groups, number_of_lags(box)).sum(0)[..., None]
+    found = found.flatten(1)[:, first_lag(box) :]
+    return found.unflatten(0, (-1, groups)).sum(0)[..., None]
 
 
 def _price_depthwise(

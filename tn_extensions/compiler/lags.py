@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from itertools import pairwise, product
 from math import gcd, prod
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,47 @@ class Region:
 
 Box = tuple[Region, ...]
 """A region for each dimension."""
+
+
+def lags_of(box: Box) -> list[tuple[slice, ...]]:
+    """The lags of a box that count, in order: parts of the grid of its lags.
+
+    They are zero, and those whose first nonzero entry is positive.
+    """
+    zeros: tuple[slice, ...] = ()
+    parts = []
+    for axis, region in enumerate(box):
+        lags = range(
+            region.lag, region.lag + region.spacing * region.lags, region.spacing
+        )
+        negative = sum(lag < 0 for lag in lags)
+        zero = 0 in lags
+        last = axis == len(box) - 1
+        others = (slice(None),) * (len(box) - axis - 1)
+        start = negative + (zero and not last)
+        if start < region.lags:
+            parts.append((*zeros, slice(start, None), *others))
+        if not zero:
+            break
+        zeros = (*zeros, slice(negative, negative + 1))
+    return parts[::-1]
+
+
+def first_lag(box: Box) -> int:
+    """How many lags of a box come before those that count."""
+    return prod(region.lags for region in box) - number_of_lags(box)
+
+
+def number_of_lags(box: Box) -> int:
+    """How many lags of a box count."""
+    counts = [region.lags for region in box]
+    return sum(
+        prod(
+            len(range(*part.indices(count)))
+            for part, count in zip(parts, counts, strict=True)
+        )
+        for parts in lags_of(box)
+    )
 
 
 class Window(NamedTuple):
@@ -147,34 +188,29 @@ class LagDim:
             numbers.get(Window(*w[:2], *self._common[w[:2]]), -1) for w in self.windows
         ]
 
-    def regions(self, lags: Lags, merged: bool) -> list[Region]:
-        """Positions at which some lags are multiplied together.
+    def regions(self, half: bool) -> list[Region]:
+        """For each phase, the positions that all of its lags share, and these lags.
 
         Interiors grow as long as a lag leads outside of the operand.
 
         Args:
-            lags: Which lags.
-            merged: Whether all lags of a phase make up one region, of the positions
-                that they share. Else each region holds all of the interiors of its
-                lags, which share their ends.
+            half: Whether negative lags are left out.
         """
-        groups: dict[tuple[int, ...], list[Window]] = defaultdict(list)
+        phases: dict[int, list[Window]] = defaultdict(list)
         for (phase, lag), ends in self._common.items():
-            if ends[0] < ends[1] and _counts(lag, lags):
-                window = self._grown(Window(phase, lag, *ends))
-                key = (phase,) if merged else (phase, window.begin, window.end)
-                groups[key].append(window)
-        return [region for found in groups.values() for region in self._region(found)]
-
-    def _region(self, windows: Sequence[Window]) -> Iterable[Region]:
-        begin = max(window.begin for window in windows)
-        count = min(window.end for window in windows) - begin
-        first, *more = sorted(window.lag for window in windows)
-        spacing = gcd(*(lag - first for lag in more)) or 1
-        lags = (max([first, *more]) - first) // spacing + 1
-        if count > 0:
-            start = windows[0].phase + self.step * begin
-            yield Region(start, self.step, count, first, spacing, lags)
+            if ends[0] < ends[1] and (lag >= 0 or not half):
+                phases[phase].append(self._grown(Window(phase, lag, *ends)))
+        regions = []
+        for phase, windows in phases.items():
+            begin = max(window.begin for window in windows)
+            count = min(window.end for window in windows) - begin
+            first, *more = sorted(window.lag for window in windows)
+            spacing = gcd(*(lag - first for lag in more)) or 1
+            lags = (more[-1] - first) // spacing + 1 if more else 1
+            if count > 0:
+                start = phase + self.step * begin
+                regions.append(Region(start, self.step, count, first, spacing, lags))
+        return regions
 
     def _grown(self, window: Window) -> Window:
         phase, lag, begin, end = window
@@ -197,24 +233,10 @@ class LagDim:
             segment = self.segments[number]
             at, rest = divmod(segment.lag - region.lag, region.spacing)
             if segment.phase == phase and not rest and 0 <= at < region.lags:
-                begin, end = (
-                    max(first, segment.begin),
-                    min(first + region.count, segment.end),
-                )
-                # a region that has not grown to this interior holds other lags
-                grown = self._grown(segment)
-                if grown.begin <= first and first + region.count <= grown.end:
-                    found[number] = (at, range(begin, max(begin, end)))
+                begin = max(first, segment.begin)
+                end = min(first + region.count, segment.end)
+                found[number] = (at, range(begin, max(begin, end)))
         return found
-
-
-Lags = Literal["zero", "positive", "not negative", "all"]
-
-
-def _counts(lag: int, lags: Lags) -> bool:
-    if lags == "zero":
-        return lag == 0
-    return lags == "all" or lag > 0 or (lag == 0 and lags == "not negative")
 
 
 lag_dim = lru_cache(maxsize=256)(LagDim)
@@ -231,14 +253,12 @@ class Strip(NamedTuple):
 class LagGrid:
     """Lags of several dimensions: of lags and their mirror images, one half.
 
-    A lag counts if its first nonzero entry is positive. Most positions lie in boxes, in
-    which many lags are multiplied at a time; what boxes leave over of a combination of
+    A lag counts if its first nonzero entry is positive. Most positions lie in boxes, at
+    which all lags of a phase are multiplied; what a box leaves over of a combination of
     segments is a strip.
 
     Args:
         dims: The dimensions.
-        merged: Whether all lags of a phase share a box; else those that share their
-            interior do, which leaves fewer strips.
 
     Attributes:
         boxes: The boxes.
@@ -246,18 +266,10 @@ class LagGrid:
         number_of_sums: Number of lags of all boxes, and one for sums that none holds.
     """
 
-    def __init__(self, dims: Sequence[LagDim], merged: bool) -> None:
+    def __init__(self, dims: Sequence[LagDim]) -> None:
         self.dims = tuple(dims)
-        self.boxes: list[Box] = [
-            box
-            for kind in _kinds(len(self.dims), merged)
-            for box in product(
-                *(
-                    dim.regions(lags, merged)
-                    for dim, lags in zip(self.dims, kind, strict=True)
-                )
-            )
-        ]
+        regions = (dim.regions(half=not axis) for axis, dim in enumerate(self.dims))
+        self.boxes: list[Box] = list(product(*regions))
         self.padding = []
         for axis, dim in enumerate(self.dims):
             reads = [box[axis].read for box in self.boxes]
@@ -289,13 +301,13 @@ class LagGrid:
             if all(found):
                 where = np.ix_(*(list(part) for part in found))
                 lags = np.ix_(*([at for at, _ in part.values()] for part in found))
-                at = end + np.ravel_multi_index(lags, [r.lags for r in box])
+                at = np.ravel_multi_index(lags, [r.lags for r in box])
                 sizes = [[len(u) for _, u in part.values()] for part in found]
-                new = kept[where] & (self._holders[where] < 0)
-                self._places[where] = np.where(new, at, self._places[where])
-                self._holders[where] = np.where(new, number, self._holders[where])
-                held[where] = np.where(new, _outer(sizes), held[where])
-            end += prod(region.lags for region in box)
+                new = kept[where]
+                self._places[where] = np.where(new, end + at - first_lag(box), 0)
+                self._holders[where] = np.where(new, number, -1)
+                held[where] = np.where(new, _outer(sizes), 0)
+            end += number_of_lags(box)
         self.number_of_sums = end
         total = _outer([[s.size for s in dim.segments] for dim in self.dims])
         self._left = kept * (total - held)
@@ -384,18 +396,6 @@ class LagGrid:
             order[tuple(np.broadcast_arrays(*numbers))] for numbers in (pairs, mirrored)
         )
         return np.where(one > 0, one, np.where(other > 0, other + end, 0))
-
-
-def _kinds(count: int, merged: bool) -> list[list[Lags]]:
-    """Sets of lags of each dimension, of which one half of all lags is made up."""
-    every: list[Lags] = ["all"] * count
-    if merged:
-        return [["not negative", *every[1:]]]
-    zero: list[Lags] = ["zero"] * count
-    leading: list[list[Lags]] = [
-        [*zero[:lead], "positive", *every[lead + 1 :]] for lead in range(count)
-    ]
-    return [*leading, zero]
 
 
 def _is_kept(lags: Sequence[Sequence[int]]) -> Booleans:

@@ -32,7 +32,6 @@ from tn_extensions.compiler.constant import Constant
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.lag_sums import (
-    PRODUCT,
     Kernel,
     kernels,
     number_of_lags,
@@ -60,12 +59,10 @@ def lag(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     if prod(len(dim.windows) * len(dim.segments) for dim in dims) > _MOST_ADDITIONS:
         return
     channels = prod(half.sizes[j] for j in half.unpaired_columns)
-    merged, apart = LagGrid(dims, merged=True), LagGrid(dims, merged=False)
+    grid = LagGrid(dims)
     # native kernels do not pay where channels are unfolded
     for kernel in kernels(len(dims), channels, native=not half.patterns):
-        yield LagSums(half, target, merged, kernel).candidate
-    if apart.boxes != merged.boxes:
-        yield LagSums(half, target, apart, PRODUCT).candidate
+        yield LagSums(half, target, grid, kernel).candidate
 
 
 class LagSums:
