@@ -183,5 +183,5 @@ GRADIENT_CHANNELS_LAST = Kernel(
     "weight gradient, channels last", True, _gradient, _price_gradient, 8192, 128
 )
 DEPTHWISE = Kernel(
-    "depthwise convolution", False, _convolve, _price_depthwise, 1024, _ANY
+    "depthwise convolution", True, _convolve, _price_depthwise, 1024, _ANY
 )

@@ -81,12 +81,16 @@ class LagSums:
             dim.size + sum(pad)
             for dim, pad in zip(grid.dims, grid.padding, strict=True)
         ]
+        # copies of what a strip reads that are held at a time
+        self.gathered = 3 if self.channels > 1 else 2
         self.chunks = Chunks.along(half.nodes, sizes, half.rows)
-        self.limit = target.budget // (4 * target.itemsize)
+        self.limit = target.budget // (2 * target.itemsize)
         # one more position, which is zero
         self.sample = (prod(self.space) + 1) * self.groups * self.channels
         total = self.chunks.total
-        self.chunk = max(1, min(total, self.limit * total // (self.rows * self.sample)))
+        self.chunk = max(
+            1, min(total, self.limit * total // (4 * self.rows * self.sample))
+        )
         self.pairs = prod(len(dim.progressions) for dim in half.dims) ** 2
         self.strips = list(self._strips())
         starts = accumulate((count for count, _, _ in self.strips), initial=0)
@@ -143,22 +147,25 @@ class LagSums:
                 sums + size * area * self.groups * self.channels * (1 + unfolded),
             )
         for count, length, block in self.strips:
-            gathered = rows * length * self.groups * self.channels * min(block, count)
-            product = rates.product(
-                self.channels,
-                self.channels,
-                rows * length,
-                block * self.groups,
-                itemsize,
+            gathered = (
+                self.gathered * rows * length * self.groups * self.channels * block
             )
-            cost = move(4 * gathered, run=self.channels) + product
+            cost = move(gathered, run=self.groups * self.channels)
+            if self.channels > 1:
+                cost = cost + rates.product(
+                    self.channels,
+                    self.channels,
+                    rows * length,
+                    block * self.groups,
+                    itemsize,
+                )
             shapes = f"{count} strips of {rows} x {length}"
             operations.append(
                 Operation(
                     "gather and multiply", shapes, cost, number * ceil(count / block)
                 )
             )
-            working = max(working, 4 * gathered)
+            working = max(working, gathered)
         square = self.groups * self.channels**2
         touched, strips = self.grid.number_of_additions
         summed = (self.grid.number_of_sums + strips) * square
@@ -206,7 +213,7 @@ class LagSums:
         for part in (sizes[:cut], sizes[cut:]):
             if part:
                 rows = self.rows * self.chunk // self.chunks.total
-                one = 4 * rows * part[0] * self.groups * self.channels
+                one = self.gathered * rows * part[0] * self.groups * self.channels
                 yield len(part), part[0], max(1, min(len(part), self.limit // one))
 
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
@@ -298,15 +305,8 @@ class LagSums:
             ):
                 left, right = (self._gather(flat, side) for side in (first, second))
                 if self.channels == 1:
-                    yield (left * right).sum((0, 2))
+                    yield left.mul_(right).sum((0, 2))
                 else:
-                    left, right = (
-                        side.unflatten(3, (self.groups, -1))
-                        .permute(1, 3, 0, 2, 4)
-                        .reshape(len(first) * self.groups, -1, self.channels)
-                        .mT
-                        for side in (left, right)
-                    )
                     yield multiply(left, right)
 
     def _tables(self, like: Tensor) -> Iterator[tuple[tuple[Tensor, Tensor], int]]:
@@ -325,10 +325,13 @@ class LagSums:
                 side[number, : len(found)] = found
         return result
 
-    @staticmethod
-    def _gather(flat: Tensor, positions: Tensor) -> Tensor:
-        found = flat.index_select(1, positions.flatten())
-        return found.unflatten(1, positions.shape)
+    def _gather(self, flat: Tensor, positions: Tensor) -> Tensor:
+        """Read strips, as matrices ``[strips * G, C, terms]`` unless ``C = 1``."""
+        found = flat.index_select(1, positions.flatten()).unflatten(1, positions.shape)
+        if self.channels == 1:
+            return found
+        found = found.unflatten(3, (self.groups, -1)).permute(1, 3, 0, 2, 4)
+        return found.reshape(len(positions) * self.groups, -1, self.channels).mT
 
     def _chunks(self, tensor: Tensor) -> Iterator[Tensor]:
         """The padded operand and a zero, ``[rows, positions + 1, G * channels]``."""
