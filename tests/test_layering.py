@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-SYMBOLIC = ("conv", "errors", "quantities", "network", "diagram")
+SYMBOLIC = ("conv", "errors", "quantities", "recognise", "network", "diagram")
 
 # Imports symbolic modules below an empty `tn_extensions`: the real one imports all.
 IMPORT_WITHOUT_TORCH = """
@@ -71,6 +73,12 @@ def test_contracts_hold() -> None:
     ("module", "statement", "contract"),
     [
         ("compiler/plan.py", "from tn_extensions import functional", "downwards"),
+        ("network/methods.py", "import tn_extensions.diagram.figure", "downwards"),
+        (
+            "network/methods.py",
+            "def f():\n    import tn_extensions.diagram",
+            "downwards",
+        ),
         ("network/nodes.py", "import tn_extensions.quantities", "downwards"),
         ("functional.py", "import tn_extensions.backpack", "downwards"),
         ("compiler/plan.py", "import tn_extensions", "downwards"),
@@ -85,6 +93,7 @@ def test_contracts_hold() -> None:
         ("backpack/kfac.py", "import curvlinops", "imports curvlinops"),
         ("diagram/route.py", "import torch", "symbolic"),
         ("network/network.py", "import tn_extensions.diagram.layout", "downwards"),
+        ("network/nodes.py", "import tn_extensions.network.network", "each other"),
         ("diagram/tikz.py", "import matplotlib", "matplotlib is optional"),
         ("curvlinops/kfac.py", "from laplace import Laplace", "laplace is optional"),
     ],
@@ -143,3 +152,45 @@ def test_import_without_torch_catches(checkout: Path) -> None:
     result = import_without_torch(checkout)
     assert result.returncode != 0
     assert "torch" in result.stderr
+
+
+def imports(checkout: Path) -> dict[str, set[str]]:
+    """What each module imports of the package: also for annotations, in functions."""
+    files = {
+        ".".join(path.relative_to(checkout).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): path
+        for path in (checkout / "tn_extensions").rglob("*.py")
+    }
+    found: dict[str, set[str]] = {}
+    for module, path in files.items():
+        names: list[str] = []
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module is not None and not node.level
+                inner = (f"{node.module}.{alias.name}" for alias in node.names)
+                names += [name if name in files else node.module for name in inner]
+        found[module] = files.keys() & names
+    return found
+
+
+def test_no_modules_import_each_other() -> None:
+    TopologicalSorter(imports(ROOT)).prepare()
+
+
+@pytest.mark.parametrize(
+    ("module", "statement"),
+    [
+        ("curvlinops/inverse.py", "from tn_extensions.curvlinops import kfac"),
+        ("network/nodes.py", "from tn_extensions.network import TensorNetwork"),
+        ("quantities.py", "def f(): import tn_extensions.functional.gradients"),
+        ("errors.py", "if TYPE_CHECKING: from tn_extensions.conv import Conv"),
+    ],
+)
+def test_circles_are_found(checkout: Path, module: str, statement: str) -> None:
+    with (checkout / "tn_extensions" / module).open("a") as file:
+        file.write(f"\n{statement}\n")
+    with pytest.raises(CycleError):
+        TopologicalSorter(imports(checkout)).prepare()

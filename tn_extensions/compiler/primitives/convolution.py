@@ -134,7 +134,9 @@ def _candidate(network: TensorNetwork, target: Target, roles: Roles) -> Candidat
     call = Operation(kind, f"{roles.image.name} by {roles.kernel.name}", cost)
     held = _copied(roles.image, layout[0], sizes)
     held += _copied(roles.kernel, layout[1], sizes)
-    return Candidate(f"native {kind}", (call,), held, run, compute)
+    copy = Operation("arrange", f"{held}", target.rates.move(held, target.itemsize, 4))
+    operations = (copy, call) if held else (call,)
+    return Candidate(f"native {kind}", operations, held, run, compute)
 
 
 def _cost(
@@ -170,7 +172,7 @@ def _cost(
     # operands of gradients are reordered for the kernel, results back
     copy = rates.cached_copy if moved <= rates.cache else rates.copy
     copies = 1.5 if gradient else 0.5
-    seconds = flops / rate + copies * moved / copy + 16 * rates.call
+    seconds = flops / rate + copies * moved / copy + 4 * rates.call
     return Cost(flops, moved, 1, 0, seconds)
 
 
