@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import prod
 from typing import Any
 
 import pytest
@@ -27,11 +28,20 @@ LAYERS = {
     "one entry": Conv.make(8, 6, 1, (8, 7)),
     "patches": Conv.make(3, 8, 4, (16, 16), 4),
 }
+
+
+def columns(conv: Conv) -> int:
+    """Entries of a patch."""
+    return conv.in_channels // conv.groups * prod(conv.kernel_size)
+
+
 TENSORS: dict[str, Callable[[Conv, int], tuple[int, ...]]] = {
     "x": lambda conv, n: (n, conv.in_channels, *conv.input_size),
     "g": lambda conv, n: (n, conv.out_channels, *conv.output_size),
     "S": lambda conv, n: (3, n, conv.out_channels, *conv.output_size),
     "weight": lambda conv, n: conv.weight_shape,
+    "QA": lambda conv, n: (conv.groups, *[columns(conv)] * 2),
+    "QB": lambda conv, n: (conv.groups, *[conv.out_channels // conv.groups] * 2),
 }
 CALLS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "conv": ("conv", ("x", "weight"), {}),
@@ -53,6 +63,10 @@ CALLS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "ggn_diagonal": ("ggn_diagonal", ("x", "S"), {}),
     "ggn_diagonal, N": ("ggn_diagonal", ("x", "S"), {"per_sample": True}),
     "ggn_gram": ("ggn_gram", ("x", "S"), {}),
+    "gradient_factor_expand": ("gradient_factor_expand", ("g",), {}),
+    "gradient_factor_reduce": ("gradient_factor_reduce", ("g",), {}),
+    "kfac_moments": ("kfac_moments", ("x", "g", "QA", "QB"), {}),
+    "rotated_grad": ("rotated_grad", ("x", "g", "QA", "QB"), {}),
     "bias_vjp": ("bias_vjp", ("g",), {}),
     "bias_per_sample_grad": ("bias_per_sample_grad", ("S",), {}),
     "bias_per_sample_grad_norm": ("bias_per_sample_grad_norm", ("S",), {}),
