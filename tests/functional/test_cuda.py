@@ -21,20 +21,23 @@ def basis(conv: Conv, ones: int) -> tuple[int, ...]:
 
 
 LAYERS = {
-    "1d": Conv.make(4, 6, 3, (20,), padding=1),
+    "1d": Conv.make(4, 6, 3, (20,), padding=2, dilation=2),
     "2d": Conv.make(16, 16, 3, (14, 14), padding=1),
-    "3d": Conv.make(3, 4, 2, (4, 5, 6), padding=1),
+    "3d": Conv.make(2, 4, 2, (4, 5, 6), padding=1, padding_mode="replicate"),
     "strided": Conv.make(3, 64, 7, (32, 32), 2, padding=3),
-    "dilated": Conv.make(8, 8, 3, (12, 12), padding=2, dilation=2),
-    "groups": Conv.make(4, 6, 3, (9, 8), groups=2),
+    "groups": Conv.make(4, 6, 3, (9, 8), padding=1, groups=2, padding_mode="circular"),
     "depthwise": Conv.make(8, 8, 7, (9, 9), padding=3, groups=8),
     "transposed": Conv.make(4, 6, 3, (8, 7), 2, padding=1, transposed=True),
-    "reflect": Conv.make(4, 6, 3, (8, 7), padding=1, padding_mode="reflect"),
-    "circular": Conv.make(4, 6, 3, (8,), padding=1, padding_mode="circular"),
-    "replicate": Conv.make(2, 2, 3, (4, 4, 4), padding=1, padding_mode="replicate"),
     "one entry": Conv.make(8, 6, 1, (8, 7)),
     "patches": Conv.make(3, 8, 4, (16, 16), 4),
 }
+
+
+def columns(conv: Conv) -> int:
+    """Entries of a patch."""
+    return conv.in_channels // conv.groups * prod(conv.kernel_size)
+
+
 TENSORS: dict[str, Callable[[Conv, int], tuple[int, ...]]] = {
     "x": lambda conv, n: (n, conv.in_channels, *conv.input_size),
     "g": lambda conv, n: (n, conv.out_channels, *conv.output_size),

@@ -160,9 +160,9 @@ class Plan:
     def _measure(self, tensors: Tensors, out: Tensor | None) -> None:
         """Run the best-ranked candidates, and keep to the fastest from now on."""
         like = next(iter(tensors.values()))
-        if torch.are_deterministic_algorithms_enabled() or is_capturing(like):
+        if not holds_data(like) or is_capturing(like):  # nothing takes its time
             return
-        if not holds_data(like):  # there is nothing to take time for
+        if torch.are_deterministic_algorithms_enabled():
             return
         with _MEASURING:  # one at a time, or they would slow each other down
             if self._is_settled:
