@@ -12,7 +12,7 @@ from itertools import combinations
 from math import prod
 
 from tn_extensions.compiler.candidate import Candidate, Target, Tensors, as_defined
-from tn_extensions.compiler.half import split_in_half
+from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.primitives.blocks import stored
 from tn_extensions.network import Operand, TensorNetwork
 from tn_extensions.network.nodes import Node
@@ -26,7 +26,7 @@ def pairwise(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
         return
     if len(names) < len(network.operands):  # products are named by their operands
         return
-    if split_in_half(network) is not None:  # one half would be evaluated twice
+    if Half.of(network) is not None:  # one half would be evaluated twice
         return
     carried = [*(operand.indices for operand in network.operands)]
     elements = sum(prod(network.sizes[j] for j in own) for own in carried)
