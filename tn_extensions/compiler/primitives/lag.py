@@ -317,8 +317,9 @@ class LagSums:
         found = flat.index_select(1, positions.flatten()).unflatten(1, positions.shape)
         if self.channels == 1:
             return found
+        terms = len(flat) * positions.shape[1]
         found = found.unflatten(3, (self.groups, -1)).permute(1, 3, 0, 2, 4)
-        return found.reshape(len(positions) * self.groups, -1, self.channels).mT
+        return found.contiguous().view(-1, terms, self.channels).mT
 
     def _chunks(self, tensor: Tensor) -> Iterator[Tensor]:
         """The padded operand and a zero, ``[rows, positions + 1, G * channels]``."""
