@@ -162,6 +162,12 @@ class Progression(NamedTuple):
     begin: int
     end: int
 
+    @property
+    def positions(self) -> range:
+        """The positions."""
+        first, last = (self.offset + self.step * t for t in (self.begin, self.end))
+        return range(first, last, self.step)
+
 
 @dataclass(frozen=True)
 class Pattern(_Ordered):
