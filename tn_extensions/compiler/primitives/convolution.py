@@ -186,7 +186,7 @@ def _cost(
     copy = rates.cached_copy if moved <= rates.cache else rates.copy
     copies = 1.5 if gradient else 0.5
     seconds = flops / rate + copies * moved / copy + 4 * rates.call
-    return Cost(flops, moved, 1, 0, seconds)
+    return Cost(flops, moved, 2 if gradient else 1, 0, seconds)
 
 
 def _has_axis(operand: Operand, indices: Sequence[str]) -> bool:
