@@ -2,9 +2,7 @@
 
 from tn_extensions.compiler.candidate import Primitive
 from tn_extensions.compiler.primitives.convolution import convolve
-from tn_extensions.compiler.primitives.correlate import correlate
 from tn_extensions.compiler.primitives.crossed import crossed
-from tn_extensions.compiler.primitives.depthwise import depthwise
 from tn_extensions.compiler.primitives.einsum import einsum
 from tn_extensions.compiler.primitives.embed import embed
 from tn_extensions.compiler.primitives.factored import factored
@@ -24,8 +22,6 @@ PRIMITIVES: tuple[Primitive, ...] = (
     window,
     matmul,
     lag,
-    correlate,
-    depthwise,
     gram,
     factored,
     crossed,

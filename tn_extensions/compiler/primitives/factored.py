@@ -30,7 +30,7 @@ def factored(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
         return
     alone = half.network(*((index,) for index in half.shared))
     factors = _factors(simplify(alone))
-    if len(factors) < 2:
+    if len(factors) < 2 or not all(one.operands for one in factors):
         return
     found = {f"squares {number}": one for number, one in enumerate(factors)}
     squares = [stored(name, one) for name, one in found.items()]
