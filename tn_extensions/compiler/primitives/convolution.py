@@ -47,7 +47,7 @@ _FEW_CHANNELS = 3
 
 @as_defined
 def convolve(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-    """Let torch convolve; where samples are kept apart, also as groups or one by one."""
+    """Let torch convolve; samples that are kept apart also as groups, or one by one."""
     roles = Roles.of(network)
     if roles is None:
         return
