@@ -15,7 +15,7 @@ from tn_extensions.functional import evaluate
 from tn_extensions.network import TensorNetwork, build
 from tn_extensions.padding import pad, source_positions, unpad
 from tn_extensions.sampling import Draw, Sampled, Sampler, sample
-from tn_extensions.sampling.positions import find, select
+from tn_extensions.compiler.slices import find, select
 
 
 class Layer(Protocol):

@@ -22,6 +22,7 @@ from tn_extensions.network.nodes import (
     Pair,
     Pattern,
     Rename,
+    Selection,
 )
 
 Output = tuple[tuple[str, ...], ...]
@@ -35,7 +36,7 @@ class TensorNetwork(Face):
     sizes, hashable, and never changed in place.
 
     Args:
-        nodes: Operands, patterns and pairs.
+        nodes: Operands, patterns, pairs and selections.
         output: Axes of the result; each axis is a tuple of indices, the last fastest.
         sizes: Size of each index; those of absent indices are dropped.
 
@@ -110,6 +111,11 @@ class TensorNetwork(Face):
     def pairs(self) -> tuple[Pair, ...]:
         """The nodes that are pairs of patterns."""
         return tuple(node for node in self.nodes if isinstance(node, Pair))
+
+    @cached_property
+    def selections(self) -> tuple[Selection, ...]:
+        """The nodes that are sampled positions."""
+        return tuple(node for node in self.nodes if isinstance(node, Selection))
 
     @cached_property
     def indices(self) -> tuple[str, ...]:
