@@ -16,7 +16,7 @@ from tn_extensions.compiler.allocate import empty
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.compiler.candidate import Candidate, Primitive, Target, Tensors
 from tn_extensions.compiler.cost import Cost, rates
-from tn_extensions.compiler.primitives import PRIMITIVES
+from tn_extensions.compiler.primitives import PRIMITIVES, SELECTING
 from tn_extensions.compiler.shortlists import CLOSE, Shortlists, Source, varying_indices
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import Step, TensorNetwork, simplify
@@ -262,6 +262,8 @@ def _candidates(
     for joined, form in _forms(network, simplified, wanted):
         for number, primitive in enumerate((*PRIMITIVES, *_registered)):
             source = (joined, number)
+            if form.selections and primitive not in SELECTING:
+                continue
             if wanted is None or source in wanted:
                 for candidate in primitive(form, target):
                     yield source, candidate

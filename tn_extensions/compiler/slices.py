@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -15,6 +15,28 @@ def flat(positions: Sequence[Tensor], extents: Sequence[int]) -> Tensor:
     for own, extent in zip(others, extents[1:], strict=True):
         result = (result[:, None] * extent + own).flatten()
     return result
+
+
+def merged(
+    indices: Sequence[str], sizes: Mapping[str, int], kept: Mapping[str, Tensor]
+) -> Tensor | None:
+    """Positions along an axis at which some of its indices take their kept values.
+
+    Args:
+        indices: Indices of the axis, slowest first.
+        sizes: Their sizes.
+        kept: Kept values, of those of which not all are.
+
+    Returns:
+        Positions; None for all of them.
+    """
+    if not any(index in kept for index in indices):
+        return None
+    values = [
+        kept[index] if index in kept else torch.arange(sizes[index])
+        for index in indices
+    ]
+    return flat(values, [sizes[index] for index in indices])
 
 
 def select(tensor: Tensor, positions: Sequence[Tensor | None]) -> Tensor:

@@ -319,10 +319,8 @@ class TensorNetwork(Face):
             if isinstance(node, Pair) and node.shared in sizes:
                 node = replace(node, size=sizes[node.shared])
             if isinstance(node, Operand) and set(node.indices) & set(sizes):
-                split = _whole_axes(node, self.sizes, "resize", "Resize")
-                axes = ([(j, changed[j]) for j in axis] for axis in split)
-                extents = [(prod(size for _, size in axis), axis) for axis in axes]
-                node = Operand(node.name, tuple(Axis.of(e, *a) for e, a in extents))
+                _whole_axes(node, self.sizes, "resize", "Resize")
+                node = node.resized(self.sizes, changed, {})
             nodes.append(node)
         return TensorNetwork(nodes, self.output, changed)
 

@@ -145,6 +145,24 @@ class Operand(_Ordered):
         """Insert ``index = position``: a view of the tensor."""
         return self._map(lambda old: old.substitute(index, position))
 
+    def resized(self, old: Sizes, new: Sizes, names: Mapping[str, str]) -> Operand:
+        """A tensor of other sizes, along all axes that are read whole.
+
+        Args:
+            old: Sizes of the indices so far.
+            new: Sizes from now on.
+            names: New names of some indices.
+        """
+        axes = []
+        for axis in self.axes:
+            own = axis.whole(old)
+            if own is None:
+                axes.append(axis)
+            else:
+                parts = [(j, new[j]) for j in (names.get(j, j) for j in own)]
+                axes.append(Axis.of(prod(size for _, size in parts), *parts))
+        return Operand(self.name, tuple(axes))
+
     def _map(self, change: Callable[[Affine], Affine]) -> Operand:
         axes = tuple(Axis(change(axis.position), axis.extent) for axis in self.axes)
         return replace(self, axes=axes)

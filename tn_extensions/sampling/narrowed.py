@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import prod
 
-from tn_extensions.network import Axis, Operand, Selection, TensorNetwork
+from tn_extensions.network import Operand, Selection, TensorNetwork
 from tn_extensions.network.index import mirrored
 
 
@@ -55,20 +54,10 @@ def narrow(
         names[index] = sampled(index) if index in joined else index
         sizes[names[index]] = count
 
-    def narrowed(operand: Operand) -> Operand:
-        axes = []
-        for axis in operand.axes:
-            own = axis.whole(network.sizes)
-            if own is None:  # then nothing of it is sampled
-                axes.append(axis)
-                continue
-            parts = [(names.get(j, j), sizes[names.get(j, j)]) for j in own]
-            axes.append(Axis.of(prod(size for _, size in parts), *parts))
-        return Operand(operand.name, tuple(axes))
-
     added = [Selection(kept, index) for index, kept in names.items() if index != kept]
-    operands = [narrowed(operand) for operand in network.operands]
-    return network.replace(network.operands, [*operands, *added], sizes)
+    old = network.operands
+    operands = [operand.resized(network.sizes, sizes, names) for operand in old]
+    return network.replace(old, [*operands, *added], sizes)
 
 
 def sampled(index: str) -> str:

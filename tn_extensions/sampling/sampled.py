@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tn_extensions.compiler import plan
-from tn_extensions.compiler.slices import flat, place, select
+from tn_extensions.compiler.slices import merged, place, select
 from tn_extensions.errors import describe
 from tn_extensions.network import TensorNetwork
 from tn_extensions.sampling.narrowed import indices_of_axes, narrow, samplable
@@ -166,28 +166,6 @@ class Sampled:
                 shape = [-1 if each == number else 1 for each in range(tensor.dim())]
                 tensor = tensor * along.to(tensor).reshape(shape)
         return tensor
-
-
-def merged(
-    indices: Sequence[str], sizes: Mapping[str, int], kept: Mapping[str, Tensor]
-) -> Tensor | None:
-    """Positions along an axis at which some of its indices take their kept values.
-
-    Args:
-        indices: Indices of the axis, slowest first.
-        sizes: Their sizes.
-        kept: Kept values, of those of which not all are.
-
-    Returns:
-        Positions; None for all of them.
-    """
-    if not any(index in kept for index in indices):
-        return None
-    values = [
-        kept[index] if index in kept else torch.arange(sizes[index])
-        for index in indices
-    ]
-    return flat(values, [sizes[index] for index in indices])
 
 
 def sample(

@@ -1,276 +1,361 @@
-"""Sums over kept positions: matrix products with rows read from the other operand.
+"""Gather: sums over sampled positions, with rows read from the other operand.
 
-Given two indices of a pattern, the third has at most one value. So for the kept values
-``j`` of a sampled index and all values ``k`` of the one that the result carries, the
-other operand is read at ``u(j, k)``, and the pattern is gone::
+Given two indices of a pattern, the third has at most one value. So for the sampled
+positions ``j`` of one operand and all values ``k`` of the index that the result
+carries, the other operand is read at ``u(j, k)``, and the pattern is gone::
 
-    result[c, (k, r)] = sum_j  kept[c, j]  read[r, u(j, k)].
+    result[c, (k, r)] = sum_j  summed[c, j]  read[r, u(j, k)].
 
-This unfolds the other operand, but at kept positions only, a few samples at a time.
+This unfolds the other operand, but at sampled positions only, a few samples at a time.
 With strides, positions of one phase meet the same values ``k``: a product for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import product
-from math import prod
+from itertools import permutations, product
+from math import ceil, gcd, prod
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from tn_extensions.compiler import plan
-from tn_extensions.compiler.cost import Cost, Rates, rates
-from tn_extensions.compiler.primitives.forms import MatrixForm
-from tn_extensions.network import TensorNetwork
-from tn_extensions.network.nodes import Sizes
-from tn_extensions.sampling.meetings import Meeting, Phase, Positions
-from tn_extensions.sampling.narrowed import narrow
-from tn_extensions.sampling.positions import find
-from tn_extensions.sampling.unfolded import PIECE, Product, joint, piece, with_zero
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
+from tn_extensions.compiler.product import multiply
+from tn_extensions.compiler.slices import find
+from tn_extensions.network import Operand, Pattern, TensorNetwork
+from tn_extensions.network.nodes import Sizes, Values
 
-_TURNED = 32.0
+_AT_ONCE = (2**20, 2**23)
+"""Elements that are unfolded at a time: as many as a cache holds, or in fewer calls."""
+
+_TURNED = 32
 """Contiguous run that transposing an operand costs as much as."""
 
 
-@dataclass(frozen=True)
-class Sites:
-    """How a network of two operands, with a pattern per dimension, is summed.
+def gather(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
+    """Sum over the sampled positions of one operand."""
+    if 0 not in network.sizes.values():
+        for sums in Sums.all(network):
+            for at_once in _AT_ONCE:
+                yield _candidate(network, sums, at_once, target)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Positions of the sum that meet the same values of the free index.
 
     Args:
-        kept: Name of the operand whose positions are kept.
-        read: Name of the one that is unfolded at them.
-        meetings: The patterns.
-        batch: Indices of both operands and the result.
-        summed: Indices of both operands.
-        rows: Indices of the first operand and the result.
-        columns: Indices of the second operand and the result.
-        output: Indices of the result.
+        members: Those of the positions.
+        values: The values: a slice of the result.
+        table: Where the other operand is read, ``[members, values]``, -1 for nowhere.
     """
 
-    kept: str
+    members: Values
+    values: slice
+    table: Values
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Where an operand is read through a pattern, by the positions of the other one.
+
+    Args:
+        pattern: The pattern.
+        summed: Its index that the sum runs through.
+        read: Its index that the other operand is read along.
+        free: Its index that the result carries.
+        along: What the operands carry of the first two: these or, if they are sampled,
+            the indices of their positions.
+    """
+
+    pattern: Pattern
+    summed: str
     read: str
-    meetings: tuple[Meeting, ...]
-    batch: tuple[str, ...]
-    summed: tuple[str, ...]
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    output: tuple[str, ...]
+    free: str
+    along: tuple[str, str]
+
+    @classmethod
+    def of(
+        cls, network: TensorNetwork, pattern: Pattern, summed: Operand, read: Operand
+    ) -> Reads | None:
+        """Find how a pattern joins two operands and the result; None if otherwise."""
+        sampled = {each.index: each.kept for each in network.selections}
+        carried = (summed.indices, read.indices, network.output_indices)
+        found = [
+            [index for index in pattern.indices if sampled.get(index, index) in own]
+            for own in carried
+        ]
+        if pattern.summed or [len(own) for own in found] != [1, 1, 1]:
+            return None
+        (one,), (two,), (free,) = found
+        if {one, two, free} != {*pattern.indices} or free in sampled:
+            return None
+        along = sampled.get(one, one), sampled.get(two, two)
+        return cls(pattern, one, two, free, along)
 
     @property
-    def orders(self) -> dict[str, tuple[str, ...]]:
-        """By operand, its indices in the order in which :meth:`run` takes them."""
-        first = (*self.batch, *self.summed)
-        kept = (each.kept for each in self.meetings)
-        read = (each.read for each in self.meetings)
-        return {
-            self.kept: (*first, *self.rows, *kept),
-            self.read: (*first, *self.columns, *read),
+    def num_phases(self) -> int:
+        """Number of phases, unless there are fewer positions."""
+        if self.read == self.pattern.index:
+            return 1
+        terms = dict(self.pattern.position.terms)
+        other = self.summed if self.free == self.pattern.index else self.free
+        return abs(terms[self.read]) // gcd(terms[self.read], terms[other])
+
+    def phases(self, sizes: Sizes, tensors: Tensors) -> Iterator[Phase]:
+        """Find where to read, phase by phase."""
+        summed, read = (tensors.get(index) for index in self.along)
+        positions = np.arange(sizes[self.summed])
+        if summed is not None:
+            positions = summed.cpu().numpy()
+        given = {
+            self.summed: positions[:, None],
+            self.free: np.arange(sizes[self.free])[None],
         }
+        table, exact = self.pattern.solve(self.read, given, sizes)
+        if read is not None:
+            table = find(torch.from_numpy(table), read.cpu()).numpy()
+        exact = np.broadcast_to(exact, table.shape)
+        masks, which = np.unique(exact, axis=0, return_inverse=True)
+        for number, mask in enumerate(masks):
+            members = (which.reshape(-1) == number).nonzero()[0]
+            values = mask.nonzero()[0]
+            if len(values):
+                step = int(values[1] - values[0]) if len(values) > 1 else 1
+                progression = slice(int(values[0]), int(values[-1]) + 1, step)
+                yield Phase(members, progression, table[members[:, None], values])
 
-    def cost(self, sizes: Sizes, counts: Sizes, speeds: Rates, itemsize: int) -> Cost:
-        """Estimated cost.
 
-        Args:
-            sizes: Sizes of all indices.
-            counts: Numbers of values that are kept, of sampled ones.
-            speeds: Speeds of the device.
-            itemsize: Bytes per element.
-        """
-        narrowed = {**sizes, **counts}
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """A network of two operands, with patterns between them and the result.
 
-        def extent(indices: Sequence[str]) -> int:
-            return prod(narrowed[index] for index in indices)
+    Args:
+        summed: The operand whose positions the sum runs through.
+        read: The other one.
+        reads: The patterns.
+        batch: Indices of both operands and the result.
+        samples: Indices of both operands only.
+        rows: Indices of the first operand and the result.
+        columns: Indices of the second operand and the result.
+    """
 
-        batch, rows, columns = map(extent, (self.batch, self.rows, self.columns))
-        positions = extent([each.kept for each in self.meetings])
-        num_phases = prod(each.num_phases for each in self.meetings)
-        free = extent([each.free for each in self.meetings])
-        width = max(1, columns * free // num_phases)
-        samples = extent(self.summed)
-        whole = prod(sizes[each.read] for each in self.meetings)
-        unfolded = batch * samples * positions * width
-        pieces = num_phases * max(1, unfolded // PIECE)
-        inner = max(1, samples * positions // pieces)
-        one = speeds.product(rows, width, inner, batch, itemsize, contiguous=True)
-        one += speeds.move(unfolded / pieces, itemsize, run=4 * columns)
-        turned = speeds.move(batch * samples * columns * whole, itemsize, run=_TURNED)
-        return turned + one.times(pieces)
+    summed: Operand
+    read: Operand
+    reads: tuple[Reads, ...]
+    batch: tuple[str, ...]
+    samples: tuple[str, ...]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
 
-    def run(
-        self,
-        sizes: Sizes,
-        operands: Sequence[Tensor],
-        held: Mapping[str, Tensor | None],
-        sampled: Mapping[str, Tensor],
-    ) -> Tensor:
-        """Evaluate.
-
-        Args:
-            sizes: Sizes of all indices; of those that are in no pattern, narrowed ones.
-            operands: The operands, an axis for each index, see :attr:`orders`.
-            held: By index of a pattern, positions that an operand has; None for all.
-            sampled: By sampled index, those that take part.
-
-        Returns:
-            The result, an axis for each index.
-        """
-        first = [self.batch, self.summed]
-        kept = _grouped(operands[0], [*first, self.rows])
-        read = _grouped(operands[1], [*first, self.columns])
-        extents = operands[1].shape[-len(self.meetings) :]
-        parts = [
-            (phases, Product(kept, at, table))
-            for phases, at, table in self._parts(sizes, extents, held, sampled)
-        ]
-        reads = max([part.num_reads for _, part in parts], default=1)
-        size = max(1, piece(read) // (len(read) * reads * read.shape[2]))
-        for start in range(0, read.shape[1], size):
-            rows = with_zero(read[:, start : start + size])
-            for _, part in parts:
-                part.add(rows, start)
-        free = [each.free for each in self.meetings]
-        counts = [sizes[index] for index in free]
-        shape = [len(kept), kept.shape[2], *counts, read.shape[2]]
-        result = _assembled(parts, read.new_zeros(shape))
-        names = (*self.batch, *self.rows, *free, *self.columns)
-        result = result.reshape([sizes[index] for index in names])
-        return result.permute([names.index(index) for index in self.output])
-
-    def _parts(
-        self,
-        sizes: Sizes,
-        extents: Sequence[int],
-        held: Mapping[str, Tensor | None],
-        sampled: Mapping[str, Tensor],
-    ) -> Iterator[tuple[tuple[Phase, ...], Positions, Positions]]:
-        """Each combination of the dimensions' phases, see :class:`Product`."""
-        tables, phases = [], []
-        for each in self.meetings:
-            table, own_phases = each.reads(sizes)
-            if (own := held[each.kept]) is not None:
-                at = own.numpy()
-                table = table[at]
-                own_phases = tuple(
-                    phase._replace(members=phase.members[at]) for phase in own_phases
+    @classmethod
+    def all(cls, network: TensorNetwork) -> Iterator[Sums]:
+        """Sums over sampled positions of either operand, if a network is one."""
+        if len(network.operands) != 2 or network.pairs or not network.selections:
+            return
+        output = {*network.output_indices}
+        for summed, read in permutations(network.operands):
+            found = [Reads.of(network, p, summed, read) for p in network.patterns]
+            reads = tuple(each for each in found if each is not None)
+            used = {index for each in reads for index in each.along}
+            one, two = (
+                [index for index in operand.indices if index not in used]
+                for operand in (summed, read)
+            )
+            both = [index for index in one if index in two]
+            if (
+                len(reads) == len(found)
+                and used.issuperset(each.kept for each in network.selections)
+                and any(each.along[0] != each.summed for each in reads)
+                and output.issuperset({*one} ^ {*two})
+                and all(a.whole(network.sizes) for a in (*summed.axes, *read.axes))
+            ):
+                yield cls(
+                    summed,
+                    read,
+                    reads,
+                    tuple(index for index in both if index in output),
+                    tuple(index for index in both if index not in output),
+                    tuple(index for index in one if index not in two),
+                    tuple(index for index in two if index not in one),
                 )
-            if each.read in sampled:
-                table = np.where(_where(table, sampled[each.read]) < 0, -1, table)
-            if (other := held[each.read]) is not None:
-                table = _where(table, other)
-            tables.append(table)
-            phases.append([phase for phase in own_phases if phase.members.any()])
-        for chosen in product(*phases):
-            members = [phase.members.nonzero()[0][:, None] for phase in chosen]
-            at = joint(members, [len(table) for table in tables]).ravel()
-            reads = [
-                table[np.ix_(*phase)]
-                for table, phase in zip(tables, chosen, strict=True)
-            ]
-            yield chosen, at, joint(reads, extents)
+
+    @property
+    def layouts(self) -> Iterator[tuple[Operand, tuple[tuple[str, ...], ...]]]:
+        """Both operands with the indices of their axes: ``[batch, samples, own, at]``."""
+        for number, operand in enumerate((self.summed, self.read)):
+            own = self.columns if number else self.rows
+            at = tuple(each.along[number] for each in self.reads)
+            yield operand, (self.batch, self.samples, own, at)
 
 
-def _where(table: Positions, kept: Tensor) -> Positions:
-    """Where values of a table stand among kept ones; -1 if they do not."""
-    found: Positions = find(torch.from_numpy(table), kept).numpy()
-    return found
+def _candidate(
+    network: TensorNetwork, sums: Sums, at_once: int, target: Target
+) -> Candidate:
+    sizes, reads = network.sizes, sums.reads
+    layouts = list(sums.layouts)
+    lengths = [
+        [prod(sizes[index] for index in group) for group in layout]
+        for _, layout in layouts
+    ]
+    (batch, samples, rows, positions), (_, _, columns, whole) = lengths
+    free = tuple(each.free for each in reads)
+    counts = [sizes[index] for index in free]
+    num_phases = prod(each.num_phases for each in reads)
+    width = columns * max(1, prod(counts) // num_phases)
+    inner = max(1, positions // num_phases)
+    block = min(samples, max(1, at_once // (batch * inner * width)))
+    names = (*sums.batch, *sums.rows, *free, *sums.columns)
+    order = [names.index(index) for index in network.output_indices]
 
+    def run(tensors: Tensors, into: Accumulator) -> None:
+        left, right = (
+            _grouped(tensors[operand.name], operand, layout, sizes)
+            for operand, layout in layouts
+        )
+        ends = [[sizes[index] for index in layout[-1]] for _, layout in layouts]
+        products = [
+            Product.of(phases, *ends, left.device)
+            for phases in product(*(each.phases(sizes, tensors) for each in reads))
+        ]
+        # in single precision at least
+        wide = torch.promote_types(left.dtype, torch.float32)
+        result = left.new_zeros([batch, rows, *counts, columns], dtype=wide)
+        for start in range(0, samples, block):
+            one, two = (each[:, start : start + block] for each in (left, right))
+            unfoldable = _with_zero(two)
+            for each in products:
+                each.add(result, one, unfoldable)
+        result = result.reshape([sizes[index] for index in names])
+        into.put(into.out, result.permute(order).reshape(network.shape))
 
-def _grouped(tensor: Tensor, groups: Sequence[Sequence[str]]) -> Tensor:
-    """One axis for as many as each group has indices, and one for all others."""
-    shape, start = [], 0
-    for group in groups:
-        shape.append(prod(tensor.shape[start : start + len(group)]))
-        start += len(group)
-    return tensor.reshape(*shape, prod(tensor.shape[start:]))
-
-
-def _assembled(
-    parts: Sequence[tuple[tuple[Phase, ...], Product]], result: Tensor
-) -> Tensor:
-    """The products in ``[batch, rows, values..., columns]``, which holds zeros."""
-    for phases, part in parts:
-        counts = [len(phase.values) for phase in phases]
-        assert part.total is not None
-        total = part.total.unflatten(2, [*counts, -1])
-        if total.shape == result.shape:
-            return total.to(result.dtype)
-        steps = [slice(None)] * 2 + [_progression(phase.values) for phase in phases]
-        result[tuple(steps)] = total
-    return result
-
-
-def _progression(values: Positions) -> slice:
-    """The slice of equally spaced values."""
-    step = values[1] - values[0] if len(values) > 1 else 1
-    return slice(int(values[0]), int(values[-1]) + 1, int(step))
-
-
-@lru_cache(maxsize=4096)
-def sites(network: TensorNetwork, kept: str) -> Sites | None:
-    """How a network is summed over the positions of an operand; None if it is not.
-
-    Args:
-        network: The network.
-        kept: Name of an operand.
-    """
-    for form in MatrixForm.all(network):
-        left, right, rows, columns = form.left, form.right, form.rows, form.columns
-        if right.operand.name == kept:
-            left, right, rows, columns = right, left, columns, rows
-        if left.operand.name == kept and not left.dims:
-            break
-    else:
-        return None
-    operands = left.operand, right.operand
-    found = [Meeting.of(network, each, *operands) for each in network.patterns]
-    meetings = tuple(meeting for meeting in found if meeting is not None)
-    met = [index for pattern in network.patterns for index in pattern.indices]
-    axes = [axis.whole(network.sizes) for one in operands for axis in one.axes]
-    if len(meetings) < len(found) or not all(
-        indices and (len(indices) == 1 or not set(met) & set(indices))
-        for indices in axes
-    ):
-        return None
-    summed, own = (
-        tuple(index for index in indices if index not in met)
-        for indices in (form.terms, columns)
+    rates, itemsize = target.rates, target.itemsize
+    blocks, unfolded = ceil(samples / block), batch * block * inner * width
+    turned = rates.move(batch * block * columns * whole, itemsize, _TURNED)
+    gathered = rates.move(unfolded, itemsize, 4 * columns)
+    product_of = rates.product(
+        rows, width, block * inner, batch, itemsize, contiguous=True
     )
-    read, result = right.operand.name, network.output_indices
-    return Sites(kept, read, meetings, form.batch, summed, rows, own, result)
+    shapes = f"[{batch}] {rows} x {block * inner} @ {block * inner} x {width}"
+    pieces = blocks * num_phases
+    operations = (
+        Operation(
+            f"channels of {sums.read.name} last",
+            f"{block} x {columns} x {whole}",
+            turned,
+            blocks,
+        ),
+        Operation(
+            f"read {sums.read.name} at {sums.summed.name}'s positions",
+            f"{block * inner} x {width}",
+            gathered,
+            pieces,
+        ),
+        Operation("matrix product", shapes, product_of, pieces),
+    )
+    held = unfolded + batch * (block * columns * whole + rows * width * num_phases)
+    return Candidate("gather", operations, held, run)
 
 
-@lru_cache(maxsize=4096)
-def cheapest(
-    network: TensorNetwork,
-    counts: tuple[tuple[str, int], ...],
-    dtype: torch.dtype,
-    device: str,
-) -> Sites | None:
-    """How to sum over kept positions; None if zeros for dropped ones take less time.
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What the sum over the positions of some phases adds to the result.
 
     Args:
-        network: What is estimated.
-        counts: Numbers of kept values of each sampled index.
-        dtype: Type in which to compute.
-        device: Device type.
+        members: Positions in all dimensions, flat.
+        table: Where the other operand is read in all dimensions, ``[members, values]``,
+            flat; past its end for nowhere.
+        values: Where the result is added, by dimension.
     """
-    kept, speeds, itemsize = dict(counts), rates(device), dtype.itemsize
-    ways = {
-        way: way.cost(network.sizes, kept, speeds, itemsize).seconds
-        for operand in network.operands
-        if (way := sites(network, operand.name)) is not None
-        and any(each.kept in kept for each in way.meetings)
-    }
-    if not ways:
-        return None
-    filled = plan(narrow(network, counts), dtype, device).cost
-    patterned = {index for pattern in network.patterns for index in pattern.indices}
-    for operand in network.operands:
-        if {*operand.indices} & patterned & {*kept}:
-            filled += speeds.move(prod(operand.shape), itemsize)
-    least = min(ways, key=ways.__getitem__)
-    return least if ways[least] < filled.seconds else None
+
+    members: Tensor
+    table: Tensor
+    values: tuple[slice, ...]
+
+    @classmethod
+    def of(
+        cls,
+        phases: Sequence[Phase],
+        positions: Sequence[int],
+        extents: Sequence[int],
+        device: torch.device,
+    ) -> Product:
+        """Combine phases of all dimensions.
+
+        Args:
+            phases: A phase of each dimension.
+            positions: Number of positions of the sum in each dimension.
+            extents: Size of the other operand in each dimension.
+            device: Where the operands are.
+        """
+        members = _joint([phase.members[:, None] for phase in phases], positions)
+        table = _joint([phase.table for phase in phases], extents)
+        return cls(
+            torch.from_numpy(members[:, 0]).to(device, torch.int64),
+            torch.from_numpy(table).to(device),
+            tuple(phase.values for phase in phases),
+        )
+
+    def add(self, result: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add the sum over the positions of some samples.
+
+        Args:
+            result: Where to, ``[batch, rows, values..., columns]``.
+            left: One operand, ``[batch, samples, rows, positions]``.
+            right: The other one, ``[batch, samples, length + 1, columns]``, ending with
+                zeros.
+        """
+        batch, samples, length, columns = right.shape
+        if len(self.members) < left.shape[3]:
+            left = left.gather(3, self.members.expand(*left.shape[:3], -1))
+        starts = length * torch.arange(samples, device=right.device)
+        where = (starts.to(self.table)[:, None, None] + self.table).flatten()
+        unfolded = right.flatten(1, 2).index_select(1, where)
+        unfolded = unfolded.reshape(batch, samples * len(self.members), -1)
+        total = multiply(left.transpose(1, 2).flatten(2), unfolded.mT)
+        target = result[(slice(None), slice(None), *self.values)]
+        target.add_(total.reshape(target.shape))
+
+
+def _joint(tables: Sequence[Values], extents: Sequence[int]) -> NDArray[np.int32]:
+    """Positions of several dimensions as flat ones; past their end where one has none.
+
+    Args:
+        tables: By dimension, positions ``[rows, columns]``, -1 for none.
+        extents: Sizes of the dimensions.
+
+    Returns:
+        ``[all rows, all columns]``.
+    """
+    end = prod(extents)
+    flat = np.zeros((), dtype=np.int32)  # there are many
+    for number, table in enumerate(tables):
+        own = np.where(table < 0, end, table * prod(extents[number + 1 :]))
+        shape = [1] * (2 * len(tables))
+        shape[number], shape[len(tables) + number] = table.shape
+        flat = flat + own.astype(np.int32).reshape(shape)
+    rows = prod(len(table) for table in tables)
+    return np.minimum(flat, end).reshape(rows, -1)
+
+
+def _with_zero(tensor: Tensor) -> Tensor:
+    """``[batch, samples, columns, length]`` as rows, and one of zeros per sample."""
+    batch, samples, columns, length = tensor.shape
+    rows = tensor.new_empty(batch, samples, length + 1, columns)
+    rows[:, :, :-1].copy_(tensor.mT)
+    rows[:, :, -1].zero_()
+    return rows
+
+
+def _grouped(
+    tensor: Tensor, operand: Operand, groups: Sequence[Sequence[str]], sizes: Sizes
+) -> Tensor:
+    """A tensor with an axis for each group of its indices."""
+    tensor = tensor.reshape([sizes[index] for index in operand.indices])
+    order = [operand.indices.index(index) for group in groups for index in group]
+    shape = [prod(sizes[index] for index in group) for group in groups]
+    return tensor.permute(order).reshape(shape)
