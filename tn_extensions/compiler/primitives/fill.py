@@ -11,11 +11,18 @@ from math import prod
 
 from torch import Tensor
 
-from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
+from tn_extensions.compiler.candidate import (
+    Candidate,
+    Operation,
+    Target,
+    Tensors,
+    as_defined,
+)
 from tn_extensions.compiler.slices import merged, place
 from tn_extensions.network import TensorNetwork
 
 
+@as_defined
 def fill(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Write slices at sampled positions to zeros, and evaluate the whole network."""
     sizes, selections = network.sizes, network.selections

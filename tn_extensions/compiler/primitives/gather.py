@@ -23,7 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tn_extensions.compiler.accumulator import Accumulator
-from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
+from tn_extensions.compiler.candidate import (
+    Candidate,
+    Operation,
+    Target,
+    Tensors,
+    as_defined,
+)
 from tn_extensions.compiler.product import multiply
 from tn_extensions.compiler.slices import find
 from tn_extensions.network import Operand, Pattern, TensorNetwork
@@ -36,6 +42,7 @@ _TURNED = 32
 """Contiguous run that transposing an operand costs as much as."""
 
 
+@as_defined
 def gather(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Sum over the sampled positions of one operand."""
     if 0 not in network.sizes.values():
