@@ -16,8 +16,9 @@ def slice_norms(
 ) -> Tensor | None:
     """Norms of what each value of an index takes part in, ``[size]``.
 
-    The product over the given operands of the norm of the slice; of operands that do
-    not carry the index but meet it in a pattern, of all entries that they meet there.
+    The product over the given operands, each copy of one, of the norm of the slice; of
+    those that do not carry the index but meet it in a pattern, of all entries that they
+    meet there.
     ``||x_j|| ||g_j||`` leads to the least variance that independent draws can have.
 
     Args:
@@ -29,11 +30,11 @@ def slice_norms(
         Norms in float64 on the CPU; None if no given operand meets the index.
     """
     result: Tensor | None = None
-    operands = {operand.name: operand for operand in network.operands}
-    for name, operand in operands.items():
+    for operand in network.operands:
         squares = None
-        if name in tensors:
-            squares = _squares(network, operand, tensors[name].detach(), index)
+        if operand.name in tensors:
+            own = tensors[operand.name].detach()
+            squares = _squares(network, operand, own, index)
         if squares is not None:
             result = squares if result is None else result * squares
     return None if result is None else result.sqrt()

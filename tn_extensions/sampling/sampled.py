@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -152,10 +152,10 @@ class Sampled:
         They are those of one operand; if it occurs twice, each has their square root.
         """
         factors: dict[str, Tensor] = {}
-        for index, own in self.draws.items():
+        for index, drawn in self.draws.items():
             carriers = [o.name for o in self.original.operands if index in o.indices]
-            if own.weights is not None and carriers[0] == name:
-                factors[index] = own.weights.cpu().pow(1 / carriers.count(name))
+            if drawn.weights is not None and carriers[0] == name:
+                factors[index] = drawn.weights.cpu().pow(1 / carriers.count(name))
         for number, axis in enumerate(indices_of_axes(self.original, name)):
             if factors.keys() & {*axis}:
                 along = torch.ones(1, dtype=torch.float64)

@@ -193,7 +193,7 @@ class Sums:
 
     @property
     def layouts(self) -> Iterator[tuple[Operand, tuple[tuple[str, ...], ...]]]:
-        """Both operands with the indices of their axes: ``[batch, samples, own, at]``."""
+        """Both operands, and indices of their axes ``[batch, samples, own, read]``."""
         for number, operand in enumerate((self.summed, self.read)):
             own = self.columns if number else self.rows
             at = tuple(each.along[number] for each in self.reads)
@@ -209,12 +209,12 @@ def _candidate(
         [prod(sizes[index] for index in group) for group in layout]
         for _, layout in layouts
     ]
-    (batch, samples, rows, positions), (_, _, columns, whole) = lengths
+    (batch, samples, rows, summed), (_, _, columns, read) = lengths
     free = tuple(each.free for each in reads)
     counts = [sizes[index] for index in free]
     num_phases = prod(each.num_phases for each in reads)
     width = columns * max(1, prod(counts) // num_phases)
-    inner = max(1, positions // num_phases)
+    inner = max(1, summed // num_phases)
     block = min(samples, max(1, at_once // (batch * inner * width)))
     names = (*sums.batch, *sums.rows, *free, *sums.columns)
     order = [names.index(index) for index in network.output_indices]
@@ -224,9 +224,11 @@ def _candidate(
             _grouped(tensors[operand.name], operand, layout, sizes)
             for operand, layout in layouts
         )
-        ends = [[sizes[index] for index in layout[-1]] for _, layout in layouts]
+        positions, extents = (
+            [sizes[index] for index in layout[-1]] for _, layout in layouts
+        )
         products = [
-            Product.of(phases, *ends, left.device)
+            Product.of(phases, positions, extents, left.device)
             for phases in product(*(each.phases(sizes, tensors) for each in reads))
         ]
         # in single precision at least
@@ -242,7 +244,7 @@ def _candidate(
 
     rates, itemsize = target.rates, target.itemsize
     blocks, unfolded = ceil(samples / block), batch * block * inner * width
-    turned = rates.move(batch * block * columns * whole, itemsize, _TURNED)
+    turned = rates.move(batch * block * columns * read, itemsize, _TURNED)
     gathered = rates.move(unfolded, itemsize, 4 * columns)
     product_of = rates.product(
         rows, width, block * inner, batch, itemsize, contiguous=True
@@ -252,7 +254,7 @@ def _candidate(
     operations = (
         Operation(
             f"channels of {sums.read.name} last",
-            f"{block} x {columns} x {whole}",
+            f"{block} x {columns} x {read}",
             turned,
             blocks,
         ),
@@ -264,7 +266,7 @@ def _candidate(
         ),
         Operation("matrix product", shapes, product_of, pieces),
     )
-    held = unfolded + batch * (block * columns * whole + rows * width * num_phases)
+    held = unfolded + batch * (block * columns * read + rows * width * num_phases)
     return Candidate("gather", operations, held, run)
 
 

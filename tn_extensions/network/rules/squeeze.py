@@ -14,7 +14,7 @@ def squeeze(network: TensorNetwork) -> TensorNetwork | None:
     Indices that a pattern hits stay: that they are hit is a condition on the others.
     """
     held = {pattern.index for pattern in network.patterns}
-    joined = (*network.pairs, *network.selections)
+    joined: list[Node] = [*network.pairs, *network.selections]
     held |= {index for node in joined for index in node.indices}
     single = {
         index
