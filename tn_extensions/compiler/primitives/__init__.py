@@ -7,9 +7,9 @@ from tn_extensions.compiler.primitives.crossed import crossed
 from tn_extensions.compiler.primitives.depthwise import depthwise
 from tn_extensions.compiler.primitives.einsum import einsum
 from tn_extensions.compiler.primitives.embed import embed
+from tn_extensions.compiler.primitives.factored import factored
 from tn_extensions.compiler.primitives.fill import fill
 from tn_extensions.compiler.primitives.gather import gather
-from tn_extensions.compiler.primitives.factored import factored
 from tn_extensions.compiler.primitives.gram import gram
 from tn_extensions.compiler.primitives.khatri_rao import khatri_rao
 from tn_extensions.compiler.primitives.lag import lag
