@@ -33,7 +33,7 @@ def fill(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     if not names or names.keys() & {*whole.indices}:
         return
     best = target.best(whole)
-    changed = [two for one, two in zip(old, new, strict=True) if one != two]
+    changed = [pair for pair in zip(old, new, strict=True) if pair[0] != pair[1]]
 
     def compute(tensors: Tensors) -> Tensor:
         at = {each.index: tensors[each.kept] for each in selections}
@@ -43,19 +43,23 @@ def fill(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
                 [merged(axis.whole(sizes) or (), sizes, at) for axis in operand.axes],
                 operand.shape,
             )
-            for operand in changed
+            for _, operand in changed
         }
         return best.value({**tensors, **filled})
 
     operations = []
-    for operand in changed:
+    for slices, operand in changed:
         shape = " x ".join(map(str, operand.shape))
-        cost = target.rates.move(prod(operand.shape), target.itemsize)
-        operations.append(Operation(f"write {operand.name} to zeros", shape, cost))
+        zeros, moved = (
+            target.rates.move(prod(one.shape), target.itemsize)
+            for one in (operand, slices)
+        )
+        name = f"write {operand.name} to zeros"
+        operations.append(Operation(name, shape, zeros + moved))
     yield Candidate(
         f"fill({best.name})",
         (*operations, *best.operations),
-        best.peak + sum(prod(operand.shape) for operand in changed),
+        best.peak + sum(prod(operand.shape) for _, operand in changed),
         lambda tensors, into: into.put(into.out, compute(tensors)),
         compute,
     )

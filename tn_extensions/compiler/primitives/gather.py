@@ -35,8 +35,8 @@ from tn_extensions.compiler.slices import find
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 from tn_extensions.network.nodes import Sizes, Values
 
-_AT_ONCE = (2**20, 2**23)
-"""Elements that are unfolded at a time: as many as a cache holds, or in fewer calls."""
+_AT_ONCE = 2**22
+"""Elements that are unfolded at a time, of a few samples: more save no more time."""
 
 _TURNED = 32
 """Contiguous run that transposing an operand costs as much as."""
@@ -47,8 +47,7 @@ def gather(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Sum over the sampled positions of one operand."""
     if 0 not in network.sizes.values():
         for sums in Sums.all(network):
-            for at_once in _AT_ONCE:
-                yield _candidate(network, sums, at_once, target)
+            yield _candidate(network, sums, target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +199,7 @@ class Sums:
             yield operand, (self.batch, self.samples, own, at)
 
 
-def _candidate(
-    network: TensorNetwork, sums: Sums, at_once: int, target: Target
-) -> Candidate:
+def _candidate(network: TensorNetwork, sums: Sums, target: Target) -> Candidate:
     sizes, reads = network.sizes, sums.reads
     layouts = list(sums.layouts)
     lengths = [
@@ -215,7 +212,7 @@ def _candidate(
     num_phases = prod(each.num_phases for each in reads)
     width = columns * max(1, prod(counts) // num_phases)
     inner = max(1, summed // num_phases)
-    block = min(samples, max(1, at_once // (batch * inner * width)))
+    block = min(samples, max(1, _AT_ONCE // (batch * inner * width)))
     names = (*sums.batch, *sums.rows, *free, *sums.columns)
     order = [names.index(index) for index in network.output_indices]
 
