@@ -33,11 +33,6 @@ LAYERS = {
 }
 
 
-def columns(conv: Conv) -> int:
-    """Entries of a patch."""
-    return conv.in_channels // conv.groups * prod(conv.kernel_size)
-
-
 TENSORS: dict[str, Callable[[Conv, int], tuple[int, ...]]] = {
     "x": lambda conv, n: (n, conv.in_channels, *conv.input_size),
     "g": lambda conv, n: (n, conv.out_channels, *conv.output_size),
