@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.cases import Case
@@ -42,7 +40,9 @@ def count(case: Case) -> dict[str, Any]:
     with Recorder() as recorder:
         call()
     views = sum(func.is_view for func, _, _ in recorder.calls)
-    others = Counter(str(f).removeprefix("aten.") for f, _, _ in recorder.calls if not f.is_view)
+    others = Counter(
+        str(f).removeprefix("aten.") for f, _, _ in recorder.calls if not f.is_view
+    )
     return {
         "layer": case.layer,
         "quantity": case.quantity,

@@ -106,7 +106,9 @@ class Case(NamedTuple):
 
     def plan(self) -> Plan:
         """Plan what the function evaluates."""
-        x = make_input((self.batch_size, self.conv.in_channels, *self.conv.input_size), "cpu")
+        x = make_input(
+            (self.batch_size, self.conv.in_channels, *self.conv.input_size), "cpu"
+        )
         name = _NETWORKS.get(self.quantity, self.quantity)
         has_vectors = name.endswith(("ggn_diagonal", "ggn_gram"))
         arguments = {"num_vectors": self.num_vectors} if has_vectors else {}

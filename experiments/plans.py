@@ -19,7 +19,6 @@ from statistics import geometric_mean
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from experiments import machine, storage
 from experiments.cases import PLANNED, Case
@@ -114,3 +113,85 @@ def _name(candidate: Any) -> str:
 
 def _operations(candidate: Any) -> Sequence[Any]:
     return getattr(candidate, "operations", None) or getattr(candidate, "steps", ())
+
+
+def parts(case: Case, rounds: int) -> Any:
+    """Measure a case; the parts of a record."""
+    yield measure(case, rounds)
+
+
+def render(content: dict[str, Any]) -> str:
+    """A table of ratios, and one of the choices that were not the fastest."""
+    records = [record for record in content["records"] if "ratio" in record]
+    lines = ["# Choices of the planner", ""]
+    lines += [f"- {key}: {value}" for key, value in content["metadata"].items()]
+    lines += ["", "Time of the chosen candidate over the fastest one's.", ""]
+    ratios = {(r["layer"], r["quantity"]): r["ratio"] for r in records}
+    layers = list(dict.fromkeys(layer for layer, _ in ratios))
+    columns = list(dict.fromkeys(quantity for _, quantity in ratios))
+    rows = [["layer", *columns]]
+    for layer in layers:
+        cells = (ratios.get((layer, quantity)) for quantity in columns)
+        rows.append([layer, *(number(cell) for cell in cells)])
+    for title, combine in (("geometric mean", geometric_mean), ("worst", max)):
+        grouped = ([r for (_, q), r in ratios.items() if q == name] for name in columns)
+        rows.append([title, *(number(combine(group)) for group in grouped)])
+    lines.append(table(rows))
+    if ratios:
+        mean, worst = geometric_mean(ratios.values()), max(ratios.values())
+        lines += ["", f"All: geometric mean {mean:.3f}, worst {worst:.2f}.", ""]
+    rows = [["layer", "quantity", "ratio", "chosen", "ms", "estimated"]]
+    rows[0] += ["fastest", "ms", "estimated"]
+    for record in sorted(records, key=lambda record: -record["ratio"]):
+        if record["ratio"] > 1.05:
+            chosen, *_ = record["candidates"]
+            best = min(record["candidates"], key=lambda one: one["measured_seconds"])
+            rows.append([record["layer"], record["quantity"], number(record["ratio"])])
+            for one in (chosen, best):
+                times = (one["measured_seconds"], one["estimated_seconds"])
+                rows[-1] += [one["name"], *(number(value, 1e3) for value in times)]
+    lines.append(table(rows))
+    failed = [record for record in content["records"] if "reason" in record]
+    lines += ["", *(f"- {record['title']}: {record['reason']}" for record in failed)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Measure all cases; the path of the JSON file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.plans", description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--only", default="", help="regular expression of the cases to measure")
+    add("--rounds", type=int, default=7)
+    add("--threads", type=int, default=2)
+    add("--quick", action="store_true", help="two small layers, five rounds")
+    add("--resume", action="store_true", help="keep the file's records, add others")
+    add("--output", type=Path, default=RESULTS / "plans_cpu.json")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    known = storage.read_json(args.output)["records"] if args.resume else []
+    titles = {record["title"] for record in known}
+    layers = ("256x14 k1", "512x7 k3") if args.quick else tuple(PLANNED)
+    cases = [Case(name, PLANNED[name], q) for name in layers for q in QUANTITIES]
+    cases = [case for case in cases if re.search(args.only, case.title)]
+    rounds = 5 if args.quick else args.rounds
+    metadata = machine.describe(torch.device("cpu"))
+    metadata |= {"dtype": "float32", "rounds": rounds}
+    with torch.no_grad():
+        measure_all(
+            [case for case in cases if case.title not in titles],
+            partial(parts, rounds=rounds),
+            args.output,
+            metadata,
+            known,
+        )
+    report = render(storage.read_json(args.output))
+    markdown = args.output.with_suffix(".md")
+    storage.write_text(markdown, report)
+    print(f"{report}\n{args.output}\n{markdown}")
+    return Path(args.output)
+
+
+if __name__ == "__main__":
+    main()
