@@ -21,8 +21,8 @@ from experiments import machine, storage
 from experiments.contenders import make_input
 from experiments.measure import medians, time_side_by_side
 from tn_extensions import Conv, functional
-from tn_extensions.compiler.primitives.base import Lowering
-from tn_extensions.compiler.sink import Sink
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.candidate import Candidate
 from tn_extensions.quantities import Quantity
 
 RESULTS = Path(__file__).parent / "results"
@@ -83,28 +83,28 @@ def ways_of(sweep: Sweep, rounds: int) -> dict[str, Any]:
     tensors = {"x": x, "g": make_input(shape, "cpu", seed=1)}
     arguments = {"num_vectors": sweep.num_vectors} if lead else {}
     plan = functional.plan(sweep.quantity, x, conv, **arguments)
-    kinds: dict[str, Lowering] = {}
-    for way in (plan.lowering, *plan.rejected):
+    kinds: dict[str, Candidate] = {}
+    for way in (plan.candidate, *plan.rejected):
         if way.cost.seconds <= _SLOWEST * plan.cost.seconds:
-            kinds.setdefault(way.primitive, way)
+            kinds.setdefault(way.name, way)
 
-    def run(way: Lowering) -> Tensor:
+    def run(way: Candidate) -> Tensor:
         out = x.new_empty(plan.network.shape)
-        way.run(tensors, Sink(out, 1.0, fresh=True))
+        way.run(tensors, Accumulator(out, 1.0, fresh=True))
         return out
 
-    expected = run(plan.lowering)
+    expected = run(plan.candidate)
     calls: dict[str, Callable[[], Tensor]] = {}
     for name, way in kinds.items():
         difference = (run(way) - expected).abs().max() / expected.abs().max()
         if not difference < 1e-2:
-            raise RuntimeError(f"{name} differs from {plan.lowering.primitive}")
+            raise RuntimeError(f"{name} differs from {plan.candidate.name}")
         calls[name] = partial(run, way)
     return {
         "title": sweep.title,
         "varied": sweep.varied,
         "value": getattr(sweep, sweep.varied),
-        "chosen": plan.lowering.primitive,
+        "chosen": plan.candidate.name,
         "seconds": medians(time_side_by_side(calls, rounds)),
     }
 

@@ -79,7 +79,7 @@ def test_contracts_hold() -> None:
         ("functional.py", "import experiments.factors", "experiments"),
         ("conv.py", "import torch", "symbolic"),
         ("network/rules/pair.py", "from torch import Tensor", "symbolic"),
-        ("errors.py", "import tn_extensions.compiler.sink", "symbolic"),
+        ("errors.py", "import tn_extensions.compiler.accumulator", "symbolic"),
         ("functional.py", "from backpack import extend", "BackPACK"),
         ("optim/singd.py", "import backpack.extensions", "BackPACK"),
         ("backpack/kfac.py", "import curvlinops", "imports curvlinops"),

@@ -10,9 +10,9 @@ from numpy.testing import assert_allclose
 from tests.reference import dense
 from tests.strategies import noise
 from tn_extensions import Conv, quantities
+from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.half import Half
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import Affine, Axis, Operand, simplify
 
 
@@ -30,14 +30,14 @@ def test_chunks_make_up_the_whole(size: int, channels: int, kept: bool) -> None:
     assert chunks.index == ("g" if kept else "n") and chunks.total == 6
     assert chunks.cuts == {"x": (1, channels) if kept else (0, 1)}
 
-    sink = Sink(torch.full(network.shape, torch.nan).double(), 1.0, fresh=True)
+    into = Accumulator(torch.full(network.shape, torch.nan).double(), 1.0, fresh=True)
     parts = chunks.split({"x": torch.from_numpy(x)}, size)
-    for (count, part), target in zip(parts, chunks.targets(sink, size), strict=True):
+    for (count, part), target in zip(parts, chunks.targets(into, size), strict=True):
         smaller = chunks.network(network, count)
         value = dense.evaluate(smaller, {"x": part["x"].numpy()})
         target.put(target.out, torch.from_numpy(np.ascontiguousarray(value)))
-    assert not sink.fresh
-    assert_allclose(sink.out.numpy(), dense.evaluate(network, {"x": x}), atol=1e-10)
+    assert not into.fresh
+    assert_allclose(into.out.numpy(), dense.evaluate(network, {"x": x}), atol=1e-10)
 
 
 def test_one_chunk_where_nothing_can_be_cut() -> None:

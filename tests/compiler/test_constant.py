@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.compiler.lowerings import layer
+from tests.compiler.candidates import layer
 from tests.reference import dense
 from tests.strategies import noise_tensor
 from tn_extensions import Conv, functional, quantities
@@ -61,16 +61,18 @@ def test_plans_first_run_in_inference_mode_are_differentiable(quantity: str) -> 
     # of sizes that no other test plans
     network = getattr(quantities, quantity)(layer(input_size=(7, 5)), 3)
     chosen = plan(network, torch.float64)
-    ways = [way for way in (chosen.lowering, *chosen.rejected) if way.view is not None]
+    ways = [
+        way for way in (chosen.candidate, *chosen.rejected) if way.compute is not None
+    ]
     assert ways
     (operand,) = {operand.name: operand for operand in network.operands}.values()
     x = noise_tensor(operand.shape)
     for way in ways:
-        assert way.view is not None
+        assert way.compute is not None
         with torch.inference_mode():
-            way.view({operand.name: x})
+            way.compute({operand.name: x})
         leaf = x.clone().requires_grad_()
-        way.view({operand.name: leaf}).sum().backward()
+        way.compute({operand.name: leaf}).sum().backward()
         assert leaf.grad is not None
 
 

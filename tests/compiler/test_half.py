@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from numpy.testing import assert_allclose
 
-from tests.compiler.lowerings import OTHERS, layer, with_pairs
+from tests.compiler.candidates import OTHERS, layer, with_pairs
 from tests.reference import dense
 from tests.strategies import BATCHES, convs, examples, noise
 from tn_extensions import Conv, quantities

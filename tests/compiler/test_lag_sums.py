@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.compiler.lowerings import assert_all_evaluate, layer, with_pairs
+from tests.compiler.candidates import assert_all_evaluate, layer, with_pairs
 from tests.strategies import noise_tensor
 from tn_extensions import Conv, quantities
 from tn_extensions.compiler import lag_sums

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from tests.compiler.lowerings import (
+from tests.compiler.candidates import (
     LARGE,
     TINY,
     assert_evaluates,
@@ -28,9 +28,9 @@ from tests.strategies import BATCHES, convs, examples, noise_tensor
 from tn_extensions import Conv, TensorNetwork, functional, memory_budget, quantities
 from tn_extensions.compiler import Plan, plan
 from tn_extensions.compiler.budget import current_budget
+from tn_extensions.compiler.candidate import Candidate
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.plan import _ways
-from tn_extensions.compiler.primitives.base import Lowering
+from tn_extensions.compiler.plan import candidates
 from tn_extensions.network import simplify
 
 # the package's attribute of this name is the function
@@ -47,18 +47,18 @@ def test_every_way_is_right(
     network = quantity(conv, batch_size)
     arrays = arrays_of(network)
     expected = dense.evaluate(network, arrays)
-    ways = list(_ways(simplify(network), target(budget)))
+    ways = list(candidates(network, target(budget)))
     assert ways
     for way in ways:
         assert_evaluates(way, network, arrays, expected)
 
 
-def test_the_planner_knows_several_ways() -> None:
+def test_the_planner_knows_severalcandidates() -> None:
     network = simplify(quantities.kfac_expand(layer(), 2))
-    kinds = {way.primitive.split("(")[0] for way in _ways(network, target())}
+    kinds = {way.name.split("(")[0] for way in candidates(network, target())}
     assert {"gram", "lag", "correlate", "einsum"} <= kinds
     network = simplify(quantities.kfac_reduce(layer(), 2))
-    kinds = {way.primitive for way in _ways(network, target())}
+    kinds = {way.name for way in candidates(network, target())}
     assert {"gram(window)", "einsum"} <= kinds
 
 
@@ -80,12 +80,12 @@ def test_plan_prints_itself() -> None:
         chosen.rewriting
     )
     assert any(line == f"  chosen   {chosen.summary}" for line in lines)
-    for step in chosen.lowering.steps:
-        assert any(line.strip() == step.strip() for line in lines)
+    for step in chosen.candidate.operations:
+        assert any(step.name in line for line in lines)
     rejected = [line for line in lines if line.startswith("  rejected ")]
     assert len(rejected) == len(chosen.rejected) >= 3
     for line, other in zip(rejected, chosen.rejected, strict=True):
-        assert other.primitive in line
+        assert other.name in line
         assert f"{other.cost.seconds * 1e3:.2g} ms" in line
         assert "elements held" in line
 
@@ -93,7 +93,7 @@ def test_plan_prints_itself() -> None:
 def test_summary_is_a_line() -> None:
     summary = factor_plan().summary
     assert "\n" not in summary
-    assert summary.startswith(factor_plan().lowering.primitive)
+    assert summary.startswith(factor_plan().candidate.name)
     for unit in ("multiply-adds", "B moved", "elements held", "ms"):
         assert unit in summary
 
@@ -101,21 +101,21 @@ def test_summary_is_a_line() -> None:
 def test_the_cheapest_way_is_chosen() -> None:
     chosen = factor_plan()
 
-    def key(way: Lowering) -> float:
+    def key(way: Candidate) -> float:
         held = way.cost.peak * chosen.target.itemsize
         return way.cost.seconds + held / module._FIRST_TOUCH
 
-    ways = [chosen.lowering, *chosen.rejected]
+    ways = [chosen.candidate, *chosen.rejected]
     assert [key(way) for way in ways] == sorted(map(key, ways))
-    assert chosen.cost is chosen.lowering.cost
+    assert chosen.cost is chosen.candidate.cost
 
 
 def test_of_ways_about_as_fast_the_leaner_one_is_chosen() -> None:
     target = factor_plan().target
 
-    def way(seconds: float, peak: int) -> Lowering:
+    def way(seconds: float, peak: int) -> Candidate:
         cost = Cost(seconds=seconds, peak=peak)
-        return Lowering("some", (), cost, lambda tensors, sink: None)
+        return Candidate("some", (), cost, lambda tensors, into: None)
 
     order = module._preference(target)
     assert order(way(1e-3, 10**3)) < order(way(0.99e-3, 10**6))
@@ -181,7 +181,7 @@ def test_plans_fit_into_the_budget(quantity: str, options: dict[str, Any]) -> No
     conv = Conv.make(16, 16, 3, (20, 20), padding=1, **options)
     network = getattr(quantities, quantity)(conv, 32)
     # what the leanest way of all needs for one sample
-    ways = _ways(simplify(network), target(1, itemsize=4))
+    ways = candidates(network, target(1, itemsize=4))
     least = min(4 * way.cost.peak for way in ways)
     for budget in (least, 2 * least, 2**18, 2**20, 2**22, 2**26):
         with memory_budget(max(budget, 1)):
@@ -291,9 +291,9 @@ def test_empty_batches_have_a_plan(quantity: Any) -> None:
 def test_plain_convolutions_are_torchs(name: str, options: dict[str, Any]) -> None:
     network = getattr(quantities, name)(layer(groups=2, **options), 3)
     chosen = plan(network)
-    assert chosen.lowering.primitive.startswith("native ")
-    names = [other.primitive for other in chosen.rejected]
-    assert names and chosen.lowering.primitive not in names
+    assert chosen.candidate.name.startswith("native ")
+    names = [other.name for other in chosen.rejected]
+    assert names and chosen.candidate.name not in names
 
 
 LONG: list[tuple[dict[str, Any], str]] = [
@@ -357,11 +357,11 @@ def test_values_of_long_kernels(kind: str, options: dict[str, Any]) -> None:
 def test_few_bytes_over_the_budget_do_not_decide() -> None:
     target = factor_plan().target
 
-    def way(seconds: float, budgets: float) -> Lowering:
+    def way(seconds: float, budgets: float) -> Candidate:
         cost = Cost(
             seconds=seconds, peak=int(budgets * target.budget / target.itemsize)
         )
-        return Lowering("some", (), cost, lambda tensors, sink: None)
+        return Candidate("some", (), cost, lambda tensors, into: None)
 
     order = module._preference(target)
     assert order(way(1.0, 3.2)) < order(way(100.0, 3.1))

@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from tests.strategies import noise_tensor
 from tn_extensions.compiler import product
+from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.product import multiply, uses_onednn
-from tn_extensions.compiler.sink import Sink
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -90,5 +90,5 @@ def test_long_sums_of_few_rows_keep_their_digits(
     expected = left.double() @ right.double().mT
     assert_close(multiply(left, right).double(), expected, rtol=2e-5, atol=0)
     out = torch.ones(*lead, 3, columns)
-    Sink(out, 0.5, fresh=False).put_product(out, left, right)
+    Accumulator(out, 0.5, fresh=False).put_product(out, left, right)
     assert_close(out.double(), 1 + expected / 2, rtol=2e-5, atol=0)

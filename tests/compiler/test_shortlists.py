@@ -14,8 +14,8 @@ from tests.reference import dense
 from tests.strategies import noise_tensor
 from tn_extensions import Conv, TensorNetwork, functional, memory_budget, quantities
 from tn_extensions.compiler import Plan, plan, register, unregister
+from tn_extensions.compiler.candidate import Candidate, Target
 from tn_extensions.compiler.plan import forget_plans
-from tn_extensions.compiler.primitives.base import Lowering, Target
 from tn_extensions.compiler.shortlists import varying_indices
 from tn_extensions.network import simplify
 
@@ -58,7 +58,7 @@ def seen() -> Iterator[list[TensorNetwork]]:
     """Networks that a primitive that knows none was asked about."""
     found: list[TensorNetwork] = []
 
-    def idle(network: TensorNetwork, target: Target) -> list[Lowering]:
+    def idle(network: TensorNetwork, target: Target) -> list[Candidate]:
         found.append(network)
         return []
 
@@ -124,7 +124,7 @@ def test_the_choice_is_that_of_all_candidates(
     forget_plans()
     for size, other in zip(SIZES, expected, strict=True):
         found = plan(network(size, **given))
-        assert found.lowering.describes(other.lowering)
+        assert found.candidate.describes(other.candidate)
         assert all(
             one.describes(two)
             for one, two in zip(found.rejected, other.rejected, strict=True)
@@ -159,10 +159,10 @@ def test_what_does_not_fit_is_chosen_anew(monkeypatch: pytest.MonkeyPatch) -> No
     forget_plans()
     monkeypatch.setattr(module._shortlists, "find", lambda *given: frozenset({large}))
     held = plan(wanted).cost.peak
-    assert plan(wanted).lowering.primitive.startswith("pixel")
+    assert plan(wanted).candidate.primitive.startswith("pixel")
     with memory_budget(2 * held):
         chosen = plan(wanted)
-    assert not chosen.lowering.primitive.startswith("pixel")
+    assert not chosen.candidate.primitive.startswith("pixel")
     assert 4 * chosen.cost.peak <= 2 * held
     forget_plans()
 

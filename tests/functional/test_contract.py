@@ -59,9 +59,9 @@ def assert_all_ways_agree(network: TensorNetwork) -> None:
     atol = 1e-10 * max(float(expected.abs().max()), 1.0)
     plan = network.explain(torch.float64).plan
     assert_close(network.evaluate(**tensors), expected, rtol=1e-7, atol=atol)
-    for way in (plan.lowering, *plan.rejected):
+    for way in (plan.candidate, *plan.rejected):
         result = way.with_value(network.shape).value(tensors)
-        assert_close(result, expected, rtol=1e-7, atol=atol, msg=way.primitive)
+        assert_close(result, expected, rtol=1e-7, atol=atol, msg=way.name)
 
 
 @examples(100)

@@ -49,7 +49,7 @@ def test_explains_plan_and_rejected_ways() -> None:
     explained = network.explain()
     x = torch.rand(8, 4, 7, 7)
     assert explained.plan is functional.plan("kfac_expand", x, CONV)
-    assert explained.primitive == explained.plan.lowering.primitive
+    assert explained.primitive == explained.plan.candidate.name
     assert explained.cost.flops > 0
     assert explained.cost.bytes > 0
     assert explained.cost.peak > 0

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.compiler.lowerings import target
+from tests.compiler.candidates import target
 from tests.messages import assert_in_form
 from tests.reference import dense
 from tests.reference.jacobian import kfac_factor, patches
@@ -31,10 +31,9 @@ from tests.strategies import (
     noise_tensor,
 )
 from tn_extensions import Conv, functional, quantities
-from tn_extensions.compiler.plan import _ways
-from tn_extensions.compiler.sink import Sink
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.plan import candidates
 from tn_extensions.conv import PADDING_MODES
-from tn_extensions.network import simplify
 
 APPROX = ("expand", "reduce")
 FACTORS = {"expand": functional.kfac_expand, "reduce": functional.kfac_reduce}
@@ -482,12 +481,12 @@ class TestAccuracy:
 
         limit = 2 * error(unfolded(x)) + 8 * torch.finfo(torch.float32).eps
         network = quantities.kfac_expand(conv, 4)
-        for way in _ways(simplify(network), target(itemsize=4)):
-            if way.primitive == "einsum" and way.cost.flops > 1e9:
+        for way in candidates(network, target(itemsize=4)):
+            if way.name == "einsum" and way.cost.flops > 1e9:
                 continue  # takes seconds, and is what no plan chooses
             out = torch.full(network.shape, torch.nan)
-            way.run({"x": x}, Sink(out, 1.0, fresh=True))
-            assert error(out) <= limit, (error(out), way.primitive, way.steps)
+            way.run({"x": x}, Accumulator(out, 1.0, fresh=True))
+            assert error(out) <= limit, (error(out), way.name, way.label)
 
     def test_reduce_does_not_cancel(self) -> None:
         x, conv = simple(input_size=(40, 40))

@@ -17,9 +17,9 @@ from tests.network.rules.identities import (
 )
 from tests.strategies import convs, examples
 from tn_extensions import Conv, TensorNetwork, quantities
+from tn_extensions.compiler.candidate import Target
 from tn_extensions.compiler.cost import rates
-from tn_extensions.compiler.plan import _ways
-from tn_extensions.compiler.primitives.base import Target
+from tn_extensions.compiler.plan import candidates
 from tn_extensions.network import simplify
 from tn_extensions.network.rules import pair
 from tn_extensions.network.simplify import RULES
@@ -89,7 +89,7 @@ def test_planner_finds_no_dearer_way_after_rewriting(conv: Conv) -> None:
     )
 
     def best(network: TensorNetwork) -> float:
-        return min(way.cost.seconds for way in _ways(network, target))
+        return min(way.cost.seconds for way in candidates(network, target))
 
     for quantity in (quantities.conv, quantities.kfac_expand, quantities.kfac_reduce):
         network = quantity(wide, 8)

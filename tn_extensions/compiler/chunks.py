@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tn_extensions.compiler.sink import Sink
+from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.network import Axis, Operand, TensorNetwork
 from tn_extensions.network.nodes import Node
 
@@ -92,16 +92,16 @@ class Chunks:
             }
             yield count, {**tensors, **parts}
 
-    def targets(self, sink: Sink, size: int) -> Iterator[Sink]:
+    def targets(self, into: Accumulator, size: int) -> Iterator[Accumulator]:
         """Where the result of each chunk goes; use each before taking the next."""
         for start in range(0, self.total, size):
             if not self.kept:
-                yield sink
-                sink.fresh = False
+                yield into
+                into.fresh = False
             else:
-                out = sink.out.narrow(0, start, min(size, self.total - start))
-                yield Sink(out, sink.scale, sink.fresh)
-        sink.fresh = False
+                out = into.out.narrow(0, start, min(size, self.total - start))
+                yield Accumulator(out, into.scale, into.fresh)
+        into.fresh = False
 
 
 def _cut(operand: Node, index: str, sizes: Mapping[str, int]) -> Cut | None:

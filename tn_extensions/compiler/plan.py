@@ -1,4 +1,4 @@
-"""Plans: which primitive evaluates a network, why, and what it costs."""
+"""Plans: which candidate evaluates a network, why, and what it costs."""
 
 from __future__ import annotations
 
@@ -11,24 +11,13 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.allocate import empty
 from tn_extensions.compiler.budget import current_budget
+from tn_extensions.compiler.candidate import Candidate, Primitive, Target, Tensors
 from tn_extensions.compiler.cost import Cost, rates
-from tn_extensions.compiler.primitives import (
-    COMPOSITES,
-    HALVES,
-    NATIVE,
-    PRIMITIVES,
-)
-from tn_extensions.compiler.primitives.base import (
-    Lowering,
-    Primitive,
-    Target,
-    Tensors,
-)
-from tn_extensions.compiler.roles import is_plain_convolution
+from tn_extensions.compiler.primitives import PRIMITIVES
 from tn_extensions.compiler.shortlists import CLOSE, Shortlists, Source, varying_indices
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import Step, TensorNetwork, simplify
 from tn_extensions.network.rules import pair, pairable
@@ -41,33 +30,33 @@ class Plan:
     Args:
         network: What was asked for.
         rewriting: The simplifications that came first.
-        lowering: The chosen way.
+        candidate: The chosen way.
         target: Device constants, element size and memory budget.
         others: Lists the other ways, cheapest first.
     """
 
     network: TensorNetwork
     rewriting: tuple[Step, ...]
-    lowering: Lowering
+    candidate: Candidate
     target: Target
-    others: Callable[[], list[Lowering]]
+    others: Callable[[], list[Candidate]]
 
     @cached_property
-    def rejected(self) -> tuple[Lowering, ...]:
+    def rejected(self) -> tuple[Candidate, ...]:
         """The other ways, cheapest first; listed when they are asked for."""
         return tuple(self.others())
 
     @property
     def cost(self) -> Cost:
         """Estimated cost of the chosen way."""
-        return self.lowering.cost
+        return self.candidate.cost
 
     @property
     def summary(self) -> str:
         """The chosen way in a line."""
         cost = self.cost
         return (
-            f"{self.lowering.primitive}: {_si(cost.flops)} multiply-adds, "
+            f"{self.candidate.name}: {_si(cost.flops)} multiply-adds, "
             f"{_si(cost.bytes)}B moved, {_si(cost.peak)} elements held, "
             f"about {cost.seconds * 1e3:.2g} ms"
         )
@@ -76,9 +65,12 @@ class Plan:
         lines = [f"Plan {self.network.equation()} -> {list(self.network.shape)}"]
         lines += [f"  rewrite  {step.rule}" for step in self.rewriting]
         lines.append(f"  chosen   {self.summary}")
-        lines += [f"           {step}" for step in self.lowering.steps]
         lines += [
-            f"  rejected {other.primitive}: about {other.cost.seconds * 1e3:.2g} ms, "
+            f"           {step.name} {step.shapes}"
+            for step in self.candidate.operations
+        ]
+        lines += [
+            f"  rejected {other.name}: about {other.cost.seconds * 1e3:.2g} ms, "
             f"{_si(other.cost.peak)} elements held"
             for other in self.rejected
         ]
@@ -104,19 +96,19 @@ class Plan:
         Returns:
             The scaled result, or ``out``.
         """
-        lowering = self.lowering
-        if out is None and lowering.view is None and is_traced(tensors.values()):
+        candidate = self.candidate
+        if out is None and candidate.compute is None and is_traced(tensors.values()):
             # the cheapest way that can be differentiated, if there is one
-            ways = (way for way in self.rejected if way.view is not None)
-            lowering = next(ways, lowering)
-        if out is None and lowering.view is not None:
-            result = lowering.view(tensors)
+            ways = (way for way in self.rejected if way.compute is not None)
+            candidate = next(ways, candidate)
+        if out is None and candidate.compute is not None:
+            result = candidate.compute(tensors)
             return result if scale == 1.0 else result * scale
         if out is None:
             like = next(iter(tensors.values()))
             out, accumulate = empty(self.network.shape, like), False
         if not out.shape or out.stride(-1) == 1 or out.shape[-1] == 1:
-            lowering.run(tensors, Sink(out, scale, fresh=not accumulate))
+            candidate.run(tensors, Accumulator(out, scale, fresh=not accumulate))
         else:  # matrix products write rows
             result = self.run(tensors, scale)
             out.add_(result) if accumulate else out.copy_(result)
@@ -184,30 +176,31 @@ def forget_plans() -> None:
     _shortlists.clear()
 
 
+def candidates(network: TensorNetwork, target: Target) -> list[Candidate]:
+    """List all candidates for a network, each once."""
+    found = (one for _, one in _candidates(network, simplify(network), target))
+    return list({one.label: one for one in found}.values())
+
+
 @lru_cache(maxsize=4096)
 def _plan(network: TensorNetwork, itemsize: int, device: str, budget: int) -> Plan:
-    target = Target(rates(device), itemsize, budget, varying_indices(network))
+    varying = varying_indices(network)
+    target = Target(rates(device), itemsize, budget, _cheapest, varying)
     simplified, trace = simplify(network, trace=True)
-    if is_plain_convolution(network):
-        # whatever it costs here: torch knows how to transform its own kernels
-        best = min(_native_ways(network, target), key=_preference(target))
-    else:
-        best = _best(network, simplified, target)
+    best = _best(network, simplified, target)
 
-    def others() -> list[Lowering]:
-        native = list(_native_ways(network, target))
-        ways = sorted([*native, *_ways(simplified, target)], key=_preference(target))
-        ways.remove(next(way for way in ways if way.describes(best)))
-        if is_plain_convolution(network):
-            ways.sort(key=lambda way: way not in native)
-        return ways
+    def others() -> list[Candidate]:
+        found = candidates(network, target)
+        return sorted(
+            (one for one in found if one.label != best.label), key=_preference(target)
+        )
 
     return Plan(network, trace, best, target, others)
 
 
 @lru_cache(maxsize=4096)
-def _cheapest(network: TensorNetwork, target: Target) -> Lowering:
-    """The best way of evaluating a part of a network to a tensor."""
+def _cheapest(network: TensorNetwork, target: Target) -> Candidate:
+    """Choose the cheapest candidate for a part of a network, to a tensor."""
     best = _best(network, simplify(network), target)
     return best.with_value(network.shape)
 
@@ -217,8 +210,8 @@ _shortlists = Shortlists()
 
 def _best(
     network: TensorNetwork, simplified: TensorNetwork, target: Target
-) -> Lowering:
-    """The best way of evaluating a network, defined and simplified.
+) -> Candidate:
+    """Choose the cheapest candidate for a network, defined and simplified.
 
     Of those that were worth pricing for a network of about the same sizes, if one of
     them fits into the budget; else of all.
@@ -226,16 +219,16 @@ def _best(
     preference = _preference(target)
     shortlist = _shortlists.find(network, target)
     if shortlist:
-        ways = (way for _, way in _candidates(network, simplified, target, shortlist))
-        best = min(ways, key=preference, default=None)
+        found = (one for _, one in _candidates(network, simplified, target, shortlist))
+        best = min(found, key=preference, default=None)
         if best is not None and preference(best)[0] == 0:
             return best
-    found = list(_candidates(network, simplified, target))
-    best = min((way for _, way in found), key=preference)
+    priced = list(_candidates(network, simplified, target))
+    best = min((one for _, one in priced), key=preference)
     excess, seconds = preference(best)
     if not shortlist:
         limit = (excess, CLOSE * seconds)
-        worth = {source for source, way in found if preference(way) <= limit}
+        worth = {source for source, one in priced if preference(one) <= limit}
         _shortlists.add(network, target, worth)
     return best
 
@@ -244,16 +237,16 @@ _FIRST_TOUCH = 4e10
 """Bytes per second at which held memory becomes usable, fresh or not, on average."""
 
 
-def _preference(target: Target) -> Callable[[Lowering], tuple[float, float]]:
+def _preference(target: Target) -> Callable[[Candidate], tuple[float, float]]:
     """Rank by fit into the budget, then by speed and, at about one speed, by memory.
 
     Of what does not fit, what holds most budgets less: a few bytes are not worth being
     many times slower.
     """
 
-    def key(lowering: Lowering) -> tuple[float, float]:
-        held = lowering.cost.peak * target.itemsize
-        seconds = lowering.cost.seconds + held / _FIRST_TOUCH
+    def key(candidate: Candidate) -> tuple[float, float]:
+        held = candidate.peak * target.itemsize
+        seconds = candidate.cost.seconds + held / _FIRST_TOUCH
         return max(ceil(held / target.budget) - 1, 0), seconds
 
     return key
@@ -264,56 +257,36 @@ def _candidates(
     simplified: TensorNetwork,
     target: Target,
     wanted: frozenset[Source] | None = None,
-) -> Iterator[tuple[Source, Lowering]]:
-    """Ways of evaluating a network, and where they come from; all, or the wanted."""
-    yield from _of_variant(network, None, target, wanted)
-    for joined in _subsets(simplified):
-        yield from _of_variant(simplified, joined, target, wanted)
+) -> Iterator[tuple[Source, Candidate]]:
+    """Yield candidates, all or of the wanted sources, each with its source."""
+    for joined, form in _forms(network, simplified, wanted):
+        for number, primitive in enumerate((*PRIMITIVES, *_registered)):
+            source = (joined, number)
+            if wanted is None or source in wanted:
+                for candidate in primitive(form, target):
+                    yield source, candidate
 
 
-def _of_variant(
+def _forms(
     network: TensorNetwork,
-    joined: tuple[str, ...] | None,
-    target: Target,
+    simplified: TensorNetwork,
     wanted: frozenset[Source] | None = None,
-) -> Iterator[tuple[Source, Lowering]]:
-    """Ways of evaluating a network as it was defined (None), or joined over indices."""
-    simple = NATIVE if joined is None else (*PRIMITIVES, *_registered)
-    composites = HALVES if joined is None else COMPOSITES
-    sources = [(joined, number) for number in range(len(simple) + len(composites))]
-    if wanted is not None:
-        sources = [source for source in sources if source in wanted]
-    variant: TensorNetwork | None = network
-    for index in (joined or ()) if sources else ():
-        # patterns that share two indices are joined over one of them only
-        variant = variant and pair(variant, index)
-    if variant is None:
-        return
-    for source in sources:
-        number = source[1]
-        if number < len(simple):
-            ways = simple[number](variant, target)
-        else:
-            ways = composites[number - len(simple)](variant, target, _cheapest)
-        for way in ways:
-            yield source, way
+) -> Iterator[tuple[tuple[str, ...] | None, TensorNetwork]]:
+    """Yield equals of a network to be evaluated.
 
-
-def _ways(network: TensorNetwork, target: Target) -> Iterator[Lowering]:
-    """All ways of evaluating a network and its variants with patterns paired."""
-    for joined in _subsets(network):
-        for _, way in _of_variant(network, joined, target):
-            yield way
-
-
-def _native_ways(network: TensorNetwork, target: Target) -> Iterator[Lowering]:
-    """Ways of evaluating a network as it was defined, before it is simplified."""
-    for _, way in _of_variant(network, None, target):
-        yield way
-
-
-def _subsets(network: TensorNetwork) -> Iterator[tuple[str, ...]]:
-    """Each subset of the indices over which patterns can be joined."""
-    indices = pairable(network)
-    for joined in product((False, True), repeat=len(indices)):
-        yield tuple(compress(indices, joined))
+    As it was defined (None), which is how torch's kernels know it; simplified; and with
+    patterns joined over each subset of the indices that allow it.
+    """
+    if network != simplified:
+        yield None, network
+    indices = pairable(simplified)
+    for chosen in product((False, True), repeat=len(indices)):
+        joined = tuple(compress(indices, chosen))
+        if wanted is not None and all(source[0] != joined for source in wanted):
+            continue
+        form: TensorNetwork | None = simplified
+        for index in joined:
+            # patterns that share two indices are joined over one of them only
+            form = form and pair(form, index)
+        if form is not None:
+            yield joined, form

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from math import inf
 
-from tn_extensions.compiler.primitives.base import Target
+from tn_extensions.compiler.candidate import Target
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 from tn_extensions.network.index import is_primed, prime
 from tn_extensions.network.nodes import Node

@@ -44,12 +44,12 @@ class Explanation:
     @property
     def primitive(self) -> str:
         """The primitive that was chosen."""
-        return self.plan.lowering.primitive
+        return self.plan.candidate.name
 
     @property
     def rejected(self) -> tuple[tuple[str, Cost], ...]:
         """The other ways and their costs, cheapest first."""
-        return tuple((way.primitive, way.cost) for way in self.plan.rejected)
+        return tuple((way.name, way.cost) for way in self.plan.rejected)
 
     @property
     def function(self) -> Callable[..., Tensor] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,11 @@ import torch
 from numpy.testing import assert_allclose
 from torch import Tensor
 
-from tests.compiler.lowerings import layer, target
+from tests.compiler.candidates import layer, target
 from tests.network.rules.identities import arrays_of
 from tests.reference import dense
 from tn_extensions import Conv, quantities
-from tn_extensions.compiler.plan import _cheapest
-from tn_extensions.compiler.primitives.base import Lowering, Target
+from tn_extensions.compiler.candidate import Candidate, Target
 from tn_extensions.compiler.primitives.blocks import (
     Place,
     blocks,
@@ -37,7 +37,7 @@ def test_blocks_make_up_the_whole(
     levels: Sequence[tuple[str, int]], staged: bool
 ) -> None:
     sides = [s for s in patterned_sides(NETWORK) if s.operand.name == "x"]
-    parts = blocks(NETWORK, levels, target(), _cheapest, sides[0] if staged else None)
+    parts = blocks(NETWORK, levels, target(), sides[0] if staged else None)
     arrays = arrays_of(NETWORK)
     expected = dense.evaluate(NETWORK, arrays)
     found, places = np.full(NETWORK.shape, np.nan), []
@@ -55,25 +55,27 @@ def test_blocks_make_up_the_whole(
     assert_allclose(found, expected, atol=1e-10)
     assert all(set(place) == {index for index, _ in levels} for place in places)
     assert len(places) == parts.number
-    assert any("x unfolded" in step for step in parts.steps) == staged
+    assert bool(parts.operations)
     assert parts.cost.peak >= np.prod(NETWORK.shape) // max(parts.number, 1) // 2
 
 
 def test_patterns_are_read_once_per_sample() -> None:
     reads: list[TensorNetwork] = []
 
-    def lower(network: TensorNetwork, target: Target) -> Lowering:
-        way = _cheapest(network, target)
+    def planned(network: TensorNetwork, given: Target) -> Candidate:
+        way = target().planner(network, given)
         compute = way.value
 
         def value(tensors: dict[str, Tensor]) -> Tensor:
             reads.append(network)
             return compute(tensors)
 
-        return Lowering(way.primitive, way.steps, way.cost, way.run, value)
+        return replace(way, compute=value)
 
     (side,) = (s for s in patterned_sides(NETWORK) if s.operand.name == "x")
-    parts = blocks(NETWORK, [("n", 1), ("v", 1)], target(), lower, side)
+    parts = blocks(
+        NETWORK, [("n", 1), ("v", 1)], replace(target(), planner=planned), side
+    )
     arrays = arrays_of(NETWORK)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     parts.each(tensors, {}, lambda place, value: None)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from tests.compiler.lowerings import OTHERS, assert_all_evaluate, layer, target
+from tests.compiler.candidates import OTHERS, assert_all_evaluate, layer, target
 from tests.strategies import BATCHES, convs, examples
 from tn_extensions import Conv, quantities
 from tn_extensions.compiler.primitives.convolution import convolve
@@ -38,7 +38,7 @@ def test_every_convolution(name: str, conv: Conv, batch_size: int) -> None:
 def test_kinds(name: str, transposed: bool, kind: str) -> None:
     network = getattr(quantities, name)(layer(transposed=transposed), 2)
     (way,) = convolve(network, target())
-    assert way.primitive == kind
+    assert way.name == kind
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.compiler.lowerings import (
+from tests.compiler.candidates import (
     LARGE,
     TINY,
     USUAL,

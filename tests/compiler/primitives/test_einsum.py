@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from tests.compiler.lowerings import OTHERS, assert_all_evaluate, matched, with_pairs
+from tests.compiler.candidates import OTHERS, assert_all_evaluate, matched, with_pairs
 from tests.network.rules.identities import NETWORKS
 from tests.network.test_network import chain
 from tests.strategies import BATCHES, convs, examples

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.compiler.lowerings import (
+from tests.compiler.candidates import (
     OTHERS,
     assert_all_evaluate,
     matched,
-    planned,
     target,
 )
 from tests.network.rules.identities import arrays_of
@@ -22,7 +21,7 @@ from tn_extensions.compiler.primitives.embed import embed
 from tn_extensions.network import Pattern, simplify
 from tn_extensions.network.build import build
 
-METHOD = planned(embed)
+METHOD = embed
 
 
 @pytest.mark.parametrize("groups", [1, 2])

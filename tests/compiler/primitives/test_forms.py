@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.compiler.lowerings import OTHERS, layer
+from tests.compiler.candidates import OTHERS, layer
 from tn_extensions import quantities
 from tn_extensions.compiler.primitives.forms import MatrixForm
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from tests.compiler.lowerings import (
+from tests.compiler.candidates import (
     LARGE,
     OTHERS,
     TINY,
@@ -19,16 +19,15 @@ from tests.compiler.lowerings import (
 )
 from tests.strategies import BATCHES, convs, examples
 from tn_extensions import Conv, TensorNetwork, quantities
-from tn_extensions.compiler.plan import _cheapest
-from tn_extensions.compiler.primitives.base import Lowering, Target
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.candidate import Candidate, Target
 from tn_extensions.compiler.primitives.gram import gram as lowered
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import simplify
 
 
-def gram(network: TensorNetwork, target: Target) -> list[Lowering]:
+def gram(network: TensorNetwork, target: Target) -> list[Candidate]:
     """The primitive with the planner's way of evaluating halves."""
-    return list(lowered(network, target, _cheapest))
+    return list(lowered(network, target))
 
 
 @examples(40)
@@ -58,12 +57,12 @@ def test_triangle_of_several_tiles(
     expected = torch.einsum("ngai,ngbi->gab", split, split)
     # content that is not symmetric stays so
     before = torch.randn(groups, channels, channels).double()
-    for lowering in gram(network, target(budget)):
+    for candidate in gram(network, target(budget)):
         fresh = torch.full_like(before, torch.nan)
-        lowering.run({"x": x}, Sink(fresh, 0.5, fresh=True))
+        candidate.run({"x": x}, Accumulator(fresh, 0.5, fresh=True))
         assert_close(fresh, 0.5 * expected)
         added = before.clone()
-        lowering.run({"x": x}, Sink(added, 0.5, fresh=False))
+        candidate.run({"x": x}, Accumulator(added, 0.5, fresh=False))
         assert_close(added, before + 0.5 * expected)
 
 
@@ -71,7 +70,7 @@ def test_chunks_respect_the_budget() -> None:
     network = OTHERS["kfac_expand"].replace()
     conv = layer(input_size=(12, 12))
     network = simplify(quantities.kfac_expand(conv, 16))
-    one = min(lowering.cost.peak for lowering in gram(network, target(TINY)))
+    one = min(candidate.cost.peak for candidate in gram(network, target(TINY)))
     for count in (1, 3, 16):
         budget = 2 * 8 * one * count
         fitting = list(gram(network, target(budget)))

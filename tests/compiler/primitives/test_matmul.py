@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from tests.compiler.lowerings import assert_all_evaluate, layer, matched, target
+from tests.compiler.candidates import assert_all_evaluate, layer, matched, target
 from tests.strategies import BATCHES, convs, examples, noise_tensor
 from tn_extensions import Conv, functional, quantities
 from tn_extensions.compiler.primitives.matmul import matmul
@@ -48,8 +48,8 @@ def test_large_float32_products_are_differentiable() -> None:
     x = noise_tensor((2, 64, 8, 8), torch.float32).requires_grad_()
     g = noise_tensor((2, 64, 8, 8), torch.float32)
     way, _ = matmul(quantities.per_sample_grad(conv, 2), target(itemsize=4))
-    assert way.view is not None
-    way.view({"x": x, "g": g}).sum().backward()
+    assert way.compute is not None
+    way.compute({"x": x, "g": g}).sum().backward()
     other = x.detach().double().requires_grad_()
     functional.per_sample_grad(other, g.double(), conv).sum().backward()
     assert x.grad is not None and other.grad is not None

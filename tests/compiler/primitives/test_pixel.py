@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from tests.compiler.lowerings import (
+from tests.compiler.candidates import (
     OTHERS,
     USUAL,
     assert_all_evaluate,
     layer,
-    planned,
     target,
     with_pairs,
 )
@@ -19,7 +18,7 @@ from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.compiler.primitives.crossed import Halves
 from tn_extensions.compiler.primitives.pixel import pixel
 
-primitive = planned(pixel)
+primitive = pixel
 
 
 def patch_grams(conv: Conv, batch_size: int) -> list[TensorNetwork]:

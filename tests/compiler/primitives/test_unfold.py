@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from tests.compiler.lowerings import assert_all_evaluate, layer, matched, target
+from tests.compiler.candidates import assert_all_evaluate, layer, matched, target
 from tests.strategies import BATCHES, convs, examples
 from tn_extensions import Conv, quantities
 from tn_extensions.compiler.primitives.unfold import unfold, unfolding
@@ -35,4 +35,4 @@ def test_cost_counts_the_padded_copy() -> None:
     (plain,) = unfold(quantities.unfold_input(layer(padding=0), 2), target())
     assert padded.cost.peak == 2 * 2 * 8 * 8
     assert plain.cost.peak == 0
-    assert len(padded.steps) == len(plain.steps) + 1
+    assert len(padded.operations) == len(plain.operations) + 1

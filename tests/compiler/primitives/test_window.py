@@ -7,13 +7,13 @@ import torch
 from hypothesis import given
 from torch.testing import assert_close
 
-from tests.compiler.lowerings import assert_all_evaluate, layer, matched, target
+from tests.compiler.candidates import assert_all_evaluate, layer, matched, target
 from tests.network.rules.identities import arrays_of
 from tests.reference import dense
 from tests.strategies import BATCHES, convs, examples, noise_tensor
 from tn_extensions import Conv, quantities
+from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.primitives.window import window
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import simplify
 
 
@@ -47,7 +47,7 @@ def test_a_heavy_border_does_not_cancel(options: dict[str, int]) -> None:
     x[..., 1:-1, 1:-1] /= 1e4
     expected = torch.from_numpy(dense.evaluate(network, {"x": x.numpy()}))
     assert arrays_of(network)["x"].shape == tuple(x.shape)
-    for lowering in window(network, target(itemsize=4)):
+    for candidate in window(network, target(itemsize=4)):
         out = torch.full(network.shape, torch.nan)
-        lowering.run({"x": x.float()}, Sink(out, 1.0, fresh=True))
+        candidate.run({"x": x.float()}, Accumulator(out, 1.0, fresh=True))
         assert_close(out.double(), expected, rtol=1e-5, atol=1e-5 * 1e4)

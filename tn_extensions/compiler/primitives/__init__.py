@@ -1,6 +1,6 @@
 """Ways of contracting a network, one a file."""
 
-from tn_extensions.compiler.primitives.base import Composite, Primitive
+from tn_extensions.compiler.candidate import Primitive
 from tn_extensions.compiler.primitives.convolution import convolve
 from tn_extensions.compiler.primitives.correlate import correlate
 from tn_extensions.compiler.primitives.crossed import crossed
@@ -19,23 +19,23 @@ from tn_extensions.compiler.primitives.unfold import unfold
 from tn_extensions.compiler.primitives.window import window
 
 PRIMITIVES: tuple[Primitive, ...] = (
+    convolve,
     unfold,
     window,
+    matmul,
     lag,
     correlate,
     depthwise,
-    matmul,
+    gram,
+    rows,
+    squares,
+    crossed,
+    khatri_rao,
+    patch_gram,
+    pixel,
+    embed,
     einsum,
 )
-"""Ways of evaluating a simplified network, its patterns joined or not."""
+"""All of them; of candidates that are as fast as each other, the first is taken."""
 
-COMPOSITES: tuple[Composite, ...] = (gram, pixel, embed)
-"""The same, of parts that are planned in turn."""
-
-NATIVE: tuple[Primitive, ...] = (convolve,)
-"""Ways of evaluating a network as it was defined: as torch knows it."""
-
-HALVES: tuple[Composite, ...] = (squares, rows, crossed, khatri_rao, patch_gram)
-"""The same, of mirrored networks whose halves may be what torch knows."""
-
-__all__ = ["COMPOSITES", "HALVES", "NATIVE", "PRIMITIVES"]
+__all__ = ["PRIMITIVES"]

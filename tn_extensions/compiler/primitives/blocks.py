@@ -13,9 +13,9 @@ from math import ceil, prod
 
 from torch import Tensor
 
+from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.forms import MatrixForm, Side
 from tn_extensions.network import Axis, Operand, TensorNetwork
 
@@ -32,16 +32,16 @@ class Blocks:
     """A network in blocks.
 
     Args:
-        primitive: What evaluates a block.
+        name: What evaluates a block.
         cost: Cost of them all, with what is held for the largest, itself included.
-        steps: What is done, a line each.
+        operations: What is done.
         number: Number of blocks.
         each: Hands over block after block and keeps none.
     """
 
-    primitive: str
+    name: str
     cost: Cost
-    steps: tuple[str, ...]
+    operations: tuple[Operation, ...]
     number: int
     each: Callable[[Tensors, Place, Consume], None]
 
@@ -50,7 +50,6 @@ def blocks(
     network: TensorNetwork,
     levels: Sequence[Level],
     target: Target,
-    lower: Lower,
     staged: Side | None = None,
 ) -> Blocks:
     """Evaluate a network in blocks.
@@ -59,15 +58,14 @@ def blocks(
         network: The network.
         levels: What to cut, the outermost first; of indices that can be cut.
         target: What is planned for.
-        lower: How the network of a block is evaluated.
         staged: An operand to read through its patterns first, as soon as no index of
             its is left to be cut.
     """
     if staged is not None and not any(j in staged.indices for j, _ in levels):
-        return _staged(network, staged.operand.name, levels, target, lower)
+        return _staged(network, staged.operand.name, levels, target)
     if levels:
-        return _loop(network, levels, target, lower, staged)
-    return _whole(lower(network, target), prod(network.shape))
+        return _loop(network, levels, target, staged)
+    return _whole(target.best(network), prod(network.shape))
 
 
 def can_cut(network: TensorNetwork, index: str) -> bool:
@@ -92,19 +90,18 @@ def stored(name: str, network: TensorNetwork) -> Operand:
     return Operand(name, tuple(axes))
 
 
-def _whole(lowering: Lowering, elements: int) -> Blocks:
+def _whole(candidate: Candidate, elements: int) -> Blocks:
     def each(tensors: Tensors, place: Place, consume: Consume) -> None:
-        consume(place, lowering.value(tensors))
+        consume(place, candidate.value(tensors))
 
-    cost = lowering.cost.holding(lowering.cost.peak + elements)
-    return Blocks(lowering.primitive, cost, lowering.steps, 1, each)
+    cost = candidate.cost.holding(candidate.cost.peak + elements)
+    return Blocks(candidate.name, cost, candidate.operations, 1, each)
 
 
 def _loop(
     network: TensorNetwork,
     levels: Sequence[Level],
     target: Target,
-    lower: Lower,
     staged: Side | None,
 ) -> Blocks:
     (index, size), *inner = levels
@@ -115,7 +112,7 @@ def _loop(
     @cache
     def of(count: int) -> Blocks:
         # the last chunk's, if smaller, is only planned if it is to be evaluated
-        return blocks(chunks.network(network, count), inner, target, lower, staged)
+        return blocks(chunks.network(network, count), inner, target, staged)
 
     def each(tensors: Tensors, place: Place, consume: Consume) -> None:
         start = 0
@@ -126,9 +123,8 @@ def _loop(
     one, number = of(size), ceil(chunks.total / size)
     # slices and the bookkeeping of the loop
     cost = (one.cost + Cost(seconds=target.rates.call)).times(number)
-    title = f"in {number} chunk(s) of {size} {index}:"
-    steps = (title, *(f"  {step}" for step in one.steps))
-    return Blocks(one.primitive, cost, steps, number * one.number, each)
+    steps = tuple(step.repeated(number) for step in one.operations)
+    return Blocks(one.name, cost, steps, number * one.number, each)
 
 
 def _staged(
@@ -136,7 +132,6 @@ def _staged(
     operand: str,
     levels: Sequence[Level],
     target: Target,
-    lower: Lower,
 ) -> Blocks:
     # of this part of the network: patterns read less of it than of the whole
     side, order = next(
@@ -147,16 +142,16 @@ def _staged(
     )
     own = side.nodes(network)
     read = TensorNetwork(own, [(index,) for index in order], network.sizes)
-    lowering = lower(read, target)
+    candidate = target.best(read)
     name = f"{side.operand.name} unfolded"
     rest = network.replace(own, [stored(name, read)])
-    parts = blocks(rest, levels, target, lower)
+    parts = blocks(rest, levels, target)
 
     def each(tensors: Tensors, place: Place, consume: Consume) -> None:
-        value = lowering.value(tensors).contiguous()
+        value = candidate.value(tensors).contiguous()
         parts.each({**tensors, name: value}, place, consume)
 
-    held = prod(read.shape) + max(lowering.cost.peak, parts.cost.peak)
-    cost = (lowering.cost + parts.cost).holding(held)
-    steps = (f"{name}:", *(f"  {step}" for step in lowering.steps), *parts.steps)
-    return Blocks(parts.primitive, cost, steps, parts.number, each)
+    held = prod(read.shape) + max(candidate.cost.peak, parts.cost.peak)
+    cost = (candidate.cost + parts.cost).holding(held)
+    steps = (*candidate.operations, *parts.operations)
+    return Blocks(parts.name, cost, steps, parts.number, each)

@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.allocate import empty
+from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.native import (
@@ -25,9 +27,7 @@ from tn_extensions.compiler.native import (
     transposed_convolution,
     weight_gradient,
 )
-from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.roles import LARGE_KERNEL, Geometry, Roles
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import grouped, merged
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import Operand, TensorNetwork
@@ -36,12 +36,12 @@ _MANY_OUTPUTS = 32
 """Entries of the result from which on those with a channel per group are faster."""
 
 
-def convolve(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
+def convolve(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Let torch convolve; where the samples are kept apart, also one by one."""
     roles = Roles.of(network)
     if roles is None:
         return
-    yield _lower(network, target, roles)
+    yield _candidate(network, target, roles)
     for index in roles.groups:
         chunks = Chunks.along(network.nodes, network.sizes, [index])
         if chunks.cuts and (index,) in network.output and not roles.transposed:
@@ -50,7 +50,7 @@ def convolve(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
 
 def _one_by_one(
     network: TensorNetwork, target: Target, roles: Roles, chunks: Chunks
-) -> Lowering:
+) -> Candidate:
     """For each value of an index, a weight gradient of a batch of one."""
     index = chunks.index
     alone = replace(
@@ -58,33 +58,32 @@ def _one_by_one(
         groups=tuple(j for j in roles.groups if j != index),
         contracted=(index, *roles.contracted),
     )
-    one = _lower(chunks.network(network, 1), target, alone)
+    one = _candidate(chunks.network(network, 1), target, alone)
     axis = network.output.index((index,))
-    compute_one = one.view
+    compute_one = one.compute
     assert compute_one is not None
 
-    def run(tensors: Tensors, sink: Sink) -> None:
+    def run(tensors: Tensors, into: Accumulator) -> None:
         for number, (_, part) in enumerate(chunks.split(tensors, 1)):
-            sink.put(sink.out.narrow(axis, number, 1), compute_one(part))
+            into.put(into.out.narrow(axis, number, 1), compute_one(part))
 
     def compute(tensors: Tensors) -> Tensor:
         like = tensors[roles.image.name]
         if not is_traced(tensors.values()):
             out = empty(network.shape, like)
-            run(tensors, Sink(out, 1.0, fresh=True))
+            run(tensors, Accumulator(out, 1.0, fresh=True))
             return out
         parts = (part for _, part in chunks.split(tensors, 1))
         return torch.cat([compute_one(part) for part in parts], dim=axis)
 
-    steps = (f"for each {index}: {one.steps[0]}",)
-    elements = prod(network.shape)
-    written = target.rates.move(elements, target.itemsize)
-    cost = one.cost.times(chunks.total) + written
-    cost = cost.holding(one.cost.peak + elements // chunks.total)
-    return Lowering(f"{one.primitive} per {index}", steps, cost, run, compute)
+    elements = prod(network.shape) // chunks.total
+    written = Operation("write", "", target.rates.move(elements, target.itemsize))
+    operations = (step.repeated(chunks.total) for step in (*one.operations, written))
+    held = one.peak + elements
+    return Candidate(f"{one.name} per {index}", tuple(operations), held, run, compute)
 
 
-def _lower(network: TensorNetwork, target: Target, roles: Roles) -> Lowering:
+def _candidate(network: TensorNetwork, target: Target, roles: Roles) -> Candidate:
     """The kernel's call, for given roles."""
     image_space, kernel_space, result_space = zip(*roles.spatial, strict=True)
     groups, rows, columns = roles.groups, roles.rows, roles.columns
@@ -121,19 +120,14 @@ def _lower(network: TensorNetwork, target: Target, roles: Roles) -> Lowering:
         result = result.reshape(split)
         return grouped(result.permute(permutation), lengths)
 
-    def run(tensors: Tensors, sink: Sink) -> None:
-        sink.put(sink.out, compute(tensors))
+    def run(tensors: Tensors, into: Accumulator) -> None:
+        into.put(into.out, compute(tensors))
 
-    return Lowering(
-        f"native {kind}",
-        (f"{kind} of {roles.image.name} by {roles.kernel.name}, torch's own kernel",),
-        _cost(roles, sizes, present, target, kind == "weight gradient").holding(
-            _copied(roles.image, layout[0], sizes)
-            + _copied(roles.kernel, layout[1], sizes)
-        ),
-        run,
-        compute,
-    )
+    cost = _cost(roles, sizes, present, target, kind == "weight gradient")
+    call = Operation(kind, f"{roles.image.name} by {roles.kernel.name}", cost)
+    held = _copied(roles.image, layout[0], sizes)
+    held += _copied(roles.kernel, layout[1], sizes)
+    return Candidate(f"native {kind}", (call,), held, run, compute)
 
 
 def _cost(

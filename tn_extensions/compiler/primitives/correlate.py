@@ -15,16 +15,22 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.boxes import CALLS, BoxGrid, Key, number_of_sums, padding
+from tn_extensions.compiler.candidate import (
+    MOST_CALLS,
+    Candidate,
+    Target,
+    Tensors,
+    priced,
+)
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.lag_sums import is_thin, pieces, sum_box
 from tn_extensions.compiler.lags import Member, Region, positive_lags
 from tn_extensions.compiler.native import MOST_DIMS
-from tn_extensions.compiler.primitives.base import MOST_CALLS, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dims
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import select
 from tn_extensions.network import TensorNetwork
 
@@ -41,7 +47,7 @@ Groups that are no multiple of a vector take so many times as long as they would
 """
 
 
-def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
+def correlate(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Correlate the half with itself along all joined dimensions."""
     half = Half.of(network)
     if half is None or 0 in half.sizes.values():
@@ -58,8 +64,8 @@ def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     if CALLS * boxes > MOST_CALLS:
         return
 
-    def run(tensors: Tensors, sink: Sink) -> None:
-        work.add(tensors[half.operand.name], sink)
+    def run(tensors: Tensors, into: Accumulator) -> None:
+        work.add(tensors[half.operand.name], into)
 
     chunks = ceil(work.total / work.chunk)
     steps = (
@@ -68,7 +74,7 @@ def correlate(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
         f"weight gradients (borders by products), in blocks of {work.block} rows",
         "add up the boxes of each kernel position, scatter lags to kernel positions",
     )
-    yield Lowering("correlate", steps, work.cost(), run)
+    yield priced("correlate", steps, work.cost(), run)
 
 
 class Correlation:
@@ -171,12 +177,12 @@ class Correlation:
         flops = float(self.groups * self.channels**2) * lags * terms
         return Cost(flops, 0, repeats, 0, flops / rate)
 
-    def add(self, tensor: Tensor, sink: Sink) -> None:
-        """Add all lag sums of a tensor to the sink."""
-        view = self._view(sink.out)
-        if sink.fresh and not self.covers:
-            sink.out.zero_()
-            sink.fresh = False
+    def add(self, tensor: Tensor, into: Accumulator) -> None:
+        """Add all lag sums of a tensor to the accumulator."""
+        view = self._view(into.out)
+        if into.fresh and not self.covers:
+            into.out.zero_()
+            into.fresh = False
         for start in range(0, self.blocked, self.block):
             stop = min(start + self.block, self.blocked)
             sums = self._sums(tensor, start, stop)
@@ -191,7 +197,7 @@ class Correlation:
                 if self.blocked > 1:
                     axis = 0 if self.groups > 1 else 1 + entry.exchanged
                     target = target.narrow(axis, start, stop - start)
-                sink.put(target, entry.value.reshape(target.shape))
+                into.put(target, entry.value.reshape(target.shape))
 
     def _sums(self, tensor: Tensor, start: int, stop: int) -> list[dict[Key, Tensor]]:
         """Sums over all boxes, for a block of the rows of the result."""

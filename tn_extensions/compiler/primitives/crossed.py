@@ -9,14 +9,21 @@ formed.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
 from torch import Tensor
 
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.candidate import (
+    Candidate,
+    Operation,
+    Target,
+    Tensors,
+    priced,
+)
 from tn_extensions.compiler.half import shared_indices, split_in_half
-from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.blocks import (
     Place,
     blocks,
@@ -24,7 +31,6 @@ from tn_extensions.compiler.primitives.blocks import (
     stored,
 )
 from tn_extensions.compiler.primitives.forms import MatrixForm, Side
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import prime
 
@@ -110,7 +116,7 @@ class Halves:
         return half.multiply(copy, (batch, columns, copy.output[1]))
 
 
-def crossed(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
+def crossed(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Multiply the Gram matrices of both operands."""
     halves = next(iter(Halves.all(network)), None)
     if halves is None or not halves.has_few_terms:
@@ -128,47 +134,47 @@ def crossed(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lo
         if fits < total:
             levels = [(cuts[0], fits)]
 
-    def lower_block(part: TensorNetwork, target: Target) -> Lowering:
-        return _lower(Halves.all(part)[0], target, lower)
+    def of_block(part: TensorNetwork, varied: Target) -> Candidate:
+        return _candidate(Halves.all(part)[0], replace(varied, planner=target.planner))
 
-    parts = blocks(network, levels, target, lower_block)
+    parts = blocks(network, levels, replace(target, planner=of_block))
     axes = {axis[0]: number for number, axis in enumerate(network.output) if axis}
 
-    def run(tensors: Tensors, sink: Sink) -> None:
+    def run(tensors: Tensors, into: Accumulator) -> None:
         def put(place: Place, value: Tensor) -> None:
-            out = sink.out
+            out = into.out
             for index, (start, length) in place.items():
                 out = out.narrow(axes[index], start, length)
-            Sink(out, sink.scale, sink.fresh).put(out, value)
+            Accumulator(out, into.scale, into.fresh).put(out, value)
 
         parts.each(tensors, {}, put)
-        sink.fresh = False
+        into.fresh = False
 
-    yield Lowering(f"crossed({parts.primitive})", parts.steps, parts.cost, run)
+    yield priced(f"crossed({parts.name})", parts.operations, parts.cost, run)
 
 
-def _lower(halves: Halves, target: Target, lower: Lower) -> Lowering:
+def _candidate(halves: Halves, target: Target) -> Candidate:
     network = halves.network
     grams = {f"gram of {s.operand.name}": halves.gram(s) for s in halves.sides}
-    lowerings = {name: lower(gram, target) for name, gram in grams.items()}
+    candidates = {name: target.best(gram) for name, gram in grams.items()}
     operands = [stored(name, gram) for name, gram in grams.items()]
-    rest = lower(TensorNetwork(operands, network.output, network.sizes), target)
+    rest = target.best(TensorNetwork(operands, network.output, network.sizes))
 
     def compute(tensors: Tensors) -> Tensor:
-        values = {name: way.value(tensors) for name, way in lowerings.items()}
+        values = {name: way.value(tensors) for name, way in candidates.items()}
         return rest.value(values)
 
-    cost, steps = rest.cost, list[str]()
+    cost, steps = rest.cost, list[Operation]()
     held = rest.cost.peak
-    for name, way in lowerings.items():
+    for name, way in candidates.items():
         cost = cost + way.cost
-        steps += [f"{name}:", *(f"  {step}" for step in way.steps)]
+        steps += way.operations
         held += prod(grams[name].shape)
-    held = max(held, *(way.cost.peak for way in lowerings.values()))
-    return Lowering(
-        ", ".join(way.primitive for way in lowerings.values()),
-        (*steps, *rest.steps),
+    held = max(held, *(way.cost.peak for way in candidates.values()))
+    return priced(
+        ", ".join(way.name for way in candidates.values()),
+        (*steps, *rest.operations),
         cost.holding(held),
-        lambda tensors, sink: sink.put(sink.out, compute(tensors)),
+        lambda tensors, into: into.put(into.out, compute(tensors)),
         compute,
     )

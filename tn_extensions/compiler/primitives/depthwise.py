@@ -20,14 +20,20 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.boxes import CALLS
+from tn_extensions.compiler.candidate import (
+    MOST_CALLS,
+    Candidate,
+    Target,
+    Tensors,
+    priced,
+)
 from tn_extensions.compiler.constant import Constant
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half, PairedDim
 from tn_extensions.compiler.lags import LagGroup, Lags, Region, lag_groups
 from tn_extensions.compiler.native import MOST_DIMS, depthwise_convolution
-from tn_extensions.compiler.primitives.base import MOST_CALLS, Lowering, Target, Tensors
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import view
 from tn_extensions.network import TensorNetwork
 
@@ -40,7 +46,7 @@ _TERMS = 1024
 """Terms that the native kernel adds up one by one, so that sums stay accurate."""
 
 
-def depthwise(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
+def depthwise(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Correlate each channel with itself along all dimensions."""
     half = Half.of(network)
     if half is None or half.patterns or 0 in half.sizes.values():
@@ -56,15 +62,15 @@ def depthwise(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     if CALLS * prod(len(dim.segments) for dim in work.dims) > MOST_CALLS:
         return
 
-    def run(tensors: Tensors, sink: Sink) -> None:
-        work.add(tensors[half.operand.name], sink)
+    def run(tensors: Tensors, into: Accumulator) -> None:
+        work.add(tensors[half.operand.name], into)
 
     steps = (
         f"{len(work.boxes)} native depthwise convolutions of {half.operand.name} with "
         "itself for half of the lags, in chunks of samples and channels",
         "add up the boxes of each pair of kernel positions, dimension by dimension",
     )
-    yield Lowering("depthwise", steps, work.cost(), run)
+    yield priced("depthwise", steps, work.cost(), run)
 
 
 class DepthwiseSums:
@@ -125,8 +131,8 @@ class DepthwiseSums:
         groups = max(1, min(self.groups, self.chunk // one))
         return size, groups, max(1, min(self.rows, self.chunk // (one * groups)))
 
-    def add(self, tensor: Tensor, sink: Sink) -> None:
-        """Add all lag sums of a tensor to the sink."""
+    def add(self, tensor: Tensor, into: Accumulator) -> None:
+        """Add all lag sums of a tensor to the accumulator."""
         half = self.half
         order = (*half.rows, *half.batch, *(dim.read for dim in half.dims))
         x = view(tensor, half.operand, order, half.sizes)
@@ -144,7 +150,7 @@ class DepthwiseSums:
                 part = x[row : row + rows, group : group + groups]
                 found = _correlate(part, [first.part(begin, size), *others])
                 target[group : group + groups] += found.sum(0)
-        sink.put(sink.out, self._assemble(sums).reshape(sink.out.shape))
+        into.put(into.out, self._assemble(sums).reshape(into.out.shape))
 
     def _assemble(self, sums: Tensor) -> Tensor:
         """From lags to pairs of kernel positions, ``[G, k1, k2, ..., k1', ...]``."""

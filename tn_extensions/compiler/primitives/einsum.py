@@ -13,15 +13,15 @@ from math import prod
 import opt_einsum
 from torch import Tensor
 
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.constant import Constant
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import (
     UnfoldedDim,
     Unfolding,
     unfolded_dim,
 )
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import grouped
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 from tn_extensions.network.index import letters
@@ -29,7 +29,7 @@ from tn_extensions.network.index import letters
 Read = Callable[[Tensors], Tensor]
 
 
-def einsum(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
+def einsum(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Contract the network pairwise."""
     terms: list[tuple[str, ...]] = []
     reads: list[Read] = []
@@ -64,15 +64,17 @@ def einsum(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
         result = expression()(*(read(tensors) for read in reads), backend="torch")
         return grouped(result, lengths)
 
-    def run(tensors: Tensors, sink: Sink) -> None:
-        sink.put(sink.out, compute(tensors))
+    def run(tensors: Tensors, into: Accumulator) -> None:
+        into.put(into.out, compute(tensors))
 
     flops, held = float(info.opt_cost) / 2, int(info.largest_intermediate)
     moved = target.rates.move(held + sum(map(prod, shapes)), target.itemsize, 8)
     # permuted operands are copied before they are multiplied, and shapes are odd
     seconds = moved.seconds + 6 * flops / target.rates.gemm
-    cost = Cost(flops, moved.bytes, len(terms), held, seconds)
-    yield Lowering("einsum", (f"contract {equation}",), cost, run, compute)
+    cost = Cost(flops, moved.bytes, len(terms), 0, seconds)
+    yield Candidate(
+        "einsum", (Operation("einsum", equation, cost),), held, run, compute
+    )
 
 
 def _views_of(

@@ -12,12 +12,12 @@ from math import prod
 
 from torch import Tensor
 
-from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
+from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.strided import grouped
 from tn_extensions.network import Pattern, TensorNetwork
 
 
-def embed(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
+def embed(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Evaluate the rest, and write it to where the pattern is one."""
     pattern = next((p for p in network.patterns if _is_place(p, network)), None)
     if pattern is None or 0 in network.sizes.values():
@@ -25,7 +25,7 @@ def embed(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowe
     sizes, index = network.sizes, pattern.index
     output = (tuple(j for j in axis if j != index) for axis in network.output)
     rest = network.rewrite([pattern], [], output=output)
-    way = lower(rest, target)
+    way = target.best(rest)
     indices, kept = network.output_indices, rest.output_indices
     lengths = [len(axis) for axis in network.output]
     axis = indices.index(index)
@@ -51,13 +51,13 @@ def embed(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowe
 
     elements, own = prod(network.shape), prod(rest.shape)
     moved = target.rates.move(elements, target.itemsize)
-    cost = way.cost + moved + target.rates.move(own, target.itemsize, 8)
-    steps = (*way.steps, f"write it to zeros, where {index} is hit")
-    yield Lowering(
-        f"embed({way.primitive})",
-        steps,
-        cost.holding(way.cost.peak + own + elements),
-        lambda tensors, sink: sink.put(sink.out, compute(tensors)),
+    cost = moved + target.rates.move(own, target.itemsize, 8)
+    written = Operation("write to zeros", f"where {index} is hit", cost)
+    yield Candidate(
+        f"embed({way.name})",
+        (*way.operations, written),
+        way.peak + own + elements,
+        lambda tensors, into: into.put(into.out, compute(tensors)),
         compute,
     )
 

@@ -12,13 +12,19 @@ from math import ceil, prod
 
 from torch import Tensor
 
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.candidate import (
+    Candidate,
+    Operation,
+    Target,
+    Tensors,
+    priced,
+)
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half
-from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.blocks import Place, blocks
 from tn_extensions.compiler.product import FEW, multiply
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
 
 _CACHED_ELEMENTS = 2**21
@@ -34,7 +40,7 @@ _SHORT = 128
 """Rows up to which writing the result takes longer than computing it twice."""
 
 
-def gram(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
+def gram(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Multiply the half with itself."""
     half = Half.of(network)
     if half is None or half.dims:
@@ -49,7 +55,7 @@ def gram(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lower
         chunks = Chunks.along(half.nodes, half.sizes, indices, kept)
         if chunks.cuts or not kept:
             for size in _chunk_sizes(chunks, elements, target):
-                yield _chunked(network, target, half, chunks, size, lower)
+                yield _chunked(network, target, half, chunks, size)
 
 
 def _chunk_sizes(chunks: Chunks, elements: int, target: Target) -> list[int]:
@@ -68,13 +74,11 @@ def _chunked(
     half: Half,
     chunks: Chunks,
     size: int,
-    lower: Lower,
-) -> Lowering:
+) -> Candidate:
     levels = [(chunks.index, size)] if size < chunks.total else []
     # positions are better copied along the operand's last axis
     layouts = {
-        last: blocks(half.network(last), levels, target, lower)
-        for last in (True, False)
+        last: blocks(half.network(last), levels, target) for last in (True, False)
     }
     rows_last = layouts[True].cost.seconds <= layouts[False].cost.seconds
     parts = layouts[rows_last]
@@ -86,24 +90,24 @@ def _chunked(
         rows //= parts.number
     tiles = len(_tiles(columns, rows))
 
-    def run(tensors: Tensors, sink: Sink) -> None:
+    def run(tensors: Tensors, into: Accumulator) -> None:
         # later chunks add to one triangle of a fresh target, which is mirrored at last
-        late = sink.fresh and parts.number > 1 and tiles > 1 and not chunks.kept
+        late = into.fresh and parts.number > 1 and tiles > 1 and not chunks.kept
 
         def add(place: Place, value: Tensor) -> None:
             value = value if rows_last else value.mT
             if chunks.kept and place:
-                out = sink.out.narrow(0, *place[chunks.index])
-                part = Sink(out, sink.scale, sink.fresh)
+                out = into.out.narrow(0, *place[chunks.index])
+                part = Accumulator(out, into.scale, into.fresh)
                 add_self_gram(value, part, mirrored=True)
             else:
-                add_self_gram(value, sink, mirrored=not late)
-                sink.fresh = False
+                add_self_gram(value, into, mirrored=not late)
+                into.fresh = False
 
         parts.each(tensors, {}, add)
-        sink.fresh = False
+        into.fresh = False
         if late:
-            mirror_triangle(sink.out, rows)
+            mirror_triangle(into.out, rows)
 
     product = target.rates.product(
         ceil(columns / tiles),
@@ -116,12 +120,12 @@ def _chunked(
     mirrored = target.rates.move(groups * columns**2 / 2, target.itemsize, 4)
     cost = parts.cost + product.times(parts.number)
     cost = cost + (mirrored if tiles > 1 else Cost())
-    steps = (
-        *parts.steps,
+    steps: tuple[str | Operation, ...] = (
+        *parts.operations,
         f"[{groups} x] {columns} x {rows} @ {rows} x {columns}, "
         f"one triangle in {tiles} tile(s)",
     )
-    return Lowering(f"gram({parts.primitive})", steps, cost, run)
+    return priced(f"gram({parts.name})", steps, cost, run)
 
 
 def _tiles(columns: int, rows: int) -> list[tuple[int, int]]:
@@ -131,15 +135,15 @@ def _tiles(columns: int, rows: int) -> list[tuple[int, int]]:
     return list(zip(bounds, bounds[1:], strict=False))
 
 
-def add_self_gram(half: Tensor, sink: Sink, mirrored: bool) -> None:
-    """Add ``half @ half^T`` per group to the sink, at least its upper triangle.
+def add_self_gram(half: Tensor, into: Accumulator, mirrored: bool) -> None:
+    """Add ``half @ half^T`` per group to the accumulator, at least its upper triangle.
 
     Args:
         half: Tensor of shape ``[G, D, R]``.
-        sink: Target ``[G, D, D]``.
+        into: Target ``[G, D, D]``.
         mirrored: Whether to write the lower triangle, too.
     """
-    out = sink.out
+    out = into.out
     if half.shape[0] == 1:
         half, out = half[0], out[0]
     tiles = _tiles(*half.shape[-2:])
@@ -149,15 +153,15 @@ def add_self_gram(half: Tensor, sink: Sink, mirrored: bool) -> None:
             left, right = half[..., start:stop, :], half[..., start:, :]
         upper = out[..., start:stop, start:]
         if not mirrored or len(tiles) == 1:
-            sink.put_product(upper, left, right)
+            into.put_product(upper, left, right)
             continue
         block = multiply(left, right)
-        sink.put(upper, block)
-        sink.put(out[..., stop:, start:stop], block[..., stop - start :].mT)
+        into.put(upper, block)
+        into.put(out[..., stop:, start:stop], block[..., stop - start :].mT)
 
 
 def put_gram(
-    sink: Sink,
+    into: Accumulator,
     gram: Tensor,
     order: Sequence[str],
     rows: Sequence[str],
@@ -168,8 +172,8 @@ def put_gram(
     permutation = [order.index(index) for index in rows]
     permutation += [len(rows) + axis for axis in permutation]
     result = gram.view(split * 2).permute(permutation)
-    sink.put(sink.out, result.reshape(sink.out.shape))
-    sink.fresh = False
+    into.put(into.out, result.reshape(into.out.shape))
+    into.fresh = False
 
 
 def mirror_triangle(out: Tensor, rows: int) -> None:

@@ -14,21 +14,25 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.candidate import (
+    Candidate,
+    Operation,
+    Target,
+    Tensors,
+    priced,
+)
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.blocks import Blocks, Place, blocks, can_cut
 from tn_extensions.compiler.primitives.crossed import Halves
 from tn_extensions.compiler.product import multiply
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
 
 _BLOCK = 2**20
 """Elements of what is multiplied at a time."""
 
 
-def khatri_rao(
-    network: TensorNetwork, target: Target, lower: Lower
-) -> Iterable[Lowering]:
+def khatri_rao(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Multiply pairs of one operand's positions with Gram matrices of the other."""
     kept = {*network.output_indices}
     for halves in Halves.all(network):
@@ -41,11 +45,11 @@ def khatri_rao(
         axes = [*((j,) for j in halves.batch), halves.terms, left]
         patches = TensorNetwork(halves.left.nodes(network), axes, network.sizes)
         cut = [j for j in halves.batch if can_cut(patches, j)]
-        parts = blocks(patches, [(j, 1) for j in cut], target, lower)
-        yield _lower(halves, parts, target)
+        parts = blocks(patches, [(j, 1) for j in cut], target)
+        yield _candidate(halves, parts, target)
 
 
-def _lower(halves: Halves, parts: Blocks, target: Target) -> Lowering:
+def _candidate(halves: Halves, parts: Blocks, target: Target) -> Candidate:
     network, sizes, batch = halves.network, halves.network.sizes, halves.batch
     kept = network.output_indices
     left, right = map(halves.private, (halves.left, halves.right))
@@ -56,7 +60,7 @@ def _lower(halves: Halves, parts: Blocks, target: Target) -> Lowering:
     height, width, many, terms = map(halves.size, (rows, left, vectors, halves.terms))
     order = [kept.index(index) for index in (*kept_batch, *rows, *left)]
 
-    def run(tensors: Tensors, sink: Sink) -> None:
+    def run(tensors: Tensors, into: Accumulator) -> None:
         vectors_of = read.tensor(tensors[halves.right.operand.name])
         total = vectors_of.new_zeros(
             [sizes[index] for index in kept_batch] + [height, width]
@@ -72,9 +76,9 @@ def _lower(halves: Halves, parts: Blocks, target: Target) -> Lowering:
                 add_products(out, vectors_of[point], one)
 
         parts.each(tensors, {}, add)
-        split = sink.out.view([sizes[index] for index in kept]).permute(order)
-        sink.put(split, total.clamp_(min=0).view(split.shape))
-        sink.fresh = False
+        split = into.out.view([sizes[index] for index in kept]).permute(order)
+        into.put(split, total.clamp_(min=0).view(split.shape))
+        into.fresh = False
 
     rates, itemsize = target.rates, target.itemsize
     pairs = terms * (terms + 1) // 2
@@ -87,13 +91,13 @@ def _lower(halves: Halves, parts: Blocks, target: Target) -> Lowering:
     held = height * (width + pairs) + 3 * min(_BLOCK + width, pairs * width)
     held += parts.cost.peak + max(_BLOCK, many * terms)
     cost = cost.times(halves.size(batch)) + parts.cost
-    steps = (
-        *parts.steps,
+    steps: tuple[str | Operation, ...] = (
+        *parts.operations,
         f"[{height} x] {terms} x {many} @ {many} x {terms}, {pairs} pairs of each",
         f"{height} x {pairs} @ {pairs} x {width}",
     )
-    name = f"khatri-rao({parts.primitive})"
-    return Lowering(name, steps, cost.holding(held), run)
+    name = f"khatri-rao({parts.name})"
+    return priced(name, steps, cost.holding(held), run)
 
 
 def add_products(out: Tensor, vectors: Tensor, patches: Tensor) -> None:

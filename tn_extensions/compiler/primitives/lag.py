@@ -16,20 +16,26 @@ from math import ceil, prod
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.candidate import (
+    MOST_CALLS,
+    Candidate,
+    Target,
+    Tensors,
+    priced,
+)
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.constant import Constant
 from tn_extensions.compiler.cost import PIECE, Cost
 from tn_extensions.compiler.half import Half, PairedDim
 from tn_extensions.compiler.lags import LagClass, Window, lag_classes
-from tn_extensions.compiler.primitives.base import MOST_CALLS, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dims
 from tn_extensions.compiler.product import WORTH_COPYING, multiply
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import letters, prime
 
 
-def lag(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
+def lag(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Pair each of the joined dimensions in turn."""
     half = Half.of(network)
     if half is None or 0 in half.sizes.values():
@@ -38,14 +44,14 @@ def lag(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
         # each pair of kernel positions is written on its own
         few = len(dim.progressions) ** 2 <= 2 * MOST_CALLS
         if dim.free is not None and dim.progressions and few:
-            lowering = _lower(network, half, dim, target)
-            if lowering is not None:
-                yield lowering
+            candidate = _candidate(network, half, dim, target)
+            if candidate is not None:
+                yield candidate
 
 
-def _lower(
+def _candidate(
     network: TensorNetwork, half: Half, dim: PairedDim, target: Target
-) -> Lowering | None:
+) -> Candidate | None:
     products = LagProducts.of(half, dim)
     if products is None:
         return None
@@ -72,16 +78,16 @@ def _lower(
         assert part is not None
         return part
 
-    def run(tensors: Tensors, sink: Sink) -> None:
+    def run(tensors: Tensors, into: Accumulator) -> None:
         pieces = chunks.split(tensors, size)
-        for (count, piece), out in zip(pieces, chunks.targets(sink, size), strict=True):
+        for (count, piece), out in zip(pieces, chunks.targets(into, size), strict=True):
             of(count).add(piece[half.operand.name], out)
 
     number = ceil(total / size)
     cost = of(size).cost(target).times(number).holding(of(size).held)
     steps = [f"in {number} chunks of {size} {chunks.index}:"] if number > 1 else []
     kind = "lag, rest kept" if len(half.dims) > 1 else "lag"
-    return Lowering(kind, (*steps, *of(size).steps), cost, run)
+    return priced(kind, (*steps, *of(size).steps), cost, run)
 
 
 _BLOCK_ELEMENTS = 2**19
@@ -210,8 +216,8 @@ class LagProducts:
         constants = (Constant(partial(d.pair.dense, half.sizes)) for d in self.kept)
         return f"{text}->{''.join(symbol[j] for j in wanted)}", tuple(constants)
 
-    def add(self, tensor: Tensor, sink: Sink) -> None:
-        """Add all products of a tensor to the sink."""
+    def add(self, tensor: Tensor, into: Accumulator) -> None:
+        """Add all products of a tensor to the accumulator."""
         half, dim = self.half, self.dim
         phases = self._phases(self.unfolding.tensor(tensor))
         batch = [half.sizes[j] for j in half.batch] or [1]
@@ -222,9 +228,9 @@ class LagProducts:
             out.view(*batch, *columns, *columns).movedim(
                 (place, place + len(columns)), (0, 1)
             )
-            for out in (sink.out, sink.out.mT)
+            for out in (into.out, into.out.mT)
         ]
-        if sink.fresh:
+        if into.fresh:
             self._clear(views)
         for start in range(0, self.blocked, self.block):
             block = slice(start, min(start + self.block, self.blocked))
@@ -242,7 +248,7 @@ class LagProducts:
                     where = (window.first, window.second)
                     value = value.reshape(parts[0][where].shape)
                     for part in parts[: 1 + (window.first != window.second)]:
-                        sink.put(part[where], value)
+                        into.put(part[where], value)
 
     def _clear(self, views: Sequence[Tensor]) -> None:
         """Zero the blocks of pairs that have nothing in common."""

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.allocate import empty
+from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.forms import MatrixForm
 from tn_extensions.compiler.product import multiply
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import grouped
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import TensorNetwork
@@ -25,14 +25,14 @@ _LARGE = 2**25
 """Multiply-adds from which on each product of a batch is worth a call of its own."""
 
 
-def matmul(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
+def matmul(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Multiply the two operands, unfolded where they have patterns, as matrices."""
     if not is_mirrored(network):
         for form in MatrixForm.all(network):
-            yield _lower(network, form, target)
+            yield _candidate(network, form, target)
 
 
-def _lower(network: TensorNetwork, form: MatrixForm, target: Target) -> Lowering:
+def _candidate(network: TensorNetwork, form: MatrixForm, target: Target) -> Candidate:
     sizes = network.sizes
     left = form.left.unfolding((*form.batch, *form.rows, *form.terms), sizes)
     right = form.right.unfolding((*form.batch, *form.columns, *form.terms), sizes)
@@ -58,34 +58,34 @@ def _lower(network: TensorNetwork, form: MatrixForm, target: Target) -> Lowering
         result = result.reshape([sizes[index] for index in present])
         return grouped(result.permute(permutation), lengths)
 
-    def run(tensors: Tensors, sink: Sink) -> None:
-        sink.put(sink.out, compute(tensors))
+    def run(tensors: Tensors, into: Accumulator) -> None:
+        into.put(into.out, compute(tensors))
 
     rates, itemsize = target.rates, target.itemsize
-    copied = [
-        0 if side.is_free(map(len, axes)) else side.elements + side.padded_elements
-        for side, axes in (
-            (left, (form.batch, form.rows, form.terms)),
-            (right, (form.batch, form.columns, form.terms)),
-        )
-    ]
-    cost = Cost(seconds=6 * rates.call)
-    for elements, side in zip(copied, (left, right), strict=True):
-        cost = cost + rates.move(elements, itemsize, side.run)
+    operations, held = [], 0
+    for side, axes in (
+        (left, (form.batch, form.rows, form.terms)),
+        (right, (form.batch, form.columns, form.terms)),
+    ):
+        if not side.is_free(map(len, axes)):
+            elements = side.elements + side.padded_elements
+            held += elements
+            cost = rates.move(elements, itemsize, side.run)
+            shape = " x ".join(map(str, side.shape))
+            operations.append(Operation(f"unfold {side.operand.name}", shape, cost))
+    shapes = f"{height} x {terms} @ {terms} x {width}"
+    overhead = Cost(seconds=6 * rates.call)
     if apart:
-        one_product = rates.product(
-            height, width, terms, itemsize=itemsize, contiguous=True
-        )
-        written = rates.move(height * width, itemsize)
-        cost = cost + (one_product + written).times(number)
+        cost = rates.product(height, width, terms, itemsize=itemsize, contiguous=True)
+        cost = cost + rates.move(height * width, itemsize)
+        product = Operation("matrix product", shapes, cost, number)
     else:
-        cost = cost + rates.product(
-            height, width, terms, number, itemsize, contiguous=True
-        )
+        cost = rates.product(height, width, terms, number, itemsize, contiguous=True)
+        product = Operation("matrix product", f"[{number}] {shapes}", cost + overhead)
+    operations.append(product)
     order = [index for index in network.output_indices if sizes[index] > 1]
     if order != [index for index in present if sizes[index] > 1]:
         # copied here, or read with strides by whoever takes a view
-        cost = cost + rates.move(number * height * width, itemsize, 4)
-    steps = (f"[{number} x] {height} x {terms} @ {terms} x {width}, operands unfolded",)
-    held = sum(copied)
-    return Lowering("matmul", steps, cost.holding(held), run, compute)
+        cost = rates.move(number * height * width, itemsize, 4)
+        operations.append(Operation("permute", " x ".join(present), cost))
+    return Candidate("matmul", tuple(operations), held, run, compute)

@@ -13,13 +13,19 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.candidate import (
+    Candidate,
+    Operation,
+    Target,
+    Tensors,
+    priced,
+)
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import rows_of_gram
-from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.crossed import Halves
 from tn_extensions.compiler.primitives.gram import put_gram
 from tn_extensions.compiler.product import multiply
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import prime
 
@@ -27,9 +33,7 @@ _LARGE = 2**24
 """Multiply-adds from which on the product of two samples is worth a call of its own."""
 
 
-def patch_gram(
-    network: TensorNetwork, target: Target, lower: Lower
-) -> Iterable[Lowering]:
+def patch_gram(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Multiply one operand with the Gram matrix of the other, then with itself."""
     rows = rows_of_gram(network)
     if rows is None:
@@ -42,10 +46,10 @@ def patch_gram(
             continue
         if not any(index in rows for index in right):
             continue  # without vectors there is nothing to gain
-        yield _lower(halves, target, lower)
+        yield _candidate(halves, target)
 
 
-def _lower(halves: Halves, target: Target, lower: Lower) -> Lowering:
+def _candidate(halves: Halves, target: Target) -> Candidate:
     network, sizes = halves.network, halves.network.sizes
     rows = network.output[0]
     right = halves.private(halves.right)
@@ -55,7 +59,7 @@ def _lower(halves: Halves, target: Target, lower: Lower) -> Lowering:
     summed = [index for index in right if index not in rows]
     columns = (*samples, *halves.terms)
     axes = (tuple(groups), columns, tuple(map(prime, columns)))
-    patches = lower(halves.gram(halves.left).replace(output=axes), target)
+    patches = target.best(halves.gram(halves.left).replace(output=axes))
     order = (*groups, *samples, *vectors, *summed, *halves.terms)
     read = halves.right.unfolding(order, sizes)
     shape = [
@@ -64,14 +68,14 @@ def _lower(halves: Halves, target: Target, lower: Lower) -> Lowering:
     number, many, height, inner, terms = shape
     order_of_rows = (*samples, *vectors)
 
-    def run(tensors: Tensors, sink: Sink) -> None:
+    def run(tensors: Tensors, into: Accumulator) -> None:
         given = tensors[halves.right.operand.name]
         vectors_of = read.tensor(given).reshape(shape).contiguous()
         grams = patches.value(tensors).view(number, many, terms, many, terms)
         total = given.new_zeros(many, height, many, height)
         for one, gram in zip(vectors_of, grams, strict=True):
             add_gram(total, one, gram)
-        put_gram(sink, total.view([many * height] * 2), order_of_rows, rows, sizes)
+        put_gram(into, total.view([many * height] * 2), order_of_rows, rows, sizes)
 
     rates, itemsize = target.rates, target.itemsize
     pairs = many * (many + 1) / 2
@@ -83,15 +87,15 @@ def _lower(halves: Halves, target: Target, lower: Lower) -> Lowering:
     cost = cost + each.times(number * pairs)
     held = number * (many * terms) ** 2 + patches.cost.peak
     held += elements + elements // number + (many * height) ** 2
-    steps = (
+    steps: tuple[str | Operation, ...] = (
         "gram of patches:",
-        *(f"  {step}" for step in patches.steps),
+        *patches.operations,
         f"for each pair of {many} samples: {height * inner} x {terms} @ "
         f"{terms} x {terms}, then {height} x {inner * terms} @ {inner * terms} x "
         f"{height}",
     )
-    name = f"patch gram({patches.primitive})"
-    return Lowering(name, steps, cost.holding(held), run)
+    name = f"patch gram({patches.name})"
+    return priced(name, steps, cost.holding(held), run)
 
 
 def add_gram(total: Tensor, vectors: Tensor, gram: Tensor) -> None:

@@ -13,9 +13,9 @@ from math import prod
 
 from torch import Tensor
 
+from tn_extensions.compiler.candidate import Candidate, Target, Tensors, priced
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half
-from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
 from tn_extensions.network import Pattern, TensorNetwork
 from tn_extensions.network.index import prime
 
@@ -56,7 +56,7 @@ def shifts(
     return found
 
 
-def pixel(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
+def pixel(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Sum along the diagonals of the pixels' Gram matrix."""
     half = Half.of(network)
     if half is None or not half.is_joined or half.patterns:
@@ -73,8 +73,8 @@ def pixel(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowe
         found.append((half.columns.index(dim.free), own))
     columns = tuple(read.get(index, index) for index in half.columns)
     copies = tuple(map(prime, columns))
-    pixels = lower(
-        TensorNetwork(network.operands, (half.batch, columns, copies), sizes), target
+    pixels = target.best(
+        TensorNetwork(network.operands, (half.batch, columns, copies), sizes)
     )
     groups = prod(sizes[index] for index in half.batch)
     split = [sizes[index] for index in columns]
@@ -94,11 +94,11 @@ def pixel(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowe
         cost = cost + rates.move(elements, itemsize, results[-1]).times(1 + len(own))
         held = max(held, 2 * elements)
     cost = (cost + Cost(seconds=10 * rates.call)).holding(held + pixels.cost.peak)
-    yield Lowering(
-        f"pixel({pixels.primitive})",
-        (*pixels.steps, f"sum along diagonals, dimension by dimension: {results}"),
+    yield priced(
+        f"pixel({pixels.name})",
+        (*pixels.operations, f"sum along diagonals, dimension by dimension: {results}"),
         cost,
-        lambda tensors, sink: sink.put(sink.out, compute(tensors)),
+        lambda tensors, into: into.put(into.out, compute(tensors)),
     )
 
 

@@ -10,12 +10,19 @@ from math import ceil, prod
 
 from torch import Tensor
 
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.candidate import (
+    Candidate,
+    Operation,
+    Target,
+    Tensors,
+    priced,
+)
 from tn_extensions.compiler.half import (
     rows_of_gram,
     shared_indices,
     split_in_half,
 )
-from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.blocks import (
     Blocks,
     Level,
@@ -25,14 +32,13 @@ from tn_extensions.compiler.primitives.blocks import (
     patterned_sides,
 )
 from tn_extensions.compiler.primitives.gram import add_self_gram, put_gram
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import Operand, TensorNetwork
 
 _BLOCKS = (2**20, 2**22)
 """Elements of a block."""
 
 
-def rows(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
+def rows(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Multiply a half of any operands with itself, over what its copy shares."""
     nodes, kept = split_in_half(network), rows_of_gram(network)
     if nodes is None or kept is None or 0 in network.sizes.values():
@@ -50,8 +56,8 @@ def rows(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lower
         uncut = [j for j in staged.indices if j not in batch] if staged else []
         free = [j for j in shared if j not in uncut and can_cut(half, j)]
         for levels in sorted({_level(half, free, limit) for limit in limits}):
-            parts = blocks(half, levels, target, lower, staged)
-            yield _lower(network, half, parts, target)
+            parts = blocks(half, levels, target, staged)
+            yield _candidate(network, half, parts, target)
 
 
 def _level(half: TensorNetwork, free: Sequence[str], limit: int) -> tuple[Level, ...]:
@@ -64,28 +70,31 @@ def _level(half: TensorNetwork, free: Sequence[str], limit: int) -> tuple[Level,
     return ((index, ceil(total / min(total, ceil(elements / limit)))),)
 
 
-def _lower(
+def _candidate(
     network: TensorNetwork, half: TensorNetwork, parts: Blocks, target: Target
-) -> Lowering:
+) -> Candidate:
     order, kept = half.output[0], network.output[0]
     length, columns = half.shape
 
-    def run(tensors: Tensors, sink: Sink) -> None:
+    def run(tensors: Tensors, into: Accumulator) -> None:
         like = next(iter(tensors.values()))
-        total = Sink(like.new_empty(1, length, length), 1.0, fresh=True)
+        total = Accumulator(like.new_empty(1, length, length), 1.0, fresh=True)
 
         def add(place: Place, value: Tensor) -> None:
             add_self_gram(value[None], total, mirrored=True)
             total.fresh = False
 
         parts.each(tensors, {}, add)
-        put_gram(sink, total.out[0], order, kept, network.sizes)
+        put_gram(into, total.out[0], order, kept, network.sizes)
 
     columns = ceil(columns / parts.number)
     rates, itemsize = target.rates, target.itemsize
     product = rates.product(length, length, columns, 1, itemsize, contiguous=True)
     moved = rates.move(length**2, itemsize)
     cost = parts.cost + product.times(parts.number) + moved
-    steps = (*parts.steps, f"{length} x {columns} @ {columns} x {length}")
+    steps: tuple[str | Operation, ...] = (
+        *parts.operations,
+        f"{length} x {columns} @ {columns} x {length}",
+    )
     held = length**2 + parts.cost.peak
-    return Lowering(f"rows({parts.primitive})", steps, cost.holding(held), run)
+    return priced(f"rows({parts.name})", steps, cost.holding(held), run)

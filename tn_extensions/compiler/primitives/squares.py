@@ -11,9 +11,16 @@ from math import ceil, prod
 
 from torch import Tensor
 
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.candidate import (
+    Candidate,
+    Operation,
+    Target,
+    Tensors,
+    priced,
+)
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import shared_indices, split_in_half
-from tn_extensions.compiler.primitives.base import Lower, Lowering, Target, Tensors
 from tn_extensions.compiler.primitives.blocks import (
     Level,
     Place,
@@ -22,7 +29,6 @@ from tn_extensions.compiler.primitives.blocks import (
     patterned_sides,
 )
 from tn_extensions.compiler.primitives.forms import Side
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import is_primed
 
@@ -45,7 +51,7 @@ def half_of(network: TensorNetwork) -> TensorNetwork | None:
     return TensorNetwork(nodes, output, network.sizes)
 
 
-def squares(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lowering]:
+def squares(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Square the half and sum, for some sizes of the blocks."""
     half = half_of(network)
     if half is None or 0 in network.sizes.values():
@@ -55,18 +61,17 @@ def squares(network: TensorNetwork, target: Target, lower: Lower) -> Iterable[Lo
         indices = _cuttable(half, network, staged)
         cuts = {_levels(half, indices, staged, min(size, fits)) for size in _BLOCKS}
         for levels in sorted(cuts):
-            yield _lower(network, half, levels, staged, target, lower)
+            yield _candidate(network, half, levels, staged, target)
 
 
-def _lower(
+def _candidate(
     network: TensorNetwork,
     half: TensorNetwork,
     levels: tuple[Level, ...],
     staged: Side | None,
     target: Target,
-    lower: Lower,
-) -> Lowering:
-    parts = blocks(half, levels, target, lower, staged)
+) -> Candidate:
+    parts = blocks(half, levels, target, staged)
     given = network.output_indices
     kept = [index for index in half.output_indices if index in given]
     summed = tuple(
@@ -75,11 +80,11 @@ def _lower(
     leading = summed == tuple(range(len(summed)))
     fresh_values = len(half.operands) > 1  # else it may be a view of the operand
 
-    def run(tensors: Tensors, sink: Sink) -> None:
-        if sink.fresh:
-            sink.out.zero_()
+    def run(tensors: Tensors, into: Accumulator) -> None:
+        if into.fresh:
+            into.out.zero_()
         # an axis for each index; of a view, so that nothing is lost
-        out = sink.out.view([network.sizes[index] for index in given])
+        out = into.out.view([network.sizes[index] for index in given])
         out = out.permute([given.index(index) for index in kept])
 
         def add(place: Place, value: Tensor) -> None:
@@ -90,13 +95,13 @@ def _lower(
             terms = value.numel() // at.numel()
             if terms <= _FEW and leading:  # one by one, without a temporary
                 for term in value.reshape(terms, *at.shape):
-                    at.addcmul_(term, term, value=sink.scale)
+                    at.addcmul_(term, term, value=into.scale)
                 return
             value = value.square_() if fresh_values else value.square()
-            at.add_(value.sum(summed), alpha=sink.scale)
+            at.add_(value.sum(summed), alpha=into.scale)
 
         parts.each(tensors, {}, add)
-        sink.fresh = False
+        into.fresh = False
 
     rates, itemsize = target.rates, target.itemsize
     elements = prod(half.shape) // parts.number
@@ -106,8 +111,11 @@ def _lower(
     # the first block touches fresh memory, later ones find it in the cache
     fresh = Cost(seconds=elements * itemsize / rates.copy)
     cost = parts.cost + squared.times(parts.number) + fresh
-    steps = (*parts.steps, f"  square {elements} entries and sum")
-    return Lowering(f"squares({parts.primitive})", steps, cost, run)
+    steps: tuple[str | Operation, ...] = (
+        *parts.operations,
+        f"  square {elements} entries and sum",
+    )
+    return priced(f"squares({parts.name})", steps, cost, run)
 
 
 def _cuttable(

@@ -11,8 +11,8 @@ from math import prod
 
 from torch import Tensor
 
-from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
-from tn_extensions.compiler.sink import Sink
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.strided import (
     Layout,
     contiguous_strides,
@@ -291,7 +291,7 @@ def unfolding(network: TensorNetwork) -> Unfolding | None:
     return Unfolding(operand, found, network.output_indices, network.sizes)
 
 
-def unfold(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
+def unfold(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Read one operand through its patterns."""
     recipe = unfolding(network)
     if recipe is None:
@@ -302,17 +302,18 @@ def unfold(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     def compute(tensors: Tensors) -> Tensor:
         return grouped(recipe.tensor(tensors[name]), lengths)
 
-    def run(tensors: Tensors, sink: Sink) -> None:
-        sink.put(sink.out, compute(tensors))
+    def run(tensors: Tensors, into: Accumulator) -> None:
+        into.put(into.out, compute(tensors))
 
-    elements = recipe.elements
-    copied = 0 if recipe.is_free(lengths) else elements
+    operations = []
+    if recipe.padded_elements:
+        sides = ", ".join(f"{low}+{high}" for low, high in recipe.padding.values())
+        cost = target.rates.move(recipe.padded_elements, target.itemsize)
+        operations.append(Operation(f"pad {name}", sides, cost))
+    copied = 0 if recipe.is_free(lengths) else recipe.elements
     cost = target.rates.move(copied, target.itemsize, recipe.run)
-    if recipe.padded_elements:
-        cost = cost + target.rates.move(recipe.padded_elements, target.itemsize)
-    steps = [f"read {name} through {len(recipe.dims)} pattern(s) as a strided view"]
-    if recipe.padded_elements:
-        steps.insert(0, f"zero-pad {name} by {tuple(recipe.padding.values())}")
-    yield Lowering(
-        "unfold", tuple(steps), cost.holding(recipe.padded_elements), run, compute
-    )
+    shape = " x ".join(map(str, recipe.shape))
+    verb = "unfold" if copied else "view"
+    operations.append(Operation(f"{verb} {name}", shape, cost))
+    held = recipe.padded_elements
+    yield Candidate("unfold", tuple(operations), held, run, compute)

@@ -15,10 +15,10 @@ from math import prod
 import numpy as np
 from torch import Tensor
 
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.candidate import Candidate, Target, Tensors, priced
 from tn_extensions.compiler.constant import Constant
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.primitives.base import Lowering, Target, Tensors
-from tn_extensions.compiler.sink import Sink
 from tn_extensions.compiler.strided import grouped, view
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 
@@ -91,7 +91,7 @@ def _hitting(start: int, step: int, extent: int, size: int) -> range:
     return range(first, max(first, min(-((start - extent) // step), size)))
 
 
-def window(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
+def window(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Sum windows, dimension by dimension or several at once."""
     if len(network.operands) != 1 or not network.patterns or network.pairs:
         return
@@ -106,16 +106,16 @@ def window(network: TensorNetwork, target: Target) -> Iterable[Lowering]:
     # outer dimensions first, as they lie in memory
     found.sort(key=lambda dim: operand.indices.index(dim.read))
     for leading in range(len(found) + 1):
-        yield _lower(network, operand, found[:leading], found[leading:], target)
+        yield _candidate(network, operand, found[:leading], found[leading:], target)
 
 
-def _lower(
+def _candidate(
     network: TensorNetwork,
     operand: Operand,
     leading: Sequence[WindowDim],
     trailing: Sequence[WindowDim],
     target: Target,
-) -> Lowering:
+) -> Candidate:
     dims = (*leading, *trailing)
     reads = [dim.read for dim in dims]
     kept = [j for j in operand.indices if j in network.output_indices]
@@ -144,12 +144,12 @@ def _lower(
         x = _multiply(x, [constant.like(x) for constant in constants])
         return grouped(x.reshape(shape).permute(permutation), lengths)
 
-    def run(tensors: Tensors, sink: Sink) -> None:
-        sink.put(sink.out, compute(tensors))
+    def run(tensors: Tensors, into: Accumulator) -> None:
+        into.put(into.out, compute(tensors))
 
     outer = prod(sizes[j] for j in kept)
     cost, steps = _estimate(outer, leading, trailing, factors, target)
-    return Lowering("window", steps, cost, run, compute)
+    return priced("window", steps, cost, run, compute)
 
 
 def _factors(dims: Sequence[WindowDim]) -> list[Sequence[WindowDim]]:

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests.strategies import noise_tensor
-from tn_extensions.compiler import sink
-from tn_extensions.compiler.sink import Sink
+from tn_extensions.compiler import accumulator
+from tn_extensions.compiler.accumulator import Accumulator
 
 
 @pytest.mark.parametrize("fresh", [True, False])
@@ -23,7 +23,7 @@ def test_values_and_products_are_scaled(
     right = noise_tensor((*lead, columns, 5), dtype)
     before = torch.full(shape, torch.nan if fresh else 2.0, dtype=dtype)
     expected = 0.5 * (left @ right.mT) + (0 if fresh else 2)
-    value, product = (Sink(before.clone(), 0.5, fresh) for _ in range(2))
+    value, product = (Accumulator(before.clone(), 0.5, fresh) for _ in range(2))
     value.put(value.out, left @ right.mT)
     product.put_product(product.out, left, right)
     assert_close(value.out, expected)
@@ -34,24 +34,24 @@ def test_values_and_products_are_scaled(
 def test_onednns_products_are_made_in_strips(
     fresh: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sink, "uses_onednn", lambda *_: True)
-    monkeypatch.setattr(sink, "_STRIP_ELEMENTS", 9)
+    monkeypatch.setattr(accumulator, "uses_onednn", lambda *_: True)
+    monkeypatch.setattr(accumulator, "_STRIP_ELEMENTS", 9)
     heights = []
 
     def multiply(left: Tensor, right: Tensor) -> Tensor:
         heights.append(len(left))
         return left @ right.mT
 
-    monkeypatch.setattr(sink, "multiply", multiply)
+    monkeypatch.setattr(accumulator, "multiply", multiply)
     left, right = noise_tensor((5, 3)), noise_tensor((4, 3))
-    product = Sink(torch.ones(5, 4).double(), 0.5, fresh)
+    product = Accumulator(torch.ones(5, 4).double(), 0.5, fresh)
     product.put_product(product.out, left, right)
     assert_close(product.out, 0.5 * (left @ right.T) + (not fresh))
     assert heights == [2, 2, 1]
 
 
 def test_views_of_the_target_leave_the_rest_alone() -> None:
-    target = Sink(torch.ones(4, 4).double(), 2.0, fresh=True)
+    target = Accumulator(torch.ones(4, 4).double(), 2.0, fresh=True)
     target.put(target.out[1:3, ::2], torch.full((2, 2), 3.0).double())
     expected = torch.ones(4, 4).double()
     expected[1:3, ::2] = 6

@@ -14,7 +14,7 @@ _STRIP_ELEMENTS = 2**20
 
 
 @dataclass(slots=True)
-class Sink:
+class Accumulator:
     """Target of a plan.
 
     Args:

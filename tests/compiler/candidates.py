@@ -1,8 +1,7 @@
-"""Checks of lowerings, whichever primitive they come from."""
+"""Checks of candidates, whichever primitive they come from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,14 @@ from torch.testing import assert_close
 from tests.network.rules.identities import arrays_of
 from tests.reference import dense
 from tn_extensions import Conv, TensorNetwork, quantities
-from tn_extensions.compiler.cost import rates
-from tn_extensions.compiler.plan import _cheapest
-from tn_extensions.compiler.primitives.base import (
-    Composite,
-    Lowering,
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.candidate import (
+    Candidate,
     Primitive,
     Target,
 )
-from tn_extensions.compiler.sink import Sink
+from tn_extensions.compiler.cost import rates
+from tn_extensions.compiler.plan import _cheapest
 from tn_extensions.network import simplify
 from tn_extensions.network.rules import pair, pairable
 
@@ -31,7 +29,7 @@ LARGE, TINY = 2**28, 1000
 
 def target(budget: int = LARGE, itemsize: int = 8) -> Target:
     """A CPU in float64."""
-    return Target(rates("cpu"), itemsize, budget)
+    return Target(rates("cpu"), itemsize, budget, _cheapest)
 
 
 def with_pairs(network: TensorNetwork, count: int | None = None) -> TensorNetwork:
@@ -45,50 +43,45 @@ def with_pairs(network: TensorNetwork, count: int | None = None) -> TensorNetwor
 
 
 def assert_evaluates(
-    lowering: Lowering,
+    candidate: Candidate,
     network: TensorNetwork,
     arrays: dict[str, NDArray[np.float64]],
     expected: NDArray[np.float64],
 ) -> None:
-    """A lowering replaces what is in a fresh target, and adds to any other."""
+    """A candidate replaces what is in a fresh target, and adds to any other."""
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     reference = torch.from_numpy(np.ascontiguousarray(expected))
 
     def message(text: str) -> str:
-        return f"{lowering.primitive} {lowering.steps} of {network}: {text}"
+        return f"{candidate.label} of {network}: {text}"
 
     fresh = torch.full(network.shape, torch.nan, dtype=torch.float64)
-    lowering.run(tensors, Sink(fresh, 0.5, fresh=True))
+    candidate.run(tensors, Accumulator(fresh, 0.5, fresh=True))
     assert_close(fresh, 0.5 * reference, msg=message)
     ones = torch.ones(network.shape, dtype=torch.float64)
-    lowering.run(tensors, Sink(ones, 0.5, fresh=False))
+    candidate.run(tensors, Accumulator(ones, 0.5, fresh=False))
     assert_close(ones, 1 + 0.5 * reference, msg=message)
-    if lowering.view is not None:
-        assert_close(lowering.view(tensors), reference, msg=message)
+    if candidate.compute is not None:
+        assert_close(candidate.compute(tensors), reference, msg=message)
     for name, tensor in tensors.items():
         assert torch.equal(tensor, before[name])
-    assert lowering.steps
-    assert lowering.cost.seconds > 0
-    assert lowering.cost.peak >= 0
+    assert candidate.operations
+    assert candidate.cost.seconds > 0
+    assert candidate.peak >= 0
 
 
 def assert_all_evaluate(
     primitive: Primitive, network: TensorNetwork, budget: int = LARGE
 ) -> int:
-    """Check all lowerings that a primitive offers for a network; their number."""
-    lowerings = list(primitive(network, target(budget)))
-    if lowerings:
+    """Check all candidates that a primitive offers for a network; their number."""
+    candidates = list(primitive(network, target(budget)))
+    if candidates:
         arrays = arrays_of(network)
         expected = dense.evaluate(network, arrays)
-        for lowering in lowerings:
-            assert_evaluates(lowering, network, arrays, expected)
-    return len(lowerings)
-
-
-def planned(composite: Composite) -> Callable[..., Iterable[Lowering]]:
-    """A primitive with the planner's choice for its parts."""
-    return lambda network, target: composite(network, target, _cheapest)
+        for candidate in candidates:
+            assert_evaluates(candidate, network, arrays, expected)
+    return len(candidates)
 
 
 def layer(num_dims: int = 2, **change: object) -> Conv:
