@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,9 @@ from experiments.markdown import number, table
 from experiments.measure import medians, time_side_by_side
 from experiments.records import measure_all
 from tn_extensions.compiler import Plan
+from tn_extensions.compiler.candidate import Candidate
 
+Clock = Callable[[], float]
 RESULTS = Path(__file__).parent / "results"
 QUANTITIES = (
     "kfac_expand",
@@ -38,66 +40,61 @@ QUANTITIES = (
 )
 SLOWEST_ESTIMATE = 10.0
 """Times the chosen one's estimate from which on candidates are not run."""
-SLOWEST = 2.5
+SLOWEST = 1.5
 """Times the fastest one's time from which on candidates are run once only."""
 TOLERANCE = 1e-2
 """Of candidates' values; they differ by rounding, by far less than this."""
 
 
-def with_candidate(plan: Plan, candidate: Any) -> Plan:
-    """Return the plan that would have chosen another candidate."""
-    field = "candidate" if hasattr(plan, "candidate") else "lowering"
-    return replace(plan, **{field: candidate})
-
-
-def candidates(plan: Plan) -> list[Any]:
+def candidates(plan: Plan) -> list[Candidate]:
     """List the chosen candidate, then the others worth running, within the budget."""
-    target = plan.target
-    chosen = getattr(plan, "candidate", None) or plan.lowering
-    worth = SLOWEST_ESTIMATE * chosen.cost.seconds
+    worth = SLOWEST_ESTIMATE * plan.cost.seconds
+    most = plan.target.budget // plan.target.itemsize
     others = (
         other
         for other in plan.rejected
-        if other.cost.seconds <= worth
-        and other.cost.peak * target.itemsize <= target.budget
+        if other.cost.seconds <= worth and other.peak <= most
     )
-    return [chosen, *others]
+    return [plan.candidate, *others]
 
 
-def measure(case: Case, rounds: int) -> dict[str, Any]:
+def measure(case: Case, rounds: int, clock: Clock) -> dict[str, Any]:
     """Run the candidates of a case alternating; a record for the JSON file."""
     plan = case.plan()
     found = candidates(plan)
-    names = {"weight": "weight", "S": "g"}
-    tensors = {names.get(name, name): t for name, t in case.tensors().items()}
-    runs = [partial(with_candidate(plan, one).run, tensors) for one in found]
+    tensors = {"g" if name == "S" else name: t for name, t in case.tensors().items()}
+    runs = [partial(replace(plan, candidate=one).run, tensors) for one in found]
     expected = runs[0]()
     scale = expected.abs().max()
     once = []
     for run, candidate in zip(runs, found, strict=True):
         error = (run() - expected).abs().max() / scale
         if not error <= TOLERANCE:
-            raise RuntimeError(f"{candidate} differs by {error:.1e}")
-        start = time.perf_counter()
+            raise RuntimeError(f"{candidate.label} differs by {error:.1e}")
+        start = clock()
         run()
-        once.append(time.perf_counter() - start)
+        once.append(clock() - start)
     fast = [i for i, seconds in enumerate(once) if seconds <= SLOWEST * min(once)]
     fast = sorted({0, *fast})
-    times = time_side_by_side({str(i): runs[i] for i in fast}, rounds)
+    times = time_side_by_side({str(i): runs[i] for i in fast}, rounds, clock=clock)
     seconds = medians(times)
     measured = [seconds.get(str(i), once[i]) for i in range(len(found))]
     best = min(range(len(found)), key=lambda i: measured[i])
     return {
         "layer": case.layer,
         "quantity": case.quantity,
-        "chosen": _name(found[0]),
-        "best": _name(found[best]),
+        "chosen": found[0].name,
+        "best": found[best].name,
         "ratio": measured[0] / measured[best],
         "candidates": [
             {
-                "name": _name(candidate),
-                "steps": list(map(str, _operations(candidate))),
-                "cost": asdict(candidate.cost),
+                "name": candidate.name,
+                "operations": [
+                    {"name": row.name, "shapes": row.shapes, "times": row.times}
+                    | {"cost": asdict(row.cost)}
+                    for row in candidate.operations
+                ],
+                "peak": candidate.peak,
                 "estimated_seconds": candidate.cost.seconds,
                 "measured_seconds": measured[i],
                 "alternating": i in fast,
@@ -107,17 +104,9 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     }
 
 
-def _name(candidate: Any) -> str:
-    return getattr(candidate, "name", None) or candidate.primitive
-
-
-def _operations(candidate: Any) -> Sequence[Any]:
-    return getattr(candidate, "operations", None) or getattr(candidate, "steps", ())
-
-
-def parts(case: Case, rounds: int) -> Any:
+def parts(case: Case, rounds: int, clock: Clock) -> Iterator[dict[str, Any]]:
     """Measure a case; the parts of a record."""
-    yield measure(case, rounds)
+    yield measure(case, rounds, clock)
 
 
 def render(content: dict[str, Any]) -> str:
@@ -165,6 +154,11 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     add("--only", default="", help="regular expression of the cases to measure")
     add("--rounds", type=int, default=7)
     add("--threads", type=int, default=2)
+    add(
+        "--processor-time",
+        action="store_true",
+        help="where others use the machine, too; needs --threads 1",
+    )
     add("--quick", action="store_true", help="two small layers, five rounds")
     add("--resume", action="store_true", help="keep the file's records, add others")
     add("--output", type=Path, default=RESULTS / "plans_cpu.json")
@@ -177,11 +171,12 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     cases = [case for case in cases if re.search(args.only, case.title)]
     rounds = 5 if args.quick else args.rounds
     metadata = machine.describe(torch.device("cpu"))
-    metadata |= {"dtype": "float32", "rounds": rounds}
+    clock = time.process_time if args.processor_time else time.perf_counter
+    metadata |= {"dtype": "float32", "rounds": rounds, "clock": clock.__name__}
     with torch.no_grad():
         measure_all(
             [case for case in cases if case.title not in titles],
-            partial(parts, rounds=rounds),
+            partial(parts, rounds=rounds, clock=clock),
             args.output,
             metadata,
             known,
