@@ -1,7 +1,7 @@
 """Curvature of convolutions as tensor networks, for BackPACK and curvlinops."""
 
 from tn_extensions import functional, quantities
-from tn_extensions.compiler import calibrate, memory_budget
+from tn_extensions.compiler import calibrate, memory_budget, planning, wisdom
 from tn_extensions.conv import Conv, ConvDim
 from tn_extensions.network import TensorNetwork
 
@@ -14,5 +14,7 @@ __all__ = [
     "calibrate",
     "functional",
     "memory_budget",
+    "planning",
     "quantities",
+    "wisdom",
 ]

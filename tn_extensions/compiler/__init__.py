@@ -3,5 +3,6 @@
 from tn_extensions.compiler.budget import memory_budget
 from tn_extensions.compiler.calibrate import calibrate
 from tn_extensions.compiler.plan import Plan, plan, register, unregister
+from tn_extensions.compiler.planning import planning
 
-__all__ = ["Plan", "calibrate", "memory_budget", "plan", "register", "unregister"]
+__all__ = ["Plan", "calibrate", "memory_budget", "plan", "planning", "register", "unregister"]

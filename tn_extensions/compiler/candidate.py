@@ -135,6 +135,24 @@ class Primitive(Protocol):
         ...
 
 
+_AS_DEFINED: set[Primitive] = set()
+
+
+def as_defined(primitive: Primitive) -> Primitive:
+    """Show a primitive networks as they were defined, not simplified.
+
+    For primitives that know how torch's kernels see a network, and for those that
+    evaluate parts: each part is simplified on its own.
+    """
+    _AS_DEFINED.add(primitive)
+    return primitive
+
+
+def wants_definition(primitive: Primitive) -> bool:
+    """Tell whether a primitive is shown networks as they were defined."""
+    return primitive in _AS_DEFINED
+
+
 def priced(
     name: str,
     rows: Iterable[str | Operation],

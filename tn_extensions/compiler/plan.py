@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
 from itertools import compress, product
 from math import ceil
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -14,46 +14,73 @@ from torch import Tensor
 from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.allocate import empty
 from tn_extensions.compiler.budget import current_budget
-from tn_extensions.compiler.candidate import Candidate, Primitive, Target, Tensors
+from tn_extensions.compiler.candidate import (
+    Candidate,
+    Primitive,
+    Target,
+    Tensors,
+    wants_definition,
+)
 from tn_extensions.compiler.cost import Cost, rates
+from tn_extensions.compiler.measure import measure
+from tn_extensions.compiler.planning import Mode, current_mode
 from tn_extensions.compiler.primitives import PRIMITIVES
 from tn_extensions.compiler.shortlists import CLOSE, Shortlists, Source, varying_indices
-from tn_extensions.compiler.tracing import is_traced
-from tn_extensions.network import Step, TensorNetwork, simplify
+from tn_extensions.compiler.tracing import is_capturing, is_traced
+from tn_extensions.compiler.wisdom import find, key_of, record
+from tn_extensions.network import TensorNetwork, simplify
 from tn_extensions.network.rules import pair, pairable
 
 
-@dataclass(frozen=True)
 class Plan:
-    """How a network is evaluated.
+    """How a network is evaluated: its candidates, and the one that is chosen.
 
     Args:
         network: What was asked for.
+        target: Rates of the device, element size and memory budget.
+        device: Device type.
+        mode: Whether to measure candidates at first use, if none has been before.
+
+    Attributes:
+        network: What was asked for.
         rewriting: The simplifications that came first.
-        candidate: The chosen way.
-        target: Device constants, element size and memory budget.
-        others: Lists the other ways, cheapest first.
+        target: What was planned for.
+        estimated: The candidate that is cheapest by estimate.
+        measured: Seconds of candidates by label, of those that have been measured.
     """
 
-    network: TensorNetwork
-    rewriting: tuple[Step, ...]
-    candidate: Candidate
-    target: Target
-    others: Callable[[], list[Candidate]]
+    def __init__(
+        self, network: TensorNetwork, target: Target, device: str, mode: Mode
+    ) -> None:
+        self.network, self.target, self._device = network, target, device
+        self._simplified, self.rewriting = simplify(network, trace=True)
+        self.estimated = _best(network, self._simplified, target)
+        self._key = key_of(network, target.itemsize, target.budget)
+        self.measured: Mapping[str, float] = find(self._key, device)
+        self._candidate = self._fastest()
+        self._is_settled = bool(self.measured) or mode == "estimate"
+        self._differentiable: Candidate | None = None
 
-    @cached_property
+    @property
+    def candidate(self) -> Candidate:
+        """The chosen one; if it is still to be measured, the cheapest by estimate."""
+        return self._candidate
+
+    @property
     def rejected(self) -> tuple[Candidate, ...]:
-        """The other ways, cheapest first; listed when they are asked for."""
-        return tuple(self.others())
+        """The other candidates, cheapest first; listed when they are asked for."""
+        found = candidates(self.network, self.target)
+        others = (one for one in found if one.label != self.candidate.label)
+        return tuple(sorted(others, key=_preference(self.target)))
 
     @property
     def cost(self) -> Cost:
-        """Estimated cost of the chosen way."""
+        """Estimated cost of the chosen candidate."""
         return self.candidate.cost
 
     @property
     def summary(self) -> str:
-        """The chosen way in a line."""
+        """The chosen candidate in a line."""
         cost = self.cost
         return (
             f"{self.candidate.name}: {_si(cost.flops)} multiply-adds, "
@@ -96,11 +123,22 @@ class Plan:
         Returns:
             The scaled result, or ``out``.
         """
-        candidate = self.candidate
-        if out is None and candidate.compute is None and is_traced(tensors.values()):
-            # the cheapest way that can be differentiated, if there is one
-            ways = (way for way in self.rejected if way.compute is not None)
-            candidate = next(ways, candidate)
+        traced = is_traced(tensors.values())
+        if not self._is_settled and not traced:
+            self._measure(tensors, out)
+        candidate = self._candidate
+        if traced and out is None and candidate.compute is None:
+            candidate = self._cheapest_differentiable()
+        return self._execute(candidate, tensors, scale, out, accumulate)
+
+    def _execute(
+        self,
+        candidate: Candidate,
+        tensors: Tensors,
+        scale: float,
+        out: Tensor | None,
+        accumulate: bool,
+    ) -> Tensor:
         if out is None and candidate.compute is not None:
             result = candidate.compute(tensors)
             return result if scale == 1.0 else result * scale
@@ -110,9 +148,67 @@ class Plan:
         if not out.shape or out.stride(-1) == 1 or out.shape[-1] == 1:
             candidate.run(tensors, Accumulator(out, scale, fresh=not accumulate))
         else:  # matrix products write rows
-            result = self.run(tensors, scale)
+            result = self._execute(candidate, tensors, scale, None, False)
             out.add_(result) if accumulate else out.copy_(result)
         return out
+
+    def _cheapest_differentiable(self) -> Candidate:
+        """Choose the cheapest candidate of operations that can be recorded, if any."""
+        if self._differentiable is None:
+            others = (one for one in self.rejected if one.compute is not None)
+            self._differentiable = next(others, self._candidate)
+        return self._differentiable
+
+    def _measure(self, tensors: Tensors, out: Tensor | None) -> None:
+        """Run the best-ranked candidates, and keep to the fastest from now on."""
+        like = next(iter(tensors.values()))
+        if torch.are_deterministic_algorithms_enabled() or is_capturing(like):
+            return
+        with _MEASURING:  # one at a time, or they would slow each other down
+            if self._is_settled:
+                return
+            scratch = None if out is None else torch.empty_like(out)
+            calls = {
+                one.label: partial(self._execute, one, tensors, 1.0, scratch, False)
+                for one in self._shortlist()
+            }
+            if len(calls) > 1:
+                with torch.no_grad():
+                    self.measured = measure(calls, like.device)
+            if self.measured:
+                entry = {
+                    "network": str(self.network),
+                    "itemsize": self.target.itemsize,
+                    "budget": self.target.budget,
+                    "seconds": dict(self.measured),
+                }
+                record(self._key, entry, self._device)
+                self._candidate = self._fastest()
+            self._is_settled = True
+
+    def _shortlist(self) -> list[Candidate]:
+        """List the candidates that are worth measuring, of those within the budget."""
+        preference = _preference(self.target)
+        found = sorted((self.candidate, *self.rejected), key=preference)
+        limit = (0, _WORTH_MEASURING * preference(found[0])[1])
+        return [one for one in found if preference(one) <= limit][:_MOST_MEASURED]
+
+    def _fastest(self) -> Candidate:
+        """Choose the fastest of the measured candidates; without any, by estimate."""
+        if not self.measured:
+            return self.estimated
+        found = {one.label: one for one in candidates(self.network, self.target)}
+        known = [label for label in self.measured if label in found]
+        best = min(known, key=self.measured.__getitem__, default=self.estimated.label)
+        return found[best]
+
+
+_WORTH_MEASURING = 4
+"""Times that a candidate may take of the cheapest one, by estimate, to be measured."""
+
+_MOST_MEASURED = 12
+
+_MEASURING = RLock()
 
 
 def _si(number: float) -> str:
@@ -136,11 +232,14 @@ def plan(
         device: Device type, e.g. ``"cpu"`` or ``"cuda"``.
 
     Returns:
-        The cheapest plan that fits into the memory budget (see
-        :func:`~tn_extensions.memory_budget`); if none does, the cheapest of those that
-        need the smallest multiple of it.
+        The plan of the fastest candidate that fits into the memory budget (see
+        :func:`~tn_extensions.memory_budget`), as measured or estimated (see
+        :class:`~tn_extensions.planning`). If none fits, the cheapest of those that need
+        the smallest multiple of it.
     """
-    return _plan(network, dtype.itemsize, device, current_budget())
+    threads = torch.get_num_threads()
+    budget, mode = current_budget(), current_mode()
+    return _plan(network, dtype.itemsize, device, budget, mode, threads)
 
 
 def register(primitive: Primitive) -> Primitive:
@@ -183,19 +282,17 @@ def candidates(network: TensorNetwork, target: Target) -> list[Candidate]:
 
 
 @lru_cache(maxsize=4096)
-def _plan(network: TensorNetwork, itemsize: int, device: str, budget: int) -> Plan:
+def _plan(
+    network: TensorNetwork,
+    itemsize: int,
+    device: str,
+    budget: int,
+    mode: Mode,
+    threads: int,  # each number has its own measurements
+) -> Plan:
     varying = varying_indices(network)
     target = Target(rates(device), itemsize, budget, _cheapest, varying)
-    simplified, trace = simplify(network, trace=True)
-    best = _best(network, simplified, target)
-
-    def others() -> list[Candidate]:
-        found = candidates(network, target)
-        return sorted(
-            (one for one in found if one.label != best.label), key=_preference(target)
-        )
-
-    return Plan(network, trace, best, target, others)
+    return Plan(network, target, device, mode)
 
 
 @lru_cache(maxsize=4096)
@@ -262,7 +359,8 @@ def _candidates(
     for joined, form in _forms(network, simplified, wanted):
         for number, primitive in enumerate((*PRIMITIVES, *_registered)):
             source = (joined, number)
-            if wanted is None or source in wanted:
+            fits = wants_definition(primitive) == (joined is None)
+            if fits and (wanted is None or source in wanted):
                 for candidate in primitive(form, target):
                     yield source, candidate
 
@@ -277,8 +375,7 @@ def _forms(
     As it was defined (None), which is how torch's kernels know it; simplified; and with
     patterns joined over each subset of the indices that allow it.
     """
-    if network != simplified:
-        yield None, network
+    yield None, network
     indices = pairable(simplified)
     for chosen in product((False, True), repeat=len(indices)):
         joined = tuple(compress(indices, chosen))

@@ -27,3 +27,8 @@ def is_traced(operands: Iterable[Tensor]) -> bool:
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor holds data, unlike those that a compiler traces with."""
     return type(tensor) in _PLAIN
+
+
+def is_capturing(tensor: Tensor) -> bool:
+    """Tell whether operations go into a CUDA graph instead of being done."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

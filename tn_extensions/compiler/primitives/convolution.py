@@ -19,7 +19,13 @@ from torch import Tensor
 
 from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.allocate import empty
-from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
+from tn_extensions.compiler.candidate import (
+    Candidate,
+    Operation,
+    Target,
+    Tensors,
+    as_defined,
+)
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.native import (
@@ -36,6 +42,7 @@ _MANY_OUTPUTS = 32
 """Entries of the result from which on those with a channel per group are faster."""
 
 
+@as_defined
 def convolve(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Let torch convolve; where the samples are kept apart, also one by one."""
     roles = Roles.of(network)

@@ -21,6 +21,7 @@ from tn_extensions.compiler.candidate import (
     Operation,
     Target,
     Tensors,
+    as_defined,
     priced,
 )
 from tn_extensions.compiler.half import shared_indices, split_in_half
@@ -116,6 +117,7 @@ class Halves:
         return half.multiply(copy, (batch, columns, copy.output[1]))
 
 
+@as_defined
 def crossed(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Multiply the Gram matrices of both operands."""
     halves = next(iter(Halves.all(network)), None)

@@ -18,6 +18,7 @@ from tn_extensions.compiler.candidate import (
     Operation,
     Target,
     Tensors,
+    as_defined,
     priced,
 )
 from tn_extensions.compiler.chunks import Chunks
@@ -40,6 +41,7 @@ _SHORT = 128
 """Rows up to which writing the result takes longer than computing it twice."""
 
 
+@as_defined
 def gram(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Multiply the half with itself."""
     half = Half.of(network)

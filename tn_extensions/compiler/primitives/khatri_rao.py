@@ -20,6 +20,7 @@ from tn_extensions.compiler.candidate import (
     Operation,
     Target,
     Tensors,
+    as_defined,
     priced,
 )
 from tn_extensions.compiler.cost import Cost
@@ -32,6 +33,7 @@ _BLOCK = 2**20
 """Elements of what is multiplied at a time."""
 
 
+@as_defined
 def khatri_rao(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Multiply pairs of one operand's positions with Gram matrices of the other."""
     kept = {*network.output_indices}

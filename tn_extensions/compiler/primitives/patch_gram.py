@@ -19,6 +19,7 @@ from tn_extensions.compiler.candidate import (
     Operation,
     Target,
     Tensors,
+    as_defined,
     priced,
 )
 from tn_extensions.compiler.cost import Cost
@@ -33,6 +34,7 @@ _LARGE = 2**24
 """Multiply-adds from which on the product of two samples is worth a call of its own."""
 
 
+@as_defined
 def patch_gram(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Multiply one operand with the Gram matrix of the other, then with itself."""
     rows = rows_of_gram(network)

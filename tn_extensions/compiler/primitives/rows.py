@@ -16,6 +16,7 @@ from tn_extensions.compiler.candidate import (
     Operation,
     Target,
     Tensors,
+    as_defined,
     priced,
 )
 from tn_extensions.compiler.half import (
@@ -38,6 +39,7 @@ _BLOCKS = (2**20, 2**22)
 """Elements of a block."""
 
 
+@as_defined
 def rows(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Multiply a half of any operands with itself, over what its copy shares."""
     nodes, kept = split_in_half(network), rows_of_gram(network)

@@ -17,6 +17,7 @@ from tn_extensions.compiler.candidate import (
     Operation,
     Target,
     Tensors,
+    as_defined,
     priced,
 )
 from tn_extensions.compiler.cost import Cost
@@ -51,6 +52,7 @@ def half_of(network: TensorNetwork) -> TensorNetwork | None:
     return TensorNetwork(nodes, output, network.sizes)
 
 
+@as_defined
 def squares(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Square the half and sum, for some sizes of the blocks."""
     half = half_of(network)

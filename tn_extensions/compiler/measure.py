@@ -1,0 +1,75 @@
+"""Measuring candidates side by side."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from math import ceil
+from time import perf_counter
+
+import torch
+
+LOG = logging.getLogger("tn_extensions")
+
+_SHORTEST = 5e-4
+"""Seconds below which a call is repeated, so that the clock resolves it."""
+
+_ROUNDS = 5
+_BEHIND = (3.0, 1.5, 1.2)
+"""Times that a candidate may take of the fastest one after the first, second, ... round
+to stay in."""
+
+
+def measure(
+    calls: Mapping[str, Callable[[], object]], device: torch.device
+) -> dict[str, float]:
+    """Time calls, alternating, and give up those that are clearly behind.
+
+    Each is called once to warm up. One that raises is given up, too, with a line in the
+    log.
+
+    Args:
+        calls: By name, what to time.
+        device: Where they run.
+
+    Returns:
+        The least seconds of a call, of each that did not raise.
+    """
+    left = dict(calls)
+    fastest: dict[str, float] = {}
+    repeats: dict[str, int] = {}
+    for name, call in calls.items():
+        try:
+            _time(call, 1, device)
+            seconds = _time(call, 1, device)
+        except Exception as reason:  # whatever it is, others may do
+            LOG.warning("Candidate %s is left out: %s", name, reason)
+            del left[name]
+            continue
+        fastest[name] = seconds
+        repeats[name] = max(1, ceil(_SHORTEST / max(seconds, 1e-7)))
+    for number in range(_ROUNDS):
+        limit = _BEHIND[min(number, len(_BEHIND) - 1)] * min(
+            fastest.values(), default=0
+        )
+        left = {name: call for name, call in left.items() if fastest[name] <= limit}
+        if len(left) < 2:
+            break
+        for name, call in left.items():
+            seconds = _time(call, repeats[name], device)
+            fastest[name] = min(fastest[name], seconds)
+    return fastest
+
+
+def _time(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+    _wait(device)
+    start = perf_counter()
+    for _ in range(repeats):
+        call()
+    _wait(device)
+    return (perf_counter() - start) / repeats
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
