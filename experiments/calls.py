@@ -108,7 +108,9 @@ def compare_under_load(quantity: str, layer: Layer, rounds: int) -> dict[str, An
     if quantity.startswith("kfac"):
         kind: Any = quantity.removeprefix("kfac_")
         of_kind = contenders.CONTENDERS[kind]
-        calls = {name: of_kind[name](case.module, case.x) for name in ("ours", "unfold")}
+        calls = {
+            name: of_kind[name](case.module, case.x) for name in ("ours", "unfold")
+        }
     else:
         # the first of the others is the toolkit's default
         some = list(gradient_contenders.CONTENDERS[quantity].items())[:2]

@@ -12,7 +12,7 @@ import argparse
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import geometric_mean
@@ -25,6 +25,7 @@ from experiments.cases import PLANNED, Case
 from experiments.markdown import number, table
 from experiments.measure import medians, time_side_by_side
 from experiments.records import measure_all
+from tn_extensions import planning
 from tn_extensions.compiler import Plan
 from tn_extensions.compiler.candidate import Candidate
 
@@ -60,10 +61,13 @@ def candidates(plan: Plan) -> list[Candidate]:
 
 def measure(case: Case, rounds: int, clock: Clock) -> dict[str, Any]:
     """Run the candidates of a case alternating; a record for the JSON file."""
+    arguments = case.tensors()
+    case.call(arguments)()  # if choices are measured, this one is
     plan = case.plan()
     found = candidates(plan)
-    tensors = {"g" if name == "S" else name: t for name, t in case.tensors().items()}
-    runs = [partial(replace(plan, candidate=one).run, tensors) for one in found]
+    tensors = {"g" if name == "S" else name: t for name, t in arguments.items()}
+    shape = plan.network.shape
+    runs = [partial(one.with_value(shape).value, tensors) for one in found]
     expected = runs[0]()
     scale = expected.abs().max()
     once = []
@@ -84,6 +88,7 @@ def measure(case: Case, rounds: int, clock: Clock) -> dict[str, Any]:
         "layer": case.layer,
         "quantity": case.quantity,
         "chosen": found[0].name,
+        "estimated": plan.estimated.name,
         "best": found[best].name,
         "ratio": measured[0] / measured[best],
         "candidates": [
@@ -152,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     )
     add = parser.add_argument
     add("--only", default="", help="regular expression of the cases to measure")
+    add("--planning", choices=("estimate", "measure"), default="estimate")
     add("--rounds", type=int, default=7)
     add("--threads", type=int, default=2)
     add(
@@ -173,7 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     metadata = machine.describe(torch.device("cpu"))
     clock = time.process_time if args.processor_time else time.perf_counter
     metadata |= {"dtype": "float32", "rounds": rounds, "clock": clock.__name__}
-    with torch.no_grad():
+    metadata["planning"] = args.planning
+    with torch.no_grad(), planning(args.planning):
         measure_all(
             [case for case in cases if case.title not in titles],
             partial(parts, rounds=rounds, clock=clock),

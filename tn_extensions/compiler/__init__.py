@@ -5,4 +5,12 @@ from tn_extensions.compiler.calibrate import calibrate
 from tn_extensions.compiler.plan import Plan, plan, register, unregister
 from tn_extensions.compiler.planning import planning
 
-__all__ = ["Plan", "calibrate", "memory_budget", "plan", "planning", "register", "unregister"]
+__all__ = [
+    "Plan",
+    "calibrate",
+    "memory_budget",
+    "plan",
+    "planning",
+    "register",
+    "unregister",
+]
