@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models import get_model
 
 from experiments.contenders import make_input
+from experiments.layers import LAYERS
 from tn_extensions import Conv, functional
 from tn_extensions.compiler import Plan
 
@@ -51,6 +54,16 @@ COUNTED: dict[str, Conv] = {
     )
 } | {"64-192x27 k5": Conv.make(64, 192, 5, (27, 27), 1, 2)}
 """Layers whose operators are counted: 3 to 512 channels, 3x3 to 7x7."""
+
+_TORCHVISION = {
+    "alexnet": 224,
+    "resnet18": 224,
+    "resnext101_32x8d": 224,
+    "convnext_base": 224,
+    "inception_v3": 299,
+    "mobilenet_v2": 224,
+}
+"""Pixels of networks that torchvision has."""
 
 _NETWORKS = {"patch_mean": "patch_sum"}
 """Networks that are not called as the functions that evaluate them."""
@@ -113,3 +126,28 @@ class Case(NamedTuple):
         has_vectors = name.endswith(("ggn_diagonal", "ggn_gram"))
         arguments = {"num_vectors": self.num_vectors} if has_vectors else {}
         return functional.plan(name, x, self.conv, **arguments)  # type: ignore[arg-type]
+
+
+def network_layers() -> dict[str, Conv]:
+    """The convolutions of nine networks, each once, by network and sizes."""
+    found: dict[str, Conv] = {
+        "2c2d/1-32x28 k5": Conv.make(1, 32, 5, (28, 28), 1, 2),
+        "2c2d/32-64x14 k5": Conv.make(32, 64, 5, (14, 14), 1, 2),
+        "3c3d/3-64x32 k5": Conv.make(3, 64, 5, (32, 32)),
+        "3c3d/64-96x14 k3": Conv.make(64, 96, 3, (14, 14)),
+        "3c3d/96-128x6 k3": Conv.make(96, 128, 3, (6, 6), 1, 1),
+    }
+    found |= {layer.name: layer.conv for layer in LAYERS if layer.network == "allcnnc"}
+
+    def record(module: nn.Module, inputs: tuple[Tensor], name: str) -> None:
+        conv = Conv.from_module(module, tuple(inputs[0].shape[2:]))
+        found.setdefault(f"{name}, {conv}", conv)
+
+    for name, pixels in _TORCHVISION.items():
+        with torch.device("meta"):
+            model = get_model(name)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_pre_hook(partial(record, name=name))
+        model.eval()(torch.empty(2, 3, pixels, pixels, device="meta"))
+    return {name: conv for conv, name in {c: n for n, c in found.items()}.items()}

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
-from tn_extensions.compiler.cost import FITTED, RATES
 from tn_extensions.compiler.plan import _registered, forget_plans, unregister
+from tn_extensions.compiler.wisdom import _store_of
 
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci")
+
+# what a user's machine has measured decides nothing here
+os.environ["TN_EXTENSIONS_CACHE"] = os.path.join(tempfile.gettempdir(), "no-wisdom")
 
 # pytest-xdist's processes share the cores
 torch.set_num_threads(1)
@@ -24,14 +30,15 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def uncalibrated() -> Iterator[None]:
-    """Let no test plan with what another one has measured."""
-    yield
-    if RATES != FITTED:
-        RATES.clear()
-        RATES.update(FITTED)
-        forget_plans()
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give a test a cache folder of its own, and plans anew."""
+    monkeypatch.setenv("TN_EXTENSIONS_CACHE", str(tmp_path))
+    for forget in (_store_of.cache_clear, forget_plans):
+        forget()
+    yield tmp_path
+    for forget in (_store_of.cache_clear, forget_plans):
+        forget()
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from tests.strategies import BATCHES, convs, examples, noise_tensor
 from tn_extensions import Conv, TensorNetwork, functional, memory_budget, quantities
 from tn_extensions.compiler import Plan, plan
 from tn_extensions.compiler.budget import current_budget
-from tn_extensions.compiler.candidate import Candidate
+from tn_extensions.compiler.candidate import Candidate, Operation
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.plan import candidates
 from tn_extensions.network import simplify
@@ -53,7 +53,7 @@ def test_every_way_is_right(
         assert_evaluates(way, network, arrays, expected)
 
 
-def test_the_planner_knows_severalcandidates() -> None:
+def test_the_planner_knows_several_candidates() -> None:
     network = simplify(quantities.kfac_expand(layer(), 2))
     kinds = {way.name.split("(")[0] for way in candidates(network, target())}
     assert {"gram", "lag", "correlate", "einsum"} <= kinds
@@ -107,15 +107,15 @@ def test_the_cheapest_way_is_chosen() -> None:
 
     ways = [chosen.candidate, *chosen.rejected]
     assert [key(way) for way in ways] == sorted(map(key, ways))
-    assert chosen.cost is chosen.candidate.cost
+    assert chosen.cost == chosen.candidate.cost
 
 
 def test_of_ways_about_as_fast_the_leaner_one_is_chosen() -> None:
     target = factor_plan().target
 
     def way(seconds: float, peak: int) -> Candidate:
-        cost = Cost(seconds=seconds, peak=peak)
-        return Candidate("some", (), cost, lambda tensors, into: None)
+        rows = (Operation("some", cost=Cost(seconds=seconds)),)
+        return Candidate("some", rows, peak, lambda tensors, into: None)
 
     order = module._preference(target)
     assert order(way(1e-3, 10**3)) < order(way(0.99e-3, 10**6))
@@ -292,8 +292,8 @@ def test_plain_convolutions_are_torchs(name: str, options: dict[str, Any]) -> No
     network = getattr(quantities, name)(layer(groups=2, **options), 3)
     chosen = plan(network)
     assert chosen.candidate.name.startswith("native ")
-    names = [other.name for other in chosen.rejected]
-    assert names and chosen.candidate.name not in names
+    labels = [other.label for other in chosen.rejected]
+    assert labels and chosen.candidate.label not in labels
 
 
 LONG: list[tuple[dict[str, Any], str]] = [

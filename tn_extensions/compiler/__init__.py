@@ -1,13 +1,11 @@
 """From networks to tensors: plans out of a few primitives, chosen by cost."""
 
 from tn_extensions.compiler.budget import memory_budget
-from tn_extensions.compiler.calibrate import calibrate
 from tn_extensions.compiler.plan import Plan, plan, register, unregister
 from tn_extensions.compiler.planning import planning
 
 __all__ = [
     "Plan",
-    "calibrate",
     "memory_budget",
     "plan",
     "planning",

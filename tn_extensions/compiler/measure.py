@@ -15,6 +15,10 @@ _SHORTEST = 5e-4
 """Seconds below which a call is repeated, so that the clock resolves it."""
 
 _ROUNDS = 5
+
+_PATIENCE = 2.0
+"""Seconds after which no further round begins."""
+
 _BEHIND = (3.0, 1.5, 1.2)
 """Times that a candidate may take of the fastest one after the first, second, ... round
 to stay in."""
@@ -48,7 +52,10 @@ def measure(
             continue
         fastest[name] = seconds
         repeats[name] = max(1, ceil(_SHORTEST / max(seconds, 1e-7)))
+    start = perf_counter()
     for number in range(_ROUNDS):
+        if number > 1 and perf_counter() - start > _PATIENCE:
+            break
         limit = _BEHIND[min(number, len(_BEHIND) - 1)] * min(
             fastest.values(), default=0
         )

@@ -190,8 +190,15 @@ class Plan:
         """List the candidates that are worth measuring, of those within the budget."""
         preference = _preference(self.target)
         found = sorted((self.candidate, *self.rejected), key=preference)
+        found = [one for one in found if preference(one)[0] == 0][:_MOST_MEASURED]
+        if not found:
+            return []
         limit = (0, _WORTH_MEASURING * preference(found[0])[1])
-        return [one for one in found if preference(one) <= limit][:_MOST_MEASURED]
+        return [
+            one
+            for rank, one in enumerate(found)
+            if rank < _LEAST_MEASURED or preference(one) <= limit
+        ]
 
     def _fastest(self) -> Candidate:
         """Choose the fastest of the measured candidates; without any, by estimate."""
@@ -206,7 +213,7 @@ class Plan:
 _WORTH_MEASURING = 4
 """Times that a candidate may take of the cheapest one, by estimate, to be measured."""
 
-_MOST_MEASURED = 12
+_LEAST_MEASURED, _MOST_MEASURED = 4, 12
 
 _MEASURING = RLock()
 
@@ -239,7 +246,12 @@ def plan(
     """
     threads = torch.get_num_threads()
     budget, mode = current_budget(), current_mode()
-    return _plan(network, dtype.itemsize, device, budget, mode, threads)
+    with _PLANNING:
+        return _plan(network, dtype.itemsize, device, budget, mode, threads)
+
+
+_PLANNING = RLock()
+"""Held while a network is planned, so that all threads share a plan."""
 
 
 def register(primitive: Primitive) -> Primitive:

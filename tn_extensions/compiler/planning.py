@@ -21,9 +21,11 @@ def _checked(mode: object, argument: str) -> Mode:
     return mode  # type: ignore[return-value]
 
 
-_base: Mode = _checked(os.environ.get(VARIABLE, "estimate"), VARIABLE)
-_active: dict[planning, None] = {}
-"""The contexts that are open, of all threads."""
+_INITIAL = _checked(os.environ.get(VARIABLE, "estimate"), VARIABLE)
+_set: dict[planning, None] = {}
+"""The calls that have set a mode, in order."""
+_entered: dict[planning, None] = {}
+"""The contexts that are open, of all threads, in order."""
 
 
 class planning:
@@ -50,14 +52,12 @@ class planning:
     """
 
     def __init__(self, mode: Mode) -> None:
-        global _base
         self.mode = _checked(mode, "mode")
-        self._before, _base = _base, self.mode
+        _set[self] = None
 
     def __enter__(self) -> None:
-        global _base
-        _base = self._before
-        _active[self] = None
+        del _set[self]
+        _entered[self] = None
 
     def __exit__(
         self,
@@ -65,9 +65,12 @@ class planning:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _active.pop(self)
+        del _entered[self]
 
 
 def current_mode() -> Mode:
     """The mode in force: that of the block which was entered last."""
-    return [*_active][-1].mode if _active else _base
+    for modes in (_entered, _set):
+        if modes:
+            return next(reversed(modes)).mode
+    return _INITIAL

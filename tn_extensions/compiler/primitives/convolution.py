@@ -170,7 +170,7 @@ def _cost(
     # operands of gradients are reordered for the kernel, results back
     copy = rates.cached_copy if moved <= rates.cache else rates.copy
     copies = 1.5 if gradient else 0.5
-    seconds = flops / rate + copies * moved / copy + 16 * rates.call
+    seconds = flops / rate + copies * moved / copy + 4 * rates.call
     return Cost(flops, moved, 1, 0, seconds)
 
 
