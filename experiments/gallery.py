@@ -17,7 +17,7 @@ from experiments.markdown import number, table
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.diagram import Scene
 from tn_extensions.diagram.figure import render
-from tn_extensions.diagram.tikz import tikz
+from tn_extensions.diagram.tikz import source
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, FIGURES = DOCS / "gallery.md", DOCS / "figures"
@@ -100,7 +100,7 @@ def picture(scene: Scene) -> bytes:
 
 def digest(scene: Scene) -> str:
     """What a picture shows, in a line."""
-    return hashlib.sha256(tikz(scene).encode()).hexdigest()[:16]
+    return hashlib.sha256(source(scene).encode()).hexdigest()[:16]
 
 
 def page() -> str:

@@ -18,16 +18,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FLAGS = re.MULTILINE | re.DOTALL
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", FLAGS)
 SHELLS = ("bash", "console", "sh", "shell")
 
 
 class Block(NamedTuple):
-    """A fenced block, and where it is: page and line."""
+    """A fenced block, where it is (page and line), and what is said to come out."""
 
     place: str
     language: str
     text: str
+    output: str | None
 
 
 def blocks(*languages: str) -> list[Block]:
@@ -38,7 +40,9 @@ def blocks(*languages: str) -> list[Block]:
             if match[1] in languages:
                 line = text[: match.start()].count("\n") + 1
                 place = f"{page.relative_to(ROOT)}:{line}"
-                found.append(Block(place, match[1], match[2]))
+                after = re.match(r"\n\n```text\n(.*?)^```$", text[match.end() :], FLAGS)
+                output = after[1] if after else None
+                found.append(Block(place, match[1], match[2], output))
     return found
 
 
@@ -111,7 +115,10 @@ def check_install(package: str) -> None:
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.place)
 def test_snippet_runs(
-    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    block: Block,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if "import Laplace" in block.text:
         pytest.importorskip("laplace", reason="the extra is not installed")
@@ -119,6 +126,8 @@ def test_snippet_runs(
         pytest.importorskip("matplotlib", reason="the extra is not installed")
     monkeypatch.chdir(tmp_path)
     exec(compile(block.text, block.place, "exec"), {"__name__": "__main__"})
+    if block.output is not None:
+        assert capsys.readouterr().out == block.output
 
 
 @pytest.mark.parametrize("command", commands())

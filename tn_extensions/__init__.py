@@ -1,8 +1,16 @@
 """Curvature of convolutions as tensor networks, for BackPACK and curvlinops."""
 
 from tn_extensions import functional, quantities
-from tn_extensions.compiler import memory_budget, planning, wisdom
+from tn_extensions.compiler import (
+    memory_budget,
+    planning,
+    plans,
+    wisdom,
+)
 from tn_extensions.conv import Conv, ConvDim
+from tn_extensions.diagram import draw, tikz
+from tn_extensions.functional.contract import evaluate
+from tn_extensions.functional.explain import explain
 from tn_extensions.network import TensorNetwork
 from tn_extensions.tune import tune
 
@@ -12,10 +20,15 @@ __all__ = [
     "Conv",
     "ConvDim",
     "TensorNetwork",
+    "draw",
+    "evaluate",
+    "explain",
     "functional",
     "memory_budget",
     "planning",
+    "plans",
     "quantities",
+    "tikz",
     "tune",
     "wisdom",
 ]

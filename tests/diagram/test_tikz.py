@@ -12,7 +12,7 @@ import pytest
 from tests.diagram.networks import CASES, conv
 from tn_extensions import TensorNetwork, quantities
 from tn_extensions.diagram import layout
-from tn_extensions.diagram.tikz import PREAMBLE, STYLES, tikz
+from tn_extensions.diagram.tikz import PREAMBLE, STYLES, source
 from tn_extensions.network import Operand, simplify
 
 needs_latex = pytest.mark.skipif(
@@ -23,17 +23,17 @@ needs_latex = pytest.mark.skipif(
 @pytest.mark.parametrize("network", CASES.values(), ids=CASES.keys())
 def test_source_holds_the_scene(network: TensorNetwork) -> None:
     scene = layout(network)
-    source = tikz(scene, standalone=False)
-    assert source.count(r"\draw[tn operand]") == len(network.operands)
-    assert source.count(r"\draw[tn pattern]") == len(network.patterns)
-    assert source.count(r"\draw[tn pair]") == len(network.pairs)
-    labels = re.findall(r"\\node\[tn label=[^]]*\] at \([^)]*\) \{(.*)\};", source)
+    text = source(scene, standalone=False)
+    assert text.count(r"\draw[tn operand]") == len(network.operands)
+    assert text.count(r"\draw[tn pattern]") == len(network.patterns)
+    assert text.count(r"\draw[tn pair]") == len(network.pairs)
+    labels = re.findall(r"\\node\[tn label=[^]]*\] at \([^)]*\) \{(.*)\};", text)
     assert labels == [wire.label.text for wire in scene.wires]
-    assert source.count("circle[radius") == sum(len(w.dots) for w in scene.wires)
+    assert text.count("circle[radius") == sum(len(w.dots) for w in scene.wires)
 
 
-def compile_latex(folder: Path, source: str) -> None:
-    (folder / "picture.tex").write_text(source, "utf-8")
+def compile_latex(folder: Path, text: str) -> None:
+    (folder / "picture.tex").write_text(text, "utf-8")
     result = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "picture.tex"],
         cwd=folder,
@@ -50,7 +50,7 @@ def compile_latex(folder: Path, source: str) -> None:
 
 @needs_latex
 def test_pictures_compile(tmp_path: Path) -> None:
-    pictures = (tikz(layout(network), standalone=False) for network in CASES.values())
+    pictures = (source(layout(network), standalone=False) for network in CASES.values())
     body = "\n".join(pictures)
     compile_latex(
         tmp_path, f"{PREAMBLE}{STYLES}\\begin{{document}}\n{body}\\end{{document}}\n"

@@ -6,42 +6,27 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
 
 from tests.diagram.networks import DEFINED, conv
 from tests.messages import assert_in_form
-from tests.strategies import convs, examples
 from tn_extensions import Conv, TensorNetwork, functional, quantities
-from tn_extensions.functional.explain import recognise
 
 CONV = Conv.make(4, 6, 3, (7, 7), padding=1, groups=2)
 
 
-@pytest.mark.parametrize("num_dims", [1, 2, 3])
 @pytest.mark.parametrize("name", DEFINED)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_quantities_are_recognised(name: str, num_dims: int, transposed: bool) -> None:
-    network = DEFINED[name](conv(num_dims, transposed=transposed))
-    explained = network.explain() if num_dims == 1 else None
-    assert recognise(network) == name
-    if explained is not None:
-        assert explained.quantity == name
-        assert explained.function is getattr(functional, name, None)
+def test_names_quantity_and_function(name: str, transposed: bool) -> None:
+    explained = DEFINED[name](conv(1, transposed=transposed)).explain()
+    assert explained.quantity == name
+    assert explained.function is getattr(functional, name, None)
 
 
-@examples(40)
-@given(convs())
-def test_factors_of_any_convolution_are_recognised(conv: Conv) -> None:
-    assert recognise(quantities.kfac_expand(conv, 2)) == "kfac_expand"
-    assert recognise(quantities.ggn_diagonal(conv, 2, 3, True)) == "ggn_diagonal"
-
-
-def test_others_are_not() -> None:
+def test_other_networks_have_no_function() -> None:
     half = quantities.unfold_input(CONV, 2)
     other = half.times_copy({"n", "g", "ci", "k1", "k2"}, [("g",), ("ci", "k1")])
-    assert recognise(other) is None
+    assert other.explain().quantity is None
     assert other.explain().function is None
-    assert recognise(TensorNetwork((), (), {})) is None
 
 
 def test_explains_plan_and_rejected_ways() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.compiler.candidates import target
 from tests.network.rules.identities import (
     FLAT_NETWORKS,
     NETWORKS,
@@ -17,8 +18,6 @@ from tests.network.rules.identities import (
 )
 from tests.strategies import convs, examples
 from tn_extensions import Conv, TensorNetwork, quantities
-from tn_extensions.compiler.candidate import Target
-from tn_extensions.compiler.cost import rates
 from tn_extensions.compiler.plan import candidates
 from tn_extensions.network import simplify
 from tn_extensions.network.rules import pair
@@ -83,18 +82,18 @@ def test_best_contraction_never_gets_dearer(network: TensorNetwork) -> None:
 @examples(30)
 @given(convs(max_dims=2))
 def test_planner_finds_no_dearer_way_after_rewriting(conv: Conv) -> None:
-    target = Target(rates("cpu"), 4, 2**28)
+    device = target(itemsize=4)
     wide = replace(
         conv, in_channels=16 * conv.in_channels, out_channels=16 * conv.out_channels
     )
 
     def best(network: TensorNetwork) -> float:
-        return min(way.cost.seconds for way in candidates(network, target))
+        return min(way.cost.seconds for way in candidates(network, device))
 
     for quantity in (quantities.conv, quantities.kfac_expand, quantities.kfac_reduce):
         network = quantity(wide, 8)
         # primitives of the same work may count their calls differently
-        assert best(simplify(network)) <= best(network) + 2 * target.rates.call
+        assert best(simplify(network)) <= best(network) + 2 * device.rates.call
 
 
 @pytest.mark.parametrize("num_dims", [1, 2, 3, 4])

@@ -26,6 +26,7 @@ from tn_extensions.compiler.measure import measure
 from tn_extensions.compiler.planning import Mode, current_mode
 from tn_extensions.compiler.primitives import PRIMITIVES
 from tn_extensions.compiler.shortlists import CLOSE, Shortlists, Source, varying_indices
+from tn_extensions.compiler.table import in_a_line, mebi, milli, plan_table, si
 from tn_extensions.compiler.tracing import is_capturing, is_traced
 from tn_extensions.compiler.wisdom import find, key_of, record
 from tn_extensions.network import TensorNetwork, simplify
@@ -81,27 +82,22 @@ class Plan:
     @property
     def summary(self) -> str:
         """The chosen candidate in a line."""
-        cost = self.cost
+        cost, itemsize = self.cost, self.target.itemsize
         return (
-            f"{self.candidate.name}: {_si(cost.flops)} multiply-adds, "
-            f"{_si(cost.bytes)}B moved, {_si(cost.peak)} elements held, "
-            f"about {cost.seconds * 1e3:.2g} ms"
+            f"{self.candidate.name}: {si(cost.flops)} multiply-adds, "
+            f"{mebi(cost.bytes)} MiB moved, {mebi(cost.peak * itemsize)} MiB held, "
+            f"about {milli(cost.seconds)} ms"
         )
 
     def __str__(self) -> str:
-        lines = [f"Plan {self.network.equation()} -> {list(self.network.shape)}"]
-        lines += [f"  rewrite  {step.rule}" for step in self.rewriting]
-        lines.append(f"  chosen   {self.summary}")
-        lines += [
-            f"           {step.name} {step.shapes}"
-            for step in self.candidate.operations
-        ]
-        lines += [
-            f"  rejected {other.name}: about {other.cost.seconds * 1e3:.2g} ms, "
-            f"{_si(other.cost.peak)} elements held"
-            for other in self.rejected
-        ]
-        return "\n".join(lines)
+        return plan_table(
+            self.network,
+            self.rewriting,
+            self.candidate,
+            self.target,
+            self.rejected,
+            self.measured,
+        )
 
     __repr__ = __str__
 
@@ -126,6 +122,8 @@ class Plan:
         traced = is_traced(tensors.values())
         if not self._is_settled and not traced:
             self._measure(tensors, out)
+        for listen in tuple(listeners):
+            listen(self)
         candidate = self._candidate
         if traced and out is None and candidate.compute is None:
             candidate = self._cheapest_differentiable()
@@ -177,7 +175,7 @@ class Plan:
                     self.measured = measure(calls, like.device)
             if self.measured:
                 entry = {
-                    "network": str(self.network),
+                    "network": in_a_line(self.network),
                     "itemsize": self.target.itemsize,
                     "budget": self.target.budget,
                     "seconds": dict(self.measured),
@@ -218,14 +216,8 @@ _LEAST_MEASURED, _MOST_MEASURED = 4, 12
 _MEASURING = RLock()
 
 
-def _si(number: float) -> str:
-    for unit in ("", "k", "M", "G", "T"):
-        if abs(number) < 1000:
-            return (
-                f"{number:.3g} {unit}".rstrip() if not unit else f"{number:.3g} {unit}"
-            )
-        number /= 1000
-    return f"{number:.3g} P"
+listeners: list[Callable[[Plan], None]] = []
+"""Called with each plan that runs, before it does."""
 
 
 def plan(

@@ -1,16 +1,91 @@
-"""Scenes as matplotlib figures; matplotlib is optional, and imported here only."""
+"""Networks as matplotlib figures; matplotlib is optional, and imported here only."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from tn_extensions.diagram.layout import LIMIT, layout
 from tn_extensions.diagram.scene import COLORS, Box, Path, Point, Scene
+from tn_extensions.diagram.trace import strip_of
+from tn_extensions.network.methods import method_of
+from tn_extensions.network.network import TensorNetwork
+from tn_extensions.network.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INCH, _ROUND = 2.54, 0.14
+
+
+@method_of(TensorNetwork)
+def draw(
+    network: TensorNetwork,
+    shade: Mapping[str, Iterable[str]] | None = None,
+    scale: float = 1.0,
+) -> Figure:
+    """Draw a network: boxes are operands, hexagons patterns, lines indices.
+
+    What leaves the network is an index of the result; a dot joins the carriers of an
+    index that more than two share; a circled 1 is a sum over an index that only one
+    carries. Spatial dimensions are rows, primed copies mirror the first half. A network
+    shows this picture by itself in notebooks.
+
+    Args:
+        network: What to draw.
+        shade: Parts to shade: a label for each, and the names of its nodes, as
+            ``tn_extensions.diagram.names(network)`` has them. Default: the halves of a
+            network that has two; pass ``{}`` for none.
+        scale: Enlarges the picture.
+
+    Returns:
+        A matplotlib figure; save it with ``figure.savefig("name.svg")``.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If the network has more than 200 nodes, or none of a given name.
+    """
+    return figure(layout(network, shade), scale)
+
+
+@method_of(Trace, name="draw")
+def draw_trace(trace: Trace, columns: int = 3, scale: float = 1.0) -> Figure:
+    """Draw a strip of pictures, one for each step; notebooks show it by themselves.
+
+    Args:
+        trace: The steps.
+        columns: Pictures side by side.
+        scale: Enlarges the picture.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    return figure(strip_of(trace, columns), scale)
+
+
+@method_of(TensorNetwork, Trace, name="_repr_svg_")
+def svg(drawn: TensorNetwork | Trace) -> str | None:
+    """Render what a notebook shows, if matplotlib is installed."""
+    content = _shown(drawn, "svg")
+    return None if content is None else content.decode()
+
+
+@method_of(TensorNetwork, name="_repr_png_")
+def png(drawn: TensorNetwork | Trace) -> bytes | None:
+    """Render what a notebook shows that takes no SVG."""
+    return _shown(drawn, "png")
+
+
+def _shown(drawn: TensorNetwork | Trace, kind: str) -> bytes | None:
+    network = drawn.network if isinstance(drawn, Trace) else drawn
+    if len(network.nodes) > LIMIT:
+        return None
+    try:
+        scene = strip_of(drawn) if isinstance(drawn, Trace) else layout(drawn)
+        return render(scene, kind)
+    except ImportError:
+        return None
 
 
 def figure(scene: Scene, scale: float = 1.0) -> Figure:
@@ -40,7 +115,7 @@ def figure(scene: Scene, scale: float = 1.0) -> Figure:
 
 
 def render(scene: Scene, kind: str) -> bytes:
-    """A scene as a file's content: ``"svg"``, ``"png"`` or ``"pdf"``."""
+    """Render a scene as a file's content: ``"svg"``, ``"png"`` or ``"pdf"``."""
     import matplotlib
 
     buffer = BytesIO()

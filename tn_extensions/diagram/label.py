@@ -6,6 +6,7 @@ import re
 
 from tn_extensions.diagram.scene import Family
 from tn_extensions.network.nodes import Node, Operand, Pair, Pattern
+from tn_extensions.network.text import linear
 
 _INDEX = re.compile(r"^(?P<base>.*?)(?P<number>\d*)(?P<primes>p*)$")
 _FAMILIES: dict[str, Family] = {
@@ -103,25 +104,8 @@ def _hit(pattern: Pattern) -> str:
     for letter, (stride, size) in zip("tuvw", pattern.summed, strict=False):
         terms.append((letter, stride))
         bounds.append(f",\\ {letter} < {size}")
-    return f"{math(pattern.index)} = {_sum(terms, pattern.position.start)}" + "".join(
-        bounds
-    )
-
-
-def _sum(terms: list[tuple[str, int]], start: int) -> str:
-    """A sum of multiples.
-
-    >>> _sum([("o", 2), ("k", 1)], -1)
-    '2o + k - 1'
-    """
-    text = ""
-    for name, factor in [*terms, ("", start)]:
-        if factor == 0 and (name or text):
-            continue
-        size = str(abs(factor)) if abs(factor) != 1 or not name else ""
-        sign = "-" if factor < 0 else "+"
-        text += (f" {sign} " if text else "-" * (factor < 0)) + size + name
-    return text
+    hit = linear(terms, pattern.position.start, times="")
+    return f"{math(pattern.index)} = {hit}{''.join(bounds)}"
 
 
 def caption(output: tuple[tuple[str, ...], ...], shape: tuple[int, ...]) -> str:

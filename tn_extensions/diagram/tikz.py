@@ -1,11 +1,16 @@
-"""Scenes as TikZ source: a document of its own, or the picture to be put into one."""
+"""Networks as TikZ source: a document of its own, or the picture to be put into one."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
+from tn_extensions.diagram.layout import layout
 from tn_extensions.diagram.scene import COLORS, Box, Path, Point, Scene, Wire
+from tn_extensions.diagram.trace import strip_of
+from tn_extensions.network.methods import method_of
+from tn_extensions.network.network import TensorNetwork
+from tn_extensions.network.trace import Trace
 
 PREAMBLE = r"""\documentclass[tikz, border=2pt]{standalone}
 """
@@ -24,17 +29,43 @@ STYLES = rf"""{_DEFINED}
 """
 
 
-def tikz(scene: Scene, standalone: bool = True) -> str:
-    """Source of a scene.
+@method_of(TensorNetwork, name="to_tikz")
+def tikz(
+    network: TensorNetwork,
+    shade: Mapping[str, Iterable[str]] | None = None,
+    standalone: bool = True,
+) -> str:
+    """Write the picture that :func:`~tn_extensions.draw` shows as LaTeX source.
 
     Args:
-        scene: What to draw.
-        standalone: Whether to make it a document; else it is a ``tikzpicture``, of
-            which :data:`STYLES` must come before the first.
+        network: What to draw.
+        shade: As for :func:`~tn_extensions.draw`.
+        standalone: Whether to make it a document; else it is a ``tikzpicture`` only,
+            and ``tn_extensions.diagram.STYLES`` belongs into the preamble.
 
     Returns:
         LaTeX source; needs the packages ``standalone`` and ``tikz``.
+
+    Raises:
+        ValueError: If the network has more than 200 nodes, or none of a given name.
     """
+    return source(layout(network, shade), standalone)
+
+
+@method_of(Trace, name="to_tikz")
+def tikz_of_trace(trace: Trace, columns: int = 3, standalone: bool = True) -> str:
+    """Write a strip of pictures as LaTeX source, one for each step.
+
+    Args:
+        trace: The steps.
+        columns: Pictures side by side.
+        standalone: As for :func:`~tn_extensions.tikz`.
+    """
+    return source(strip_of(trace, columns), standalone)
+
+
+def source(scene: Scene, standalone: bool = True) -> str:
+    """Write a scene as LaTeX source, see :func:`tikz`."""
     lines = [r"\begin{tikzpicture}", *(f"  {line}" for line in _commands(scene))]
     picture = "\n".join([*lines, r"\end{tikzpicture}", ""])
     if not standalone:

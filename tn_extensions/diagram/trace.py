@@ -24,6 +24,7 @@ def strip_of(trace: Trace, columns: int = 3) -> Scene:
 
 def _narrowed(step: Step) -> str:
     """Sizes that a step has changed, which no picture shows."""
-    old, new = step.before.sizes, step.after.sizes
-    changed = (j for j in old if j in new and old[j] != new[j])
-    return "".join(f", ${math(j)}$ from {old[j]} to {new[j]}" for j in changed)
+    return "".join(
+        f", ${math(index)}$ from {old} to {new}"
+        for index, (old, new) in step.resized.items()
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -12,12 +10,28 @@ from tn_extensions.errors import describe
 from tn_extensions.functional.checks import check_like, check_shaped
 from tn_extensions.functional.evaluate import result_dtype
 from tn_extensions.network import TensorNetwork
+from tn_extensions.network.methods import method_of
 
 _NAME = "TensorNetwork.evaluate"
 
 
-def contract(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Value of a network; see :meth:`TensorNetwork.evaluate`."""
+@method_of(TensorNetwork)
+def evaluate(network: TensorNetwork, /, **tensors: Tensor) -> Tensor:
+    """Evaluate a network by the plan that :func:`~tn_extensions.explain` shows.
+
+    Args:
+        network: What to evaluate.
+        **tensors: A tensor for each operand, by its name. Half-precision tensors are
+            computed in float32.
+
+    Returns:
+        Result of the network's :attr:`~tn_extensions.TensorNetwork.shape`, unscaled.
+
+    Raises:
+        TypeError: If operands are missing or unknown, or one is no floating point
+            tensor.
+        ValueError: If a tensor has another shape, dtype or device.
+    """
     shapes = {operand.name: operand.shape for operand in network.operands}
     if not shapes:
         rule = "have an operand"

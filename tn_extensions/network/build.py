@@ -40,6 +40,15 @@ def build(
 
     >>> build({"a": ["i", "j"], "b": ["j", "k"]}, "ik", {"i": 2, "j": 3, "k": 4}).shape
     (2, 4)
+    >>> hit = Pattern.of("i", {"k": 1, "o": 2}, start=-1)
+    >>> sizes = {"n": 8, "g": 2, "c": 3, "i": 9, "k": 3, "o": 5}
+    >>> print(build({"x": ["n", ("g", "c"), "i"]}, ["n", ("g", "k"), "o"], sizes, [hit],
+    ...     summed="c"))
+    operands  x[n, (g c), i]  [8, 6, 9]
+    where     i = 2 o + k - 1
+    summed    c i
+    sizes     n=8 g=2 c=3 i=9 k=3 o=5
+    output    [n, (g k), o]   [8, 6, 5]
     """
     pairs = operands.items() if isinstance(operands, Mapping) else operands
     nodes: list[Node] = []

@@ -3,62 +3,63 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from operator import index as as_int
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import SupportsIndex
 
 from tn_extensions.errors import describe
-
-if TYPE_CHECKING:
-    from tn_extensions.network.network import TensorNetwork
-    from tn_extensions.network.nodes import Operand
+from tn_extensions.network.nodes import Node, Operand
 
 _NAME = "TensorNetwork"
 
 
-def check_complete(network: TensorNetwork, sizes: Mapping[str, int]) -> None:
+def check_complete(
+    nodes: Sequence[Node], indices: Iterable[str], sizes: Mapping[str, int]
+) -> None:
     """Each index has a size."""
-    for index in network.indices:
+    for index in indices:
         if index not in sizes:
-            rule, value = f"hold the indices{_owner(network, index)}", f"no {index!r}"
+            rule, value = f"hold the indices{_owner(nodes, index)}", f"no {index!r}"
             raise ValueError(describe(_NAME, "sizes", rule, value))
 
 
-def as_size(network: TensorNetwork, index: str, size: SupportsIndex) -> int:
+def as_size(nodes: Sequence[Node], index: str, size: SupportsIndex) -> int:
     """Size of an index as an ``int``."""
     try:
         return as_int(size)
     except TypeError:
-        place = f"size of index {index!r}{_owner(network, index)}"
+        place = f"size of index {index!r}{_owner(nodes, index)}"
         got = f"{type(size).__name__} {size!r}"
         raise TypeError(describe(_NAME, place, "be an int", got)) from None
 
 
 def check_known(
-    network: TensorNetwork, method: str, argument: str, indices: Iterable[str]
+    method: str, argument: str, indices: Iterable[str], sizes: Mapping[str, int]
 ) -> None:
     """Indices that an argument names are those of the network."""
     for index in indices:
-        if index not in network.sizes:
-            rule = f"name indices of the network, {sorted(network.sizes)}"
+        if index not in sizes:
+            rule = f"name indices of the network, {sorted(sizes)}"
             owner = f"{_NAME}.{method}"
             raise ValueError(describe(owner, argument, rule, repr(index)))
 
 
-def check(network: TensorNetwork) -> None:
+def check(
+    nodes: Sequence[Node], output_indices: Iterable[str], sizes: Mapping[str, int]
+) -> None:
     """Output, sizes and operands fit each other."""
-    carried = {index for node in network.nodes for index in node.indices}
-    for index, count in Counter(network.output_indices).items():
+    carried = {index for node in nodes for index in node.indices}
+    for index, count in Counter(output_indices).items():
         if index not in carried or count > 1:
             rule = "name each output index once, carried by a node"
             raise ValueError(describe(_NAME, "output", rule, repr(index)))
-    for index, size in network.sizes.items():
+    for index, size in sizes.items():
         if size < 0:
-            place = f"size of index {index!r}{_owner(network, index)}"
+            place = f"size of index {index!r}{_owner(nodes, index)}"
             raise ValueError(describe(_NAME, place, "be at least 0", size))
     shapes: dict[str, tuple[int, ...]] = {}
-    for operand in network.operands:
-        _check_operand(operand, network.sizes)
+    for operand in _operands(nodes):
+        _check_operand(operand, sizes)
         shape = shapes.setdefault(operand.name, operand.shape)
         if shape != operand.shape:
             place, rule = f"operand {operand.name!r}", f"have one shape, {shape}"
@@ -80,7 +81,11 @@ def _check_operand(operand: Operand, sizes: Mapping[str, int]) -> None:
             raise ValueError(describe(_NAME, place, rule, value))
 
 
-def _owner(network: TensorNetwork, index: str) -> str:
+def _owner(nodes: Sequence[Node], index: str) -> str:
     """Which operand carries an index, to be appended to a message."""
-    names = (node.name for node in network.operands if index in node.indices)
+    names = (node.name for node in _operands(nodes) if index in node.indices)
     return next((f" of operand {name!r}" for name in names), "")
+
+
+def _operands(nodes: Sequence[Node]) -> list[Operand]:
+    return [node for node in nodes if isinstance(node, Operand)]

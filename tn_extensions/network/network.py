@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Any
+from textwrap import wrap
+from typing import Any, ClassVar
 
 import opt_einsum
 
 from tn_extensions.errors import describe
 from tn_extensions.network.check import as_size, check, check_complete, check_known
-from tn_extensions.network.face import Face
 from tn_extensions.network.index import letters, prime
 from tn_extensions.network.nodes import (
     Affine,
@@ -23,12 +23,13 @@ from tn_extensions.network.nodes import (
     Pattern,
     Rename,
 )
+from tn_extensions.network.text import node_text, output_text
 
 Output = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
-class TensorNetwork(Face):
+class TensorNetwork:
     """Product of nodes, summed over all indices that the output does not carry.
 
     Networks are values: equal if they hold the same nodes (in any order), output and
@@ -49,6 +50,12 @@ class TensorNetwork(Face):
     output: Output
     sizes: Mapping[str, int]
 
+    # by the layers that draw, explain and evaluate, see `network.methods`
+    draw: ClassVar[Callable[..., Any]]
+    to_tikz: ClassVar[Callable[..., str]]
+    explain: ClassVar[Callable[..., Any]]
+    evaluate: ClassVar[Callable[..., Any]]
+
     def __init__(
         self,
         nodes: Iterable[Node],
@@ -59,10 +66,12 @@ class TensorNetwork(Face):
             self, "nodes", tuple(sorted(nodes, key=lambda node: node.order))
         )
         object.__setattr__(self, "output", tuple(tuple(axis) for axis in output))
-        check_complete(self, sizes)
-        kept = {index: as_size(self, index, sizes[index]) for index in self.indices}
+        check_complete(self.nodes, self.indices, sizes)
+        kept = {
+            index: as_size(self.nodes, index, sizes[index]) for index in self.indices
+        }
         object.__setattr__(self, "sizes", kept)
-        check(self)
+        check(self.nodes, self.output_indices, kept)
 
     @classmethod
     def unchecked(
@@ -87,6 +96,30 @@ class TensorNetwork(Face):
 
     def __hash__(self) -> int:
         return self._hash
+
+    def __str__(self) -> str:
+        """Write operands, patterns, sums, sizes and result by the names of indices."""
+        rows = [
+            (node_text(node, self.sizes), str(list(node.shape)))
+            for node in self.operands
+        ]
+        rows.append((output_text(self.output), str(list(self.shape))))
+        width = max(len(text) for text, _ in rows)
+        *operands, output = (f"{text:{width}}  {shape}" for text, shape in rows)
+        others = (n for n in self.nodes if not isinstance(n, Operand))
+        sizes = " ".join(f"{index}={size}" for index, size in self.sizes.items())
+        sections = {
+            "operands": operands,
+            "where": [node_text(node, self.sizes) for node in others],
+            "summed": _wrapped(" ".join(self.summed_indices)),
+            "sizes": _wrapped(sizes),
+            "output": [output],
+        }
+        return "\n".join(
+            f"{'' if number else title:{_INDENT}}{line}"
+            for title, lines in sections.items()
+            for number, line in enumerate(lines)
+        )
 
     @cached_property
     def _key(self) -> tuple[Any, ...]:
@@ -222,7 +255,7 @@ class TensorNetwork(Face):
         if callable(rename):
             change = rename
         else:
-            check_known(self, "relabel", "rename", rename)
+            check_known("relabel", "rename", rename, self.sizes)
             names = {index: rename.get(index, index) for index in self.sizes}
             change = names.__getitem__
         renamed: dict[str, str] = {}
@@ -280,7 +313,7 @@ class TensorNetwork(Face):
                 would be named as.
         """
         same = set(shared)
-        check_known(self, "times_copy", "shared", same)
+        check_known("times_copy", "shared", same, self.sizes)
         for index in self.sizes:
             if index not in same and prime(index) in self.sizes:
                 raise ValueError(
@@ -306,7 +339,7 @@ class TensorNetwork(Face):
             ValueError: If the network does not have an index, or an operand is read in
                 parts, as after simplifying.
         """
-        check_known(self, "resize", "sizes", sizes)
+        check_known("resize", "sizes", sizes, self.sizes)
         changed = {**self.sizes, **sizes}
         nodes: list[Node] = []
         for node in self.nodes:
@@ -423,6 +456,13 @@ class TensorNetwork(Face):
             rule = f"occur once in {names}"
             raise ValueError(describe(callable_, "name", rule, repr(name)))
         return found[0]
+
+
+_INDENT = 10
+
+
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, 88 - _INDENT)
 
 
 def _whole_axes(

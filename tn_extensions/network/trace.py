@@ -1,15 +1,14 @@
-"""What a simplification did; it draws itself, by what is above, when it is asked to."""
+"""The steps of a simplification."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, ClassVar
 
 from tn_extensions.network.network import TensorNetwork
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from tn_extensions.network.text import node_text, output_text
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,11 @@ class Step:
         before: The network that it was applied to.
         after: An exact equal.
         identity: Why it is one.
+
+    >>> from tn_extensions.network import build, simplify
+    >>> network = build({"x": ["n", "i"], "y": ["i"]}, "n", {"n": 4, "i": 1})
+    >>> print(*simplify(network, trace=True)[1])
+    squeeze: x[n, i]; y[i] => x[n, 0]; y[0]
     """
 
     rule: str
@@ -33,8 +37,30 @@ class Step:
         """Multiply-adds before and after, see :attr:`TensorNetwork.flops`."""
         return self.before.flops, self.after.flops
 
+    @property
+    def resized(self) -> dict[str, tuple[int, int]]:
+        """Indices whose size changes, with both sizes."""
+        old, new = self.before.sizes, self.after.sizes
+        return {j: (old[j], new[j]) for j in old if j in new and old[j] != new[j]}
+
+    @property
+    def change(self) -> str:
+        """Nodes and sizes that differ, before and after, by the names of indices."""
+        before, after = self.before, self.after
+        removed = Counter(before.nodes) - Counter(after.nodes)
+        added = Counter(after.nodes) - Counter(before.nodes)
+        texts = [
+            "; ".join(node_text(node, network.sizes) for node in nodes.elements())
+            for network, nodes in ((before, removed), (after, added))
+        ]
+        parts = [" => ".join(text or "1" for text in texts)] if any(texts) else []
+        if before.output != after.output:
+            parts.append(f"{output_text(before.output)} => {output_text(after.output)}")
+        parts += [f"{j} from {old} to {new}" for j, (old, new) in self.resized.items()]
+        return "; ".join(parts)
+
     def __str__(self) -> str:
-        return f"{self.rule}: {self.before.equation()} => {self.after.equation()}"
+        return f"{self.rule}: {self.change}"
 
 
 class Trace(tuple[Step, ...]):
@@ -47,53 +73,21 @@ class Trace(tuple[Step, ...]):
 
     network: TensorNetwork
 
+    # by the layer that draws, see `network.methods`
+    draw: ClassVar[Callable[..., Any]]
+    to_tikz: ClassVar[Callable[..., str]]
+
     def __new__(cls, network: TensorNetwork, steps: Iterable[Step] = ()) -> Trace:
-        """The steps, which know what they started from, also if there are none."""
+        """Make the steps, which know what they started from, also if there are none."""
         trace = super().__new__(cls, steps)
         trace.network = network
         return trace
 
-    def draw(self, columns: int = 3, scale: float = 1.0) -> Figure:
-        """A strip of pictures, first to last; in notebooks, a trace shows it by itself.
-
-        Args:
-            columns: Pictures side by side.
-            scale: Enlarges the picture.
-
-        Raises:
-            ImportError: If matplotlib is not installed.
-        """
-        from tn_extensions.diagram.figure import figure
-        from tn_extensions.diagram.trace import strip_of
-
-        return figure(strip_of(self, columns), scale)
-
-    def to_tikz(self, columns: int = 3, standalone: bool = True) -> str:
-        """LaTeX source of the strip.
-
-        Args:
-            columns: Pictures side by side.
-            standalone: As for :meth:`TensorNetwork.to_tikz`.
-        """
-        from tn_extensions.diagram.tikz import tikz
-        from tn_extensions.diagram.trace import strip_of
-
-        return tikz(strip_of(self, columns), standalone)
-
-    def _repr_svg_(self) -> str | None:
-        from tn_extensions.diagram.figure import render
-        from tn_extensions.diagram.trace import strip_of
-
-        try:
-            return render(strip_of(self), "svg").decode()
-        except ImportError:
-            return None
-
     def __str__(self) -> str:
-        lines = [f"{self.network.equation()}: {self.network.flops:.3g} multiply-adds"]
-        for step in self:
+        lines = [str(self.network), f"{self.network.flops:.3g} multiply-adds"]
+        for number, step in enumerate(self, start=1):
             before, after = step.cost
-            lines.append(f"  {step.rule}: {step.identity}")
-            equation = step.after.equation()
-            lines.append(f"    {before:.3g} -> {after:.3g} multiply-adds, {equation}")
+            lines.append(f"{number}. {step.rule}: {step.identity}")
+            lines.append(f"   {step.change}")
+            lines.append(f"   {before:.3g} -> {after:.3g} multiply-adds")
         return "\n".join(lines)

@@ -6,11 +6,14 @@ other primitives are measured against.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from math import prod
+from typing import Any
 
 import opt_einsum
+from opt_einsum.helpers import flop_count
 from torch import Tensor
 
 from tn_extensions.compiler.accumulator import Accumulator
@@ -67,14 +70,28 @@ def einsum(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     def run(tensors: Tensors, into: Accumulator) -> None:
         into.put(into.out, compute(tensors))
 
-    flops, held = float(info.opt_cost) / 2, int(info.largest_intermediate)
+    held = int(info.largest_intermediate)
+    operations = [*_products(info, symbol, target)]
+    # operands are permuted before they are multiplied
     moved = target.rates.move(held + sum(map(prod, shapes)), target.itemsize, 8)
-    # permuted operands are copied before they are multiplied, and shapes are odd
-    seconds = moved.seconds + 6 * flops / target.rates.gemm
-    cost = Cost(flops, moved.bytes, len(terms), 0, seconds)
-    yield Candidate(
-        "einsum", (Operation("einsum", equation, cost),), held, run, compute
-    )
+    operations.append(Operation("permute", "operands and intermediate results", moved))
+    yield Candidate("einsum", tuple(operations), held, run, compute)
+
+
+def _products(
+    info: Any, symbol: Mapping[str, str], target: Target
+) -> Iterator[Operation]:
+    """Describe the pairwise products of a path, by the names of indices."""
+    names = {letter: index for index, letter in symbol.items()}
+    for positions, removed, equation, *_ in info.contraction_list:
+        terms = re.split(",|->", equation)
+        involved = {letter for term in terms for letter in term}
+        count = flop_count(involved, bool(removed), len(positions), info.size_dict)
+        sides = [" ".join(names[letter] for letter in term) for term in terms]
+        text = f"{', '.join(sides[:-1])} -> {sides[-1]}"
+        # shapes are odd
+        seconds = 6 * count / 2 / target.rates.gemm
+        yield Operation("product", text, Cost(count / 2, 0, 1, 0, seconds))
 
 
 def _views_of(
