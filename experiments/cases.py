@@ -128,26 +128,35 @@ class Case(NamedTuple):
         return functional.plan(name, x, self.conv, **arguments)  # type: ignore[arg-type]
 
 
-def network_layers() -> dict[str, Conv]:
-    """The convolutions of nine networks, each once, by network and sizes."""
-    found: dict[str, Conv] = {
-        "2c2d/1-32x28 k5": Conv.make(1, 32, 5, (28, 28), 1, 2),
-        "2c2d/32-64x14 k5": Conv.make(32, 64, 5, (14, 14), 1, 2),
-        "3c3d/3-64x32 k5": Conv.make(3, 64, 5, (32, 32)),
-        "3c3d/64-96x14 k3": Conv.make(64, 96, 3, (14, 14)),
-        "3c3d/96-128x6 k3": Conv.make(96, 128, 3, (6, 6), 1, 1),
+def network_layers() -> list[tuple[str, Conv]]:
+    """List the convolutions of nine networks, each once."""
+    found = {
+        Conv.make(1, 32, 5, (28, 28), 1, 2): "2c2d",
+        Conv.make(32, 64, 5, (14, 14), 1, 2): "2c2d",
+        Conv.make(3, 64, 5, (32, 32)): "3c3d",
+        Conv.make(64, 96, 3, (14, 14)): "3c3d",
+        Conv.make(96, 128, 3, (6, 6), 1, 1): "3c3d",
     }
-    found |= {layer.name: layer.conv for layer in LAYERS if layer.network == "allcnnc"}
+    found |= {layer.conv: "allcnnc" for layer in LAYERS if layer.network == "allcnnc"}
 
-    def record(module: nn.Module, inputs: tuple[Tensor], name: str) -> None:
+    def record(module: nn.Module, inputs: tuple[Tensor], network: str) -> None:
         conv = Conv.from_module(module, tuple(inputs[0].shape[2:]))
-        found.setdefault(f"{name}, {conv}", conv)
+        found.setdefault(conv, network)
 
-    for name, pixels in _TORCHVISION.items():
+    for network, pixels in _TORCHVISION.items():
+        # its default takes a minute
+        options = {"init_weights": False} if network == "inception_v3" else {}
         with torch.device("meta"):
-            model = get_model(name)
+            model = get_model(network, **options).eval()
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
-                module.register_forward_pre_hook(partial(record, name=name))
-        model.eval()(torch.empty(2, 3, pixels, pixels, device="meta"))
-    return {name: conv for conv, name in {c: n for n, c in found.items()}.items()}
+                module.register_forward_pre_hook(partial(record, network=network))
+        model(torch.empty(1, 3, pixels, pixels, device="meta"))
+    return [(f"{network}/{_sizes(conv)}", conv) for conv, network in found.items()]
+
+
+def _sizes(conv: Conv) -> str:
+    sides = [*conv.input_size, *conv.kernel_size, *conv.stride]
+    pixels, kernel, stride = ("x".join(map(str, sides[i : i + 2])) for i in (0, 2, 4))
+    channels = f"{conv.in_channels}-{conv.out_channels}"
+    return f"{channels}, {pixels}, k{kernel} s{stride} g{conv.groups}"

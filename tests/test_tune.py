@@ -117,9 +117,7 @@ def test_bad_arguments(cache: Path) -> None:
             tune(model(), INPUTS)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert_in_form(
-        deterministic.value, "tune", "torch.use_deterministic_algorithms"
-    )
+    assert_in_form(deterministic.value, "tune", "torch.use_deterministic_algorithms")
 
 
 def test_works_under_another_mode(cache: Path) -> None:
