@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model
 
 from experiments.contenders import make_input
 from experiments.layers import LAYERS
@@ -143,6 +143,7 @@ def network_layers() -> list[tuple[str, Conv]]:
         conv = Conv.from_module(module, tuple(inputs[0].shape[2:]))
         found.setdefault(conv, network)
 
+    get_model = import_module("torchvision.models").get_model
     for network, pixels in _TORCHVISION.items():
         # its default takes a minute
         options = {"init_weights": False} if network == "inception_v3" else {}
