@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -150,3 +152,45 @@ def test_import_without_torch_catches(checkout: Path) -> None:
     result = import_without_torch(checkout)
     assert result.returncode != 0
     assert "torch" in result.stderr
+
+
+def imports(checkout: Path) -> dict[str, set[str]]:
+    """What each module imports of the package: also for annotations, in functions."""
+    files = {
+        ".".join(path.relative_to(checkout).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): path
+        for path in (checkout / "tn_extensions").rglob("*.py")
+    }
+    found: dict[str, set[str]] = {}
+    for module, path in files.items():
+        names: list[str] = []
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module is not None and not node.level
+                inner = (f"{node.module}.{alias.name}" for alias in node.names)
+                names += [name if name in files else node.module for name in inner]
+        found[module] = files.keys() & names
+    return found
+
+
+def test_no_modules_import_each_other() -> None:
+    TopologicalSorter(imports(ROOT)).prepare()
+
+
+@pytest.mark.parametrize(
+    ("module", "statement"),
+    [
+        ("curvlinops/inverse.py", "from tn_extensions.curvlinops import kfac"),
+        ("network/nodes.py", "from tn_extensions.network import TensorNetwork"),
+        ("quantities.py", "def f(): import tn_extensions.functional.gradients"),
+        ("errors.py", "if TYPE_CHECKING: from tn_extensions.conv import Conv"),
+    ],
+)
+def test_circles_are_found(checkout: Path, module: str, statement: str) -> None:
+    with (checkout / "tn_extensions" / module).open("a") as file:
+        file.write(f"\n{statement}\n")
+    with pytest.raises(CycleError):
+        TopologicalSorter(imports(checkout)).prepare()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
@@ -17,6 +18,7 @@ from tests.strategies import BATCHES, convs, examples, noise
 from tn_extensions import Conv, quantities
 
 Array = NDArray[np.float64]
+Arrays = dict[str, Array]
 
 
 def unfolded(conv: Conv, x: Array) -> Array:
@@ -83,6 +85,27 @@ def inner_products(gradients: Array) -> Array:
     return rows @ rows.T
 
 
+def outputs(conv: Conv, g: Array) -> Array:
+    """Gradients ``[..., N, C_out, O1, ...]`` of the output as ``[.., G, CO, O]``."""
+    return g.reshape(-1, conv.groups, conv.out_channels // conv.groups, g[0, 0].size)
+
+
+def bases(conv: Conv, rank_a: int | None = None, rank_b: int | None = None) -> Arrays:
+    """Bases of patches and of output channels, with so many columns."""
+    rows = dense.patches(conv, np.zeros((1, conv.in_channels, *conv.input_size)))
+    sizes = rows.shape[2], conv.out_channels // conv.groups
+    ranks = [*sizes] if rank_a is None or rank_b is None else [rank_a, rank_b]
+    shapes = ((conv.groups, *both) for both in zip(sizes, ranks, strict=True))
+    return dict(zip(("QA", "QB"), map(noise, shapes), strict=True))
+
+
+def rotated(conv: Conv, x: Array, *ranks: int) -> Array:
+    """Gradients of samples between two bases, ``[N, G, CO, CI * K]``."""
+    own, u = bases(conv, *ranks), dense.patches(conv, x)
+    gradients = np.einsum("ngcp,ngdp->ngcd", outputs(conv, gradient(conv, x)), u)
+    return own["QB"].swapaxes(1, 2) @ gradients @ own["QA"]
+
+
 def norms(gradients: Array) -> Array:
     """Squared norms of gradients ``[V, N, ...]``."""
     return np.square(gradients.reshape(*gradients.shape[:2], -1)).sum(-1)
@@ -116,6 +139,12 @@ DEFINITIONS: dict[str, Callable[[Conv, Array], Array]] = {
     "patch_total": lambda conv, x: dense.patches(conv, x).sum((0, -1)),
     "kfac_expand": lambda conv, x: outer(dense.patches(conv, x)),
     "kfac_reduce": lambda conv, x: outer(dense.patches(conv, x).sum(-1, keepdims=True)),
+    "gradient_factor_expand": lambda conv, x: outer(outputs(conv, gradient(conv, x))),
+    "gradient_factor_reduce": lambda conv, x: outer(
+        outputs(conv, gradient(conv, x)).sum(-1, keepdims=True)
+    ),
+    "rotated_grad": rotated,
+    "kfac_moments": lambda conv, x: np.square(rotated(conv, x)).sum(0),
 }
 
 
@@ -129,7 +158,7 @@ def test_network_is_the_definition(name: str, conv: Conv, batch_size: int) -> No
     weight = noise(conv.weight_shape)
     arrays = {"x": x, "x_dot": x, "weight": weight, "weight_dot": weight}
     g = vectors(conv, x) if arguments else gradient(conv, x)
-    result = dense.evaluate(network, {**arrays, "g": g})
+    result = dense.evaluate(network, {**arrays, "g": g, **bases(conv)})
     expected = DEFINITIONS[name](conv, x)
     assert network.shape == expected.shape
     assert_allclose(result, expected, atol=1e-10)
@@ -141,9 +170,9 @@ def test_names_are_those_of_the_quantity_type(name: str) -> None:
     conv = Conv.make(4, 2, (3, 2), (5, 4), groups=2)
     network = getattr(quantities, name)(conv, 3, *ARGUMENTS.get(name, ()))
     base = {index.rstrip("p") for index in network.indices}
-    names = {"v", "n", "g", "ci", "co", "i1", "i2", "k1", "k2", "o1", "o2"}
+    names = {"v", "n", "g", "ci", "co", "i1", "i2", "k1", "k2", "o1", "o2", "a", "b"}
     assert base <= names
-    operands = {"x", "weight", "g", "x_dot", "weight_dot"}
+    operands = {"x", "weight", "g", "x_dot", "weight_dot", "QA", "QB"}
     assert {operand.name for operand in network.operands} <= operands
 
 
@@ -172,6 +201,33 @@ def test_variants_of_the_axes(conv: Conv, batch_size: int) -> None:
     result = dense.evaluate(norm, {"x": x, "g": g[0]})
     expected = np.square(found[0].reshape(batch_size, -1)).sum(-1)
     assert_allclose(result, expected, atol=1e-10)
+    rows = outputs(conv, g.reshape(-1, *g.shape[2:]))
+    for name, columns in (("expand", rows), ("reduce", rows.sum(-1, keepdims=True))):
+        define = getattr(quantities, f"gradient_factor_{name}")
+        result = dense.evaluate(define(conv, batch_size, VECTORS), {"g": g})
+        assert_allclose(result, outer(columns), atol=1e-10)
+
+
+@examples(20)
+@given(convs(max_dims=2), BATCHES, st.integers(0, 3), st.integers(1, 3))
+def test_bases_need_not_be_square(
+    conv: Conv, batch_size: int, rank_a: int, rank_b: int
+) -> None:
+    x = noise((batch_size, conv.in_channels, *conv.input_size))
+    arrays = {"x": x, "g": gradient(conv, x), **bases(conv, rank_a, rank_b)}
+    network = quantities.kfac_moments(conv, batch_size, rank_a, rank_b)
+    expected = np.square(rotated(conv, x, rank_a, rank_b)).sum(0)
+    assert network.shape == expected.shape
+    assert_allclose(dense.evaluate(network, arrays), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("rank", [2.0, "2", True, -1])
+@pytest.mark.parametrize("name", ["rotated_grad", "kfac_moments"])
+@pytest.mark.parametrize("argument", ["rank_a", "rank_b"])
+def test_ranks_that_are_none(name: str, argument: str, rank: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        getattr(quantities, name)(Conv.make(1, 1, 3, 5), 2, **{argument: rank})
+    assert_in_form(caught.value, "quantities", argument)
 
 
 @pytest.mark.parametrize("batch_size", [2.0, "2", None, True, [2], -1])

@@ -1,12 +1,7 @@
 """Curvature of convolutions as tensor networks, for BackPACK and curvlinops."""
 
 from tn_extensions import functional, quantities
-from tn_extensions.compiler import (
-    memory_budget,
-    planning,
-    plans,
-    wisdom,
-)
+from tn_extensions.compiler import memory_budget, planning, plans, wisdom
 from tn_extensions.conv import Conv, ConvDim
 from tn_extensions.diagram import draw, tikz
 from tn_extensions.functional.contract import evaluate

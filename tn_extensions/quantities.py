@@ -3,12 +3,17 @@
 Indices: ``n`` batch, ``g`` groups, ``ci``/``co`` input/output channels per group; along
 dimension j ``i{j}``, ``k{j}``, ``o{j}`` of input, kernel and output. A transposed
 convolution has the same patterns with the roles of ``i`` and ``o`` exchanged, so its
-input carries ``o`` and its output ``i``. The operands are called ``x`` and ``weight``.
+input carries ``o`` and its output ``i``. The operands are called ``x`` and ``weight``,
+an output's gradient ``g``, and the bases that gradients are rotated into ``QA`` and
+``QB``, with columns ``a`` and ``b``.
+
+A joint bias appends a one to each patch. What that makes of a quantity is composed of
+networks: of the factors see :func:`patch_total`, of moments :func:`rotated_grad`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from tn_extensions.conv import Conv
@@ -38,6 +43,10 @@ Quantity = Literal[
     "patch_total",
     "kfac_expand",
     "kfac_reduce",
+    "gradient_factor_expand",
+    "gradient_factor_reduce",
+    "rotated_grad",
+    "kfac_moments",
 ]
 """Names of the quantities."""
 
@@ -123,11 +132,9 @@ class _Indices:
         """The unfolded input ``U``, with output axes of choice (others are summed)."""
         return TensorNetwork((self.x, *self.patterns), output, self.sizes)
 
-    def factor(self, shared: Iterable[str]) -> TensorNetwork:
-        """Product of the patches and their primed copy, sharing some indices."""
-        half = self.patches([("g",), ("ci", *self.kernel)])
-        copied = (prime(index) for index in half.output[1])
-        return half.times_copy(shared, (*half.output, copied))
+    def basis(self, name: str, rows: Sequence[str], column: str) -> Operand:
+        """A basis ``[G, D, r]`` of what some indices enumerate."""
+        return Operand(name, (self.axis("g"), self.axis(*rows), self.axis(column)))
 
 
 def conv(conv: Conv, batch_size: int) -> TensorNetwork:
@@ -283,7 +290,11 @@ def patch_sum(conv: Conv, batch_size: int) -> TensorNetwork:
 
 
 def patch_total(conv: Conv, batch_size: int) -> TensorNetwork:
-    """Sum of the patches over data and output positions: ``[G, CI * K]``."""
+    """Sum of the patches over data and output positions: ``[G, CI * K]``.
+
+    With a joint bias, it is the last row and column of :func:`kfac_expand`, whose last
+    entry is ``N O``; of :func:`kfac_reduce`, both are multiplied by ``O``.
+    """
     names = _Indices(conv, batch_size)
     return names.patches([("g",), ("ci", *names.kernel)])
 
@@ -291,12 +302,96 @@ def patch_total(conv: Conv, batch_size: int) -> TensorNetwork:
 def kfac_expand(conv: Conv, batch_size: int) -> TensorNetwork:
     """KFAC-expand factor without scaling, ``sum_n sum_o U U^T``: ``[G, D, D]``."""
     names = _Indices(conv, batch_size)
-    return names.factor({"n", "g", *names.output})
+    return _factor(patch_total(conv, batch_size), {"n", "g", *names.output})
 
 
 def kfac_reduce(conv: Conv, batch_size: int) -> TensorNetwork:
     """KFAC-reduce factor without scaling, ``sum_n (sum_o U)(sum_o U)^T``."""
-    return _Indices(conv, batch_size).factor({"n", "g"})
+    return _factor(patch_total(conv, batch_size), {"n", "g"})
+
+
+def gradient_factor_expand(
+    conv: Conv, batch_size: int, num_vectors: int | None = None
+) -> TensorNetwork:
+    """KFAC-expand factor of the output, ``sum_{(v,) n, o} g g^T``: ``[G, CO, CO]``.
+
+    Args:
+        conv: Hyper-parameters.
+        batch_size: Number of samples.
+        num_vectors: As for :func:`per_sample_grad`.
+    """
+    names = _Indices(conv, batch_size)
+    return _gradient_factor(names, num_vectors, {"n", "g", *names.output})
+
+
+def gradient_factor_reduce(
+    conv: Conv, batch_size: int, num_vectors: int | None = None
+) -> TensorNetwork:
+    """KFAC-reduce factor of the output, ``sum_{(v,) n} (sum_o g)(sum_o g)^T``."""
+    return _gradient_factor(_Indices(conv, batch_size), num_vectors, {"n", "g"})
+
+
+def _gradient_factor(
+    names: _Indices, num_vectors: int | None, shared: set[str]
+) -> TensorNetwork:
+    half = TensorNetwork([names.g], [("g",), ("co",)], names.sizes)
+    if num_vectors is None:
+        return _factor(half, shared)
+    return _factor(_with_vectors(half, num_vectors), {"v", *shared})
+
+
+def _factor(half: TensorNetwork, shared: set[str]) -> TensorNetwork:
+    """Outer product of groups and columns, summed over what else the copies share."""
+    *_, group, columns = half.output
+    return half.times_copy(shared, (group, columns, map(prime, columns)))
+
+
+def rotated_grad(
+    conv: Conv, batch_size: int, rank_a: int | None = None, rank_b: int | None = None
+) -> TensorNetwork:
+    """Per-sample gradient in a Kronecker-factored basis, ``Q_B^T (sum_o g U^T) Q_A``.
+
+    ``[N, G, rank_b, rank_a]``. A joint bias adds ``Q_B^T (sum_o g) q^T``, where ``q``
+    is one more row of ``QA``.
+
+    Args:
+        conv: Hyper-parameters.
+        batch_size: Number of samples.
+        rank_a: Number of columns of ``QA``, ``[G, CI * K, rank_a]``. Default: a full
+            basis.
+        rank_b: Number of columns of ``QB``, ``[G, CO, rank_b]``, likewise.
+    """
+    names = _Indices(conv, batch_size)
+    rows = {"a": ("ci", *names.kernel), "b": ("co",)}
+    for column, rank in (("a", rank_a), ("b", rank_b)):
+        full = names.axis(*rows[column]).extent
+        names.sizes[column] = as_int(
+            "quantities", f"rank_{column}", full if rank is None else rank, minimum=0
+        )
+    bases = (names.basis(f"Q{c.upper()}", rows[c], c) for c in rows)
+    return TensorNetwork(
+        (names.x, names.g, *bases, *names.patterns),
+        [("n",), ("g",), ("b",), ("a",)],
+        names.sizes,
+    )
+
+
+def kfac_moments(
+    conv: Conv, batch_size: int, rank_a: int | None = None, rank_b: int | None = None
+) -> TensorNetwork:
+    """EKFAC's corrected eigenvalues, ``sum_n (Q_B^T (sum_o g U^T) Q_A)^2``.
+
+    ``[G, rank_b, rank_a]``: the squares of :func:`rotated_grad`, which is planned
+    together with its square and sum.
+
+    Args:
+        conv: Hyper-parameters.
+        batch_size: Number of samples.
+        rank_a: As for :func:`rotated_grad`.
+        rank_b: As for :func:`rotated_grad`.
+    """
+    half = rotated_grad(conv, batch_size, rank_a, rank_b)
+    return half.times_copy(half.output_indices, half.output[1:])
 
 
 _convolve = conv

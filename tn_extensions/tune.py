@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from tn_extensions import functional
 from tn_extensions.compiler import Plan, planning
 from tn_extensions.compiler.plan import forget_plans
+from tn_extensions.compiler.table import aligned
 from tn_extensions.errors import describe
 from tn_extensions.kronecker.layers import SUPPORTED, Use, reason_against
 from tn_extensions.quantities import Quantity
@@ -55,8 +56,8 @@ class Report(tuple[Tuned, ...]):
     __slots__ = ()
 
     def __str__(self) -> str:
-        header = ("layer", "quantity", "estimated choice", "measured choice", "gain")
-        rows = [header]
+        head = ("layer", "quantity", "estimated choice", "measured choice", "gain")
+        rows = []
         for one in self:
             estimated, chosen = one.plan.estimated, one.plan.candidate
             name = chosen.name
@@ -67,10 +68,7 @@ class Report(tuple[Tuned, ...]):
             rows.append(
                 (layers, one.quantity, estimated.name, name, f"{one.gain:.2f}x")
             )
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
-        )
+        return "\n".join(aligned([head, *rows], text_columns=4))
 
     __repr__ = __str__
 

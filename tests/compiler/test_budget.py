@@ -10,7 +10,7 @@ import pytest
 
 from tests.messages import assert_in_form
 from tn_extensions import memory_budget
-from tn_extensions.compiler.budget import current_budget
+from tn_extensions.compiler.budget import current_budget, slices
 
 DEFAULT = 256 * 2**20
 
@@ -82,3 +82,14 @@ def test_refused_limits(limit: Any, error: type[Exception]) -> None:
         pass
     assert_in_form(caught.value, "memory_budget", "limit")
     assert current_budget() == DEFAULT
+
+
+@pytest.mark.parametrize("each", [0, 1, 2**13, 2**40])
+@pytest.mark.parametrize("total", [0, 1, 7])
+def test_slices_of_a_batch(total: int, each: int) -> None:
+    with memory_budget(2**20):
+        found = list(slices(total, each))
+    assert [n for part in found for n in range(total)[part]] == list(range(total))
+    lengths = {part.stop - part.start for part in found}
+    assert all(size == 1 or size * each <= 2**20 / 32 for size in lengths)
+    assert each > 0 or len(found) == min(total, 1)

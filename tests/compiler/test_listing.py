@@ -38,8 +38,9 @@ def test_prints_a_table() -> None:
         quantities.conv(CONV, 2).vmap("x", "v", 3)  # not run
     title, _, head, _, row, _ = str(used).splitlines()
     (plan,) = used
-    assert title.startswith("1 plan(s), 2 run(s), about ")
-    assert head.split() == ["plan", "candidate", "runs", "ms", "each", "measured"]
+    assert title.startswith("1 plan(s), 2 run(s), estimated ")
+    for name in ("plan", "candidate", "runs", "estimated ms", "measured ms"):
+        assert name in head
     assert row.startswith(in_a_line(plan.network))
     assert plan.candidate.name in row
     assert repr(used) == str(used)

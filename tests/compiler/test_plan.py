@@ -338,10 +338,9 @@ def test_few_bytes_over_the_budget_do_not_decide() -> None:
     target = factor_plan().target
 
     def way(seconds: float, budgets: float) -> Candidate:
-        cost = Cost(
-            seconds=seconds, peak=int(budgets * target.budget / target.itemsize)
-        )
-        return Candidate("some", (), cost, lambda tensors, into: None)
+        rows = (Operation("some", cost=Cost(seconds=seconds)),)
+        peak = int(budgets * target.budget / target.itemsize)
+        return Candidate("some", rows, peak, lambda tensors, into: None)
 
     order = module._preference(target)
     assert order(way(1.0, 3.2)) < order(way(100.0, 3.1))

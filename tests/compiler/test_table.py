@@ -42,15 +42,15 @@ Plan of a network
   multiply-adds  4 k
   moved          4 MiB
   memory         1 MiB of a budget of 2 MiB
-  time           about 2 ms
+  estimated      2 ms
   operand        x[n, i] of shape [8, 4]
   output         [n] of shape [8]
-------------------------------------------------------
-operation  shapes  times  multiply-adds  MiB moved  ms
-------------------------------------------------------
+----------------------------------------------------------------
+operation  shapes  times  multiply-adds  MiB moved  estimated ms
+----------------------------------------------------------------
 copy                   1
-sum        4 x 8       4            4 k          4   2
-------------------------------------------------------
+sum        4 x 8       4            4 k          4             2
+----------------------------------------------------------------
 rejected
   slow, best of 2  slower by a factor of 1.5
   large            not faster, holds 1 MiB more
@@ -72,7 +72,7 @@ def test_table() -> None:
 def test_measured_times_decide() -> None:
     fast, slow, other = (candidate(name, 1e-3) for name in ("fast", "slow", "other"))
     text = table(fast, slow, other, measured={fast.label: 2e-3, slow.label: 3e-3})
-    assert "  time           about 1 ms\n  measured       2 ms\n" in text
+    assert "  estimated      1 ms\n  measured       2 ms\n" in text
     assert "  slow   slower by a factor of 1.5, measured\n" in text
     assert text.endswith("  other  not faster")
 

@@ -717,6 +717,9 @@ def test_messages_on_single_samples_and_complex_layers(num_dims: int) -> None:
         functional.kfac_expand(x.int(), conv)
 
 
+ROTATED = ("rotated_grad", "kfac_moments")
+
+
 @pytest.mark.parametrize("name", get_args(quantities.Quantity))
 @pytest.mark.parametrize("empty", [0, 1, 2])
 def test_without_output_positions_all_is_zero(name: str, empty: int) -> None:
@@ -738,7 +741,10 @@ def test_without_output_positions_all_is_zero(name: str, empty: int) -> None:
         "S": torch.ones(3, 2, 6, *conv.output_size),
         "weight": torch.ones(conv.weight_shape, requires_grad=True),
         "weight_dot": torch.ones(conv.weight_shape),
+        "QA": torch.ones(2, 36, 4),
+        "QB": torch.ones(2, 3, 2),
     }
+    number |= {"rank_a": 4, "rank_b": 2} if name in ROTATED else {}
     function = getattr(functional, name)
     taken = [j for j in inspect.signature(function).parameters if j in tensors]
     result = function(*(tensors[j] for j in taken), conv)

@@ -11,7 +11,6 @@ from tests.strategies import noise_tensor
 from tn_extensions.kronecker import square
 from tn_extensions.kronecker.blocks import LowRank
 from tn_extensions.kronecker.factors import (
-    add_outer,
     averaged,
     completed,
     eigenbasis,
@@ -134,18 +133,6 @@ def test_split_damping() -> None:
     assert_close(
         split_damping(right, zero, 0.09, 1e-8)[0], torch.full((G,), 0.09).double()
     )
-
-
-@pytest.mark.parametrize("channels", [1, 3, 8, 24])
-@pytest.mark.parametrize(("num_data", "positions"), [(4, 4096), (64, 64), (1, 2**16)])
-def test_long_sums_in_single_precision(
-    num_data: int, positions: int, channels: int
-) -> None:
-    """Gradients that are alike, as those of a square loss: errors do not add up."""
-    vectors = torch.full((num_data, channels, positions), 0.7)
-    found = add_outer(vectors, 1, None, 1 / (num_data * positions), 0.5)
-    expected = torch.full((1, channels, channels), 0.7).square().double()
-    assert_close(found.double(), expected, rtol=2e-5, atol=0)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5])

@@ -62,3 +62,25 @@ def kfac_factor(
         u = u.mean(-1, keepdim=True)
     assert num_outputs > 0
     return torch.einsum("ngap,ngbp->gab", u, u) / max(num_data, 1)
+
+
+def gradient_factor(module: Any, x: Tensor, g: Tensor, approx: str) -> Tensor:
+    """KFAC-expand or KFAC-reduce factor of output gradients, ``[G, CO, CO]``."""
+    num_outputs = module(torch.zeros_like(x))[0, 0].numel()
+    rows = g.reshape(
+        -1, module.groups, module.out_channels // module.groups, num_outputs
+    )
+    if approx == "reduce":
+        rows = rows.sum(-1, keepdim=True)
+    return torch.einsum("ngap,ngbp->gab", rows, rows)
+
+
+def rotated_gradients(
+    module: Any, x: Tensor, g: Tensor, QA: Tensor, QB: Tensor, bias: bool = False
+) -> Tensor:
+    """Per-sample gradients between two bases, from the patches: ``[N, G, s, r]``."""
+    u = patches(module, x)
+    if bias:
+        u = torch.cat([u, torch.ones_like(u[:, :, :1])], dim=2)
+    rows = g.reshape(len(x), module.groups, -1, u.shape[-1])
+    return torch.einsum("ngcp,ngdp,gcs,gdr->ngsr", rows, u, QB, QA)

@@ -93,10 +93,10 @@ class KroneckerLayer(HBPBaseModule):
         if BackpropStrategy.is_batch_average(ext.get_backprop_strategy()):
             factor = _from_average(layer, backproped, all_positions)
         else:
-            pieces = backproped.copy().take()
-            factor = _from_sqrt(layer, next(pieces), all_positions)
-            for piece in pieces:
-                factor += _from_sqrt(layer, piece, all_positions)
+            function = functional.gradient_factor_reduce
+            if all_positions:
+                function = functional.gradient_factor_expand
+            factor = layer.output_factor(function, backproped.copy().take())
         return [_squeezed(factor)]
 
 
@@ -107,15 +107,6 @@ def _input_factor(layer: Layer, approx: Approx) -> Tensor:
     if approx == "expand":
         scale = 1 / (max(layer.num_data, 1) * layer.num_positions)
     return _squeezed(layer.input_factor(functional.kfac_expand, scale=scale))
-
-
-def _from_sqrt(layer: Layer, sqrt: Tensor, all_positions: bool) -> Tensor:
-    sqrt = layer.channels_first(sqrt)
-    if not all_positions:
-        sqrt = sqrt.sum(tuple(range(3, sqrt.dim())))
-    per_group = sqrt.unflatten(2, (layer.groups, -1))
-    flat = per_group.movedim((2, 3), (0, 1)).flatten(2)
-    return flat @ flat.mT
 
 
 def _from_average(layer: Layer, average: Tensor, all_positions: bool) -> Tensor:

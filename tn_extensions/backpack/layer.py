@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from math import prod
 from typing import Any, cast
@@ -108,6 +108,25 @@ class Layer:
         name = (function.__name__, *arguments.items())
         return self._share(name, [], lambda: function(*self._input(), **arguments))
 
+    def output_factor(
+        self, function: Callable[..., Tensor], pieces: Iterable[Tensor]
+    ) -> Tensor:
+        """A Kronecker factor of the output for each group.
+
+        Args:
+            function: Of the functional interface.
+            pieces: Vectors in the space of the output, so many at a time, at least
+                once: ``[V, N, *output.shape[1:]]``.
+
+        Returns:
+            The factors, ``[G, CO, CO]``, of float32 or wider.
+        """
+        conv, factor = self._conv, None
+        for vectors in pieces:
+            vectors = self.channels_first(vectors.detach())
+            factor = function(vectors, conv, out=factor)
+        return cast(Tensor, factor)
+
     def _share(
         self, name: tuple[Any, ...], given: list[Tensor], compute: Callable[[], Tensor]
     ) -> Tensor:
@@ -132,15 +151,21 @@ class Layer:
         """The input, its padding made explicit if that holds data, and what to do."""
         return SHARED.once((self._samples, "input"), [], self._prepare)
 
+    @property
+    def _conv(self) -> Conv:
+        """Hyper-parameters."""
+        if not self.is_linear:
+            return conv_of(self._module)
+        channels = (self._module.input0.shape[-1], self.out_channels)
+        return Conv.make(*channels, kernel_size=1, input_size=self.num_positions)
+
     def _prepare(self) -> tuple[Tensor, Conv]:
         x: Tensor = self._module.input0.detach()
         if self._samples is not None:
             x = x[list(self._samples)]
+        conv = self._conv
         if self.is_linear:
-            x = _channels_first(x, 1)
-            channels = (x.shape[1], self.out_channels)
-            return x, Conv.make(*channels, kernel_size=1, input_size=x.shape[2:])
-        conv = conv_of(self._module)
+            return _channels_first(x, 1), conv
         if conv.pads_explicitly and x.numel():
             return pad(x, conv), conv.explicitly_padded
         return x, conv

@@ -36,6 +36,18 @@ def current_budget() -> int:
     return min(inner, default=_DEFAULT)
 
 
+def slices(total: int, each: int) -> Iterator[slice]:
+    """Cut a batch into parts of a 32nd of the budget: larger ones are no faster.
+
+    Args:
+        total: Length of the batch.
+        each: Bytes that each of it takes.
+    """
+    step = max(1, current_budget() // 32 // max(1, each))
+    for start in range(0, total, step):
+        yield slice(start, min(start + step, total))
+
+
 @contextmanager
 def memory_budget(limit: int) -> Iterator[None]:
     """Bound the memory that plans hold beyond inputs and outputs.

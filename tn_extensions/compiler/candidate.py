@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -84,6 +84,9 @@ class Candidate:
         run: Evaluates on tensors into an accumulator of the network's output shape.
         compute: If the result is a mere view or a fresh tensor, computes it without an
             accumulator, by operations that can be differentiated.
+
+    Attributes:
+        cost: The cost of all operations, with what is held at most.
     """
 
     name: str
@@ -91,14 +94,13 @@ class Candidate:
     peak: int
     run: Callable[[Tensors, Accumulator], None]
     compute: Callable[[Tensors], Tensor] | None = None
+    cost: Cost = field(init=False, repr=False, compare=False)
 
-    @property
-    def cost(self) -> Cost:
-        """The cost of all operations, with what is held at most."""
+    def __post_init__(self) -> None:
         total = Cost()
         for operation in self.operations:
             total = total + operation.cost.times(operation.times)
-        return total.holding(self.peak)
+        object.__setattr__(self, "cost", total.holding(self.peak))
 
     @property
     def label(self) -> str:

@@ -115,6 +115,10 @@ class Rates:
         seconds = max(flops / (rate * max(share, 1e-3)), moved / copy)
         return Cost(flops, moved, 1, 0, seconds + self.call)
 
+    def overhead(self, calls: int) -> Cost:
+        """Cost of calling operators, whatever they do."""
+        return Cost(calls=calls, seconds=calls * self.call)
+
     def share(self, *sides: int, batched: bool = False) -> float:
         """The share of its rate that a product of these sides reaches."""
         half = self.batched_half_size if batched else self.half_size

@@ -31,7 +31,7 @@ class Plans(dict[Plan, int]):
                 self[plan] = self.get(plan, 0) + 1
 
     def __str__(self) -> str:
-        head = ("plan", "candidate", "runs", "ms each", "measured")
+        head = ("plan", "candidate", "runs", "estimated ms", "measured ms")
         rows = []
         for plan, runs in self.items():
             name, seconds = plan.candidate.name, plan.cost.seconds
@@ -41,7 +41,7 @@ class Plans(dict[Plan, int]):
         total = sum(runs * plan.cost.seconds for plan, runs in self.items())
         counts = f"{len(self)} plan(s), {sum(self.values())} run(s)"
         table = ruled(head, rows, text_columns=2)
-        return "\n".join([f"{counts}, about {milli(total)} ms", *table])
+        return "\n".join([f"{counts}, estimated {milli(total)} ms", *table])
 
     __repr__ = __str__
 

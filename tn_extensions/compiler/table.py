@@ -39,7 +39,7 @@ def plan_table(
         ("multiply-adds", si(cost.flops)),
         ("moved", f"{mebi(cost.bytes)} MiB"),
         ("memory", f"{mebi(held)} MiB of a budget of {mebi(budget)} MiB"),
-        ("time", f"about {milli(cost.seconds)} ms"),
+        ("estimated", f"{milli(cost.seconds)} ms"),
     ]
     if candidate.label in measured:
         totals.append(("measured", f"{milli(measured[candidate.label])} ms"))
@@ -53,7 +53,14 @@ def plan_table(
         totals.append(("operand", f"{text} of shape {list(operand.shape)}"))
     text = output_text(network.output)
     totals.append(("output", f"{text} of shape {list(network.shape)}"))
-    head = ("operation", "shapes", "times", "multiply-adds", "MiB moved", "ms")
+    head = (
+        "operation",
+        "shapes",
+        "times",
+        "multiply-adds",
+        "MiB moved",
+        "estimated ms",
+    )
     rows = []
     for row in candidate.operations:
         total = row.cost.times(row.times)

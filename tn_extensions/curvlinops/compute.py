@@ -1,27 +1,61 @@
-"""Factors of all layers, whatever keeps and multiplies them."""
+"""Factors of all layers, and products with what is made of them."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from tn_extensions.curvlinops.backward import BackwardPasses
+from tn_extensions.kronecker.blocks import Rotated
 from tn_extensions.kronecker.factors import (
     add_gradient_factor,
     add_input_factor,
     squared_sums,
 )
 from tn_extensions.kronecker.layers import Pairs, Use, num_groups, out_channels
+from tn_extensions.kronecker.multiply import Blocks, multiply
 from tn_extensions.kronecker.observe import Uses
 
 
 class FactorPasses(BackwardPasses):
-    """Computes Kronecker factors: the part of KFAC that knows nothing of curvlinops."""
+    """The part of KFAC that knows nothing of curvlinops; its inverse works on it."""
 
     _RANK_LIMIT = 0.5
     """Part of its columns that a root may have as rows: products take less time."""
     _kfac_approx: str
     _separate_weight_and_bias: bool
+    _input_covariances: Mapping[str, Tensor]
+    _gradient_covariances: Mapping[str, Tensor]
+
+    @abstractmethod
+    def compute_kronecker_factors(self) -> None:
+        """Compute and keep the factors."""
+
+    def _compute_once(self) -> None:
+        if not (self._input_covariances or self._gradient_covariances):
+            self.compute_kronecker_factors()
+
+    def _rotated_of(self, name: str) -> Mapping[str, Rotated] | None:
+        """Return a layer's blocks if they are kept in a basis."""
+        return None
+
+    def _apply(
+        self, M: list[Tensor], blocks_of: Callable[[str], Blocks]
+    ) -> list[Tensor]:
+        """Multiply each layer's blocks, ``M`` having a trailing axis of columns."""
+        result = list(M)
+        for name, positions in self._mapping.items():
+            vectors = {key: M[position] for key, position in positions.items()}
+            found = multiply(self._layers[name], self._groups, blocks_of(name), vectors)
+            for key, position in positions.items():
+                result[position] = found[key]
+        return result
+
+    def _keys(self, name: str) -> list[str]:
+        return ["joint"] if self._is_joint(name) else list(self._mapping[name])
 
     def _is_joint(self, name: str) -> bool:
         parameters = self._mapping[name]

@@ -23,7 +23,7 @@ from tn_extensions.curvlinops.stored import (
 from tn_extensions.kronecker.blocks import Rotated
 from tn_extensions.kronecker.factors import eigenbasis
 from tn_extensions.kronecker.layers import Pairs
-from tn_extensions.kronecker.moments import Basis, bias_moments, kernel_moments
+from tn_extensions.kronecker.moments import bias_moments, kernel_moments
 from tn_extensions.kronecker.observe import Uses
 
 
@@ -152,7 +152,7 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
         if key == "bias":
             return bias_moments(pairs, left)
         assert right is not None
-        return kernel_moments(pairs, Basis(left, right, bias=key == "joint"))
+        return kernel_moments(pairs, left, right, bias=key == "joint")
 
     def _as_in_curvlinops(self, name: str, moments: dict[str, Tensor]) -> Any:
         """``[(G,) s, r]`` of weights, ``[(G,) s]`` of biases, by position."""

@@ -12,7 +12,7 @@ from curvlinops import inverse as stock
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from tn_extensions.curvlinops.kfac import KFACLinearOperator
+from tn_extensions.curvlinops.compute import FactorPasses
 from tn_extensions.curvlinops.stored import kept
 from tn_extensions.errors import describe
 from tn_extensions.kronecker.blocks import Matrix, Product, Rotated
@@ -48,7 +48,7 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
 
     def __init__(
         self,
-        A: KFACLinearOperator,
+        A: FactorPasses,
         damping: float | tuple[float, float] = 0.0,
         use_heuristic_damping: bool = False,
         min_damping: float = 1e-8,
@@ -56,7 +56,7 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
         **options: Any,
     ) -> None:
         owner = type(self).__name__
-        if not isinstance(A, KFACLinearOperator):
+        if not isinstance(A, FactorPasses):
             rule = "be a KFACLinearOperator of this package"
             raise TypeError(describe(owner, "A", rule, type(A).__name__))
         if not isinstance(damping, tuple):

@@ -13,17 +13,17 @@ from curvlinops import kfac as stock
 from torch import Tensor, nn
 
 from tn_extensions.curvlinops.compute import FactorPasses
+from tn_extensions.curvlinops.inverse import KFACInverseLinearOperator
 from tn_extensions.curvlinops.stored import Factors, kept, state
 from tn_extensions.errors import describe
 from tn_extensions.kronecker import losses
-from tn_extensions.kronecker.blocks import Block, Kronecker, Rotated
+from tn_extensions.kronecker.blocks import Block, Kronecker
 from tn_extensions.kronecker.layers import (
     SUPPORTED,
     Groups,
     parameters_of_layers,
     reason_against,
 )
-from tn_extensions.kronecker.multiply import Blocks, multiply
 
 
 class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
@@ -82,9 +82,6 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
 
     def inverse(self, damping: Any = 0.0, **kwargs: Any) -> Any:
         """The inverse; arguments as :class:`KFACInverseLinearOperator`."""
-        # it knows this class
-        from tn_extensions.curvlinops.inverse import KFACInverseLinearOperator
-
         return KFACInverseLinearOperator(self, damping=damping, **kwargs)
 
     def _set_num_per_example_loss_terms(self, given: int | None) -> None:
@@ -163,10 +160,6 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
         self._compute_once()
         return self._apply(M, self._blocks_of)
 
-    def _compute_once(self) -> None:
-        if not (self._input_covariances or self._gradient_covariances):
-            self.compute_kronecker_factors()
-
     def _blocks_of(self, name: str) -> Mapping[str, Block]:
         left = kept(self._gradient_covariances)[name]
         right = kept(self._input_covariances).get(name)
@@ -174,25 +167,6 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
             key: Kronecker(left, None if key == "bias" else right)
             for key in self._keys(name)
         }
-
-    def _rotated_of(self, name: str) -> Mapping[str, Rotated] | None:
-        """Its blocks, if it is kept in a basis."""
-        return None
-
-    def _keys(self, name: str) -> list[str]:
-        return ["joint"] if self._is_joint(name) else list(self._mapping[name])
-
-    def _apply(
-        self, M: list[Tensor], blocks_of: Callable[[str], Blocks]
-    ) -> list[Tensor]:
-        """Multiply each layer's blocks, ``M`` having a trailing axis of columns."""
-        result = list(M)
-        for name, positions in self._mapping.items():
-            vectors = {key: M[position] for key, position in positions.items()}
-            found = multiply(self._layers[name], self._groups, blocks_of(name), vectors)
-            for key, position in positions.items():
-                result[position] = found[key]
-        return result
 
     # -- factors
 

@@ -18,7 +18,13 @@ from tn_extensions.functional.bias import (
     bias_vjp,
 )
 from tn_extensions.functional.evaluate import plan
-from tn_extensions.functional.factors import kfac_expand, kfac_reduce, patch_mean
+from tn_extensions.functional.factors import (
+    gradient_factor_expand,
+    gradient_factor_reduce,
+    kfac_expand,
+    kfac_reduce,
+    patch_mean,
+)
 from tn_extensions.functional.gradients import (
     ggn_diagonal,
     ggn_gram,
@@ -34,6 +40,7 @@ from tn_extensions.functional.linear import (
     weight_jvp,
     weight_vjp,
 )
+from tn_extensions.functional.moments import kfac_moments, rotated_grad
 
 __all__ = [
     "bias_ggn_diagonal",
@@ -44,14 +51,18 @@ __all__ = [
     "conv",
     "ggn_diagonal",
     "ggn_gram",
+    "gradient_factor_expand",
+    "gradient_factor_reduce",
     "input_jvp",
     "input_vjp",
     "kfac_expand",
+    "kfac_moments",
     "kfac_reduce",
     "patch_mean",
     "per_sample_grad",
     "per_sample_grad_norm",
     "plan",
+    "rotated_grad",
     "unfold_input",
     "unfold_weight",
     "weight_jvp",

@@ -109,7 +109,14 @@ def run(
 
 _LAID_OUT_BY_TORCH = ("conv", "weight_vjp", "input_vjp", "weight_jvp", "input_jvp")
 """Quantities whose memory format is that of the operands, as in torch's own kernels."""
-_SYMMETRIC = ("kfac_expand", "kfac_reduce", "ggn_gram", "bias_ggn_gram")
+_SYMMETRIC = (
+    "kfac_expand",
+    "kfac_reduce",
+    "gradient_factor_expand",
+    "gradient_factor_reduce",
+    "ggn_gram",
+    "bias_ggn_gram",
+)
 """Quantities that are their own transpose, in the last two axes."""
 
 

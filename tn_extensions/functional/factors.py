@@ -1,10 +1,11 @@
-"""Kronecker factors of the input, and the averages they may be made of."""
+"""Kronecker factors of input and output, and averages they may be made of."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,12 @@ from tn_extensions.compiler.allocate import empty
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.conv import Conv
 from tn_extensions.errors import describe
-from tn_extensions.functional.checks import check_input, check_out
+from tn_extensions.functional.checks import (
+    check_conv,
+    check_input,
+    check_out,
+    check_vectors,
+)
 from tn_extensions.functional.evaluate import prepare, result_dtype, run
 from tn_extensions.quantities import Quantity
 from tn_extensions.sampling.samplers import (
@@ -137,6 +143,68 @@ def kfac_reduce(
     return _factor("kfac_reduce", x, conv, bias, scale, out, kept)
 
 
+def gradient_factor_expand(
+    g: Tensor, conv: Conv, *, scale: float | None = None, out: Tensor | None = None
+) -> Tensor:
+    """KFAC-expand output factor: ``sum_{(v,) n, o} g[n, o] g[n, o]^T`` per group.
+
+    There is no scale by default, since gradients of a mean hold the averaging over the
+    batch; so do the square roots ``S`` of a loss Hessian. Differentiable as
+    :func:`kfac_expand` is.
+
+    Args:
+        g: Gradients with respect to the output, ``[(V,) N, C_out, O1, ...]``.
+        conv: Hyper-parameters.
+        scale: Factor in place of 1.
+        out: If given, the scaled result is added to it in place. Same shape and dtype
+            as the result would have.
+
+    Returns:
+        Factor, ``[G, CO, CO]``; ``out`` if given. An empty batch adds zero.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If shapes, dtypes or devices do not fit.
+    """
+    return _gradient_factor("gradient_factor_expand", g, conv, scale, out)
+
+
+def gradient_factor_reduce(
+    g: Tensor, conv: Conv, *, scale: float | None = None, out: Tensor | None = None
+) -> Tensor:
+    """KFAC-reduce output factor: ``sum_{(v,) n} (sum_o g)(sum_o g)^T`` per group.
+
+    As :func:`gradient_factor_expand`, of gradients that are summed over positions.
+
+    Args:
+        g: Gradients with respect to the output, ``[(V,) N, C_out, O1, ...]``.
+        conv: Hyper-parameters.
+        scale: Factor in place of 1.
+        out: If given, the scaled result is added to it in place. Same shape and dtype
+            as the result would have.
+
+    Returns:
+        Factor, ``[G, CO, CO]``; ``out`` if given. An empty batch adds zero.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If shapes, dtypes or devices do not fit.
+    """
+    return _gradient_factor("gradient_factor_reduce", g, conv, scale, out)
+
+
+def _gradient_factor(
+    name: Quantity, g: Tensor, conv: Conv, scale: float | None, out: Tensor | None
+) -> Tensor:
+    check_conv(name, conv)
+    num_vectors = check_vectors(name, g, conv, "g", (1, 2))
+    size = conv.out_channels // conv.groups
+    scale = _check(name, g, (conv.groups, size, size), scale, 1.0, out)
+    batch_size = g.shape[-conv.num_dims - 2]
+    options = {"batch_size": batch_size, "arguments": (num_vectors,)}
+    return _run(name, {"g": g.to(result_dtype(g))}, conv, scale, out, **options)
+
+
 def _draw_samples(
     name: Quantity,
     x: Tensor,
@@ -170,92 +238,71 @@ def _factor(
     out: Tensor | None,
     kept: Draw | None,
 ) -> Tensor:
-    """Shared frame of the factors: checks, scaling and the bias row and column."""
-    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real)):
-        raise TypeError(describe(name, "scale", "be a number", type(scale).__name__))
-    size = _factor_size(conv, bias)
-    shape, dtype = (conv.groups, size, size), result_dtype(x)
-    if out is not None:
-        check_out(name, out, shape, dtype, x)
-    num_data, num_outputs = x.shape[0], prod(conv.output_size)
+    """Compute a factor of the input; with its last row and column for a bias."""
+    num_outputs = prod(conv.output_size)
     # a reduced patch is a sum over the output positions, and so is its one
     ones = num_outputs if name == "kfac_reduce" else 1
-    if scale is None:
-        scale = 1 / (max(num_data, 1) * max(ones, 1) ** 2)
-    scale = float(scale)
+    default = 1 / (max(len(x), 1) * max(ones, 1) ** 2)
+    size = conv.in_channels // conv.groups * prod(conv.kernel_size) + bias
+    scale = _check(name, x, (conv.groups, size, size), scale, default, out)
     roots = None
     if kept is not None:
         x, scale = x[kept.indices.to(x.device)], scale * kept.scale
         if kept.weights is not None:
-            roots = kept.weights.sqrt().to(x.device, dtype)
+            roots = kept.weights.sqrt().to(x.device, result_dtype(x))
+    operands = {"x": _weighted(prepare(x, conv), roots)}
+    if not bias:
+        return _run(name, operands, conv, scale, out)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and out is None):
+        # samples have been multiplied by the roots of their weights, their ones not
+        weighted = {"x": _weighted(operands["x"], roots)}
+        column = run("patch_total", weighted, conv, scale * ones).unsqueeze(2)
+        count = len(x) if roots is None else float(roots.square().sum())
+        corner = scale * count * num_outputs * ones
+        row = torch.nn.functional.pad(column.mT, (0, 1), value=corner)
     if out is None and is_traced((x,)):
-        return _differentiable(name, x, conv, bias, scale, ones, roots)
-    with torch.no_grad():
-        if not x.numel():
-            return x.new_zeros(shape, dtype=dtype) if out is None else out
-        operands = {"x": _weighted(prepare(x.detach(), conv), roots)}
-        if not bias:
-            return run(name, operands, conv, scale, out)
-        result = out
-        if result is None:
-            result = empty(shape, x.new_empty(0, dtype=dtype))
-        accumulate = out is not None
-        run(name, operands, conv, scale, result[:, :-1, :-1], accumulate)
-        column, border = _border(operands, conv, scale, ones, roots)
-        if accumulate:
-            result[:, -1].add_(border)
-            result[:, :-1, -1].add_(column)
-        else:
-            result[:, -1], result[:, :-1, -1] = border, column
+        factor = run(name, operands, conv, scale)
+        return torch.cat([torch.cat([factor, column], 2), row], 1)
+    result = out
+    if result is None:
+        result = empty((conv.groups, size, size), row)
+        result[:, -1:], result[:, :-1, -1:] = 0, 0
+    inner = result[:, :-1, :-1]
+    _run(name, operands, conv, scale, inner, accumulate=out is not None)
+    result[:, -1:].add_(row)
+    result[:, :-1, -1:].add_(column)
     return result
+
+
+def _run(
+    name: Quantity,
+    operands: dict[str, Tensor],
+    conv: Conv,
+    scale: float,
+    out: Tensor | None,
+    **options: Any,
+) -> Tensor:
+    """Run a plan; what is written into a tensor is not differentiated."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and out is None):
+        return run(name, operands, conv, scale, out, **options)
+
+
+def _check(
+    name: Quantity,
+    like: Tensor,
+    shape: tuple[int, ...],
+    scale: float | None,
+    default: float,
+    out: Tensor | None,
+) -> float:
+    """Refuse what is no scale, and a target that does not fit; return the scale."""
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real)):
+        raise TypeError(describe(name, "scale", "be a number", type(scale).__name__))
+    if out is not None:
+        check_out(name, out, shape, result_dtype(like), like)
+    return default if scale is None else float(scale)
 
 
 def _weighted(x: Tensor, weights: Tensor | None) -> Tensor:
     """Samples times weights."""
     return x if weights is None else x * weights.reshape(-1, *[1] * (x.dim() - 1))
-
-
-def _border(
-    operands: dict[str, Tensor],
-    conv: Conv,
-    scale: float,
-    ones: int,
-    roots: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The last column without, and the last row with, their common entry.
-
-    Samples have been multiplied by the roots of their weights, their ones have not.
-    """
-    x = operands["x"]
-    column = run("patch_total", {"x": _weighted(x, roots)}, conv, scale * ones)
-    count = len(x) if roots is None else float(roots.square().sum())
-    total = scale * count * prod(conv.output_size) * ones
-    corner = column.new_full((conv.groups, 1), total)
-    return column, torch.cat([column, corner], dim=1)
-
-
-def _differentiable(
-    name: Quantity,
-    x: Tensor,
-    conv: Conv,
-    bias: bool,
-    scale: float,
-    ones: int,
-    roots: Tensor | None,
-) -> Tensor:
-    """A factor that nothing is written into."""
-    if not x.numel():
-        size = _factor_size(conv, bias)
-        zeros = x.new_zeros(conv.groups, size, size, dtype=result_dtype(x))
-        return zeros + 0 * x.sum().to(zeros.dtype)
-    operands = {"x": _weighted(prepare(x, conv), roots)}
-    factor = run(name, operands, conv, scale)
-    if not bias:
-        return factor
-    column, border = _border(operands, conv, scale, ones, roots)
-    rows = torch.cat([factor, column[:, :, None]], dim=2)
-    return torch.cat([rows, border[:, None]], dim=1)
-
-
-def _factor_size(conv: Conv, bias: bool) -> int:
-    return conv.in_channels // conv.groups * prod(conv.kernel_size) + bias

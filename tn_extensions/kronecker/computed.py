@@ -18,12 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from tn_extensions.compiler.budget import current_budget
+from tn_extensions.compiler.budget import slices
 from tn_extensions.kronecker.layers import Pairs
 from tn_extensions.kronecker.moments import per_sample_gradients
-
-_CHUNKS = 32
-"""Part of the memory budget that a chunk takes: larger ones are no faster."""
 
 
 def _linear(input: Any, weight: Any, bias: Any = None) -> None: ...
@@ -132,11 +129,8 @@ def parameter_gradients(
     tensors = [t for use, _ in pairs for t in use.computed if t is not None]
     # the graph between both holds a few tensors of either size
     entries = 4 * sum(t.numel() for t in (*tensors, *parameters))
-    each = max(1, entries * parameters[0].element_size())
-    step = max(1, current_budget() // _CHUNKS // each)
-    for start in range(0, num_data, step):
-        chunk = slice(start, min(start + step, num_data))
-        totals = [p.new_zeros(chunk.stop - start, *p.shape) for p in parameters]
+    for chunk in slices(num_data, entries * parameters[0].element_size()):
+        totals = [p.new_zeros(chunk.stop - chunk.start, *p.shape) for p in parameters]
         for use, g in pairs:
             part = [(replace(use, x=use.x[chunk]), g[chunk])]
             for key, computed in zip(("weight", "bias"), use.computed, strict=True):

@@ -167,8 +167,13 @@ def add_input_factor(
         for use in uses
     )
     mean = sum(weighted, start=torch.zeros(()))
-    vectors = mean.flatten(1).unsqueeze(2)
-    return add_outer(vectors, mean.shape[1], factor, scale, rank_limit, bias)
+    if stays_root:
+        return _append(factor, mean.transpose(0, 1), scale, bias)
+    vectors, out = mean.flatten(1), None if factor is None else dense(factor)
+    conv = _pointwise(vectors.shape[1], use.conv.groups)
+    return functional.kfac_expand(
+        vectors.unsqueeze(2), conv, bias=bias, scale=scale, out=out
+    )
 
 
 def add_gradient_factor(
@@ -187,12 +192,19 @@ def add_gradient_factor(
     Returns:
         The factor.
     """
-    groups = pairs[0][0].conv.groups
-    vectors = [gradient for _, gradient in pairs]
+    gradients = [(g.unflatten(2, use.conv.output_size), use.conv) for use, g in pairs]
     if approx == "reduce":
-        vectors = [torch.stack([g.sum(2, keepdim=True) for g in vectors]).sum(0)]
-    for each in vectors:
-        factor = add_outer(each, groups, factor, scale, rank_limit)
+        _, conv = gradients[0]
+        total = torch.stack([g.sum(2) for _, g in pairs]).sum(0)
+        conv = _pointwise(conv.out_channels, conv.groups)
+        gradients = [(total.unsqueeze(2), conv)]
+    for g, conv in gradients:
+        rows, size = len(g) * prod(conv.output_size), conv.out_channels // conv.groups
+        if _stays_root(factor, rows, size, rank_limit):
+            factor = _append(factor, vectors_of(g.flatten(2), conv.groups), scale)
+        else:
+            out = None if factor is None else dense(factor)
+            factor = functional.gradient_factor_expand(g, conv, scale=scale, out=out)
     return cast(Tensor, factor)
 
 
@@ -239,39 +251,15 @@ def rescale(factor: Tensor, scale: float) -> Tensor:
     return factor.mul_(sqrt(scale) if is_root(factor) else scale)
 
 
-def add_outer(
-    vectors: Tensor,
-    groups: int,
-    factor: Tensor | None,
-    scale: float,
-    rank_limit: float,
-    bias: bool = False,
-) -> Tensor:
-    """Add ``scale * sum v v^T`` of each group, over samples and positions, in place.
-
-    Args:
-        vectors: ``[N, C, P]``, as if inputs of a kernel of one position.
-        groups: Groups of channels.
-        factor: What to add to, of ``C / G`` columns. ``None``: zeros.
-        scale: Scale of what is added.
-        rank_limit: Rows that a root may have, as a part of its columns, below one.
-        bias: Whether vectors end with a one.
-
-    Returns:
-        The factor, of float32 or wider.
-    """
-    num_data, channels, *sizes = vectors.shape
-    conv = Conv.make(channels, channels, 1, input_size=sizes, groups=groups)
-    if _stays_root(factor, num_data * prod(sizes), _size(conv, bias), rank_limit):
-        return _append(factor, vectors_of(vectors, groups), scale, bias)
-    out = None if factor is None else dense(factor)
-    return functional.kfac_expand(vectors, conv, bias=bias, scale=scale, out=out)
-
-
 def vectors_of(patches: Tensor, groups: int) -> Tensor:
     """Patches ``[N, G * D, P]`` as rows ``[G, N * P, D]``."""
     rows = patches.unflatten(1, (groups, -1)).permute(1, 0, 3, 2)
     return rows.reshape(groups, -1, rows.shape[-1])
+
+
+def _pointwise(channels: int, groups: int) -> Conv:
+    """A layer with one position."""
+    return Conv.make(channels, channels, 1, 1, groups=groups)
 
 
 def _size(conv: Conv, bias: bool) -> int:
@@ -285,7 +273,9 @@ def _stays_root(factor: Tensor | None, new: int, size: int, limit: float) -> boo
     return held + new <= limit * size
 
 
-def _append(factor: Tensor | None, rows: Tensor, scale: float, bias: bool) -> Tensor:
+def _append(
+    factor: Tensor | None, rows: Tensor, scale: float, bias: bool = False
+) -> Tensor:
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     if bias:
         rows = torch.nn.functional.pad(rows, (0, 1), value=1.0)

@@ -26,7 +26,7 @@ from tn_extensions.kronecker.factors import (
 )
 from tn_extensions.kronecker.inverse import damped_inverse, split_damping
 from tn_extensions.kronecker.layers import Pairs, Use, out_channels, reason_against
-from tn_extensions.kronecker.moments import Basis, bias_moments, kernel_moments
+from tn_extensions.kronecker.moments import bias_moments, kernel_moments
 from tn_extensions.kronecker.multiply import multiply
 from tn_extensions.kronecker.square import decompose, symmetrize
 from tn_extensions.optim.options import LayerOptions, number_at
@@ -258,7 +258,7 @@ class Layer:
         if right is None:
             moments = bias_moments(pairs, left)
         else:
-            moments = kernel_moments(pairs, Basis(left, right, bias=self.is_joint))
+            moments = kernel_moments(pairs, left, right, self.is_joint)
         moments.mul_(scale)
         known = into.sums.get("moments")
         into.sums["moments"] = moments if known is None else known.add_(moments)

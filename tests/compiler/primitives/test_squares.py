@@ -32,6 +32,13 @@ def squared(conv: Conv, batch_size: int) -> dict[str, TensorNetwork]:
     }
 
 
+@examples(15)
+@given(convs(max_dims=2), BATCHES, st.sampled_from([LARGE, TINY]))
+def test_halves_of_four_operands(conv: Conv, batch_size: int, budget: int) -> None:
+    network = quantities.kfac_moments(conv, batch_size, 2, 1)
+    assert assert_all_evaluate(primitive, network, budget)
+
+
 @examples(25)
 @given(convs(max_dims=2), BATCHES, st.sampled_from([LARGE, TINY]), st.booleans())
 def test_norms_and_diagonals(

@@ -7,10 +7,12 @@ from tn_extensions.compiler.primitives.crossed import crossed
 from tn_extensions.compiler.primitives.depthwise import depthwise
 from tn_extensions.compiler.primitives.einsum import einsum
 from tn_extensions.compiler.primitives.embed import embed
+from tn_extensions.compiler.primitives.factored import factored
 from tn_extensions.compiler.primitives.gram import gram
 from tn_extensions.compiler.primitives.khatri_rao import khatri_rao
 from tn_extensions.compiler.primitives.lag import lag
 from tn_extensions.compiler.primitives.matmul import matmul
+from tn_extensions.compiler.primitives.pairwise import pairwise
 from tn_extensions.compiler.primitives.patch_gram import patch_gram
 from tn_extensions.compiler.primitives.pixel import pixel
 from tn_extensions.compiler.primitives.rows import rows
@@ -29,11 +31,13 @@ PRIMITIVES: tuple[Primitive, ...] = (
     gram,
     rows,
     squares,
+    factored,
     crossed,
     khatri_rao,
     patch_gram,
     pixel,
     embed,
+    pairwise,
     einsum,
 )
 """All of them; of candidates that are as fast as each other, the first is taken."""

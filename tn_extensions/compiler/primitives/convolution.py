@@ -134,7 +134,9 @@ def _candidate(network: TensorNetwork, target: Target, roles: Roles) -> Candidat
     call = Operation(kind, f"{roles.image.name} by {roles.kernel.name}", cost)
     held = _copied(roles.image, layout[0], sizes)
     held += _copied(roles.kernel, layout[1], sizes)
-    return Candidate(f"native {kind}", (call,), held, run, compute)
+    copy = Operation("arrange", f"{held}", target.rates.move(held, target.itemsize, 4))
+    operations = (copy, call) if held else (call,)
+    return Candidate(f"native {kind}", operations, held, run, compute)
 
 
 def _cost(

@@ -90,8 +90,8 @@ def _products(
         sides = [" ".join(names[letter] for letter in term) for term in terms]
         text = f"{', '.join(sides[:-1])} -> {sides[-1]}"
         # shapes are odd
-        seconds = 6 * count / 2 / target.rates.gemm
-        yield Operation("product", text, Cost(count / 2, 0, 1, 0, seconds))
+        cost = Cost(count / 2, seconds=3 * count / target.rates.gemm)
+        yield Operation("product", text, cost + target.rates.overhead(8))
 
 
 def _views_of(

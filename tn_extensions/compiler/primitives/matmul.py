@@ -6,6 +6,7 @@ A mirrored network is left to the primitives that compute one triangle.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,7 +30,21 @@ def matmul(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Multiply the two operands, unfolded where they have patterns, as matrices."""
     if not is_mirrored(network):
         for form in MatrixForm.all(network):
-            yield _candidate(network, form, target)
+            yield _candidate(network, _as_written(form, network), target)
+
+
+def _as_written(form: MatrixForm, network: TensorNetwork) -> MatrixForm:
+    """Exchange the operands if the result then has its axes in order."""
+    own = [j for j in network.output_indices if j not in form.batch]
+    if not own or own[0] not in form.columns:
+        return form
+    return replace(
+        form,
+        left=form.right,
+        right=form.left,
+        rows=form.columns,
+        columns=form.rows,
+    )
 
 
 def _candidate(network: TensorNetwork, form: MatrixForm, target: Target) -> Candidate:

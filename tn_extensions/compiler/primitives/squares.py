@@ -133,6 +133,8 @@ def _cuttable(
     both = [j for j in found if all(j in operand.indices for operand in operands)]
     uncut = staged.indices if staged is not None else []
     rest = [index for index in found if index not in (*both, *uncut)]
+    if len(operands) > 2:  # products of some would be made again for each block
+        rest = [index for index in rest if index not in kept]
     rest.sort(key=lambda index: index in kept)
     return [*both, *rest]
 

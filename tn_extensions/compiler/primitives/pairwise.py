@@ -1,0 +1,76 @@
+"""Pairwise: contract two of several operands, then their product with the others.
+
+For networks such as gradients that are rotated into a basis: whether the input first
+meets the output's gradient or the basis is decided by cost, and each product is
+evaluated by whatever is best for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import combinations
+from math import prod
+
+from tn_extensions.compiler.candidate import Candidate, Target, Tensors, as_defined
+from tn_extensions.compiler.half import split_in_half
+from tn_extensions.compiler.primitives.blocks import stored
+from tn_extensions.network import Operand, TensorNetwork
+from tn_extensions.network.nodes import Node
+
+
+@as_defined
+def pairwise(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
+    """Contract each two operands that share what is summed before the others."""
+    if len(network.operands) < 3 or network.pairs or 0 in network.sizes.values():
+        return
+    if split_in_half(network) is not None:  # one half would be evaluated twice
+        return
+    carried = [*(operand.indices for operand in network.operands)]
+    elements = sum(prod(network.sizes[j] for j in own) for own in carried)
+    limit = max(elements + prod(network.shape), target.budget // target.itemsize)
+    for one, two in combinations(network.operands, 2):
+        product = _product(network, one, two)
+        if product is not None and prod(product.shape) <= limit:
+            yield _candidate(network, product, target)
+
+
+def _product(
+    network: TensorNetwork, one: Operand, two: Operand
+) -> TensorNetwork | None:
+    """The product of two operands and the patterns between them.
+
+    What only they carry is summed; None if that is nothing.
+    """
+    carried = {*one.indices, *two.indices}
+    # a pattern that reads a single index of theirs would only unfold it
+    between = [p for p in network.patterns if len(carried & {*p.indices}) > 1]
+    own: list[Node] = [one, two, *between]
+    others = [node for node in network.nodes if node not in own]
+    needed = {*network.output_indices, *(j for node in others for j in node.indices)}
+    indices = dict.fromkeys(index for node in own for index in node.indices)
+    if needed.issuperset(indices):
+        return None
+    kept = [index for index in indices if index in needed]
+    # what both carry first, as products come
+    kept.sort(key=lambda j: not (j in one.indices and j in two.indices))
+    return TensorNetwork(own, [(index,) for index in kept], network.sizes)
+
+
+def _candidate(
+    network: TensorNetwork, product: TensorNetwork, target: Target
+) -> Candidate:
+    names = [operand.name for operand in product.operands]
+    name = " ".join(names)
+    rest = network.replace(product.nodes, [stored(name, product)])
+    first, second = target.best(product), target.best(rest)
+
+    def multiplied(tensors: Tensors) -> Tensors:
+        return {**tensors, name: first.value(tensors)}
+
+    return Candidate(
+        f"{first.name}, {second.name}",
+        (*first.operations, *second.operations),
+        max(first.peak, second.peak) + prod(product.shape),
+        lambda tensors, into: second.run(multiplied(tensors), into),
+        lambda tensors: second.value(multiplied(tensors)),
+    )
