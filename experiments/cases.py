@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -96,6 +97,8 @@ class Case(NamedTuple):
         conv, batch = self.conv, (self.batch_size,)
         inputs = (*batch, conv.in_channels, *conv.input_size)
         outputs = (*batch, conv.out_channels, *conv.output_size)
+        inner = conv.in_channels // conv.groups * prod(conv.kernel_size)
+        outer = conv.out_channels // conv.groups
         shapes = {
             "x": inputs,
             "x_dot": inputs,
@@ -103,6 +106,8 @@ class Case(NamedTuple):
             "weight_dot": conv.weight_shape,
             "g": outputs,
             "S": (self.num_vectors, *outputs),
+            "QA": (conv.groups, inner, inner),
+            "QB": (conv.groups, outer, outer),
         }
         function = getattr(functional, self.quantity)
         parameters = inspect.signature(function).parameters.values()

@@ -25,7 +25,13 @@ LAYERS = {
     "32 groups": Conv.make(64, 64, 3, (14, 14), 1, 1, groups=32),
 }
 
-PENDING = {"kfac_expand", "bias_ggn_diagonal", "ggn_diagonal", "ggn_gram"}
+PENDING = {
+    "bias_ggn_diagonal",
+    "ggn_diagonal",
+    "ggn_gram",
+    "gradient_factor_expand",
+    "kfac_expand",
+}
 """Quantities whose calls are to become few."""
 
 
