@@ -49,6 +49,10 @@ FORMULAS = {
     "patch_total": "`sum_{n, o} U`",
     "kfac_expand": "`sum_{n, o} U U'`",
     "kfac_reduce": "`sum_n (sum_o U) (sum_o U)'`",
+    "gradient_factor_expand": "`sum_{n, o} g g'`",
+    "gradient_factor_reduce": "`sum_n (sum_o g) (sum_o g)'`",
+    "rotated_grad": "`sum_{co, ci, k} QB (sum_o g U) QA`",
+    "kfac_moments": "`sum_n (sum_{co, ci, k} QB (sum_o g U) QA)^2`",
 }
 """Without their scales, as the networks are."""
 
@@ -168,6 +172,11 @@ in place of the operand a JVP.
 KFAC-expand (KFC) joins output positions, KFAC-reduce sums them in each copy.
 
 ![Kronecker factors](figures/kfac.png)
+
+Those of the output's gradients, and EKFAC's moments: squares of per-sample gradients in
+the factors' eigenbases `QA` and `QB`.
+
+![factors of gradients, and moments](figures/moments.png)
 
 ## Simplifications
 

@@ -89,6 +89,19 @@ def pictures() -> dict[str, Scene]:
             ],
             2,
         ),
+        "moments": scene(
+            [
+                Panel(
+                    "gradient_factor_expand", quantities.gradient_factor_expand(CONV, N)
+                ),
+                Panel(
+                    "gradient_factor_reduce", quantities.gradient_factor_reduce(CONV, N)
+                ),
+                Panel("rotated_grad", quantities.rotated_grad(CONV, N)),
+                Panel("kfac_moments", quantities.kfac_moments(CONV, N)),
+            ],
+            2,
+        ),
         "simplifications": scene(_simplifications(), 2),
         "gradients": scene(
             [

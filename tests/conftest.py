@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.fake_cuda import FakeCuda, fake_cuda
 from tn_extensions.compiler.plan import _registered, forget_plans, unregister
 from tn_extensions.compiler.wisdom import _store_of
 
@@ -47,3 +48,10 @@ def unregistered() -> Iterator[None]:
     yield
     for primitive in [*_registered]:
         unregister(primitive)
+
+
+@pytest.fixture
+def cuda() -> Iterator[FakeCuda]:
+    """Offer a CUDA device that is not there."""
+    with fake_cuda() as device:
+        yield device

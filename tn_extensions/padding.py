@@ -51,16 +51,22 @@ def unpad(padded: Tensor, conv: Conv) -> Tensor:
     return padded
 
 
-def source_positions(size: int, padding: tuple[int, int], mode: PaddingMode) -> Tensor:
+def source_positions(
+    size: int,
+    padding: tuple[int, int],
+    mode: PaddingMode,
+    device: torch.device | None = None,
+) -> Tensor:
     """Where each position of a padded axis was copied from, ``[left + size + right]``.
 
     Args:
         size: Size of the axis without padding.
         padding: Padding on the left and right.
         mode: What it holds; not zeros.
+        device: Where the positions are made. Default: the CPU.
     """
     left, right = padding
-    positions = torch.arange(-left, size + right)
+    positions = torch.arange(-left, size + right, device=device)
     if mode == "circular":
         return positions % size
     if mode == "replicate":
@@ -74,7 +80,7 @@ def _unpad_axis(
 ) -> Tensor:
     if not any(padding):
         return padded
-    source = source_positions(size, padding, mode).to(padded.device)
+    source = source_positions(size, padding, mode, padded.device)
     shape = list(padded.shape)
     shape[axis] = size
     return padded.new_zeros(shape).index_add(axis, source, padded)

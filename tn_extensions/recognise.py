@@ -38,6 +38,9 @@ def _options(
         vectors = sizes.get("v")
         required = parameters["num_vectors"].default is inspect.Parameter.empty
         options = [] if required and vectors is None else [{"num_vectors": vectors}]
+    for argument, index in (("rank_a", "a"), ("rank_b", "b")):
+        if argument in parameters:
+            options = [{**one, argument: sizes.get(index)} for one in options]
     if "per_sample" in parameters:
         options = [{**one, "per_sample": kept} for one in options for kept in (0, 1)]
     return options

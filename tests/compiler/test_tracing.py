@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tn_extensions.compiler.constant import Constant
-from tn_extensions.compiler.tracing import is_plain, is_traced
+from tn_extensions.compiler.tracing import holds_data, is_traced
 
 
 def test_autograd() -> None:
@@ -38,14 +39,20 @@ def test_function_transforms() -> None:
 def test_tensors_without_data() -> None:
     with FakeTensorMode():
         fake = torch.ones(2)
-    assert is_traced([fake]) and not is_plain(fake)
-    assert is_plain(torch.ones(2)) and is_plain(nn.Parameter(torch.ones(2)))
+    assert not is_traced([fake]) and not holds_data(fake)
+
+    def look(x: Tensor) -> Tensor:
+        assert is_traced([x]) and not holds_data(x)
+        return x + 1
+
+    make_fx(look, tracing_mode="fake")(torch.ones(2))
+    assert holds_data(torch.ones(2)) and holds_data(nn.Parameter(torch.ones(2)))
 
 
 def test_constants_do_not_outlive_a_trace() -> None:
     constant = Constant(lambda: np.arange(3.0))
     with FakeTensorMode():
         traced = constant.like(torch.ones(2))
-    assert not is_plain(traced)
+    assert not holds_data(traced)
     real = constant.like(torch.ones(2))
     assert real.tolist() == [0, 1, 2] and constant.like(torch.ones(1)) is real

@@ -34,6 +34,12 @@ DEFINED: dict[str, Define] = {
     "patch_total": lambda conv: quantities.patch_total(conv, 2),
     "kfac_expand": lambda conv: quantities.kfac_expand(conv, 2),
     "kfac_reduce": lambda conv: quantities.kfac_reduce(conv, 2),
+    "gradient_factor_expand": lambda conv: quantities.gradient_factor_expand(conv, 2),
+    "gradient_factor_reduce": lambda conv: quantities.gradient_factor_reduce(
+        conv, 2, 3
+    ),
+    "rotated_grad": lambda conv: quantities.rotated_grad(conv, 2),
+    "kfac_moments": lambda conv: quantities.kfac_moments(conv, 2, 3, 2),
 }
 """By name, all of ``quantities.Quantity``."""
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from tn_extensions.kronecker import engine
@@ -99,4 +100,5 @@ def test_traced() -> None:
     vmap(function)(torch.ones(2))
     with torch._subclasses.FakeTensorMode():
         function(torch.ones(2))
-    assert seen == [False, True, True]
+    make_fx(function, tracing_mode="fake")(torch.ones(2))
+    assert seen == [False, True, False, True]

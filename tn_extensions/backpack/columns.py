@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tn_extensions.backpack.sharing import SHARED
+from tn_extensions.compiler.allocate import memory_of
 from tn_extensions.compiler.budget import current_budget
 
 
@@ -49,13 +50,13 @@ class Columns:
         self._holders.add(self)
 
     def _memory(self) -> set[int]:
-        return {piece.untyped_storage().data_ptr() for piece in self.pieces}
+        return {memory_of(piece) for piece in self.pieces}
 
     def shares_memory(self, value: Any) -> bool:
         """Whether a value is a tensor in the memory of a piece."""
         if not isinstance(value, Tensor):
             return False
-        return value.untyped_storage().data_ptr() in self._memory()
+        return memory_of(value) in self._memory()
 
     @property
     def is_alone(self) -> bool:

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from tn_extensions.compiler.allocate import address_of
+
 T = TypeVar("T")
 
 
@@ -52,7 +54,7 @@ class Shared:
 
 
 def _key(name: Hashable, given: Iterable[Tensor]) -> Hashable:
-    return name, *((t.data_ptr(), t.numel(), t.dtype) for t in given)
+    return name, *((address_of(t), t.numel(), t.dtype) for t in given)
 
 
 SHARED = Shared()

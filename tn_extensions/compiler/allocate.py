@@ -1,16 +1,16 @@
-"""Memory for results."""
+"""Memory: of results, and what tensors share."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
-from tn_extensions.compiler.tracing import is_plain
+from tn_extensions.compiler.tracing import holds_data
 
 _HUGE_PAGE = 2**21
 _ALWAYS_FRESH = 2**25
@@ -30,7 +30,7 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     result = like.new_empty(tuple(shape))
     advise = _madvise()
     size = result.numel() * result.element_size()
-    on_cpu = result.device.type == "cpu" and is_plain(result)
+    on_cpu = result.device.type == "cpu" and holds_data(result)
     if advise is not None and on_cpu and size > _ALWAYS_FRESH:
         begin = result.data_ptr()
         first = -(-begin // _HUGE_PAGE) * _HUGE_PAGE
@@ -38,6 +38,19 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
         if last > first:
             advise(first, last - first, mmap.MADV_HUGEPAGE)
     return result
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Identify a tensor's memory, also that of a tensor without data."""
+    storage = tensor.untyped_storage()
+    return storage.data_ptr() if holds_data(tensor) else storage._cdata
+
+
+def address_of(tensor: Tensor) -> Hashable:
+    """Identify where a tensor begins in memory, also a tensor without data."""
+    if holds_data(tensor):
+        return tensor.data_ptr()
+    return memory_of(tensor), tensor.storage_offset()
 
 
 @lru_cache(maxsize=1)

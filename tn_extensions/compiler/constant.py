@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tn_extensions.compiler.tracing import is_plain
+from tn_extensions.compiler.tracing import holds_data
 
 
 class Constant:
@@ -26,11 +26,11 @@ class Constant:
         """The constant with dtype and device of a tensor."""
         key = (tensor.dtype, tensor.device)
         found = self._tensors.get(key)
-        if found is None or not is_plain(tensor):
+        if found is None or not holds_data(tensor):
             # what is made in inference mode could not be differentiated through later
             with torch.inference_mode(False):
                 array = torch.from_numpy(self._make())
                 found = array.to(device=key[1], dtype=key[0])
-            if is_plain(found):  # what a compiler traces with is gone after that
+            if holds_data(found):  # what a compiler traces with is gone after that
                 self._tensors[key] = found
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -36,9 +36,10 @@ def convolution(
     groups: int,
 ) -> Tensor:
     """Convolution ``[N, C_out, O...]``."""
-    return _CONVOLUTIONS[len(stride)](
-        x, weight, None, list(stride), list(padding), list(dilation), groups
-    )
+    with _precision(x):
+        return _CONVOLUTIONS[len(stride)](
+            x, weight, None, list(stride), list(padding), list(dilation), groups
+        )
 
 
 def transposed_convolution(
@@ -58,16 +59,17 @@ def transposed_convolution(
         # a broadcast factor would have both others copied
         product = weight.flatten(1).mT.expand(len(x), -1, -1) @ x.flatten(2)
         return product.unflatten(2, x.shape[2:])
-    return _TRANSPOSED[len(stride)](
-        x,
-        weight,
-        None,
-        list(stride),
-        list(padding),
-        list(output_padding),
-        groups,
-        list(dilation),
-    )
+    with _precision(x):
+        return _TRANSPOSED[len(stride)](
+            x,
+            weight,
+            None,
+            list(stride),
+            list(padding),
+            list(output_padding),
+            groups,
+            list(dilation),
+        )
 
 
 def weight_gradient(
@@ -84,7 +86,7 @@ def weight_gradient(
     # torch asks for a weight but reads its shape only
     weight = x.new_empty(1).expand(shape)
     zeros = [0] * len(kernel)
-    with _exact(x):
+    with _precision(x):
         _, result, _ = torch.ops.aten.convolution_backward(
             g,
             x,
@@ -106,7 +108,7 @@ def depthwise_convolution(
 ) -> Tensor:
     """Convolve each channel ``[C, I...]`` with its own kernel ``[C, K...]``."""
     convolve = _CONVOLUTIONS[len(stride)]
-    with _exact(x):
+    with _precision(x):
         result = convolve(
             x[None],
             weight[:, None],
@@ -117,17 +119,21 @@ def depthwise_convolution(
     return result[0]
 
 
-def _exact(x: Tensor) -> AbstractContextManager[None]:
-    """On CUDA, keep convolutions from rounding their inputs to 10 bits."""
-    return _full_precision() if x.is_cuda else nullcontext()
-
-
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    cudnn: Any = torch.backends.cudnn
-    convolutions = cudnn.conv
+def _precision(x: Tensor) -> Iterator[None]:
+    """On CUDA, let convolutions round their inputs if matrix products may.
+
+    torch has a setting of its own for them, which rounds to 10 bits by default.
+    """
+    if x.device.type != "cuda":
+        yield
+        return
+    backends: Any = torch.backends
+    convolutions, products = backends.cudnn.conv, backends.cuda.matmul
     before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"
+    # what torch.set_float32_matmul_precision sets
+    rounds = products.fp32_precision == "tf32"
+    convolutions.fp32_precision = "tf32" if rounds else "ieee"
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ from tn_extensions.compiler.planning import Mode, current_mode
 from tn_extensions.compiler.primitives import PRIMITIVES
 from tn_extensions.compiler.shortlists import CLOSE, Shortlists, Source, varying_indices
 from tn_extensions.compiler.table import in_a_line, mebi, milli, plan_table, si
-from tn_extensions.compiler.tracing import is_capturing, is_traced
+from tn_extensions.compiler.tracing import holds_data, is_capturing, is_traced
 from tn_extensions.compiler.wisdom import find, key_of, record
 from tn_extensions.network import TensorNetwork, simplify
 from tn_extensions.network.rules import pair, pairable
@@ -161,6 +161,8 @@ class Plan:
         """Run the best-ranked candidates, and keep to the fastest from now on."""
         like = next(iter(tensors.values()))
         if torch.are_deterministic_algorithms_enabled() or is_capturing(like):
+            return
+        if not holds_data(like):  # there is nothing to take time for
             return
         with _MEASURING:  # one at a time, or they would slow each other down
             if self._is_settled:

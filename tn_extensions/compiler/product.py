@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tn_extensions.compiler.cost import LONG, PIECE
-from tn_extensions.compiler.tracing import is_traced
+from tn_extensions.compiler.tracing import holds_data, is_traced
 
 _SMALL = 2**19
 """Multiply-adds below which the overhead of a call decides."""
@@ -82,7 +82,7 @@ def uses_onednn(left: Tensor, right: Tensor, fewest: int = FEW) -> bool:
     """Whether a product of at least so many terms is better left to oneDNN."""
     if left.dim() != 2 or left.dtype != torch.float32 or left.device.type != "cpu":
         return False
-    if is_traced((left, right)):
+    if not holds_data(left) or is_traced((left, right)):
         return False
     rows, terms = left.shape
     columns = right.shape[0]

@@ -6,26 +6,39 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 _PLAIN = (Tensor, nn.Parameter)
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
 def is_traced(operands: Iterable[Tensor]) -> bool:
-    """Whether operations on tensors are recorded, to be differentiated or compiled.
+    """Tell whether operations on tensors are recorded, by autograd or a compiler.
 
     Then results may not be written piece by piece, and torch's internal operators,
     which have no derivatives, not be called.
     """
     recorded = torch.is_grad_enabled()
     for operand in operands:
-        if (recorded and operand.requires_grad) or not is_plain(operand):
+        if (recorded and operand.requires_grad) or is_compiled(operand):
             return True
     level = getattr(torch._C._functorch, "maybe_current_level", None)
     return level is not None and level() is not None
 
 
-def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor holds data, unlike those that a compiler traces with."""
+def is_compiled(tensor: Tensor) -> bool:
+    """Tell whether a compiler records operations on a tensor.
+
+    Under ``FakeTensorMode`` alone, operations run as they would on the tensors' device,
+    but for the values.
+    """
+    if isinstance(tensor, FakeTensor):
+        return torch._C._get_dispatch_mode(_PROXY) is not None
+    return not holds_data(tensor)
+
+
+def holds_data(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds data, unlike those that a compiler traces with."""
     return type(tensor) in _PLAIN
 
 

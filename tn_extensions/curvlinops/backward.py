@@ -14,7 +14,7 @@ from torch.autograd import grad
 from tn_extensions.errors import describe
 from tn_extensions.kronecker import losses, rows
 from tn_extensions.kronecker.computed import leaves_of
-from tn_extensions.kronecker.factors import is_finite
+from tn_extensions.kronecker.host import is_finite
 from tn_extensions.kronecker.layers import Groups, Pairs, reason_against
 from tn_extensions.kronecker.observe import Uses, innermost, observed
 
@@ -246,7 +246,7 @@ class BackwardPasses:
         for name in names:
             if not results.get(name):
                 self._refuse_unused(name)
-            if not all(bool(result.isfinite().all()) for result in results[name]):
+            if not is_finite(*results[name]):
                 argument = f"{what} of layer {name!r}"
                 raise ValueError(describe(owner, argument, "be finite", "inf or nan"))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from tn_extensions import functional
+from tn_extensions.compiler.allocate import address_of
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.curvlinops.ggn import GGNOperator
 from tn_extensions.kronecker.computed import parameter_gradients
@@ -102,8 +103,8 @@ class GGNGramLinearOperator(GGNOperator):
 
     def _forward(self, columns: list[list[Tensor]]) -> Tensor:
         """``J w`` of each ``w``, as columns."""
-        named = {p.data_ptr(): name for name, p in self._model_func.named_parameters()}
-        names = [named[parameter.data_ptr()] for parameter in self._params]
+        named = {address_of(p): name for name, p in self._model_func.named_parameters()}
+        names = [named[address_of(parameter)] for parameter in self._params]
         primals = tuple(parameter.detach() for parameter in self._params)
         found = []
         for X, y, data, rows, vectors in self._batches():

@@ -12,6 +12,7 @@ import torch
 from curvlinops import kfac as stock
 from torch import Tensor, nn
 
+from tn_extensions.compiler.allocate import address_of
 from tn_extensions.curvlinops.compute import FactorPasses
 from tn_extensions.curvlinops.inverse import KFACInverseLinearOperator
 from tn_extensions.curvlinops.stored import Factors, kept, state
@@ -107,19 +108,19 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
         cls, params: Sequence[nn.Parameter], model_func: nn.Module
     ) -> dict[str, dict[str, int]]:
         """Positions of a layer's parameters, by the layer's name."""
-        names = {p.data_ptr(): name for name, p in model_func.named_parameters()}
-        strange = [i for i, p in enumerate(params) if p.data_ptr() not in names]
+        names = {address_of(p): name for name, p in model_func.named_parameters()}
+        strange = [i for i, p in enumerate(params) if address_of(p) not in names]
         if strange:
             rule = "hold parameters of the model"
             found = f"others at {strange}"
             raise ValueError(describe(cls.__name__, "params", rule, found))
         owned = parameters_of_layers(model_func, cls._COMPUTED_KERNELS)
         mapping: dict[str, dict[str, int]] = {}
-        positions = {p.data_ptr(): i for i, p in reversed([*enumerate(params)])}
+        positions = {address_of(p): i for i, p in reversed([*enumerate(params)])}
         for name, own in owned.items():
-            keys = [key for key, p in own.items() if p.data_ptr() in positions]
+            keys = [key for key, p in own.items() if address_of(p) in positions]
             if keys:
-                mapping[name] = {key: positions[own[key].data_ptr()] for key in keys}
+                mapping[name] = {key: positions[address_of(own[key])] for key in keys}
         layers: defaultdict[int, list[str]] = defaultdict(list)
         for name, places in mapping.items():
             for position in places.values():
@@ -131,7 +132,7 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
             message = describe(cls.__name__, argument, rule, found, remedy)
             return NotImplementedError(message)
 
-        others = [names[p.data_ptr()] for i, p in enumerate(params) if i not in layers]
+        others = [names[address_of(p)] for i, p in enumerate(params) if i not in layers]
         if others:
             supported = ", ".join(module.__name__ for module in cls._SUPPORTED_MODULES)
             found, remedy = ", ".join(others), "Leave them out"
@@ -146,7 +147,7 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
                 raise refusal(f"layer {name!r}", rule, f"one that {reason}", remedy)
         for parameter in params:
             if parameter.is_complex():
-                argument = f"parameter {names[parameter.data_ptr()]!r}"
+                argument = f"parameter {names[address_of(parameter)]!r}"
                 raise refusal(argument, "be real", parameter.dtype)
         tied = [" and ".join(own) for own in layers.values() if len(own) > 1]
         if tied:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from tn_extensions.diagram import label
 from tn_extensions.diagram.place import Spot
@@ -46,7 +46,7 @@ class Router:
         for number in self.ports.lanes:
             wires[number] = wire = self._lane(number, self.links[number], legs)
             legs += [wire.leg.x] if wire.leg else []
-        return tuple(wires[number] for number in range(len(self.links)))
+        return _apart(wires[number] for number in range(len(self.links)))
 
     def _wire(
         self,
@@ -222,6 +222,36 @@ class Router:
             if spot.column == column
         ]
         return min(ends) if side == "left" else max(ends)
+
+
+def _apart(wires: Iterable[Wire]) -> tuple[Wire, ...]:
+    """Move labels along straight lines where they cover those of earlier wires."""
+    placed: list[Wire] = []
+    for wire in wires:
+        path = wire.paths[0]
+        if wire.leg is None and wire.ones is None and wire.paths == (path[:2],):
+            spots = (_between(path[0], path[1], part) for part in _PARTS)
+            given = wire.label.at
+            free = (at for at in (given, *spots) if _clear(wire, at, placed))
+            at = next(free, given)
+            wire = replace(wire, label=replace(wire.label, at=at))
+        placed.append(wire)
+    return tuple(placed)
+
+
+_PARTS = (0.35, 0.65, 0.25, 0.75, 0.15, 0.85)
+"""Other places for a label, as parts of the way between its carriers."""
+
+
+def _clear(wire: Wire, spot: Point, placed: Iterable[Wire]) -> bool:
+    """Tell if a label at a spot covers none of the others."""
+    width = label.size_of(wire.label.text)
+    for other in placed:
+        wide = 0.07 * (width + label.size_of(other.label.text))
+        dx, dy = spot.x - other.label.at.x, spot.y - other.label.at.y
+        if abs(dx) < wide and abs(dy) < 0.24:
+            return False
+    return True
 
 
 def _between(start: Point, end: Point, part: float) -> Point:

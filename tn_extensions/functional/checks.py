@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.allocate import memory_of
 from tn_extensions.conv import Conv
 from tn_extensions.errors import describe
 
@@ -98,7 +99,7 @@ def check_out(
         rule = f"equal {list(shape)}"
         raise ValueError(describe(name, "out.shape", rule, list(out.shape)))
     check_like(name, "out", out, dtype, x)
-    if out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() and x.numel():
+    if memory_of(out) == memory_of(x) and x.numel():
         raise ValueError(describe(name, "out", "have memory of its own", "memory of x"))
 
 

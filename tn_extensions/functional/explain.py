@@ -11,7 +11,7 @@ from torch import Tensor
 from tn_extensions.compiler import Plan, plan
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.errors import describe
-from tn_extensions.functional import bias, factors, gradients, linear
+from tn_extensions.functional import bias, factors, gradients, linear, moments
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.methods import method_of
 from tn_extensions.quantities import Quantity
@@ -56,7 +56,7 @@ class Explanation:
     @property
     def function(self) -> Callable[..., Tensor] | None:
         """The function of :mod:`tn_extensions.functional` for it, if there is one."""
-        modules = (bias, factors, gradients, linear)
+        modules = (bias, factors, gradients, linear, moments)
         functions = (getattr(module, self.quantity or "", None) for module in modules)
         return next(filter(None, functions), None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.allocate import memory_of
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.conv import Conv
 from tn_extensions.functional.checks import (
@@ -186,8 +187,7 @@ def unfold_input(x: Tensor, conv: Conv) -> Tensor:
     result = run("unfold_input", {"x": prepare(x, conv)}, conv)
     if is_traced((x, result)):  # a view may have no storage to compare
         return result.clone()
-    shared = result.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-    return result.clone() if shared else result
+    return result.clone() if memory_of(result) == memory_of(x) else result
 
 
 def _plain(

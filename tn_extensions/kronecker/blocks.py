@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from tn_extensions.kronecker.factors import compact, is_finite, is_root, logdet, trace
+from tn_extensions.kronecker.factors import compact, is_root, logdet, trace
+from tn_extensions.kronecker.host import holds, is_finite
 from tn_extensions.kronecker.span import Span
 
 
@@ -52,7 +53,7 @@ class LowRank:
     def is_finite(self) -> bool:
         """Whether all entries are finite."""
         parts = [part for part in (self.root, self.cholesky) if part is not None]
-        return all(map(is_finite, parts))
+        return is_finite(*parts)
 
     def _add(self, matrices: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Add a product to the shifted matrices."""
@@ -264,7 +265,7 @@ class Rotated:
     def is_definite(self) -> bool:
         """True if all eigenvalues are finite and positive."""
         rest = not self.is_thin or self.rest > 0
-        return rest and self.is_finite and bool((self.values > 0).all())
+        return rest and self.is_finite and holds((self.values > 0).all())
 
     def trace(self) -> Tensor:
         """Sum of the eigenvalues."""

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
+
+from tn_extensions.compiler.tracing import is_compiled
 
 
 def node_of(output: Tensor) -> Any:
@@ -28,7 +29,7 @@ def is_traced(x: Tensor) -> bool:
     """
     # torch has no public name for the stack of transforms
     is_transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return is_transformed or torch._C._is_tracing() or isinstance(x, FakeTensor)
+    return is_transformed or torch._C._is_tracing() or is_compiled(x)
 
 
 def current_pass() -> int:

@@ -18,6 +18,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from tn_extensions import functional
 from tn_extensions.conv import Conv
+from tn_extensions.kronecker.host import is_finite
 from tn_extensions.kronecker.layers import Pairs, Use
 from tn_extensions.kronecker.square import above
 
@@ -50,12 +51,6 @@ def squared_sums(factor: Tensor) -> Tensor:
 def trace(factor: Tensor) -> Tensor:
     """Trace of each group, ``[G]``."""
     return squared_sums(factor).sum(1)
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all entries are, which takes one pass and no memory."""
-    largest = torch.linalg.vector_norm(tensor, torch.inf) if tensor.numel() else tensor
-    return bool(largest.isfinite().all())
 
 
 def eigenbasis(factor: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:
@@ -110,7 +105,7 @@ def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
         if is_double:
             raise
     else:
-        if is_finite(values) and is_finite(vectors):
+        if is_finite(values, vectors):
             return values, vectors
         if is_double:
             raise LinAlgError("no finite eigenvectors were found")

@@ -10,6 +10,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from tn_extensions.kronecker.blocks import LowRank, Matrix
 from tn_extensions.kronecker.factors import compact, diagonal, is_root, trace
+from tn_extensions.kronecker.host import holds
 
 Damping = float | Tensor
 """Of all groups, or of each one, ``[G]``."""
@@ -39,9 +40,9 @@ def damped_inverse(
         torch.linalg.LinAlgError: If the damped factor is singular.
     """
     if not isinstance(damping, Tensor):
-        damping = factor.new_tensor([float(damping)])
+        damping = factor.new_full((1,), float(damping))
     damping = damping.to(factor.dtype).unsqueeze(1)
-    if is_root(factor) and not (damping > 0).all():
+    if is_root(factor) and not holds((damping > 0).all()):
         raise LinAlgError("a factor of few data is singular without damping")
     matrix = compact(factor).clone()
     diagonal(matrix).add_(damping)

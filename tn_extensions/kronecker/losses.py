@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from tn_extensions.errors import describe
+from tn_extensions.kronecker.host import holds
 
 OPTIONS = {
     nn.CrossEntropyLoss: ("weight", "ignore_index", "label_smoothing"),
@@ -138,14 +139,14 @@ def scale(loss: Any, output: Tensor, y: Tensor) -> Tensor | None:
         smoothed = (1 - smoothing) * y + smoothing / y.shape[1]
         return (smoothed @ weight).sqrt().unsqueeze(1)
     kept = y != loss.ignore_index
-    if loss.weight is None and bool(kept.all()):
+    if loss.weight is None and holds(kept.all()):
         return None
     weight = output.new_ones(output.shape[1]) if loss.weight is None else loss.weight
     own = weight[y.where(kept, 0).long()] * kept
     rows = (1 - smoothing) * own + smoothing * weight.mean() * kept
     if loss.reduction == "mean":
         # a batch of ignored rows only has a loss of nan; it has no curvature
-        rows = rows * (len(y) / own.sum()) if kept.any() else rows
+        rows = rows * (len(y) / own.sum()) if holds(kept.any()) else rows
     return rows.sqrt().unsqueeze(1)
 
 

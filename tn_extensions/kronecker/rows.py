@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tn_extensions.kronecker.factors import is_finite
+from tn_extensions.kronecker.host import holds, is_finite
 
 _EXPONENTS = 8
 
@@ -70,4 +70,4 @@ def _is_scaled(gradient: Tensor, scaled: Tensor, scales: Tensor) -> bool:
     sizes = expected.abs().amax(1)
     # rounding does not decide: products with powers of two are exact
     epsilon = torch.finfo(gradient.dtype).eps
-    return bool((errors <= epsilon**0.5 / 4 * sizes + epsilon * sizes.max()).all())
+    return holds((errors <= epsilon**0.5 / 4 * sizes + epsilon * sizes.max()).all())

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.linalg import matrix_norm
 
+from tn_extensions.kronecker.host import holds
+
 _SHARE = 4
 """Of its rows, one in so many may be independent: then the work is halved at least."""
 _EXTRA = 8
@@ -52,7 +54,7 @@ class Span:
         left = others - basis @ (basis.mT @ others)
         limit = _TOLERANCE * torch.finfo(matrices.dtype).eps
         norms, bounds = matrix_norm(left), limit * matrix_norm(others)
-        self.is_low = bool((norms <= bounds).all())
+        self.is_low = holds((norms <= bounds).all())
         return (basis, basis.mT @ matrices) if self.is_low else None
 
 

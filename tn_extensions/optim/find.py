@@ -9,6 +9,7 @@ from warnings import warn
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
 from torch.nn.utils.parametrize import ParametrizationList
 
 from tn_extensions.errors import describe
@@ -111,7 +112,7 @@ def _check_whole(owner: str, parameters: Mapping[str, Any]) -> None:
             remedy = "Pass a batch through the model first"
             raise ValueError(describe(owner, name, "have a shape", "none", remedy))
         # a plain tensor knows no sharding
-        if type(parameter.data) is not torch.Tensor:
+        if type(parameter.data) not in (torch.Tensor, FakeTensor):
             kind = type(parameter.data).__name__
             rule = "be held whole by each process"
             remedy = "Use DistributedDataParallel in place of sharding"

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from tn_extensions.kronecker.host import holds
+
 
 def not_finite(gradients: Mapping[str, Tensor]) -> list[str]:
     """Names of gradients with an infinite entry or nan."""
     # a sum is finite only if all of its terms are; there is one answer for all
     sums = [_sum(gradient).double() for gradient in gradients.values()]
     is_finite = torch.stack(sums).isfinite()
-    if is_finite.all():
+    if holds(is_finite.all()):
         return []
     both = zip(gradients, is_finite.tolist(), strict=True)
     return [name for name, is_fine in both if not is_fine]
@@ -39,14 +41,13 @@ def replace_gradients(
         products.append(_inner(own, new))
         written.append(own.copy_(new))
     total = torch.stack(products).sum()
-    if not total.isfinite():
+    if not holds(total.isfinite()):
         return False
     if clip_and_lr is not None:
         clip, lr = clip_and_lr
         scale = (clip / (total.abs() * lr**2)).sqrt().clamp(max=1)
-        if scale < 1:
-            for own in written:
-                own.mul_(scale)
+        for own in written:  # by one, rather than asking whether it is less
+            own.mul_(scale)
     return True
 
 

@@ -24,6 +24,7 @@ from tn_extensions.kronecker.factors import (
     squared_sums,
     trace,
 )
+from tn_extensions.kronecker.host import holds
 from tn_extensions.kronecker.inverse import damped_inverse, split_damping
 from tn_extensions.kronecker.layers import Pairs, Use, out_channels, reason_against
 from tn_extensions.kronecker.moments import bias_moments, kernel_moments
@@ -202,7 +203,7 @@ class Layer:
         for key in self._noted if self.gathered.num_data else ():
             gradient = self.gradients.get(key)
             is_zero = gradient is not None and (
-                not self._is_as_noted(key) and not gradient.any()
+                not self._is_as_noted(key) and not holds(gradient.any())
             )
             if gradient is None or is_zero:
                 self.forget()
@@ -481,7 +482,7 @@ def all_finite(statistics: Statistics) -> bool:
         (own if what == "moments" else squared_sums(own)).sum()
         for what, own in statistics.items()
     ]
-    return bool(torch.stack(sums).isfinite().all())
+    return holds(torch.stack(sums).isfinite().all())
 
 
 def _whole(factor: Tensor) -> Tensor:

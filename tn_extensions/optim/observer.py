@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tn_extensions.errors import describe
 from tn_extensions.kronecker import engine, losses
+from tn_extensions.kronecker.host import is_finite
 from tn_extensions.kronecker.layers import Pairs, Use
 from tn_extensions.kronecker.observe import innermost
 from tn_extensions.optim.layer import Gathered, Layer
@@ -319,7 +320,7 @@ class Observer:
             # of a single output, which was squeezed
             output = output.unsqueeze(1)
         rows = output.reshape(-1, output.shape[-1])
-        if self._fisher == "mc" and not rows.isfinite().all():
+        if self._fisher == "mc" and not is_finite(rows.detach()):
             rule = "return finite outputs"
             raise ValueError(describe(self._owner, "the model", rule, "inf or nan"))
         return rows

@@ -29,7 +29,7 @@ def factored(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     if half is None or 0 in network.sizes.values():
         return
     factors = _factors(simplify(half))
-    if len(factors) < 2:
+    if len(factors) < 2 or not all(one.operands for one in factors):
         return
     found = {f"squares {number}": one for number, one in enumerate(factors)}
     squares = [stored(name, one) for name, one in found.items()]
