@@ -12,7 +12,7 @@ from tests.compiler.candidates import OTHERS, layer, with_pairs
 from tests.reference import dense
 from tests.strategies import BATCHES, convs, examples, noise
 from tn_extensions import Conv, quantities
-from tn_extensions.compiler.half import Half, shared_indices, split_in_half
+from tn_extensions.compiler.half import Half
 from tn_extensions.network import Operand
 
 
@@ -24,7 +24,8 @@ def test_half_times_itself_is_the_network(conv: Conv, batch_size: int) -> None:
         network = quantity(conv, batch_size)
         half = Half.of(network)
         assert half is not None and half.dims == ()
-        value = dense.evaluate(half.network(), {"x": x})
+        alone = half.network(half.batch, half.columns, half.rows)
+        value = dense.evaluate(alone, {"x": x})
         expected = dense.evaluate(network, {"x": x})
         assert_allclose(value @ value.swapaxes(1, 2), expected, atol=1e-10)
 
@@ -61,14 +62,22 @@ def test_lags_need_kernel_positions_in_each_dimension() -> None:
     assert not replace(half, dims=(replace(first, free=None), second)).has_lags
 
 
-def test_split_in_half() -> None:
-    network = quantities.ggn_gram(layer(), 2, 3)
-    nodes = split_in_half(network)
-    assert nodes is not None
-    assert {node.name for node in nodes if isinstance(node, Operand)} == {"x", "g"}
-    assert set(shared_indices(network)) == {"g", "ci", "co", "k1", "k2"}
-    assert split_in_half(OTHERS["kfac_expand, paired"]) is None
-    assert split_in_half(OTHERS["conv"]) is None
+def test_halves_of_two_operands() -> None:
+    half = Half.of(quantities.ggn_gram(layer(), 2, 3))
+    assert half is not None
+    assert {operand.name for operand in half.operands} == {"x", "g"}
+    assert half.batch == () and half.columns == ("v", "n")
+    assert set(half.rows) == set(half.shared) == {"g", "ci", "co", "k1", "k2"}
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_halves_that_share_what_the_result_keeps(per_sample: bool) -> None:
+    half = Half.of(quantities.ggn_diagonal(layer(), 2, 3, per_sample))
+    assert half is not None and half.columns == ()
+    kept = {"g", "ci", "co", "k1", "k2", *(["n"] if per_sample else [])}
+    assert set(half.batch) == kept
+    assert set(half.rows) == {"v", "n"} - kept
+    assert set(half.shared) == {*half.batch, *half.rows}
 
 
 @pytest.mark.parametrize("name", ["conv", "unfold_input", "patch_sum"])
@@ -81,7 +90,10 @@ def test_one_sided_outputs_have_no_half() -> None:
     group, columns, copies = network.output
     assert Half.of(network.replace(output=[group, copies, columns])) is not None
     assert Half.of(network.replace(output=[columns, group, copies])) is None
-    assert Half.of(network.replace(output=[columns, copies])) is None
+    alone = Half.of(network.replace(output=[columns, copies]))
+    assert alone is not None and alone.batch == () and "g" in alone.rows
+    joined = with_pairs(network)
+    assert Half.of(joined.replace(output=[columns, copies])) is None
     other = network.operands[1]
     renamed = type(other)("y", other.axes)
     assert Half.of(network.replace([other], [renamed])) is None

@@ -9,9 +9,6 @@ from torch import Tensor
 
 from tn_extensions.compiler.product import multiply, sums_one_by_one, uses_onednn
 
-_STRIP_ELEMENTS = 2**20
-"""Of a product that oneDNN, which takes no target, leaves in the cache."""
-
 
 @dataclass(slots=True)
 class Accumulator:
@@ -21,8 +18,7 @@ class Accumulator:
         out: The target.
         scale: Factor of everything that is written.
         fresh: Whether ``out`` is uninitialised, so that the first value replaces what
-        is
-            there. Primitives that write in several rounds set it to false after one.
+            is there. Primitives that write in several rounds set it to false after one.
     """
 
     out: Tensor
@@ -38,14 +34,9 @@ class Accumulator:
 
     def put_product(self, target: Tensor, left: Tensor, right: Tensor) -> None:
         """Write (or add) the scaled product ``left @ right^T`` to a view."""
-        if sums_one_by_one(left, right):
+        if sums_one_by_one(left, right) or uses_onednn(left, right):
+            # oneDNN takes no target
             self.put(target, multiply(left, right))
-            return
-        if uses_onednn(left, right):
-            height = max(1, _STRIP_ELEMENTS // right.shape[0])
-            for start in range(0, left.shape[0], height):
-                rows = slice(start, start + height)
-                self.put(target[rows], multiply(left[rows], right))
             return
         add = torch.addmm if target.dim() == 2 else torch.baddbmm
         beta = 0 if self.fresh else 1

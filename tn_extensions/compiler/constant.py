@@ -22,9 +22,9 @@ class Constant:
         self._make = make
         self._tensors: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
-    def like(self, tensor: Tensor) -> Tensor:
-        """The constant with dtype and device of a tensor."""
-        key = (tensor.dtype, tensor.device)
+    def like(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The constant on the device of a tensor, of its or another dtype."""
+        key = (dtype or tensor.dtype, tensor.device)
         found = self._tensors.get(key)
         if found is None or not holds_data(tensor):
             # what is made in inference mode could not be differentiated through later

@@ -1,51 +1,22 @@
 """Mirrored networks: a half times its primed copy.
 
-Nearly every curvature quantity has this form. Primitives that exploit it see the
-network through a :class:`Half`, whose roles follow from structure alone.
+Nearly every curvature quantity has this form. They differ in what their halves hold,
+and in which indices the two copies share, which the result keeps and which are
+contracted. Primitives read that off a :class:`Half`, never off a quantity's name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 from tn_extensions.network.index import is_primed, prime
 from tn_extensions.network.nodes import Node, Pair, Progression
 from tn_extensions.network.rules import is_mirrored
 from tn_extensions.network.rules.mirror import exchange
-
-
-def nodes_of_half(network: TensorNetwork) -> list[Node]:
-    """The nodes that are no copies; a pair is in neither half."""
-    return [node for node in network.nodes if not any(map(is_primed, node.indices))]
-
-
-def shared_indices(network: TensorNetwork) -> list[str]:
-    """The indices that a half shares with its copy."""
-    return [
-        index
-        for index in network.indices
-        if not is_primed(index) and prime(index) not in network.sizes
-    ]
-
-
-@lru_cache(maxsize=512)
-def split_in_half(network: TensorNetwork) -> tuple[Node, ...] | None:
-    """The nodes of one half of any operands; None if not mirrored, or joined."""
-    if network.pairs or not is_mirrored(network):
-        return None
-    nodes = tuple(nodes_of_half(network))
-    return nodes if 2 * len(nodes) == len(network.nodes) else None
-
-
-def rows_of_gram(network: TensorNetwork) -> tuple[str, ...] | None:
-    """The indices of rows, of a result ``(rows, rows')``; None if it is not of that."""
-    if len(network.output) != 2:
-        return None
-    rows, copies = network.output
-    return rows if rows and copies == tuple(map(prime, rows)) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +39,21 @@ class PairedDim:
 
 @dataclass(frozen=True)
 class Half:
-    """One half of a mirrored network that holds two copies of one operand.
+    """One half of a mirrored network, of any operands.
+
+    What is neither shared nor kept, each copy contracts on its own.
 
     Args:
-        operand: The unprimed copy.
-        patterns: Its patterns.
-        dims: The dimensions in which a pair joins the halves.
-        batch: Indices that both halves and the result carry.
-        columns: Indices of the half that the result carries.
-        rows: Indices that both halves carry and that are summed.
+        operands: The unprimed copies.
+        patterns: Their patterns.
+        dims: The dimensions in which a pair joins the halves of a single operand.
+        batch: Indices that the copies share and the result keeps.
+        columns: Indices that the result keeps next to those of the copy.
+        rows: Indices that the copies share and that are contracted.
         sizes: Sizes of all indices.
     """
 
-    operand: Operand
+    operands: tuple[Operand, ...]
     patterns: tuple[Pattern, ...]
     dims: tuple[PairedDim, ...]
     batch: tuple[str, ...]
@@ -91,39 +64,63 @@ class Half:
     @classmethod
     @lru_cache(maxsize=512)
     def of(cls, network: TensorNetwork) -> Half | None:
-        """The half of a network ``(batch, columns, columns')``; None if not one."""
-        if len(network.output) != 3 or not is_mirrored(network):
+        """Find the half of a network; None if it has none.
+
+        The result is to have any axes of ``batch``, or be a batch of matrices: at most
+        one such axis, then one of ``columns`` and one of their copies. Where pairs join
+        the halves, these are of a single operand, and all three axes are there.
+        """
+        if not is_mirrored(network):
             return None
-        batch, columns, copies = network.output
-        nodes = nodes_of_half(network)
-        operands = [node for node in nodes if isinstance(node, Operand)]
-        if (
-            len(network.operands) != 2
-            or len(operands) != 1
-            or len({operand.name for operand in network.operands}) != 1
-            or tuple(map(exchange(network), columns)) != copies
-            or tuple(map(exchange(network), batch)) != batch
-        ):
+        nodes = [node for node in network.nodes if not any(map(is_primed, node.indices))]
+        operands = tuple(node for node in nodes if isinstance(node, Operand))
+        copied = len(network.nodes) - len(network.pairs)
+        axes = _columns_apart(network)
+        if 2 * len(nodes) != copied or axes is None:
             return None
-        (operand,) = operands
-        dims = [_paired_dim(pair, operand, network) for pair in network.pairs]
-        found = tuple(dim for dim in dims if dim is not None)
-        if len(found) != len(dims):
-            return None
+        batch, columns = axes
+        dims: list[PairedDim] = []
+        for pair in network.pairs:
+            if len(operands) != 1 or len(network.output) != 3:
+                return None
+            dim = _paired_dim(pair, operands[0], network)
+            if dim is None:
+                return None
+            dims.append(dim)
+        shared = (
+            index
+            for index in network.summed_indices
+            if not is_primed(index) and prime(index) not in network.sizes
+        )
+        patterns = tuple(node for node in nodes if isinstance(node, Pattern))
         return cls(
-            operand,
-            tuple(node for node in nodes if isinstance(node, Pattern)),
-            found,
+            operands,
+            patterns,
+            tuple(dims),
             batch,
             columns,
-            tuple(j for j in shared_indices(network) if j in network.summed_indices),
+            tuple(shared),
             network.sizes,
         )
 
     @property
+    def operand(self) -> Operand:
+        """The only operand."""
+        (operand,) = self.operands
+        return operand
+
+    @property
     def nodes(self) -> tuple[Node, ...]:
-        """The operand, its patterns, and what joins it with its copy."""
-        return (self.operand, *self.patterns, *(dim.pair for dim in self.dims))
+        """The operands, their patterns, and what joins them with their copies."""
+        return (*self.operands, *self.patterns, *(dim.pair for dim in self.dims))
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Indices that the copies share, in the order in which the operands come."""
+        found = {*self.batch, *self.rows}
+        return tuple(
+            dict.fromkeys(j for node in self.nodes for j in node.indices if j in found)
+        )
 
     @property
     def unpaired_columns(self) -> tuple[str, ...]:
@@ -141,13 +138,33 @@ class Half:
         """Whether there are pairs, each with an index of the result."""
         return bool(self.dims) and all(dim.free is not None for dim in self.dims)
 
-    def network(self, rows_last: bool = True) -> TensorNetwork:
-        """The half alone, with axes ``(batch, columns, rows)``; only without pairs."""
+    def size(self, indices: Iterable[str]) -> int:
+        """Number of values of some indices."""
+        return prod(self.sizes[index] for index in indices)
+
+    def network(self, *axes: Iterable[str]) -> TensorNetwork:
+        """The half alone, with some axes; only without pairs."""
         assert not self.dims
-        matrix = (self.columns, self.rows) if rows_last else (self.rows, self.columns)
-        return TensorNetwork.unchecked(
-            [self.operand, *self.patterns], (self.batch, *matrix), self.sizes
-        )
+        nodes = (*self.operands, *self.patterns)
+        return TensorNetwork.unchecked(nodes, axes, self.sizes)
+
+
+def _columns_apart(
+    network: TensorNetwork,
+) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Tell indices of the batch and columns in a result; None if it has other axes."""
+    image, axes = exchange(network), network.output
+    columns: tuple[str, ...] = ()
+    if len(axes) > 1 and axes[-1] != axes[-2] == tuple(map(image, axes[-1])):
+        *axes, columns, copies = axes
+        if any(map(is_primed, columns)):  # the result is symmetric
+            columns = copies
+        if len(axes) > 1:
+            return None
+    batch = tuple(index for axis in axes for index in axis)
+    if any(map(is_primed, (*batch, *columns))) or tuple(map(image, batch)) != batch:
+        return None
+    return batch, columns
 
 
 def _paired_dim(

@@ -1,52 +1,77 @@
-"""Sums over a box of positions, at all of its lags at once.
+"""Kernels: sums over a box of positions at the lags that count, ``[G * C, lags, C']``.
 
-Large boxes are a native weight gradient, channels last: it is faster so, and sums more
-accurately. Along the borders, where that kernel is slow, lags are unfolded.
+The left operand is read at the positions of the box, ``[rows, counts..., G * C]``, the
+right one from the first to the last position that a lag leads to, ``[rows, reads..., G
+* C']``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import ceil, prod
 
 from torch import Tensor
 
-from tn_extensions.compiler.lags import Region
-from tn_extensions.compiler.native import weight_gradient
+from tn_extensions.compiler.cost import Cost, Rates
+from tn_extensions.compiler.lags import Box, first_lag, lags_of, number_of_lags
+from tn_extensions.compiler.native import (
+    MOST_DIMS,
+    depthwise_convolution,
+    weight_gradient,
+)
 from tn_extensions.compiler.product import multiply
 
-_TERMS = 4096
-_LINES = 64
-"""Terms, and lines of them, that the native kernel should add up at a time.
-
-It adds up lines one by one, so long sums lose digits. A single sample may have twice as
-many lines.
-"""
-
-_PART_BYTES = 3 * 2**19
-"""Lag sums that the native kernel computes at a time: more outgrow its cache."""
-
-_THIN = 8
-"""Positions of a dimension below which lags are unfolded and multiplied instead."""
+_VECTOR = 16
+"""Channels that native kernels work on at a time."""
 
 
-def is_thin(regions: Sequence[Region]) -> bool:
-    """Whether a box is a border, on which the native kernel is slow."""
-    return min(region.count for region in regions) < _THIN
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A way of summing over a box.
+
+    Args:
+        name: What plans call it.
+        channels_last: Memory layout that it works on.
+        sums: Sums of a left and a right operand over a box, in groups.
+        price: Cost of that, from rates, element size, box, rows, groups and channels.
+        terms: Terms that it adds up one by one, so that long sums lose digits: how many
+            it should.
+        lines: Lines of them, likewise.
+        unfolds: Whether it holds a copy of the right operand for each lag.
+    """
+
+    name: str
+    channels_last: bool
+    sums: Callable[[Tensor, Tensor, Box, int], Tensor]
+    price: Callable[[Rates, int, Box, int, int, int], Cost]
+    terms: int
+    lines: int
+    unfolds: bool = False
 
 
-def pieces(box: Sequence[Region], rows: int) -> list[tuple[slice, list[Region]]]:
-    """Parts of some rows, and of a box, that are short enough for the native kernel."""
-    parts = [list(box)]
+def kernels(num_dims: int, channels: int, native: bool) -> tuple[Kernel, ...]:
+    """List the kernels for so many dimensions, and channels of each group."""
+    if not native or num_dims > MOST_DIMS:
+        return (PRODUCT,)
+    if channels == 1:
+        return (DEPTHWISE,)
+    return PRODUCT, GRADIENT, GRADIENT_CHANNELS_LAST
+
+
+def pieces(box: Box, rows: int, terms: int, lines: int) -> list[tuple[slice, Box]]:
+    """Parts of some rows, and of a box, of so many terms and lines of them at most."""
+    parts = [box]
     for axis, region in enumerate(box):
-        cuts = ceil(max(_area(parts[0]) / _TERMS, _lines(parts[0]) / (2 * _LINES)))
-        size = max(_THIN, ceil(region.count / cuts))
+        cuts = ceil(max(_area(parts[0]) / terms, _area(parts[0][:-1]) / lines))
+        size = ceil(region.count / min(cuts, region.count))
         parts = [
-            [*part[:axis], region.part(begin, size), *part[axis + 1 :]]
+            (*part[:axis], region.part(begin, size), *part[axis + 1 :])
             for part in parts
             for begin in range(0, region.count, size)
         ]
-    count = max(1, min(_TERMS // _area(parts[0]), _LINES // _lines(parts[0])))
+    count = min(terms // _area(parts[0]), lines // _area(parts[0][:-1]))
+    count = max(1, min(count, rows))
     return [
         (slice(start, start + count), part)
         for start in range(0, rows, count)
@@ -54,79 +79,109 @@ def pieces(box: Sequence[Region], rows: int) -> list[tuple[slice, list[Region]]]
     ]
 
 
-def _area(box: Sequence[Region]) -> int:
+def _area(box: Box) -> int:
     return prod(region.count for region in box)
 
 
-def _lines(box: Sequence[Region]) -> int:
-    return _area(box[:-1])
-
-
-def sum_box(
-    left: Tensor, right: Tensor, box: Sequence[Region], groups: int, thin: bool
-) -> Tensor:
-    """Sums over a box, ``[G, C, C', lags...]``.
-
-    Args:
-        left: The operand at the positions of the box, ``[rows, counts..., G * C]``.
-        right: The operand from the first to the last position that a lag leads to,
-            ``[rows, reads..., G * C']``.
-        box: The region of each dimension.
-        groups: Number ``G`` of groups of channels that do not meet.
-        thin: Whether to unfold the lags, see :func:`is_thin`.
-    """
-    evaluate = _product if thin else _native
-    return evaluate(left, right, box, groups)
-
-
-def _product(
-    left: Tensor, right: Tensor, regions: Sequence[Region], groups: int
-) -> Tensor:
-    """Sums over a box by a matrix product with the lags unfolded."""
+def _multiply(left: Tensor, right: Tensor, box: Box, groups: int) -> Tensor:
+    """Sum by a matrix product, the lags unfolded."""
     rows, *strides, channel = right.stride()
-    lags, counts = ([r.lags for r in regions], [r.count for r in regions])
-    # [rows, read..., G * C'] -> [G, lags..., C', rows, positions...]
+    lags, counts = [r.lags for r in box], [r.count for r in box]
     size, columns = left.shape[-1] // groups, right.shape[-1] // groups
+    dims = len(box)
     shifted = right.as_strided(
-        [groups, *lags, columns, right.shape[0], *counts],
+        [len(right), *counts, groups, *lags, columns],
         [
-            channel * columns,
-            *(s * r.spacing for s, r in zip(strides, regions, strict=True)),
-            channel,
             rows,
-            *(s * r.step for s, r in zip(strides, regions, strict=True)),
+            *(s * r.step for s, r in zip(strides, box, strict=True)),
+            channel * columns,
+            *(s * r.spacing for s, r in zip(strides, box, strict=True)),
+            channel,
         ],
         right.storage_offset(),
     )
     terms = len(left) * prod(counts)
-    # terms first in memory, as they come
-    order = [len(lags) + 2, *range(len(lags) + 3, shifted.dim()), *range(len(lags) + 2)]
-    shifted = shifted.permute(order).reshape(terms, groups, -1)
+    unfolded = shifted.new_empty(
+        *shifted.shape[: dims + 2], number_of_lags(box), columns
+    )
+    end = 0
+    for part in lags_of(box):
+        found = shifted[(*[slice(None)] * (dims + 2), *part)]
+        begin, end = end, end + prod(found.shape[dims + 2 : -1])
+        target = unfolded[..., begin:end, :]
+        target.view(found.shape).copy_(found)
+    unfolded = unfolded.view(terms, groups, -1)
     left = left.reshape(terms, groups, size)
-    value = multiply(left.permute(1, 2, 0), shifted.permute(1, 2, 0))
-    return value.view(groups, size, *lags, columns).movedim(-1, 2)
+    value = multiply(left.permute(1, 2, 0), unfolded.permute(1, 2, 0))
+    return value.view(groups * size, -1, columns)
 
 
-def _native(
-    left: Tensor, right: Tensor, regions: Sequence[Region], groups: int
-) -> Tensor:
-    """Sums over a box by the native kernel."""
-    geometry = (
-        [region.lags for region in regions],
-        [region.step for region in regions],
-        [region.spacing for region in regions],
+def _price_product(
+    rates: Rates, itemsize: int, box: Box, rows: int, groups: int, channels: int
+) -> Cost:
+    terms, columns = rows * _area(box), channels * number_of_lags(box)
+    unfolded = rates.move(groups * columns * terms, itemsize, channels)
+    return unfolded + rates.product(channels, columns, terms, groups, itemsize)
+
+
+def _gradient(left: Tensor, right: Tensor, box: Box, groups: int) -> Tensor:
+    """Sum by torch's weight gradient of a convolution, as wide as there are lags."""
+    found = weight_gradient(
+        right.movedim(-1, 1),
+        left.movedim(-1, 1),
+        [region.lags for region in box],
+        [region.step for region in box],
+        [region.spacing for region in box],
         groups,
     )
-    left, right = left.movedim(-1, 1), right.contiguous().movedim(-1, 1)
-    rows, columns = left.shape[1], right.shape[1] // groups
-    entry = columns * prod(geometry[0]) * left.element_size()
-    parts = ceil(rows * entry / _PART_BYTES) if groups == 1 else 1
-    if parts == 1:
-        sums = weight_gradient(right, left, *geometry)
-    else:
-        sums = left.new_empty(rows, *geometry[0], columns).movedim(-1, 1)
-        for part, out in zip(
-            left.chunk(parts, dim=1), sums.chunk(parts, dim=0), strict=True
-        ):
-            out.copy_(weight_gradient(right, part, *geometry))
-    return sums.unflatten(0, (groups, -1))
+    return found.flatten(2)[..., first_lag(box) :].mT
+
+
+def _price_gradient(
+    rates: Rates, itemsize: int, box: Box, rows: int, groups: int, channels: int
+) -> Cost:
+    flops = float(groups * channels**2) * number_of_lags(box) * rows * _area(box)
+    filled = channels / (_VECTOR * ceil(channels / _VECTOR))
+    rate = max(
+        rates.correlate * filled ** (1 if groups == 1 else 2), rates.correlate_depthwise
+    )
+    return Cost(flops, 0, 1, 0, flops / rate + rates.call)
+
+
+def _convolve(left: Tensor, right: Tensor, box: Box, groups: int) -> Tensor:
+    """Sum by a depthwise convolution, whose kernels are the left operand's channels."""
+    left, right = (x.movedim(-1, 1).flatten(0, 1) for x in (left, right))
+    found = depthwise_convolution(
+        right,
+        left,
+        stride=[region.spacing for region in box],
+        dilation=[region.step for region in box],
+    )
+    found = found.flatten(1)[:, first_lag(box) :]
+    return found.unflatten(0, (-1, groups)).sum(0)[..., None]
+
+
+def _price_depthwise(
+    rates: Rates, itemsize: int, box: Box, rows: int, groups: int, channels: int
+) -> Cost:
+    lags = number_of_lags(box)
+    flops = float(groups * rows * lags) * _area(box)
+    # many lags keep the kernel's registers busy
+    rate = rates.depthwise * min(3.0, max(1.0, lags / 25))
+    read = groups * rows * prod(len(region.read) for region in box)
+    moved = itemsize * (4.0 * read + 2.0 * groups * rows * lags)
+    return Cost(
+        flops, moved, 2, 0, flops / rate + moved / rates.cached_copy + 2 * rates.call
+    )
+
+
+_ANY = 2**62
+
+PRODUCT = Kernel("matrix product", True, _multiply, _price_product, _ANY, _ANY, True)
+GRADIENT = Kernel("weight gradient", False, _gradient, _price_gradient, 8192, 128)
+GRADIENT_CHANNELS_LAST = Kernel(
+    "weight gradient, channels last", True, _gradient, _price_gradient, 8192, 128
+)
+DEPTHWISE = Kernel(
+    "depthwise convolution", True, _convolve, _price_depthwise, 1024, _ANY
+)

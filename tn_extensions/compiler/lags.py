@@ -1,104 +1,30 @@
-"""Lag structure of a pair: which values of the free index read what, relative to what.
+"""Lags: at which distances the values of an index meet, and over which positions.
 
 Value ``k`` reads ``offset_k + step * t`` for ``t`` in a window. With ``offset = phase +
-step * u_k``, all of them read phase ``phase`` of the operand at ``u = u_k + t``, and a
-pair ``(k, k')`` contributes the product of the operand with itself at a fixed lag
-``offset_k' - offset_k``, summed over a window of ``u``. Windows of one lag differ only
-near the borders.
+step * u_k``, it reads phase ``phase`` of the operand at ``u = u_k + t``. A pair ``(k,
+k')`` contributes the product of the operand with itself at the lag ``offset_k' -
+offset_k``, summed over a window of ``u``. So what a pair contributes depends on its
+phase, lag and window only, and windows of one lag differ only near the borders: their
+ends cut them into segments. What all of them share is the interior of the lag.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache, reduce
 from itertools import pairwise, product
-from typing import Literal, NamedTuple
+from math import gcd, prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tn_extensions.network.nodes import Progression
 
-
-class Window(NamedTuple):
-    """Positions ``u`` in ``[begin, end)`` at which a pair of values contributes."""
-
-    first: int
-    second: int
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class LagClass:
-    """All pairs of values with the same phases and lag.
-
-    Args:
-        phase: Phase that the first of a pair reads.
-        other: Phase that the second reads.
-        shift: Difference of ``u`` between them.
-        windows: One per pair.
-    """
-
-    phase: int
-    other: int
-    shift: int
-    windows: tuple[Window, ...]
-
-    @property
-    def common(self) -> tuple[int, int]:
-        """Positions in all windows; empty if the end does not exceed the begin."""
-        return (
-            max(window.begin for window in self.windows),
-            min(window.end for window in self.windows),
-        )
-
-
-def lag_classes(progressions: Sequence[Progression]) -> tuple[LagClass, ...]:
-    """Lag classes of the pairs ``first <= second`` that contribute at all."""
-    classes: dict[tuple[int, int, int], list[Window]] = defaultdict(list)
-    found = [(*divmod(value.offset, value.step), *value) for value in progressions]
-    for number, (u, phase, a, residue, _, _, begin, end) in enumerate(found):
-        for v, other, b, same, _, _, start, stop in found[number:]:
-            start = start if start > begin else begin
-            stop = stop if stop < end else end
-            if residue == same and start < stop:
-                window = Window(a, b, u + start, u + stop)
-                classes[phase, other, v - u].append(window)
-    return tuple(
-        LagClass(*key, tuple(windows)) for key, windows in sorted(classes.items())
-    )
-
-
-class Member(NamedTuple):
-    """A value with the partners that it meets at the lags of a group.
-
-    Args:
-        value: What the value reads.
-        partners: The values it meets, by increasing lag.
-        window: Positions ``u`` to sum over, as wide as the lags allow: where all of
-            them lead outside of the operand, it does not matter.
-    """
-
-    value: Progression
-    partners: tuple[Progression, ...]
-    window: range
-
-    @property
-    def first_lag(self) -> int:
-        """The smallest lag."""
-        return self.partners[0].offset - self.value.offset
-
-    @property
-    def last_lag(self) -> int:
-        """The largest lag."""
-        return self.partners[-1].offset - self.value.offset
-
-
-class Segment(NamedTuple):
-    """Positions ``u`` that each of some members sums over."""
-
-    window: range
-    members: tuple[Member, ...]
+Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,141 +63,351 @@ class Region:
         count = min(size, self.count - begin)
         return replace(self, begin=self.begin + self.step * begin, count=count)
 
-    def within(self, member: Member) -> slice:
-        """Find a member's lags among these, from its first to its last."""
-        begin = (member.first_lag - self.lag) // self.spacing
-        length = (member.last_lag - member.first_lag) // self.spacing + 1
-        return slice(begin, begin + length)
+
+Box = tuple[Region, ...]
+"""A region for each dimension."""
 
 
-@dataclass(frozen=True)
-class LagGroup:
-    """Members of one phase with their partners at some of the lags.
+def lags_of(box: Box) -> list[tuple[slice, ...]]:
+    """The lags of a box that count, in order: parts of the grid of its lags.
 
-    Args:
-        phase: Phase that the members read.
-        step: Distance of positions within the phase.
-        spacing: Distance of the lags.
-        members: The members.
+    They are zero, and those whose first nonzero entry is positive.
     """
+    zeros: tuple[slice, ...] = ()
+    parts = []
+    for axis, region in enumerate(box):
+        lags = range(
+            region.lag, region.lag + region.spacing * region.lags, region.spacing
+        )
+        negative = sum(lag < 0 for lag in lags)
+        zero = 0 in lags
+        last = axis == len(box) - 1
+        others = (slice(None),) * (len(box) - axis - 1)
+        start = negative + (zero and not last)
+        if start < region.lags:
+            parts.append((*zeros, slice(start, None), *others))
+        if not zero:
+            break
+        zeros = (*zeros, slice(negative, negative + 1))
+    return parts[::-1]
+
+
+def first_lag(box: Box) -> int:
+    """How many lags of a box come before those that count."""
+    return prod(region.lags for region in box) - number_of_lags(box)
+
+
+def number_of_lags(box: Box) -> int:
+    """How many lags of a box count."""
+    counts = [region.lags for region in box]
+    return sum(
+        prod(
+            len(range(*part.indices(count)))
+            for part, count in zip(parts, counts, strict=True)
+        )
+        for parts in lags_of(box)
+    )
+
+
+class Window(NamedTuple):
+    """Positions ``phase + step * u``, ``begin <= u < end``, multiplied at a lag."""
 
     phase: int
-    step: int
-    spacing: int
-    members: tuple[Member, ...]
+    lag: int
+    begin: int
+    end: int
 
-    @cached_property
-    def segments(self) -> tuple[Segment, ...]:
-        """The pieces that the ends of all windows cut them into."""
-        windows = [member.window for member in self.members]
-        cuts = sorted({end for w in windows for end in (w.start, w.stop)})
-        return tuple(
-            Segment(range(begin, end), found)
-            for begin, end in pairwise(cuts)
-            if (found := tuple(m for m in self.members if begin in m.window))
-        )
-
-    @cached_property
-    def regions(self) -> tuple[Region, ...]:
-        """The segments, each at all lags from its members to their partners."""
-        return tuple(map(self._region, self.segments))
-
-    def _region(self, segment: Segment) -> Region:
-        first = min(member.first_lag for member in segment.members)
-        last = max(member.last_lag for member in segment.members)
-        return Region(
-            self.phase + self.step * segment.window.start,
-            self.step,
-            len(segment.window),
-            first,
-            self.spacing,
-            (last - first) // self.spacing + 1,
-        )
+    @property
+    def size(self) -> int:
+        """Number of positions."""
+        return self.end - self.begin
 
 
-Lags = Literal["zero", "positive", "nonzero", "not negative", "all"]
+def segments(windows: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Cut windows ``[begin, end)`` at the ends of all of them; without gaps."""
+    found = list(windows)
+    cuts = sorted({end for window in found for end in window})
+    return [
+        (begin, end)
+        for begin, end in pairwise(cuts)
+        if any(first <= begin < last for first, last in found)
+    ]
 
 
-def lag_groups(
-    progressions: Sequence[Progression], size: int, lags: Lags
-) -> tuple[LagGroup, ...]:
-    """Group by residue and phase the values that read anything, with their partners.
+class LagDim:
+    """Lags of one dimension.
 
     Args:
         progressions: What each value of the free index reads.
         size: Size of the operand's axis.
-        lags: Which partners count.
+
+    Attributes:
+        windows: The different windows of all pairs of values.
+        meets: Number of each pair's window, -1 if it contributes nothing.
+        segments: The segments of all lags.
+        contains: Whether a window contains a segment.
+        interiors: Number of the segment that all windows of a window's lag share, -1 if
+            there is none.
     """
-    by_residue: dict[int, list[Progression]] = defaultdict(list)
-    for progression in progressions:
-        by_residue[progression.residue].append(progression)
-    groups = []
-    for values in by_residue.values():
-        values.sort(key=lambda value: value.offset)
-        spacing = values[1].offset - values[0].offset if len(values) > 1 else 1
-        by_phase: dict[int, list[Member]] = defaultdict(list)
-        for number, value in enumerate(values):
-            met = {
-                "zero": [value],
-                "positive": values[number + 1 :],
-                "nonzero": [other for other in values if other is not value],
-                "not negative": values[number:],
-                "all": values,
-            }[lags]
-            if met and value.begin < value.end:
-                window = _widest(value, met, size)
-                by_phase[value.offset % value.step].append(
-                    Member(value, tuple(met), window)
-                )
-        groups += [
-            LagGroup(phase, values[0].step, spacing, tuple(members))
-            for phase, members in sorted(by_phase.items())
+
+    def __init__(self, progressions: tuple[Progression, ...], size: int) -> None:
+        self.size, self.step = size, progressions[0].step
+        self.meets = np.full((len(progressions), len(progressions)), -1)
+        numbers: dict[Window, int] = {}
+        read = [(*divmod(value.offset, self.step), value) for value in progressions]
+        for (u, phase, one), (_, _, other) in product(read, repeat=2):
+            begin, end = max(one.begin, other.begin), min(one.end, other.end)
+            if one.residue == other.residue and begin < end:
+                lag = other.offset - one.offset
+                window = Window(phase, lag, u + begin, u + end)
+                number = numbers.setdefault(window, len(numbers))
+                self.meets[one.free, other.free] = number
+        self.windows = list(numbers)
+        by_lag: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+        for phase, lag, *ends in self.windows:
+            by_lag[phase, lag].append((ends[0], ends[1]))
+        self.segments = [
+            Window(*key, *ends)
+            for key, found in by_lag.items()
+            for ends in segments(found)
         ]
-    return tuple(groups)
+        window, segment = (
+            np.array(part, dtype=np.int64).reshape(-1, 4)
+            for part in (self.windows, self.segments)
+        )
+        window = window[:, None]
+        self.contains: Booleans = (window[..., :2] == segment[:, :2]).all(-1)
+        self.contains &= window[..., 2] <= segment[:, 2]
+        self.contains &= window[..., 3] >= segment[:, 3]
+        self._common = {
+            key: (max(begin for begin, _ in found), min(end for _, end in found))
+            for key, found in by_lag.items()
+        }
+        numbers = {segment: number for number, segment in enumerate(self.segments)}
+        self.interiors = [
+            numbers.get(Window(*w[:2], *self._common[w[:2]]), -1) for w in self.windows
+        ]
+
+    def regions(self, half: bool) -> list[Region]:
+        """For each phase, the positions that all of its lags share, and these lags.
+
+        Interiors grow as long as a lag leads outside of the operand.
+
+        Args:
+            half: Whether negative lags are left out.
+        """
+        phases: dict[int, list[Window]] = defaultdict(list)
+        for (phase, lag), ends in self._common.items():
+            if ends[0] < ends[1] and (lag >= 0 or not half):
+                phases[phase].append(self._grown(Window(phase, lag, *ends)))
+        regions = []
+        for phase, windows in phases.items():
+            begin = max(window.begin for window in windows)
+            count = min(window.end for window in windows) - begin
+            first, *more = sorted(window.lag for window in windows)
+            spacing = gcd(*(lag - first for lag in more)) or 1
+            lags = (more[-1] - first) // spacing + 1 if more else 1
+            if count > 0:
+                start = phase + self.step * begin
+                regions.append(Region(start, self.step, count, first, spacing, lags))
+        return regions
+
+    def _grown(self, window: Window) -> Window:
+        phase, lag, begin, end = window
+        if phase + self.step * (begin - 1) + lag < 0:
+            begin = 0
+        if phase + self.step * end + lag >= self.size:
+            end = -((phase - self.size) // self.step)
+        return Window(phase, lag, begin, end)
+
+    def inside(self, region: Region) -> dict[int, tuple[int, range]]:
+        """Which interiors a region holds.
+
+        Returns:
+            By the number of a segment, the number of its lag in the region, and which
+            of its values ``u`` the region holds.
+        """
+        phase, first = region.begin % self.step, region.begin // self.step
+        found = {}
+        for number in {*self.interiors} - {-1}:
+            segment = self.segments[number]
+            at, rest = divmod(segment.lag - region.lag, region.spacing)
+            if segment.phase == phase and not rest and 0 <= at < region.lags:
+                begin = max(first, segment.begin)
+                end = min(first + region.count, segment.end)
+                found[number] = (at, range(begin, max(begin, end)))
+        return found
 
 
-_SPLIT: tuple[Lags, ...] = ("zero", "positive", "nonzero")
+lag_dim = lru_cache(maxsize=256)(LagDim)
+"""The lags of a dimension, cached."""
 
 
-def positive_lags(
-    dims: Sequence[tuple[Sequence[Progression], int]], split: bool
-) -> Iterator[tuple[LagGroup, ...]]:
-    """Groups for each dimension that hold lag zero, and of other lags one half.
+class Strip(NamedTuple):
+    """Pairs of positions, of the padded operand, whose products are summed."""
 
-    Those whose first nonzero entry is positive; the others mirror them.
+    first: Integers
+    second: Integers
+
+
+class LagGrid:
+    """Lags of several dimensions: of lags and their mirror images, one half.
+
+    A lag counts if its first nonzero entry is positive. Most positions lie in boxes, at
+    which all lags of a phase are multiplied; what a box leaves over of a combination of
+    segments is a strip.
 
     Args:
-        dims: Progressions and size of the operand's axis, for each dimension.
-        split: Whether to keep lags apart that are zero in some dimension. Often, only
-            their windows differ between kernel positions. Without, there are fewer
-            groups, with a few mirror images among the lags.
+        dims: The dimensions.
 
-    Yields:
-        A group for each dimension.
+    Attributes:
+        boxes: The boxes.
+        padding: Zeros that their lags read beyond the operand, for each dimension.
+        number_of_sums: Number of lags of all boxes, and one for sums that none holds.
     """
-    zero, positive, nonzero = (
-        [lag_groups(*dim, kind) for dim in dims] for kind in _SPLIT
-    )
-    if not split:
-        first, *others = dims
-        yield from product(
-            lag_groups(*first, "not negative"),
-            *(lag_groups(*dim, "all") for dim in others),
+
+    def __init__(self, dims: Sequence[LagDim]) -> None:
+        self.dims = tuple(dims)
+        regions = (dim.regions(half=not axis) for axis, dim in enumerate(self.dims))
+        self.boxes: list[Box] = list(product(*regions))
+        self.padding = []
+        for axis, dim in enumerate(self.dims):
+            reads = [box[axis].read for box in self.boxes]
+            low = min((read.start for read in reads), default=0)
+            high = max((read.stop for read in reads), default=0)
+            self.padding.append((max(-low, 0), max(high - dim.size, 0)))
+        self._place()
+        left = self._left > 0
+        self._numbers = np.argwhere(left)[np.argsort(-self._left[left], kind="stable")]
+        # combinations of windows, those first that contain a strip
+        touched = left
+        for axis, dim in enumerate(self.dims):
+            moved = np.tensordot(dim.contains, touched, (1, axis))
+            touched = np.moveaxis(moved, 0, axis)
+        kept = _is_kept([[w.lag for w in dim.windows] for dim in self.dims])
+        first, others = np.argwhere(kept & touched), np.argwhere(kept & ~touched)
+        self._touched, self._windows = first, np.concatenate([first, others])
+
+    def _place(self) -> None:
+        """Find where the boxes hold the sum over each combination of segments."""
+        shape = [len(dim.segments) for dim in self.dims]
+        kept = _is_kept([[s.lag for s in dim.segments] for dim in self.dims])
+        self._places = np.zeros(shape, dtype=np.int64)
+        self._holders = np.full(shape, -1)
+        held = np.zeros(shape, dtype=np.int64)
+        end = 1  # sums that no box holds are at zero
+        for number, box in enumerate(self.boxes):
+            found = [dim.inside(r) for dim, r in zip(self.dims, box, strict=True)]
+            if all(found):
+                where = np.ix_(*(list(part) for part in found))
+                lags = np.ix_(*([at for at, _ in part.values()] for part in found))
+                at = np.ravel_multi_index(lags, [r.lags for r in box])
+                sizes = [[len(u) for _, u in part.values()] for part in found]
+                new = kept[where]
+                self._places[where] = np.where(new, end + at - first_lag(box), 0)
+                self._holders[where] = np.where(new, number, -1)
+                held[where] = np.where(new, _outer(sizes), 0)
+            end += number_of_lags(box)
+        self.number_of_sums = end
+        total = _outer([[s.size for s in dim.segments] for dim in self.dims])
+        self._left = kept * (total - held)
+
+    @property
+    def sizes_of_strips(self) -> list[int]:
+        """Number of pairs of positions of each strip, largest first."""
+        return [int(self._left[tuple(number)]) for number in self._numbers]
+
+    def strip(self, number: int) -> Strip:
+        """The pairs of positions of a strip."""
+        at = tuple(map(int, self._numbers[number]))
+        holder = int(self._holders[at])
+        first, second, inside = [], [], []
+        for axis, (dim, one) in enumerate(zip(self.dims, at, strict=True)):
+            segment = dim.segments[one]
+            u = np.arange(segment.begin, segment.end)
+            own = segment.phase + dim.step * u + self.padding[axis][0]
+            first.append(own)
+            second.append(own + segment.lag)
+            held = range(0)
+            if holder >= 0:
+                _, held = dim.inside(self.boxes[holder][axis])[one]
+            inside.append((u >= held.start) & (u < held.stop))
+        left = ~_outer(inside)
+        shape = [
+            dim.size + sum(pad)
+            for dim, pad in zip(self.dims, self.padding, strict=True)
+        ]
+        return Strip(
+            np.ravel_multi_index(np.ix_(*first), shape)[left],
+            np.ravel_multi_index(np.ix_(*second), shape)[left],
         )
-        return
-    for leading in range(len(dims) + 1):
-        later = [a + b for a, b in zip(nonzero, zero, strict=True)][leading + 1 :]
-        yield from product(*zero[:leading], *positive[leading : leading + 1], *later)
+
+    @property
+    def number_of_windows(self) -> int:
+        """How many sums over a lag and a window there are."""
+        return len(self._windows)
+
+    @property
+    def number_of_additions(self) -> tuple[int, int]:
+        """Windows that contain a strip, and strips."""
+        return len(self._touched), len(self._numbers)
+
+    @property
+    def additions(self) -> NDArray[np.float64]:
+        """Zeros and ones: which of the first windows contains which strip."""
+        result = np.ones(self.number_of_additions)
+        for axis, dim in enumerate(self.dims):
+            where = np.ix_(self._touched[:, axis], self._numbers[:, axis])
+            result *= dim.contains[where]
+        return result
+
+    @property
+    def places(self) -> Integers:
+        """Where the sums of the boxes hold the interior of each window."""
+        result = np.full(len(self._windows), True)
+        numbers = []
+        for axis, dim in enumerate(self.dims):
+            numbers.append(
+                np.array(dim.interiors, dtype=np.int64)[self._windows[:, axis]]
+            )
+            result &= numbers[-1] >= 0
+        return np.where(result, self._places[tuple(numbers)], 0)
+
+    @property
+    def entries(self) -> Integers:
+        """Window of each pair of kernel positions, ``[k1, k2, ..., k1', k2', ...]``.
+
+        Windows count from one, and their mirror images start anew after all of them;
+        zero is a pair that contributes nothing.
+        """
+        # at -1, what contributes nothing
+        shape = [len(dim.windows) + 1 for dim in self.dims]
+        order = np.zeros(shape, dtype=np.int64)
+        end = len(self._windows) + 1
+        order[tuple(self._windows.T)] = np.arange(1, end)
+        count = len(self.dims)
+        axes = [[axis, axis + count] for axis in range(count)]
+        pairs = []
+        for dim, own in zip(self.dims, axes, strict=True):
+            others = [axis for axis in range(2 * count) if axis not in own]
+            pairs.append(np.expand_dims(dim.meets, others))
+        mirrored = [np.swapaxes(p, *own) for p, own in zip(pairs, axes, strict=True)]
+        one, other = (
+            order[tuple(np.broadcast_arrays(*numbers))] for numbers in (pairs, mirrored)
+        )
+        return np.where(one > 0, one, np.where(other > 0, other + end, 0))
 
 
-def _widest(value: Progression, partners: Sequence[Progression], size: int) -> range:
-    """The window of a value, extended to where all partners read outside."""
-    start, phase = divmod(value.offset, value.step)
-    begin, end = start + value.begin, start + value.end
-    least = partners[0].offset - value.offset
-    most = partners[-1].offset - value.offset
-    if phase + value.step * (begin - 1) + most < 0:
-        begin = 0
-    if phase + value.step * end + least >= size:
-        end = -((phase - size) // value.step)
-    return range(begin, end)
+def _is_kept(lags: Sequence[Sequence[int]]) -> Booleans:
+    """Whether each combination of lags is zero, or its first nonzero one positive."""
+    signs = np.zeros([1] * len(lags), dtype=np.int64)
+    for axis, values in enumerate(lags):
+        shape = [-1 if other == axis else 1 for other in range(len(lags))]
+        sign = np.sign(np.array(values, dtype=np.int64)).reshape(shape)
+        signs = np.where(signs == 0, sign, signs)
+    return np.asarray(np.broadcast_to(signs >= 0, [len(values) for values in lags]))
+
+
+def _outer(factors: Sequence[Sequence[int] | Booleans]) -> NDArray[Any]:
+    """Product of one entry of each, for all combinations."""
+    return reduce(np.multiply.outer, map(np.asarray, factors))

@@ -1,21 +1,18 @@
 """Matrix products by the faster of the libraries that torch ships.
 
 On CPUs that MKL does not favour, oneDNN's products are about twice as fast in float32,
-but they sum terms one by one (unless there are many), and want contiguous operands:
-hence the pieces, of so few terms that float32 sums stay accurate.
+but want contiguous operands. Both sum terms one by one where either matrix has few
+rows: hence the pieces, of so few terms that float32 sums stay accurate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from math import ceil
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from tn_extensions.compiler.cost import LONG, PIECE
 from tn_extensions.compiler.tracing import holds_data, is_traced
 
 _SMALL = 2**19
@@ -31,7 +28,7 @@ _AT_ONCE = 256
 """Terms that may be summed one by one in float32: the error stays at some 1e-6."""
 
 WORTH_COPYING = 100
-"""Multiply-adds per copied element above which contiguous pieces pay."""
+"""Multiply-adds per copied element above which contiguous copies pay."""
 
 
 def multiply(left: Tensor, right: Tensor) -> Tensor:
@@ -42,17 +39,8 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
         return _in_pieces(left, right)
     if not uses_onednn(left, right, fewest=_THIN):
         return left @ right.mT
-    total: Tensor | None = None
-    size = _piece_size(left)
-    for start in range(0, left.shape[1], size):
-        piece = left[:, start : start + size].contiguous()
-        other = piece
-        if right is not left:
-            other = right[:, start : start + size].contiguous()
-        part = _onednn(piece, other)
-        total = part if total is None else total.add_(part)
-    assert total is not None
-    return total
+    one = left.contiguous()
+    return _onednn(one, one if right is left else right.contiguous())
 
 
 def sums_one_by_one(left: Tensor, right: Tensor) -> bool:
@@ -90,16 +78,10 @@ def uses_onednn(left: Tensor, right: Tensor, fewest: int = FEW) -> bool:
         return False
     if min(rows, columns) < _THIN:
         return False
-    if _piece_size(left) >= terms and left.is_contiguous() and right.is_contiguous():
+    if left.is_contiguous() and right.is_contiguous():
         return True
     copied = rows if right is left else rows + columns
     return rows * columns >= WORTH_COPYING * copied
-
-
-def _piece_size(left: Tensor) -> int:
-    terms = left.shape[1]
-    whole = terms >= LONG or (terms <= 2 * PIECE and left.is_contiguous())
-    return terms if whole else ceil(terms / ceil(terms / PIECE))
 
 
 def _onednn(left: Tensor, right: Tensor) -> Tensor:
@@ -120,12 +102,10 @@ def _prefers_onednn() -> bool:
     except (AttributeError, RuntimeError):  # not in every build of torch
         return False
 
-    def fastest(run: Callable[[Tensor, Tensor], Tensor]) -> float:
-        times = []
-        for _ in range(5):
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(9):  # in turns, as others may use the processor, too
+        for onednn, found in times.items():
             start = perf_counter()
-            run(square, square)
-            times.append(perf_counter() - start)
-        return min(times)
-
-    return fastest(_onednn) < 0.8 * fastest(lambda left, right: left @ right.mT)
+            _onednn(square, square) if onednn else square @ square.mT
+            found.append(perf_counter() - start)
+    return min(times[True]) < 0.8 * min(times[False])

@@ -17,7 +17,10 @@ from tests.reference import dense
 from tn_extensions import Conv, quantities
 from tn_extensions.compiler.candidate import Candidate, Target
 from tn_extensions.compiler.primitives.blocks import (
+    Cut,
     Place,
+    Stage,
+    Unfold,
     blocks,
     can_cut,
     patterned_sides,
@@ -29,15 +32,17 @@ NETWORK = quantities.per_sample_grad(layer(groups=2), 5, 3)
 
 
 @pytest.mark.parametrize(
-    "levels",
+    "cuts",
     [(), (("n", 1),), (("n", 2), ("v", 2)), (("v", 1), ("n", 5)), (("n", 4), ("g", 1))],
 )
-@pytest.mark.parametrize("staged", [False, True])
+@pytest.mark.parametrize("unfolded", [None, 0, 1, 2])
 def test_blocks_make_up_the_whole(
-    levels: Sequence[tuple[str, int]], staged: bool
+    cuts: Sequence[tuple[str, int]], unfolded: int | None
 ) -> None:
-    sides = [s for s in patterned_sides(NETWORK) if s.operand.name == "x"]
-    parts = blocks(NETWORK, levels, target(), sides[0] if staged else None)
+    stages: list[Stage] = [Cut(*cut) for cut in cuts]
+    if unfolded is not None:
+        stages.insert(unfolded, Unfold("x"))
+    parts = blocks(NETWORK, stages, target())
     arrays = arrays_of(NETWORK)
     expected = dense.evaluate(NETWORK, arrays)
     found, places = np.full(NETWORK.shape, np.nan), []
@@ -53,13 +58,14 @@ def test_blocks_make_up_the_whole(
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     parts.each(tensors, {}, put)
     assert_allclose(found, expected, atol=1e-10)
-    assert all(set(place) == {index for index, _ in levels} for place in places)
+    assert all(set(place) == {index for index, _ in cuts} for place in places)
     assert len(places) == parts.number
+    assert np.prod(parts.shape) >= np.prod(NETWORK.shape) / parts.number
     assert bool(parts.operations)
-    assert parts.cost.peak >= np.prod(NETWORK.shape) // max(parts.number, 1) // 2
+    assert parts.peak >= np.prod(NETWORK.shape) // max(parts.number, 1) // 2
 
 
-def test_patterns_are_read_once_per_sample() -> None:
+def test_patterns_are_read_where_it_is_said() -> None:
     reads: list[TensorNetwork] = []
 
     def planned(network: TensorNetwork, given: Target) -> Candidate:
@@ -72,10 +78,8 @@ def test_patterns_are_read_once_per_sample() -> None:
 
         return replace(way, compute=value)
 
-    (side,) = (s for s in patterned_sides(NETWORK) if s.operand.name == "x")
-    parts = blocks(
-        NETWORK, [("n", 1), ("v", 1)], replace(target(), planner=planned), side
-    )
+    stages = [Cut("n", 1), Unfold("x"), Cut("v", 1)]
+    parts = blocks(NETWORK, stages, replace(target(), planner=planned))
     arrays = arrays_of(NETWORK)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     parts.each(tensors, {}, lambda place, value: None)

@@ -1,4 +1,4 @@
-"""Self-Gram: a half multiplied with itself, in chunks and one triangle of tiles."""
+"""Self-Gram: a half multiplied with itself, or squared, in blocks and tiles."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ from tests.compiler.candidates import (
 from tests.strategies import BATCHES, convs, examples
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.compiler.accumulator import Accumulator
-from tn_extensions.compiler.candidate import Candidate, Target
-from tn_extensions.compiler.primitives.gram import gram as lowered
+from tn_extensions.compiler.primitives.gram import gram
 from tn_extensions.network import simplify
 
 
-def gram(network: TensorNetwork, target: Target) -> list[Candidate]:
-    """The primitive with the planner's way of evaluating halves."""
-    return list(lowered(network, target))
+def squared(conv: Conv, batch_size: int) -> dict[str, TensorNetwork]:
+    """Networks whose halves share what the result keeps."""
+    return {
+        "norm": quantities.per_sample_grad_norm(conv, batch_size, 2),
+        "norm of one": quantities.per_sample_grad_norm(conv, batch_size),
+        "diagonal": quantities.ggn_diagonal(conv, batch_size, 3),
+        "diagonals": quantities.ggn_diagonal(conv, batch_size, 3, per_sample=True),
+    }
 
 
 @examples(40)
@@ -76,3 +80,38 @@ def test_chunks_respect_the_budget() -> None:
         fitting = list(gram(network, target(budget)))
         assert all(8 * way.cost.peak <= budget for way in fitting)
     assert max(way.cost.peak for way in gram(network, target(LARGE))) > one
+
+
+@examples(15)
+@given(convs(max_dims=2), BATCHES, st.sampled_from([LARGE, TINY]))
+def test_halves_of_four_operands(conv: Conv, batch_size: int, budget: int) -> None:
+    network = quantities.kfac_moments(conv, batch_size, 2, 1)
+    assert assert_all_evaluate(gram, network, budget)
+
+
+@examples(25)
+@given(convs(max_dims=2), BATCHES, st.sampled_from([LARGE, TINY]), st.booleans())
+def test_norms_and_diagonals(
+    conv: Conv, batch_size: int, budget: int, simplified: bool
+) -> None:
+    for network in squared(conv, batch_size).values():
+        if simplified:  # possibly to two operands without indices
+            assert_all_evaluate(gram, simplify(network), budget)
+        else:
+            assert assert_all_evaluate(gram, network, budget) >= 1
+
+
+@pytest.mark.parametrize("name", [*squared(layer(), 2), "gram"])
+def test_blocks_are_cut(name: str) -> None:
+    conv = Conv.make(64, 96, 3, (4, 4), padding=1)
+    network = {**squared(conv, 40), "gram": quantities.ggn_gram(conv, 4, 3)}[name]
+    few = list(gram(network, target(2**19)))
+    many = list(gram(network, target()))
+    assert min(way.peak for way in few) < 2**16 < min(way.peak for way in many)
+
+
+def test_candidates_differ_in_their_labels() -> None:
+    conv = Conv.make(64, 64, 3, (12, 12), padding=1)
+    for network in (quantities.kfac_expand(conv, 8), *squared(conv, 8).values()):
+        labels = [way.label for way in gram(network, target())]
+        assert len(set(labels)) == len(labels) > 2

@@ -15,7 +15,8 @@ from tests.compiler.candidates import (
 )
 from tests.strategies import BATCHES, convs, examples
 from tn_extensions import Conv, TensorNetwork, quantities
-from tn_extensions.compiler.primitives.crossed import Halves
+from tn_extensions.compiler.half import Half
+from tn_extensions.compiler.primitives.crossed import forms, gram_of_left
 from tn_extensions.compiler.primitives.pixel import pixel
 
 primitive = pixel
@@ -26,9 +27,11 @@ def patch_grams(conv: Conv, batch_size: int) -> list[TensorNetwork]:
     found = []
     for define in (quantities.per_sample_grad_norm, quantities.ggn_gram):
         network = define(conv, batch_size, 2)
-        for halves in Halves.all(network):
-            if halves.left.operand.name == "x" and halves.left.dims:
-                found.append(with_pairs(halves.gram(halves.left)))
+        half = Half.of(network)
+        assert half is not None
+        for form in forms(half):
+            if form.left.operand.name == "x" and form.left.dims:
+                found.append(with_pairs(gram_of_left(half, form)))
                 break
     return found
 

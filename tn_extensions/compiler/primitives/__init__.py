@@ -2,9 +2,7 @@
 
 from tn_extensions.compiler.candidate import Primitive
 from tn_extensions.compiler.primitives.convolution import convolve
-from tn_extensions.compiler.primitives.correlate import correlate
 from tn_extensions.compiler.primitives.crossed import crossed
-from tn_extensions.compiler.primitives.depthwise import depthwise
 from tn_extensions.compiler.primitives.einsum import einsum
 from tn_extensions.compiler.primitives.embed import embed
 from tn_extensions.compiler.primitives.factored import factored
@@ -15,8 +13,6 @@ from tn_extensions.compiler.primitives.matmul import matmul
 from tn_extensions.compiler.primitives.pairwise import pairwise
 from tn_extensions.compiler.primitives.patch_gram import patch_gram
 from tn_extensions.compiler.primitives.pixel import pixel
-from tn_extensions.compiler.primitives.rows import rows
-from tn_extensions.compiler.primitives.squares import squares
 from tn_extensions.compiler.primitives.unfold import unfold
 from tn_extensions.compiler.primitives.window import window
 
@@ -26,11 +22,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
     window,
     matmul,
     lag,
-    correlate,
-    depthwise,
     gram,
-    rows,
-    squares,
     factored,
     crossed,
     khatri_rao,

@@ -1,7 +1,7 @@
 """A network evaluated a block at a time, each a tensor that is consumed and dropped.
 
-Blocks are nested chunks of some indices. What an operand looks like through its
-patterns is evaluated once for all blocks that need it.
+Blocks are nested chunks of some indices. An operand can be read through its patterns
+once for all blocks that need it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.chunks import Chunks
-from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.primitives.forms import MatrixForm, Side
 from tn_extensions.network import Axis, Operand, TensorNetwork
 
@@ -23,8 +22,24 @@ Place = Mapping[str, tuple[int, int]]
 """Start and length of a block along each index that is cut."""
 
 Consume = Callable[[Place, Tensor], None]
-Level = tuple[str, int]
-"""An index and how many of its values a block has."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cut:
+    """Work on so many values of an index at a time."""
+
+    index: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unfold:
+    """Read an operand through its patterns, for all that follows."""
+
+    operand: str
+
+
+Stage = Cut | Unfold
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,43 +48,40 @@ class Blocks:
 
     Args:
         name: What evaluates a block.
-        cost: Cost of them all, with what is held for the largest, itself included.
         operations: What is done.
+        peak: Largest number of elements held, a block included.
+        shape: Shape of a block, the largest.
         number: Number of blocks.
         each: Hands over block after block and keeps none.
     """
 
     name: str
-    cost: Cost
     operations: tuple[Operation, ...]
+    peak: int
+    shape: tuple[int, ...]
     number: int
     each: Callable[[Tensors, Place, Consume], None]
 
 
-def blocks(
-    network: TensorNetwork,
-    levels: Sequence[Level],
-    target: Target,
-    staged: Side | None = None,
-) -> Blocks:
+def blocks(network: TensorNetwork, stages: Sequence[Stage], target: Target) -> Blocks:
     """Evaluate a network in blocks.
 
     Args:
         network: The network.
-        levels: What to cut, the outermost first; of indices that can be cut.
+        stages: What is done, the outermost first; of indices that can be cut and
+            operands that are unfolded by one of the network's matrix forms.
         target: What is planned for.
-        staged: An operand to read through its patterns first, as soon as no index of
-            its is left to be cut.
     """
-    if staged is not None and not any(j in staged.indices for j, _ in levels):
-        return _staged(network, staged.operand.name, levels, target)
-    if levels:
-        return _loop(network, levels, target, staged)
-    return _whole(target.best(network), prod(network.shape))
+    if not stages:
+        return _whole(target.best(network), network.shape)
+    stage, *inner = stages
+    if isinstance(stage, Cut):
+        return _loop(network, stage, inner, target)
+    return _unfolded(network, stage.operand, inner, target)
 
 
 def can_cut(network: TensorNetwork, index: str) -> bool:
-    """Whether a network can be cut along an index."""
+    """Tell whether a network can be cut along an index."""
     return bool(Chunks.along(network.nodes, network.sizes, [index]).cuts)
 
 
@@ -90,21 +102,18 @@ def stored(name: str, network: TensorNetwork) -> Operand:
     return Operand(name, tuple(axes))
 
 
-def _whole(candidate: Candidate, elements: int) -> Blocks:
+def _whole(candidate: Candidate, shape: tuple[int, ...]) -> Blocks:
     def each(tensors: Tensors, place: Place, consume: Consume) -> None:
         consume(place, candidate.value(tensors))
 
-    cost = candidate.cost.holding(candidate.cost.peak + elements)
-    return Blocks(candidate.name, cost, candidate.operations, 1, each)
+    peak = candidate.peak + prod(shape)
+    return Blocks(candidate.name, candidate.operations, peak, shape, 1, each)
 
 
 def _loop(
-    network: TensorNetwork,
-    levels: Sequence[Level],
-    target: Target,
-    staged: Side | None,
+    network: TensorNetwork, cut: Cut, inner: Sequence[Stage], target: Target
 ) -> Blocks:
-    (index, size), *inner = levels
+    index, size = cut.index, cut.size
     chunks = Chunks.along(network.nodes, network.sizes, [index])
     # how much is cut off depends on all other sizes
     target = target.with_varying(index)
@@ -112,7 +121,7 @@ def _loop(
     @cache
     def of(count: int) -> Blocks:
         # the last chunk's, if smaller, is only planned if it is to be evaluated
-        return blocks(chunks.network(network, count), inner, target, staged)
+        return blocks(chunks.network(network, count), inner, target)
 
     def each(tensors: Tensors, place: Place, consume: Consume) -> None:
         start = 0
@@ -121,17 +130,13 @@ def _loop(
             start += count
 
     one, number = of(size), ceil(chunks.total / size)
-    # slices and the bookkeeping of the loop
-    cost = (one.cost + Cost(seconds=target.rates.call)).times(number)
-    steps = tuple(step.repeated(number) for step in one.operations)
-    return Blocks(one.name, cost, steps, number * one.number, each)
+    operations = tuple(step.repeated(number) for step in one.operations)
+    number *= one.number
+    return Blocks(one.name, operations, one.peak, one.shape, number, each)
 
 
-def _staged(
-    network: TensorNetwork,
-    operand: str,
-    levels: Sequence[Level],
-    target: Target,
+def _unfolded(
+    network: TensorNetwork, operand: str, inner: Sequence[Stage], target: Target
 ) -> Blocks:
     # of this part of the network: patterns read less of it than of the whole
     side, order = next(
@@ -143,15 +148,14 @@ def _staged(
     own = side.nodes(network)
     read = TensorNetwork(own, [(index,) for index in order], network.sizes)
     candidate = target.best(read)
-    name = f"{side.operand.name} unfolded"
+    name = f"{operand} unfolded"
     rest = network.replace(own, [stored(name, read)])
-    parts = blocks(rest, levels, target)
+    parts = blocks(rest, inner, target)
 
     def each(tensors: Tensors, place: Place, consume: Consume) -> None:
         value = candidate.value(tensors).contiguous()
         parts.each({**tensors, name: value}, place, consume)
 
-    held = prod(read.shape) + max(candidate.cost.peak, parts.cost.peak)
-    cost = (candidate.cost + parts.cost).holding(held)
-    steps = (*candidate.operations, *parts.operations)
-    return Blocks(parts.name, cost, steps, parts.number, each)
+    peak = prod(read.shape) + max(candidate.peak, parts.peak)
+    operations = (*candidate.operations, *parts.operations)
+    return Blocks(parts.name, operations, peak, parts.shape, parts.number, each)

@@ -41,14 +41,20 @@ from tn_extensions.network import Operand, TensorNetwork
 _MANY_OUTPUTS = 32
 """Entries of the result from which on those with a channel per group are faster."""
 
+_FEW_CHANNELS = 3
+"""Channels per group below which weight gradients are as slow as depthwise ones."""
+
 
 @as_defined
 def convolve(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-    """Let torch convolve; where the samples are kept apart, also one by one."""
+    """Let torch convolve; where samples are kept apart, also as groups or one by one."""
     roles = Roles.of(network)
     if roles is None:
         return
-    yield _candidate(network, target, roles)
+    gradient = _has_axis(roles.image, roles.contracted)
+    yield _candidate(network, target, roles, gradient)
+    if roles.groups and not roles.contracted and not roles.transposed:
+        yield _candidate(network, target, roles, gradient=True)
     for index in roles.groups:
         chunks = Chunks.along(network.nodes, network.sizes, [index])
         if chunks.cuts and (index,) in network.output and not roles.transposed:
@@ -65,7 +71,7 @@ def _one_by_one(
         groups=tuple(j for j in roles.groups if j != index),
         contracted=(index, *roles.contracted),
     )
-    one = _candidate(chunks.network(network, 1), target, alone)
+    one = _candidate(chunks.network(network, 1), target, alone, gradient=True)
     axis = network.output.index((index,))
     compute_one = one.compute
     assert compute_one is not None
@@ -90,8 +96,13 @@ def _one_by_one(
     return Candidate(f"{one.name} per {index}", tuple(operations), held, run, compute)
 
 
-def _candidate(network: TensorNetwork, target: Target, roles: Roles) -> Candidate:
-    """The kernel's call, for given roles."""
+def _candidate(
+    network: TensorNetwork, target: Target, roles: Roles, gradient: bool
+) -> Candidate:
+    """Call torch's kernel for given roles.
+
+    A weight gradient may have a batch of one, and keep what it would sum as groups.
+    """
     image_space, kernel_space, result_space = zip(*roles.spatial, strict=True)
     groups, rows, columns = roles.groups, roles.rows, roles.columns
     contracted, sizes = roles.contracted, network.sizes
@@ -99,7 +110,7 @@ def _candidate(network: TensorNetwork, target: Target, roles: Roles) -> Candidat
     if roles.transposed:
         kind, evaluate = "transposed convolution", _transposed
         layout = (rows, inputs), (inputs, columns)
-    elif _has_axis(roles.image, contracted):
+    elif gradient:
         kind, evaluate = "weight gradient", _gradient
         layout = (contracted, (*groups, *rows)), (contracted, (*groups, *columns))
         channels = (*groups, *columns, *rows)
@@ -130,7 +141,7 @@ def _candidate(network: TensorNetwork, target: Target, roles: Roles) -> Candidat
     def run(tensors: Tensors, into: Accumulator) -> None:
         into.put(into.out, compute(tensors))
 
-    cost = _cost(roles, sizes, present, target, kind == "weight gradient")
+    cost = _cost(roles, sizes, present, target, gradient and not roles.transposed)
     call = Operation(kind, f"{roles.image.name} by {roles.kernel.name}", cost)
     held = _copied(roles.image, layout[0], sizes)
     held += _copied(roles.kernel, layout[1], sizes)
@@ -158,11 +169,13 @@ def _cost(
     outputs = prod(dim.outputs for dim in roles.dims)
     flops *= kernel * outputs
     rate = rates.correlate
-    if groups > 1 and gradient:
+    columns, rows = (
+        prod(sizes[index] for index in own) for own in (roles.columns, roles.rows)
+    )
+    if groups > 1 and gradient and min(columns, rows) < _FEW_CHANNELS:
         rate = rates.correlate_depthwise
-    elif groups > 1:  # best where all sizes are large
+    elif groups > 1 and not gradient:  # best where all sizes are large
         rate = 3.5 * rates.depthwise * kernel / (kernel + 100) * outputs / (outputs + 4)
-        columns = prod(sizes[index] for index in roles.columns)
         if max(outputs, columns) < _MANY_OUTPUTS:
             rate *= 0.3 if columns == 1 else 0.12
     elif gradient:  # few positions are few terms

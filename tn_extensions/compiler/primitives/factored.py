@@ -16,8 +16,8 @@ from tn_extensions.compiler.candidate import (
     Tensors,
     as_defined,
 )
+from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.primitives.blocks import stored
-from tn_extensions.compiler.primitives.squares import half_of
 from tn_extensions.network import TensorNetwork, simplify
 from tn_extensions.network.nodes import Node
 
@@ -25,10 +25,11 @@ from tn_extensions.network.nodes import Node
 @as_defined
 def factored(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Square the factors of the half, and multiply the squares."""
-    half = half_of(network)
-    if half is None or 0 in network.sizes.values():
+    half = Half.of(network)
+    if half is None or half.columns or half.dims or 0 in network.sizes.values():
         return
-    factors = _factors(simplify(half))
+    alone = half.network(*((index,) for index in half.shared))
+    factors = _factors(simplify(alone))
     if len(factors) < 2 or not all(one.operands for one in factors):
         return
     found = {f"squares {number}": one for number, one in enumerate(factors)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 from tn_extensions.compiler.primitives.unfold import (
@@ -100,11 +100,22 @@ class MatrixForm:
         return cls(left, right, batch, tuple(rows), tuple(columns), terms, sizes)
 
     @property
+    def swapped(self) -> MatrixForm:
+        """The form with left and right exchanged."""
+        return replace(
+            self,
+            left=self.right,
+            right=self.left,
+            rows=self.columns,
+            columns=self.rows,
+        )
+
+    @property
     def entries(self) -> int:
         """Entries of both matrices."""
         return self.size(self.left.indices) + self.size(self.right.indices)
 
-    def size(self, indices: Sequence[str]) -> int:
+    def size(self, indices: Iterable[str]) -> int:
         """Number of values of some indices."""
         return prod(self.sizes[index] for index in indices)
 

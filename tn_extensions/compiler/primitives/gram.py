@@ -1,14 +1,17 @@
-"""Self-Gram: evaluate the half in chunks, multiply it with itself, one triangle.
+"""Self-Gram: evaluate the half in blocks, and multiply each with itself.
 
 With an unfolded half this is the stock way, bounded in memory; with a dense half (1x1,
 patchify, down-sampling) it is a strided view and a matrix product; with window sums it
-is KFAC-reduce's outer product.
+is KFAC-reduce's outer product; with per-sample gradients it is their Gram matrix. Where
+the halves share all that the result keeps (norms of gradients, diagonals of the GGN)
+only the diagonal is asked for: blocks are squared and summed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from math import ceil, prod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from math import ceil, inf, prod
 
 from torch import Tensor
 
@@ -19,142 +22,275 @@ from tn_extensions.compiler.candidate import (
     Target,
     Tensors,
     as_defined,
-    priced,
 )
-from tn_extensions.compiler.chunks import Chunks
-from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half
-from tn_extensions.compiler.primitives.blocks import Place, blocks
-from tn_extensions.compiler.product import FEW, multiply
+from tn_extensions.compiler.primitives.blocks import (
+    Blocks,
+    Cut,
+    Place,
+    Stage,
+    Unfold,
+    blocks,
+    can_cut,
+    patterned_sides,
+)
+from tn_extensions.compiler.product import multiply
 from tn_extensions.network import TensorNetwork
 
-_CACHED_ELEMENTS = 2**21
-"""Elements of a half that stay in the cache."""
+_BLOCKS = (1, 4, 8)
+"""Numbers of blocks to try; there are more where the budget demands it.
 
-_FEW_GROUPS = 8
-"""Groups below which a batch of products is too short."""
+Few blocks are few calls; small ones stay in the cache.
+"""
+
+_MANY_CALLS = 40
+"""Calls beyond which a candidate is left out if others fit into the budget.
+
+Each call waits for all threads (or is a launch), which takes long where other processes
+use the same cores. Copies of what is a view in memory only at times are not counted.
+"""
+
+_SHARES = (2, 8)
+"""Parts of the budget, one of which whatever is cut may take."""
+
+_TILES = (1, 4)
+"""Numbers of tiles in which one triangle of the result is computed; one is all of it."""
 
 _TILE = 256
-"""Smallest tile of a triangle: smaller ones cost the matrix product its speed."""
-
-_SHORT = 128
-"""Rows up to which writing the result takes longer than computing it twice."""
+"""Smallest tile: smaller ones cost the matrix product its speed."""
 
 
 @as_defined
 def gram(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-    """Multiply the half with itself."""
+    """Multiply the half with itself, over what it shares with its copy."""
     half = Half.of(network)
-    if half is None or half.dims:
+    if half is None or half.dims or 0 in half.sizes.values():
         return
-    columns = prod(half.sizes[index] for index in half.columns)
-    rows = prod(half.sizes[index] for index in half.rows)
-    groups = prod(half.sizes[index] for index in half.batch)
-    if not (columns and rows and groups):
+    found = list(_candidates(half, target))
+    fitting = (one for one in found if one.peak * target.itemsize <= target.budget)
+    few = min((one.cost.calls for one in fitting), default=inf) <= _MANY_CALLS
+    yield from (one for one in found if not few or one.cost.calls <= _MANY_CALLS)
+
+
+def _candidates(half: Half, target: Target) -> Iterator[Candidate]:
+    if not half.columns:
+        alone = half.network(*((index,) for index in half.shared))
+        for stages in _stages(half, alone, target):
+            yield _squared(half, blocks(alone, stages, target), target)
         return
-    elements = groups * columns * rows
-    for indices, kept in ((half.rows, False), (half.batch, True)):
-        chunks = Chunks.along(half.nodes, half.sizes, indices, kept)
-        if chunks.cuts or not kept:
-            for size in _chunk_sizes(chunks, elements, target):
-                yield _chunked(network, target, half, chunks, size)
+    # what all operands carry first, as products come
+    common = [j for j in half.columns if all(j in x.indices for x in half.operands)]
+    order = (*common, *(index for index in half.columns if index not in common))
+    for rows_last in (True, False) if len(half.operands) == 1 else (True,):
+        matrix = (order, half.rows) if rows_last else (half.rows, order)
+        alone = half.network(half.batch, *matrix)
+        for stages in _stages(half, alone, target):
+            parts = blocks(alone, stages, target)
+            for tiles in _TILES:
+                if tiles == 1 or half.size(order) >= _TILE * tiles:
+                    yield _multiplied(half, order, rows_last, parts, tiles, target)
 
 
-def _chunk_sizes(chunks: Chunks, elements: int, target: Target) -> list[int]:
-    """One at a time, and as many as the budget (or the cache) allows."""
-    total = chunks.total
-    fits = max(1, min(total, target.budget * total // (2 * elements * target.itemsize)))
-    if chunks.kept:  # pays where groups are small and many
-        size = max(_FEW_GROUPS, _CACHED_ELEMENTS * total // (8 * elements))
-        return [min(total, size)] if min(total, size) <= fits and total > 1 else []
-    return sorted({1, fits, min(fits, ceil(_CACHED_ELEMENTS * total / elements))})
+def _stages(
+    half: Half, alone: TensorNetwork, target: Target
+) -> Iterator[tuple[Stage, ...]]:
+    """Ways of cutting a half, and of unfolding an operand before or after a cut."""
+    found: dict[tuple[Stage, ...], None] = {}
+    fits = target.budget // target.itemsize
+    for side in (None, *patterned_sides(alone)):
+        own = [] if side is None else side.indices
+        carried = [half.shared + half.columns, *(x.indices for x in half.operands), own]
+        most = max(map(half.size, carried))
+        limits = {min(ceil(most / n), fits // share) for n in _BLOCKS for share in _SHARES}
+        common, rest = _cuttable(half, alone, own)
+        for limit in sorted(limits, reverse=True):
+            cuts = _cuts(half, carried, (*common, *rest), max(limit, 1))
+            if side is None:
+                found[cuts] = None
+                continue
+            unfold = Unfold(side.operand.name)
+            outer = tuple(cut for cut in cuts if cut.index in common)
+            inner = cuts[len(outer) :]
+            if inner:
+                found[(*outer, unfold, *inner)] = None
+            if outer and half.size(own) <= fits // _SHARES[0]:
+                found[(unfold, *cuts)] = None
+    yield from found
 
 
-def _chunked(
-    network: TensorNetwork,
-    target: Target,
+def _cuttable(
+    half: Half, alone: TensorNetwork, unfolded: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Indices to cut, the outermost first: of all operands, and of some.
+
+    Contracted ones come before those that are kept: the innermost block is then of
+    consecutive rows of the result. An unfolded operand is not cut but for the former.
+    """
+    # batches of matrices are cut along an axis
+    whole = half.batch if half.columns and len(half.batch) > 1 else ()
+    found = [j for j in half.shared if j not in whole and can_cut(alone, j)]
+    common = [j for j in found if all(j in x.indices for x in half.operands)]
+    rest = [j for j in found if j not in (*common, *unfolded)]
+    if len(half.operands) > 2:  # products of some would be made again for each block
+        rest = [j for j in rest if j not in half.batch]
+    return common, sorted(rest, key=lambda index: index in half.batch)
+
+
+def _cuts(
     half: Half,
-    chunks: Chunks,
-    size: int,
-) -> Candidate:
-    levels = [(chunks.index, size)] if size < chunks.total else []
-    # positions are better copied along the operand's last axis
-    layouts = {
-        last: blocks(half.network(last), levels, target) for last in (True, False)
-    }
-    rows_last = layouts[True].cost.seconds <= layouts[False].cost.seconds
-    parts = layouts[rows_last]
-    groups, columns = network.shape[:2]
-    rows = prod(half.sizes[index] for index in half.rows)
-    if chunks.kept:
-        groups = ceil(groups / parts.number)
-    else:
-        rows //= parts.number
-    tiles = len(_tiles(columns, rows))
+    carried: Sequence[Sequence[str]],
+    indices: Sequence[str],
+    limit: int,
+) -> tuple[Cut, ...]:
+    """As many values of the innermost index as the limit allows, then of the others.
+
+    Args:
+        half: The half.
+        carried: Indices of each tensor that is worked on.
+        indices: Indices to cut, the outermost first.
+        limit: Elements that a block of each tensor may have.
+    """
+    # elements of each tensor, all that is cut at a single value
+    elements = [half.size(j for j in own if j not in indices) for own in carried]
+    cuts: list[Cut] = []
+    for index in reversed(indices):
+        total = half.sizes[index]
+        largest = max(n for own, n in zip(carried, elements, strict=True) if index in own)
+        size = max(1, min(total, limit // largest))
+        size = ceil(total / ceil(total / size))  # balanced
+        if size < total:
+            cuts.insert(0, Cut(index, size))
+        elements = [
+            n * size if index in own else n
+            for own, n in zip(carried, elements, strict=True)
+        ]
+    return tuple(cuts)
+
+
+def _is_first(half: Half, place: Place) -> bool:
+    """Tell whether a block is the first one of its part of the result."""
+    return all(start == 0 for j, (start, _) in place.items() if j in half.rows)
+
+
+def _squared(half: Half, parts: Blocks, target: Target) -> Candidate:
+    kept = [index for index in half.shared if index in half.batch]
+    contracted = tuple(
+        axis for axis, index in enumerate(half.shared) if index not in half.batch
+    )
+    fresh_values = len(half.operands) > 1  # else it may be a view of the operand
 
     def run(tensors: Tensors, into: Accumulator) -> None:
-        # later chunks add to one triangle of a fresh target, which is mirrored at last
-        late = into.fresh and parts.number > 1 and tiles > 1 and not chunks.kept
+        # an axis for each index; of a view, so that nothing is lost
+        whole = into.out.view([half.sizes[index] for index in half.batch])
+        whole = whole.permute([half.batch.index(index) for index in kept])
 
         def add(place: Place, value: Tensor) -> None:
-            value = value if rows_last else value.mT
-            if chunks.kept and place:
-                out = into.out.narrow(0, *place[chunks.index])
-                part = Accumulator(out, into.scale, into.fresh)
-                add_self_gram(value, part, mirrored=True)
-            else:
-                add_self_gram(value, into, mirrored=not late)
-                into.fresh = False
+            out = whole
+            for axis, index in enumerate(kept):
+                if index in place:
+                    out = out.narrow(axis, *place[index])
+            fresh = into.fresh and _is_first(half, place)
+            if value.numel() == out.numel() and not fresh:
+                value = value.view(out.shape)
+                out.addcmul_(value, value, value=into.scale)
+                return
+            value = value.square_() if fresh_values else value.square()
+            value = value.sum(contracted) if contracted else value
+            Accumulator(out, into.scale, fresh).put(out, value)
 
         parts.each(tensors, {}, add)
         into.fresh = False
-        if late:
-            mirror_triangle(into.out, rows)
 
-    product = target.rates.product(
-        ceil(columns / tiles),
-        columns,
-        rows,
-        groups,
-        target.itemsize,
-        contiguous=rows >= FEW,
-    ).times(tiles * (tiles + 1) / (2 * tiles))
-    mirrored = target.rates.move(groups * columns**2 / 2, target.itemsize, 4)
-    cost = parts.cost + product.times(parts.number)
-    cost = cost + (mirrored if tiles > 1 else Cost())
-    steps: tuple[str | Operation, ...] = (
-        *parts.operations,
-        f"[{groups} x] {columns} x {rows} @ {rows} x {columns}, "
-        f"one triangle in {tiles} tile(s)",
+    elements = prod(parts.shape)
+    moved = target.rates.move(elements, target.itemsize)
+    if contracted:
+        moved = moved + moved + target.rates.move(half.size(kept), target.itemsize)
+    square = Operation("square and sum", f"{elements} entries", moved, parts.number)
+    return Candidate(
+        f"squares({parts.name})", (*parts.operations, square), parts.peak, run
     )
-    return priced(f"gram({parts.name})", steps, cost, run)
 
 
-def _tiles(columns: int, rows: int) -> list[tuple[int, int]]:
+def _multiplied(
+    half: Half,
+    order: Sequence[str],
+    rows_last: bool,
+    parts: Blocks,
+    tiles: int,
+    target: Target,
+) -> Candidate:
+    length = half.size(order)
+    in_order = tuple(order) == half.columns
+
+    def run(tensors: Tensors, into: Accumulator) -> None:
+        whole = into.out if into.out.dim() == 3 else into.out[None]
+        total = Accumulator(whole, into.scale, into.fresh)
+        if not in_order:
+            total = Accumulator(whole.new_empty(whole.shape), 1.0, fresh=True)
+        # one triangle of a fresh target is mirrored at last
+        late = total.fresh and tiles > 1
+
+        def add(place: Place, value: Tensor) -> None:
+            out = total.out
+            for index in {*place} & {*half.batch}:
+                out = out.narrow(0, *place[index])
+            fresh = total.fresh and _is_first(half, place)
+            value = value if rows_last else value.mT
+            add_self_gram(value, Accumulator(out, total.scale, fresh), tiles, not late)
+
+        parts.each(tensors, {}, add)
+        if late:
+            mirror_triangle(total.out, tiles)
+        if not in_order:
+            put_gram(into, total.out, order, half)
+        into.fresh = False
+
+    rates, itemsize = target.rates, target.itemsize
+    groups, _, rows = parts.shape if rows_last else (parts.shape[0], 0, parts.shape[1])
+    one = rates.product(
+        ceil(length / tiles), length, rows, groups, itemsize, contiguous=True
+    )
+    one = replace(one.times((tiles + 1) / 2), calls=tiles)
+    turned = "" if rows_last else ", transposed"
+    shapes = f"[{groups} x] {length} x {rows} @ {rows} x {length}{turned}"
+    name = "product with itself" if tiles == 1 else f"triangle of {tiles} tiles"
+    operations = [*parts.operations, Operation(name, shapes, one, parts.number)]
+    peak = parts.peak + groups * length * ceil(length / tiles)
+    if tiles > 1:
+        cost = rates.move(half.size(half.batch) * length**2 / 2, itemsize, 4)
+        operations.append(Operation("mirror", f"{length} x {length}", cost))
+    if not in_order:
+        moved = rates.move(length**2, itemsize, 4)
+        operations.append(Operation("permute", f"{length} x {length}", moved))
+        peak += length**2
+    return Candidate(f"gram({parts.name})", tuple(operations), peak, run)
+
+
+def _tiles(columns: int, number: int) -> list[tuple[int, int]]:
     """Bounds of the tiles whose upper triangle is computed."""
-    count = 1 if rows <= _SHORT else max(1, min(16, columns // _TILE))
-    bounds = [round(number * columns / count) for number in range(count + 1)]
+    bounds = [round(tile * columns / number) for tile in range(number + 1)]
     return list(zip(bounds, bounds[1:], strict=False))
 
 
-def add_self_gram(half: Tensor, into: Accumulator, mirrored: bool) -> None:
+def add_self_gram(half: Tensor, into: Accumulator, tiles: int, mirrored: bool) -> None:
     """Add ``half @ half^T`` per group to the accumulator, at least its upper triangle.
 
     Args:
         half: Tensor of shape ``[G, D, R]``.
         into: Target ``[G, D, D]``.
+        tiles: Number of tiles.
         mirrored: Whether to write the lower triangle, too.
     """
     out = into.out
     if half.shape[0] == 1:
         half, out = half[0], out[0]
-    tiles = _tiles(*half.shape[-2:])
-    for start, stop in tiles:
-        left = right = half
-        if len(tiles) > 1:
-            left, right = half[..., start:stop, :], half[..., start:, :]
+    if tiles == 1:
+        into.put_product(out, half, half)
+        return
+    for start, stop in _tiles(half.shape[-2], tiles):
+        left, right = half[..., start:stop, :], half[..., start:, :]
         upper = out[..., start:stop, start:]
-        if not mirrored or len(tiles) == 1:
+        if not mirrored:
             into.put_product(upper, left, right)
             continue
         block = multiply(left, right)
@@ -162,25 +298,17 @@ def add_self_gram(half: Tensor, into: Accumulator, mirrored: bool) -> None:
         into.put(out[..., stop:, start:stop], block[..., stop - start :].mT)
 
 
-def put_gram(
-    into: Accumulator,
-    gram: Tensor,
-    order: Sequence[str],
-    rows: Sequence[str],
-    sizes: Mapping[str, int],
-) -> None:
-    """Put a Gram matrix whose rows are in another order of their indices."""
-    split = [sizes[index] for index in order]
-    permutation = [order.index(index) for index in rows]
-    permutation += [len(rows) + axis for axis in permutation]
-    result = gram.view(split * 2).permute(permutation)
+def put_gram(into: Accumulator, gram: Tensor, order: Sequence[str], half: Half) -> None:
+    """Put Gram matrices ``[G, D, D]`` whose columns are in another order."""
+    split = [half.sizes[index] for index in order]
+    axes = [1 + order.index(index) for index in half.columns]
+    axes += [len(order) + axis for axis in axes]
+    result = gram.view(-1, *split, *split).permute(0, *axes)
     into.put(into.out, result.reshape(into.out.shape))
     into.fresh = False
 
 
-def mirror_triangle(out: Tensor, rows: int) -> None:
-    """Copy the upper triangle of tiles (of a half with some rows) to the lower one."""
-    for start, stop in _tiles(out.shape[-1], rows):
-        for low in range(start, stop, 64):
-            high = min(low + 64, stop)
-            out[..., stop:, low:high].copy_(out[..., low:high, stop:].mT)
+def mirror_triangle(out: Tensor, tiles: int) -> None:
+    """Copy the upper triangle of tiles to the lower one."""
+    for start, stop in _tiles(out.shape[-1], tiles)[:-1]:
+        out[..., stop:, start:stop].copy_(out[..., start:stop, stop:].mT)

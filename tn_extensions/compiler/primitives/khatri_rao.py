@@ -9,7 +9,7 @@ nearly orthogonal to the patches: what rounds to less than zero is set to zero.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import product
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -21,117 +21,115 @@ from tn_extensions.compiler.candidate import (
     Target,
     Tensors,
     as_defined,
-    priced,
 )
-from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.primitives.blocks import Blocks, Place, blocks, can_cut
-from tn_extensions.compiler.primitives.crossed import Halves
+from tn_extensions.compiler.half import Half
+from tn_extensions.compiler.primitives.blocks import Cut, Place, blocks, can_cut
+from tn_extensions.compiler.primitives.crossed import forms
+from tn_extensions.compiler.primitives.forms import MatrixForm
 from tn_extensions.compiler.product import multiply
 from tn_extensions.network import TensorNetwork
 
-_BLOCK = 2**20
-"""Elements of what is multiplied at a time."""
+_WORTH = 8
+"""Multiply-adds, per those of forming the rows, up to which it may pay."""
 
 
 @as_defined
 def khatri_rao(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Multiply pairs of one operand's positions with Gram matrices of the other."""
-    kept = {*network.output_indices}
-    for halves in Halves.all(network):
-        left, right = map(halves.private, (halves.left, halves.right))
-        vectors = [index for index in right if index not in kept]
-        if not halves.shared >= {*left, *right, *halves.batch} or not {*left} <= kept:
+    half = Half.of(network)
+    if half is None or half.dims or half.columns or 0 in half.sizes.values():
+        return
+    kept, shared = {*half.batch}, {*half.batch, *half.rows}
+    for form in forms(half):
+        own = {*form.batch, *form.rows, *form.columns}
+        if not own <= shared or not {*form.rows} <= kept or form.right.dims:
             continue
-        if halves.size(vectors) < 2 or halves.right.dims:
-            continue
-        axes = [*((j,) for j in halves.batch), halves.terms, left]
-        patches = TensorNetwork(halves.left.nodes(network), axes, network.sizes)
-        cut = [j for j in halves.batch if can_cut(patches, j)]
-        parts = blocks(patches, [(j, 1) for j in cut], target)
-        yield _candidate(halves, parts, target)
+        many = form.size(j for j in form.columns if j not in kept)
+        if many > 1 and form.size(form.terms) + 1 <= 2 * _WORTH * many:
+            yield _candidate(half, form, target)
 
 
-def _candidate(halves: Halves, parts: Blocks, target: Target) -> Candidate:
-    network, sizes, batch = halves.network, halves.network.sizes, halves.batch
-    kept = network.output_indices
-    left, right = map(halves.private, (halves.left, halves.right))
-    rows = [index for index in right if index in kept]
-    vectors = [index for index in right if index not in kept]
-    kept_batch = [index for index in batch if index in kept]
-    read = halves.right.unfolding((*batch, *rows, *vectors, *halves.terms), sizes)
-    height, width, many, terms = map(halves.size, (rows, left, vectors, halves.terms))
-    order = [kept.index(index) for index in (*kept_batch, *rows, *left)]
+def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
+    kept = [j for j in form.batch if j in half.batch]
+    contracted = [j for j in form.batch if j not in half.batch]
+    rows = [j for j in form.columns if j in half.batch]
+    vectors = [j for j in form.columns if j not in half.batch]
+    points, samples, height, many, terms, width = map(
+        form.size, (kept, contracted, rows, vectors, form.terms, form.rows)
+    )
+    pairs = terms * (terms + 1) // 2
+    itemsize, rates = target.itemsize, target.rates
+    fits = max(1, target.budget // (3 * itemsize))  # each of two copies
+
+    patches = TensorNetwork(
+        form.left.nodes(half.network()),
+        (kept, contracted, form.terms, form.rows),
+        half.sizes,
+    )
+    cuts: list[Cut] = []
+    for index in (*contracted, *kept):
+        # samples first: what is left of them is summed by one product
+        total, left = half.sizes[index], points * samples * pairs * max(width, height)
+        size = max(1, fits * total // left)
+        if size < total and can_cut(patches, index):
+            cuts.append(Cut(index, ceil(total / ceil(total / size))))
+            break
+    parts = blocks(patches, cuts, target)
+    points, samples, *_ = parts.shape
+    length = max(1, min(pairs, fits // (points * samples * max(width, height))))
+    order = (*kept, *rows, *contracted, *vectors, *form.terms)
+    read = form.right.unfolding(order, half.sizes)
+    axes = [half.batch.index(index) for index in (*kept, *rows, *form.rows)]
 
     def run(tensors: Tensors, into: Accumulator) -> None:
-        vectors_of = read.tensor(tensors[halves.right.operand.name])
-        total = vectors_of.new_zeros(
-            [sizes[index] for index in kept_batch] + [height, width]
-        )
+        whole = read.tensor(tensors[form.right.operand.name])
+        total = whole.new_zeros(*(half.sizes[j] for j in kept), height, width)
+        first, second = torch.triu_indices(terms, terms, device=whole.device)
+        both, weights = first * terms + second, 1 + (first != second).to(whole.dtype)
 
         def add(place: Place, value: Tensor) -> None:
-            patches = value.reshape(-1, terms, width)
-            spans = [place.get(index, (0, sizes[index])) for index in batch]
-            points = product(*(range(start, start + size) for start, size in spans))
-            for one, point in zip(patches, points, strict=True):
-                at = dict(zip(batch, point, strict=True))
-                out = total[tuple(at[index] for index in kept_batch)]
-                add_products(out, vectors_of[point], one)
+            own, out = whole, total
+            for index, span in place.items():
+                own = own.narrow(order.index(index), *span)
+                if index in kept:
+                    out = out.narrow(kept.index(index), *span)
+            own = own.reshape(len(value), height, value.shape[1], many, terms)
+            grams = (own.mT @ own).flatten(-2)
+            for start in range(0, pairs, length):
+                some = slice(start, start + length)
+                left = grams.index_select(-1, both[some]).mul_(weights[some]).flatten(2)
+                right = value.index_select(2, first[some])
+                right = right.mul_(value.index_select(2, second[some]))
+                out += multiply(left, right.flatten(1, 2).mT).view(out.shape)
 
         parts.each(tensors, {}, add)
-        split = into.out.view([sizes[index] for index in kept]).permute(order)
+        split = into.out.view([half.sizes[index] for index in half.batch]).permute(axes)
         into.put(split, total.clamp_(min=0).view(split.shape))
         into.fresh = False
 
-    rates, itemsize = target.rates, target.itemsize
-    pairs = terms * (terms + 1) // 2
-    cost = rates.move(height * many * terms, itemsize, terms)
-    cost = cost + rates.product(terms, terms, many, height, itemsize)
-    cost = cost + rates.move(height * pairs, itemsize, 8)
-    cost = cost + rates.move(pairs * width, itemsize).times(2)
-    cost = cost + rates.product(height, width, pairs, 1, itemsize, contiguous=True)
-    cost = cost + Cost(seconds=2 * terms * rates.call)
-    held = height * (width + pairs) + 3 * min(_BLOCK + width, pairs * width)
-    held += parts.cost.peak + max(_BLOCK, many * terms)
-    cost = cost.times(halves.size(batch)) + parts.cost
-    steps: tuple[str | Operation, ...] = (
+    inner = samples * length
+    number, steps = parts.number, parts.number * ceil(pairs / length)
+    gathered = rates.move(points * inner * (height + 2 * width), itemsize)
+    gathered = gathered + rates.overhead(4)
+    operations = (
         *parts.operations,
-        f"[{height} x] {terms} x {many} @ {many} x {terms}, {pairs} pairs of each",
-        f"{height} x {pairs} @ {pairs} x {width}",
+        Operation(
+            "products of vectors",
+            f"[{points * samples * height} x] {terms} x {many} @ {many} x {terms}",
+            rates.move(points * samples * height * many * terms, itemsize, terms)
+            + rates.product(terms, terms, many, points * samples * height, itemsize),
+            number,
+        ),
+        Operation("gather pairs", f"{inner} x {height} and {width}", gathered, steps),
+        Operation(
+            "matrix product",
+            f"[{points} x] {height} x {inner} @ {inner} x {width}",
+            rates.product(height, width, inner, points, itemsize, contiguous=True)
+            + rates.overhead(1),
+            steps,
+        ),
     )
-    name = f"khatri-rao({parts.name})"
-    return priced(name, steps, cost.holding(held), run)
-
-
-def add_products(out: Tensor, vectors: Tensor, patches: Tensor) -> None:
-    """Add ``sum_v (sum_o S[c, v, o] U[o, d])^2`` to ``[C, D]``.
-
-    Args:
-        out: Where to add, ``[C, D]``.
-        vectors: ``S``, the indices of ``c``, of ``v`` and of ``o``.
-        patches: ``U``, ``[O, D]``.
-    """
-    terms, width = patches.shape
-    rows = out.shape[0]
-    first, second = torch.triu_indices(terms, terms, device=out.device)
-    weights = torch.where(first == second, 1.0, 2.0).to(out.dtype)
-    grams = out.new_empty(rows, len(first))
-    vectors = vectors.reshape(rows, -1, terms)
-    count = max(1, _BLOCK // vectors[0].numel())
-    for start in range(0, rows, count):
-        some = vectors[start : start + count].contiguous()
-        square = (some.mT @ some).flatten(1)
-        picked = square.index_select(1, first * terms + second)
-        torch.mul(picked, weights, out=grams[start : start + count])
-
-    patches = patches.contiguous()
-    block = patches.new_empty(max(1, _BLOCK // width) + terms, width)
-    begin = filled = 0
-    for position in range(terms):
-        size = terms - position
-        target = block[filled : filled + size]
-        torch.mul(patches[position:], patches[position], out=target)
-        filled += size
-        if filled + size > len(block) or size == 1:
-            left = grams[:, begin : begin + filled]
-            out.add_(multiply(left, block[:filled].mT))
-            begin, filled = begin + filled, 0
+    peak = form.size(kept) * height * width + parts.peak
+    peak += points * samples * height * (many * terms + terms**2)
+    peak += points * inner * (2 * height + 2 * width) + points * height * width
+    return Candidate(f"khatri-rao({parts.name})", operations, peak, run)

@@ -1,18 +1,21 @@
-"""Pair over one dimension: a matrix product per lag, the other dimensions unfolded.
+"""Lag: the products of a half with its shifted copy, along all joined dimensions.
 
-Dimensions whose patterns are paired as well are kept as they are in the product and
-contracted afterwards, which pays for depthwise convolutions. Windows of one lag share a
-common interior; borders are added to it, never subtracted from a larger sum, so that
-nothing cancels.
+A pair of kernel positions contributes the product of the operand with itself at a lag,
+summed over a window. Lags are summed over boxes, many at a time, by one of several
+kernels; what boxes leave over at the borders is gathered and multiplied at once. All
+sums are added up to windows, never subtracted, so that nothing cancels. A window of the
+negative lag is the transpose, and copying windows to the pairs that share them gives
+the result.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import cache, partial
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import accumulate
 from math import ceil, prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,332 +23,357 @@ from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.candidate import (
     MOST_CALLS,
     Candidate,
+    Operation,
     Target,
     Tensors,
-    priced,
 )
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.constant import Constant
-from tn_extensions.compiler.cost import PIECE, Cost
-from tn_extensions.compiler.half import Half, PairedDim
-from tn_extensions.compiler.lags import LagClass, Window, lag_classes
+from tn_extensions.compiler.cost import Cost
+from tn_extensions.compiler.half import Half
+from tn_extensions.compiler.lag_sums import (
+    Kernel,
+    kernels,
+    number_of_lags,
+    pieces,
+)
+from tn_extensions.compiler.lags import Box, Integers, LagGrid, lag_dim
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dims
-from tn_extensions.compiler.product import WORTH_COPYING, multiply
+from tn_extensions.compiler.product import multiply
 from tn_extensions.network import TensorNetwork
-from tn_extensions.network.index import letters, prime
+
+_MOST_ADDITIONS = 2**22
+"""Windows times strips beyond which there is nothing to gain."""
 
 
 def lag(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-    """Pair each of the joined dimensions in turn."""
+    """Sum over lags along all joined dimensions, by each kernel."""
     half = Half.of(network)
-    if half is None or 0 in half.sizes.values():
+    if half is None or 0 in half.sizes.values() or not half.has_lags:
         return
-    for dim in half.dims:
-        # each pair of kernel positions is written on its own
-        few = len(dim.progressions) ** 2 <= 2 * MOST_CALLS
-        if dim.free is not None and dim.progressions and few:
-            candidate = _candidate(network, half, dim, target)
-            if candidate is not None:
-                yield candidate
+    if unfolded_dims(half.patterns, half.operand, half.sizes) is None:
+        return
+    if prod(len(dim.progressions) for dim in half.dims) ** 2 > MOST_CALLS:
+        return
+    dims = [lag_dim(dim.progressions, half.sizes[dim.read]) for dim in half.dims]
+    if prod(len(dim.windows) * len(dim.segments) for dim in dims) > _MOST_ADDITIONS:
+        return
+    channels = prod(half.sizes[j] for j in half.unpaired_columns)
+    grid = LagGrid(dims)
+    # native kernels do not pay where channels are unfolded
+    for kernel in kernels(len(dims), channels, native=not half.patterns):
+        yield LagSums(half, target, grid, kernel).candidate
 
 
-def _candidate(
-    network: TensorNetwork, half: Half, dim: PairedDim, target: Target
-) -> Candidate | None:
-    products = LagProducts.of(half, dim)
-    if products is None:
-        return None
-    # where there are groups, what is worked on at a time should stay in the cache
-    limit = target.budget // (2 * target.itemsize)
-    limit = min(limit, _CACHED_ELEMENTS) if products.groups > 1 else limit
-    chunks = Chunks.along(half.nodes, half.sizes, half.batch, kept=True)
-    if products.groups == 1 or products.held > limit * chunks.total:
-        chunks = Chunks.along(half.nodes, half.sizes, half.rows)
-    total = chunks.total
-    size = max(1, min(total, limit * total // products.held))
-    if products.in_pieces and products.width < 2 * WORTH_COPYING:
-        # too narrow to copy: rows are to fit into one piece
-        size = max(1, min(size, PIECE * total // products.rows))
+class LagSums:
+    """Evaluates a half by sums over lags."""
 
-    @cache
-    def of(count: int) -> LagProducts:
-        if count == total:
-            return products
-        smaller = Half.of(chunks.network(network, count))
-        assert smaller is not None
-        (chunk_dim,) = (other for other in smaller.dims if other.read == dim.read)
-        part = LagProducts.of(smaller, chunk_dim)
-        assert part is not None
-        return part
-
-    def run(tensors: Tensors, into: Accumulator) -> None:
-        pieces = chunks.split(tensors, size)
-        for (count, piece), out in zip(pieces, chunks.targets(into, size), strict=True):
-            of(count).add(piece[half.operand.name], out)
-
-    number = ceil(total / size)
-    cost = of(size).cost(target).times(number).holding(of(size).held)
-    steps = [f"in {number} chunks of {size} {chunks.index}:"] if number > 1 else []
-    kind = "lag, rest kept" if len(half.dims) > 1 else "lag"
-    return priced(kind, (*steps, *of(size).steps), cost, run)
-
-
-_BLOCK_ELEMENTS = 2**19
-"""Elements of a product that are held at a time, so that they stay in the cache."""
-
-
-_CACHED_ELEMENTS = 3 * 2**18
-"""Elements that are held at a time where there are groups."""
-
-_WIDE = 128
-"""Columns from which on products are worked on in pieces of few positions."""
-
-
-class LagProducts:
-    """The products of a half with its shifted copy along one dimension."""
-
-    def __init__(self, half: Half, dim: PairedDim, unfolding: Unfolding) -> None:
-        self.half, self.dim, self.unfolding = half, dim, unfolding
-        self.classes = lag_classes(dim.progressions)
-        self.step = dim.progressions[0].step
+    def __init__(
+        self, half: Half, target: Target, grid: LagGrid, kernel: Kernel
+    ) -> None:
+        self.half, self.target, self.grid, self.kernel = half, target, grid, kernel
         sizes = half.sizes
-        self.groups = prod(sizes[j] for j in half.batch)
         self.rows = prod(sizes[j] for j in half.rows)
-        self.width = prod(unfolding.shape) // (
-            self.groups * self.rows * sizes[dim.read]
+        self.groups = prod(sizes[j] for j in half.batch)
+        self.rest = [sizes[j] for j in half.unpaired_columns]
+        self.channels = prod(self.rest)
+        self.space = [
+            dim.size + sum(pad)
+            for dim, pad in zip(grid.dims, grid.padding, strict=True)
+        ]
+        # copies of what a strip reads that are held at a time
+        self.gathered = 3 if self.channels > 1 else 2
+        self.chunks = Chunks.along(half.nodes, sizes, half.rows)
+        self.limit = target.budget // (2 * target.itemsize)
+        # one more position, which is zero
+        self.sample = (prod(self.space) + 1) * self.groups * self.channels
+        total = self.chunks.total
+        self.chunk = max(
+            1, min(total, self.limit * total // (4 * self.rows * self.sample))
         )
-        self.kept = tuple(other for other in half.dims if other is not dim)
-        self.rest = tuple(j for j in half.columns if j != dim.free)
-        # wide products want contiguous operands that are short enough to sum
-        self.in_pieces = self.groups == 1 and self.width >= _WIDE
-        self.piece = max(1, PIECE // self.rows) if self.in_pieces else sizes[dim.read]
-        # without groups, rows of the products are worked on in blocks
-        self.blocked = 1
-        if (
-            self.groups == 1
-            and self.rest
-            and self.rest[0] not in {other.free for other in self.kept}
-        ):
-            self.blocked = sizes[self.rest[0]]
-        wanted = max(1, _BLOCK_ELEMENTS * self.blocked // (self.groups * self.width**2))
-        self.block = ceil(self.blocked / ceil(self.blocked / min(wanted, self.blocked)))
-        self.held = prod(unfolding.shape) + unfolding.padded_elements
-        self.held += 4 * self.groups * self.width**2 * self.block // self.blocked
-        self._contraction, self._constants = self._keep()
+        self.pairs = prod(len(dim.progressions) for dim in half.dims) ** 2
+        self.strips = list(self._strips())
+        starts = accumulate((count for count, _, _ in self.strips), initial=0)
+        self.positions = [
+            Constant(partial(self._table, start, count, length))
+            for start, (count, length, _) in zip(starts, self.strips, strict=False)
+        ]
+        self.places = Constant(lambda: np.concatenate([[0], grid.places]))
+        self.additions = Constant(lambda: grid.additions)
+        self.entries = Constant(lambda: grid.entries.ravel())
 
-    @classmethod
-    def of(cls, half: Half, dim: PairedDim) -> LagProducts | None:
-        """Products along a paired dimension of a half; None if it cannot be read."""
-        found = unfolded_dims(half.patterns, half.operand, half.sizes)
-        if found is None:
-            return None
-        kept = {other.free: other.read for other in half.dims if other is not dim}
-        if None in kept:
-            return None
-        columns = (kept.get(j, j) for j in half.columns if j != dim.free)
-        order = (*half.batch, *columns, dim.read, *half.rows)
-        return cls(half, dim, Unfolding(half.operand, found, order, half.sizes))
+    # ------------------------------------------------------------------ planning
 
     @property
-    def steps(self) -> tuple[str, ...]:
-        """What is done, a line each."""
-        phases = f" in {self.step} phases" if self.step > 1 else ""
-        lines = [
-            f"copy x to [{self.groups} x] {self.width} x {self.dim.read}{phases} x "
-            f"{self.rows}",
-            f"{len(self.classes)} lags of {self.dim.pair.shared}, a product each "
-            "and one for each border",
-        ]
-        lines += [f"contract {d.read} with its dense pair" for d in self.kept]
-        return tuple(lines)
+    def candidate(self) -> Candidate:
+        """What is done, and what it costs."""
 
-    def cost(self, target: Target) -> Cost:
-        """Estimate."""
-        rates, itemsize = target.rates, target.itemsize
-        sizes = self.half.sizes
-        # kept positions come before the rows, against their order in memory
-        run = 1.0
-        if self.half.rows and not self.kept:
-            run = sizes[self.half.rows[-1]]
-        if self.dim.read in self.half.operand.axes[-1].position.indices:
-            run = min(run, 8) if not self.kept else 0.5
-        elif self.step > 1:
-            run = min(run, 12)
-        total = rates.move(prod(self.unfolding.shape), itemsize, run)
-        if self.unfolding.padded_elements:
-            total = total + rates.move(self.unfolding.padded_elements, itemsize)
-        columns = prod(sizes[j] for j in self.half.columns)
-        result = prod(sizes[j] for j in self.rest)
-        lengths = Counter(j for group in self.classes for j in _lengths(group))
-        for length, number in lengths.items():
-            # operands are sliced, a result is added to its interior
-            one = Cost(seconds=3 * rates.call)
-            one = one + rates.product(
-                self.width, self.width, length * self.rows, self.groups, itemsize
+        def run(tensors: Tensors, into: Accumulator) -> None:
+            self.add(tensors[self.half.operand.name], into)
+
+        rates, itemsize = self.target.rates, self.target.itemsize
+        number = ceil(self.chunks.total / self.chunk)
+        rows = self.rows * self.chunk // self.chunks.total
+        move = partial(rates.move, itemsize=itemsize)
+        shape = [rows, *self.space, self.groups * self.channels]
+        run_length = self.channels if self.kernel.channels_last else self.space[-1]
+        operations = [
+            Operation(
+                "pad and copy x",
+                _text(shape),
+                move(prod(shape), run=run_length),
+                number,
             )
-            if self.kept:
-                one = one + rates.product(
-                    self.groups
-                    * self.width**2
-                    // prod(sizes[d.read] ** 2 for d in self.kept),
-                    prod(sizes[str(d.free)] ** 2 for d in self.kept),
-                    prod(sizes[d.read] ** 2 for d in self.kept),
-                    itemsize=itemsize,
+        ]
+        held = rows * self.sample * (3 if not self.kernel.unfolds else 1)
+        working = 0
+        for box in self.grid.boxes:
+            parts = self._pieces(box, rows)
+            size, part = parts[0][0].stop, parts[0][1]
+            cost = self.kernel.price(
+                rates, itemsize, part, size, self.groups, self.channels
+            )
+            sums = self.groups * self.channels**2 * number_of_lags(box)
+            counts = _text(region.count for region in part)
+            shapes = f"{_text(r.lags for r in box)} lags of {size} x {counts}"
+            times = number * len(parts)
+            operations.append(
+                Operation(self.kernel.name, shapes, cost + move(sums / 2), times)
+            )
+            unfolded = number_of_lags(box) if self.kernel.unfolds else 0
+            area = prod(region.count for region in part)
+            working = max(
+                working,
+                sums + size * area * self.groups * self.channels * (1 + unfolded),
+            )
+        for count, length, block in self.strips:
+            gathered = (
+                self.gathered * rows * length * self.groups * self.channels * block
+            )
+            cost = move(gathered, run=self.groups * self.channels)
+            if self.channels > 1:
+                cost = cost + rates.product(
+                    self.channels,
+                    self.channels,
+                    rows * length,
+                    block * self.groups,
+                    itemsize,
                 )
-                copied = rates.move(self.groups * self.width**2, itemsize, 8)
-                one = one + copied + Cost(calls=6, seconds=6 * rates.call)
-            total = total + one.times(number)
-        blocks = sum(len(group.windows) for group in self.classes)
-        # at the last kernel position, entries of a block are evenly spaced
-        last = self.half.columns[-1] == self.dim.free
-        spaced = 4 if last and self.groups == 1 else 1
-        writes = rates.move(self.groups * columns**2, itemsize, spaced)
-        overhead = rates.move(self.groups * result**2, itemsize).times(blocks)
-        return total + writes + overhead
+            shapes = f"{count} strips of {rows} x {length}"
+            operations.append(
+                Operation(
+                    "gather and multiply", shapes, cost, number * ceil(count / block)
+                )
+            )
+            working = max(working, gathered)
+        square = self.groups * self.channels**2
+        touched, strips = self.grid.number_of_additions
+        summed = (self.grid.number_of_sums + strips) * square
+        windows = (self.grid.number_of_windows + 1) * square
+        add = move(summed + windows) + Cost(calls=4, seconds=4 * rates.call)
+        if strips:
+            add = add + rates.product(touched, square, strips, itemsize=itemsize)
+        operations.append(
+            Operation(
+                "add up windows", f"{summed // square} to {windows // square}", add
+            )
+        )
+        blocks = len(list(self._blocks()))
+        written = self.pairs * square
+        cost = move((2 * windows + written) / blocks) + move(written / blocks, run=4)
+        shapes = f"{windows // square} to {self.pairs} pairs of kernel positions"
+        operations.append(Operation("copy windows", shapes, cost, blocks))
+        held = max(
+            held + working + summed,
+            summed + 2 * windows,
+            windows + (4 * windows + written) // blocks,
+        )
+        return Candidate(f"lag({self.kernel.name})", tuple(operations), held, run)
 
-    def _keep(self) -> tuple[str, tuple[Constant, ...]]:
-        """Einsum that contracts a product with the pairs that were kept."""
-        half = self.half
-        reads = {other.free: other.read for other in self.kept}
-        left = [*half.batch, *(reads.get(j, j) for j in self.rest)]
-        copies = [prime(reads.get(j, j)) for j in self.rest]
-        wanted = [*half.batch, *self.rest, *map(prime, self.rest)]
-        terms = [[*left, *copies], *(other.pair.indices for other in self.kept)]
-        symbol = letters([j for term in terms for j in term] + wanted)
-        text = ",".join("".join(symbol[j] for j in term) for term in terms)
-        constants = (Constant(partial(d.pair.dense, half.sizes)) for d in self.kept)
-        return f"{text}->{''.join(symbol[j] for j in wanted)}", tuple(constants)
+    def _pieces(self, box: Box, rows: int) -> list[tuple[slice, Box]]:
+        if self.channels == 1 and not self.kernel.unfolds:
+            # rows are channels of the kernel, too
+            parts = pieces(box, 1, self.kernel.terms, self.kernel.lines)
+            return [(slice(rows), part) for _, part in parts]
+        terms = self.kernel.terms
+        if self.kernel.unfolds:
+            one = self.groups * self.channels * (number_of_lags(box) + 1)
+            terms = max(1, self.limit // one)
+        return pieces(box, rows, terms, self.kernel.lines)
+
+    def _strips(self) -> Iterator[tuple[int, int, int]]:
+        """Numbers of strips of about a length, the length, and how many at a time."""
+        sizes = self.grid.sizes_of_strips
+        # filled up to two lengths, so that as little as possible is added
+        costs = [
+            number * sizes[0] + (len(sizes) - number) * size
+            for number, size in enumerate(sizes)
+        ]
+        cut = costs.index(min(costs)) if costs else 0
+        for part in (sizes[:cut], sizes[cut:]):
+            if part:
+                rows = self.rows * self.chunk // self.chunks.total
+                one = self.gathered * rows * part[0] * self.groups * self.channels
+                yield len(part), part[0], max(1, min(len(part), self.limit // one))
+
+    def _blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Groups, and values of the first column, that are written at a time."""
+        first = self.rest[0] if self.rest and self.groups == 1 else 1
+        count = self.groups if self.groups > 1 else first
+        written = self.pairs * self.groups * self.channels**2 * self.target.itemsize
+        cached = min(self.target.rates.cache, self.target.budget / 4)
+        size = ceil(count / min(count, ceil(written / cached)))
+        for start in range(0, count, size):
+            block = slice(start, start + size)
+            yield (block, slice(None)) if self.groups > 1 else (slice(None), block)
+
+    # ------------------------------------------------------------------- running
 
     def add(self, tensor: Tensor, into: Accumulator) -> None:
-        """Add all products of a tensor to the accumulator."""
-        half, dim = self.half, self.dim
-        phases = self._phases(self.unfolding.tensor(tensor))
-        batch = [half.sizes[j] for j in half.batch] or [1]
-        columns = [half.sizes[j] for j in half.columns]
-        assert dim.free is not None
-        place = len(batch) + half.columns.index(dim.free)
-        views = [
-            out.view(*batch, *columns, *columns).movedim(
-                (place, place + len(columns)), (0, 1)
+        """Add the result for a tensor."""
+        windows = self._windows(tensor)
+        entries = self.entries.like(windows, torch.int64)
+        inner = prod(self.rest[1:])
+        positions = [len(dim.progressions) for dim in self.half.dims]
+        target = self._view(into.out)
+        rank, count = len(self.rest), len(positions)
+        rest, free = range(1, rank + 1), range(rank + 1, rank + 1 + 2 * count)
+        copies = range(rank + 1 + 2 * count, 2 * rank + 1 + 2 * count)
+        for group, first in self._blocks():
+            one = (
+                slice(None)
+                if first.stop is None
+                else slice(first.start * inner, first.stop * inner)
             )
-            for out in (into.out, into.out.mT)
+            own = windows[group, one]
+            mirrored = windows[group, ..., one].permute(0, 3, 2, 1)
+            both = torch.cat([own, mirrored], dim=2).index_select(2, entries)
+            part = target[group] if not self.rest else target[group, first]
+            value = both.view(
+                len(both), *part.shape[1 : rank + 1], *positions, *positions, *self.rest
+            )
+            into.put(part, value.permute(0, *rest, *copies, *free))
+
+    def _view(self, out: Tensor) -> Tensor:
+        """The result as ``[G, rest..., rest'..., k1, k2, ..., k1', k2', ...]``."""
+        half = self.half
+        sizes = [half.sizes[j] for j in half.columns]
+        split = out.view(self.groups, *sizes, *sizes)
+        rest = [half.columns.index(j) + 1 for j in half.unpaired_columns]
+        free = [half.columns.index(str(dim.free)) + 1 for dim in half.dims]
+        copies = [[axis + len(sizes) for axis in axes] for axes in (rest, free)]
+        return split.permute(0, *rest, *copies[0], *free, *copies[1])
+
+    def _windows(self, tensor: Tensor) -> Tensor:
+        """Sums over windows, after zero: ``[G, C, windows, C']``."""
+        sums, strips = self._sums(tensor)
+        zero = tensor.new_zeros(self.groups * self.channels, 1, self.channels)
+        found = torch.cat([zero, *sums], dim=1)
+        del sums
+        windows = found.index_select(1, self.places.like(tensor, torch.int64))
+        del found
+        if strips is not None:
+            added = self.additions.like(tensor) @ strips.flatten(1)
+            added = added.view(len(added), *zero.shape[::2]).transpose(0, 1)
+            windows[:, 1 : added.shape[1] + 1] += added
+        return windows.unflatten(0, (self.groups, self.channels))
+
+    def _sums(self, tensor: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Sums over boxes, and over strips ``[strips, G * C, C']``."""
+        sums: list[Tensor | None] = [None] * len(self.grid.boxes)
+        strips: Tensor | None = None
+        width = self.groups * self.channels
+        for flat in self._chunks(tensor):
+            padded = flat[:, :-1].unflatten(1, self.space)
+            for number, box in enumerate(self.grid.boxes):
+                for rows, part in self._pieces(box, len(flat)):
+                    own, read = self._cut(padded[rows], part)
+                    value = self.kernel.sums(own, read, part, self.groups)
+                    total = sums[number]
+                    sums[number] = value if total is None else total.add_(value)
+            if self.strips:
+                found = torch.cat(list(self._multiplied(flat)))
+                found = found.view(-1, width, self.channels)
+                strips = found if strips is None else strips.add_(found)
+        return [total for total in sums if total is not None], strips
+
+    def _multiplied(self, flat: Tensor) -> Iterator[Tensor]:
+        """Sums over strips, block by block."""
+        for table, block in self._tables(flat):
+            for first, second in zip(
+                *(side.split(block) for side in table), strict=True
+            ):
+                left, right = (self._gather(flat, side) for side in (first, second))
+                if self.channels == 1:
+                    yield left.mul_(right).sum((0, 2))
+                else:
+                    yield multiply(left, right)
+
+    def _tables(self, like: Tensor) -> Iterator[tuple[tuple[Tensor, Tensor], int]]:
+        """Positions of the pairs of strips, and how many are read at a time."""
+        for table, (_, _, block) in zip(self.positions, self.strips, strict=True):
+            first, second = table.like(like, torch.int64)
+            yield (first, second), block
+
+    def _table(self, start: int, count: int, length: int) -> Integers:
+        """Flat positions of the pairs of some strips, ``[2, strips, length]``."""
+        result = np.full((2, count, length), prod(self.space))
+        for number in range(count):
+            for side, found in zip(
+                result, self.grid.strip(start + number), strict=True
+            ):
+                side[number, : len(found)] = found
+        return result
+
+    def _gather(self, flat: Tensor, positions: Tensor) -> Tensor:
+        """Read strips, as matrices ``[strips * G, C, terms]`` unless ``C = 1``."""
+        found = flat.index_select(1, positions.flatten()).unflatten(1, positions.shape)
+        if self.channels == 1:
+            return found
+        found = found.unflatten(3, (self.groups, -1)).permute(1, 3, 0, 2, 4)
+        return found.reshape(len(positions) * self.groups, -1, self.channels).mT
+
+    def _chunks(self, tensor: Tensor) -> Iterator[Tensor]:
+        """The padded operand and a zero, ``[rows, positions + 1, G * channels]``."""
+        half, width = self.half, self.groups * self.channels
+        inner = [
+            slice(low, low + half.sizes[dim.read])
+            for dim, (low, _) in zip(half.dims, self.grid.padding, strict=True)
         ]
-        if into.fresh:
-            self._clear(views)
-        for start in range(0, self.blocked, self.block):
-            block = slice(start, min(start + self.block, self.blocked))
-            # a block of channels is a block of rows: channels come first
-            rows = self.width // self.blocked
-            own = slice(block.start * rows, block.stop * rows)
-            left = [part[:, own] for part in phases]
-            parts = views
-            if self.blocked > 1:
-                axis = 2 + len(batch)
-                length = block.stop - block.start
-                parts = [view.narrow(axis, block.start, length) for view in views]
-            for group in self.classes:
-                for window, value in self._values(group, left, phases):
-                    where = (window.first, window.second)
-                    value = value.reshape(parts[0][where].shape)
-                    for part in parts[: 1 + (window.first != window.second)]:
-                        into.put(part[where], value)
-
-    def _clear(self, views: Sequence[Tensor]) -> None:
-        """Zero the blocks of pairs that have nothing in common."""
-        met = {(w.first, w.second) for group in self.classes for w in group.windows}
-        for first in range(len(self.dim.progressions)):
-            for second in range(first, len(self.dim.progressions)):
-                if (first, second) not in met:
-                    for view in views:
-                        view[first, second].zero_()
-
-    def _phases(self, unfolded: Tensor) -> list[Tensor]:
-        """The operand at each phase, ``[G, width, u, rows]``, laid out to multiply."""
-        first = len(self.half.batch)
-        axis = unfolded.dim() - 1 - len(self.half.rows)
-        phases = []
-        for phase in range(min(self.step, unfolded.shape[axis])):
-            part = unfolded[(slice(None),) * axis + (slice(phase, None, self.step),)]
-            length = part.shape[axis]
-            columns = tuple(range(first, axis))
-            rows = tuple(range(axis + 1, part.dim()))
-            lead = tuple(range(first))
-            if self.in_pieces:  # contiguous at each u
-                part = part.permute(axis, *lead, *columns, *rows)
-                part = part.reshape(length, self.groups, self.width, self.rows)
-                part = part.permute(1, 2, 0, 3)
+        name = half.operand.name
+        for count, parts in self.chunks.split({name: tensor}, self.chunk):
+            unfolded = self._unfolding(count).tensor(parts[name])
+            rows = count * self.rows // self.chunks.total
+            shape = [rows, prod(self.space) + 1, width]
+            if self.kernel.channels_last:
+                flat = tensor.new_zeros(shape)
             else:
-                part = part.reshape(self.groups, self.width, length, self.rows)
-            phases.append(part)
-        return phases
+                flat = tensor.new_zeros(rows, width, shape[1]).mT
+            padded = flat[:, :-1].unflatten(1, self.space)
+            target = padded[(slice(None), *inner)]
+            target.copy_(unfolded.reshape(target.shape))
+            yield flat
 
-    @staticmethod
-    def _piece(phase: Tensor, begin: int, end: int) -> Tensor:
-        """Positions of a phase as matrices ``[G, width, terms]``."""
-        return phase[:, :, begin:end].flatten(2)
+    def _unfolding(self, count: int) -> Unfolding:
+        """How to read a chunk, ``[rows, space..., G, channels]``."""
+        half = self.half
+        sizes = {**half.sizes, self.chunks.index: count}
+        found = unfolded_dims(half.patterns, half.operand, sizes)
+        assert found is not None
+        reads = (dim.read for dim in half.dims)
+        order = (*half.rows, *reads, *half.batch, *half.unpaired_columns)
+        return Unfolding(half.operand, found, order, sizes)
 
-    def _values(
-        self, group: LagClass, left: Sequence[Tensor], right: Sequence[Tensor]
-    ) -> Iterable[tuple[Window, Tensor]]:
-        """The product over each window: its interior plus its borders."""
-        begin, end = group.common
-        phases = left[group.phase], right[group.other]
-        if begin >= end:
-            for window in group.windows:
-                yield window, self._product(group, phases, window.begin, window.end)
-            return
-        interior = self._product(group, phases, begin, end)
-        before = self._borders(
-            group, phases, sorted({w.begin for w in group.windows}, reverse=True)
-        )
-        after = self._borders(group, phases, sorted({w.end for w in group.windows}))
-        for window in group.windows:
-            value = interior
-            for border in (before[window.begin], after[window.end]):
-                value = value if border is None else value + border
-            yield window, value
-
-    def _borders(
-        self, group: LagClass, phases: tuple[Tensor, Tensor], cuts: Sequence[int]
-    ) -> dict[int, Tensor | None]:
-        """Product from the innermost cut to each of the others, cumulated outwards."""
-        borders: dict[int, Tensor | None] = {cuts[0]: None}
-        for inner, outer in zip(cuts, cuts[1:], strict=False):
-            strip = self._product(group, phases, min(inner, outer), max(inner, outer))
-            previous = borders[inner]
-            borders[outer] = strip if previous is None else strip + previous
-        return borders
-
-    def _product(
-        self, group: LagClass, phases: tuple[Tensor, Tensor], begin: int, end: int
-    ) -> Tensor:
-        value: Tensor | None = None
-        for start in range(begin, end, self.piece):
-            stop = min(start + self.piece, end)
-            left = self._piece(phases[0], start, stop)
-            right = self._piece(phases[1], start + group.shift, stop + group.shift)
-            part = multiply(left, right)
-            value = part if value is None else value.add_(part)
-        assert value is not None
-        if not self._constants:
-            return value
-        sizes = self.half.sizes
-        columns = [
-            sizes[j]
-            for j in self.unfolding.order[len(self.half.batch) :]
-            if j != self.dim.read and j not in self.half.rows
-        ]
-        batch = [sizes[j] for j in self.half.batch]
-        rows = [-1, *columns[1:]] if self.blocked > 1 else columns
-        value = value.reshape(*batch, *rows, *columns)
-        constants = (constant.like(value) for constant in self._constants)
-        return torch.einsum(self._contraction, value, *constants)
+    def _cut(self, padded: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+        """The positions of a box, and all that their lags lead to."""
+        own: list[slice] = [slice(None)]
+        read: list[slice] = [slice(None)]
+        for region, (low, _) in zip(box, self.grid.padding, strict=True):
+            stop = region.own.stop + low
+            own.append(slice(region.own.start + low, stop, region.step))
+            read.append(slice(region.read.start + low, region.read.stop + low))
+        return padded[tuple(own)], padded[tuple(read)]
 
 
-def _lengths(group: LagClass) -> list[int]:
-    """Lengths of the pieces that are multiplied."""
-    begin, end = group.common
-    if begin >= end:
-        return [window.end - window.begin for window in group.windows]
-    cuts = sorted({w.begin for w in group.windows} | {w.end for w in group.windows})
-    return [b - a for a, b in zip(cuts, cuts[1:], strict=False)]
+def _text(sizes: Iterable[int]) -> str:
+    return " x ".join(map(str, sizes))

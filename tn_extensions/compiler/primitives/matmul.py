@@ -30,24 +30,23 @@ def matmul(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Multiply the two operands, unfolded where they have patterns, as matrices."""
     if not is_mirrored(network):
         for form in MatrixForm.all(network):
-            yield _candidate(network, _as_written(form, network), target)
+            form = _as_written(form, network)
+            yield _candidate(network, form, target, apart=False)
+            work = form.size((*form.rows, *form.columns, *form.terms))
+            if form.size(form.batch) > 1 and work >= _LARGE:
+                yield _candidate(network, form, target, apart=True)
 
 
 def _as_written(form: MatrixForm, network: TensorNetwork) -> MatrixForm:
     """Exchange the operands if the result then has its axes in order."""
     own = [j for j in network.output_indices if j not in form.batch]
-    if not own or own[0] not in form.columns:
-        return form
-    return replace(
-        form,
-        left=form.right,
-        right=form.left,
-        rows=form.columns,
-        columns=form.rows,
-    )
+    return form.swapped if own and own[0] in form.columns else form
 
 
-def _candidate(network: TensorNetwork, form: MatrixForm, target: Target) -> Candidate:
+def _candidate(
+    network: TensorNetwork, form: MatrixForm, target: Target, apart: bool
+) -> Candidate:
+    """Multiply a batch of matrices by one call, or each apart."""
     sizes = network.sizes
     left = form.left.unfolding((*form.batch, *form.rows, *form.terms), sizes)
     right = form.right.unfolding((*form.batch, *form.columns, *form.terms), sizes)
@@ -57,15 +56,15 @@ def _candidate(network: TensorNetwork, form: MatrixForm, target: Target) -> Cand
     present = (*form.batch, *form.rows, *form.columns)
     permutation = [present.index(index) for index in network.output_indices]
     lengths = [len(axis) for axis in network.output]
-    apart = number > 1 and height * width * terms >= _LARGE
 
     def compute(tensors: Tensors) -> Tensor:
         a = left.tensor(tensors[left.operand.name]).reshape(number, height, terms)
         b = right.tensor(tensors[right.operand.name]).reshape(number, width, terms)
         if apart and not is_traced((a, b)):
             result = empty((number, height, width), a)
+            into = Accumulator(result, 1.0, fresh=True)
             for x, y, out in zip(a, b, result, strict=True):
-                out.copy_(multiply(x, y))
+                into.put_product(out, x, y)
         elif apart:
             result = torch.stack([multiply(x, y) for x, y in zip(a, b, strict=True)])
         else:
@@ -86,6 +85,7 @@ def _candidate(network: TensorNetwork, form: MatrixForm, target: Target) -> Cand
             elements = side.elements + side.padded_elements
             held += elements
             cost = rates.move(elements, itemsize, side.run)
+            cost = replace(cost, calls=2 if side.padded_elements else 1)
             shape = " x ".join(map(str, side.shape))
             operations.append(Operation(f"unfold {side.operand.name}", shape, cost))
     shapes = f"{height} x {terms} @ {terms} x {width}"

@@ -12,7 +12,7 @@ from itertools import combinations
 from math import prod
 
 from tn_extensions.compiler.candidate import Candidate, Target, Tensors, as_defined
-from tn_extensions.compiler.half import split_in_half
+from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.primitives.blocks import stored
 from tn_extensions.network import Operand, TensorNetwork
 from tn_extensions.network.nodes import Node
@@ -23,7 +23,7 @@ def pairwise(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Contract each two operands that share what is summed before the others."""
     if len(network.operands) < 3 or network.pairs or 0 in network.sizes.values():
         return
-    if split_in_half(network) is not None:  # one half would be evaluated twice
+    if Half.of(network) is not None:  # one half would be evaluated twice
         return
     carried = [*(operand.indices for operand in network.operands)]
     elements = sum(prod(network.sizes[j] for j in own) for own in carried)

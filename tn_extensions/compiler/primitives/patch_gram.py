@@ -9,9 +9,7 @@ samples.
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-import torch
-from torch import Tensor
+from math import ceil
 
 from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.candidate import (
@@ -20,106 +18,96 @@ from tn_extensions.compiler.candidate import (
     Target,
     Tensors,
     as_defined,
-    priced,
 )
-from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.half import rows_of_gram
-from tn_extensions.compiler.primitives.crossed import Halves
+from tn_extensions.compiler.half import Half
+from tn_extensions.compiler.primitives.crossed import (
+    forms,
+    gram_of_left,
+    has_few_terms,
+)
+from tn_extensions.compiler.primitives.forms import MatrixForm
 from tn_extensions.compiler.primitives.gram import put_gram
-from tn_extensions.compiler.product import multiply
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import prime
-
-_LARGE = 2**24
-"""Multiply-adds from which on the product of two samples is worth a call of its own."""
 
 
 @as_defined
 def patch_gram(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Multiply one operand with the Gram matrix of the other, then with itself."""
-    rows = rows_of_gram(network)
-    if rows is None:
+    half = Half.of(network)
+    if half is None or half.dims or half.batch or 0 in half.sizes.values():
         return
-    for halves in Halves.all(network):
-        left, right = map(halves.private, (halves.left, halves.right))
-        if halves.right.dims or not halves.has_few_terms:
+    columns = {*half.columns}
+    for form in forms(half):
+        if form.right.dims or not has_few_terms(form):
             continue
-        if not {*left} <= halves.shared or not {*rows} <= {*halves.batch, *right}:
+        if not {*form.rows} <= {*half.rows}:
             continue
-        if not any(index in rows for index in right):
-            continue  # without vectors there is nothing to gain
-        yield _candidate(halves, target)
+        # without vectors there is nothing to gain
+        if columns <= {*form.batch, *form.columns} and columns & {*form.columns}:
+            yield _candidate(half, form, target)
 
 
-def _candidate(halves: Halves, target: Target) -> Candidate:
-    network, sizes = halves.network, halves.network.sizes
-    rows = network.output[0]
-    right = halves.private(halves.right)
-    groups = [index for index in halves.batch if index not in rows]
-    samples = [index for index in halves.batch if index in rows]
-    vectors = [index for index in right if index in rows]
-    summed = [index for index in right if index not in rows]
-    columns = (*samples, *halves.terms)
-    axes = (tuple(groups), columns, tuple(map(prime, columns)))
-    patches = target.best(halves.gram(halves.left).replace(output=axes))
-    order = (*groups, *samples, *vectors, *summed, *halves.terms)
-    read = halves.right.unfolding(order, sizes)
-    shape = [
-        halves.size(found) for found in (groups, samples, vectors, summed, halves.terms)
-    ]
-    number, many, height, inner, terms = shape
-    order_of_rows = (*samples, *vectors)
+def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
+    groups = [index for index in form.batch if index in half.rows]
+    samples = [index for index in form.batch if index in half.columns]
+    vectors = [index for index in form.columns if index in half.columns]
+    summed = [index for index in form.columns if index in half.rows]
+    number, many, height, inner, terms = map(
+        form.size, (groups, samples, vectors, summed, form.terms)
+    )
+    columns = (*samples, *form.terms)
+    axes = (groups, columns, map(prime, columns))
+    patches = target.best(gram_of_left(half, form).replace(output=axes))
+    order = (*samples, *groups, *vectors, *summed, *form.terms)
+    read = form.right.unfolding(order, half.sizes)
 
     def run(tensors: Tensors, into: Accumulator) -> None:
-        given = tensors[halves.right.operand.name]
-        vectors_of = read.tensor(given).reshape(shape).contiguous()
+        given = read.tensor(tensors[form.right.operand.name])
+        left = given.reshape(many, number, height * inner, terms).contiguous()
+        right = left.view(many, number, height, -1).transpose(1, 2)
+        right = right.reshape(many, height, -1)
         grams = patches.value(tensors).view(number, many, terms, many, terms)
-        total = given.new_zeros(many, height, many, height)
-        for one, gram in zip(vectors_of, grams, strict=True):
-            add_gram(total, one, gram)
-        put_gram(into, total.view([many * height] * 2), order_of_rows, rows, sizes)
+        # of one sample and each of the others, as batches of matrices
+        grams = grams.permute(3, 1, 0, 2, 4).contiguous()
+        total = given.new_zeros(many * height, many * height)
+        for n in range(many):
+            applied = left[: n + 1].flatten(0, 1) @ grams[n, : n + 1].flatten(0, 1)
+            applied = applied.view(n + 1, number, height, -1).transpose(1, 2)
+            block = applied.reshape((n + 1) * height, -1) @ right[n].mT
+            total[: len(block), n * height : (n + 1) * height] = block
+        total = total.triu() + total.triu(1).mT
+        put_gram(into, total[None], (*samples, *vectors), half)
 
     rates, itemsize = target.rates, target.itemsize
     pairs = many * (many + 1) / 2
-    apply = rates.product(height * inner, terms, terms, 1, itemsize, contiguous=True)
-    last = rates.product(height, height, inner * terms, 1, itemsize)
-    each = apply + last + Cost(seconds=4 * rates.call)
     elements = number * many * height * inner * terms
-    cost = patches.cost + rates.move(elements, itemsize, terms)
-    cost = cost + each.times(number * pairs)
-    held = number * (many * terms) ** 2 + patches.cost.peak
-    held += elements + elements // number + (many * height) ** 2
-    steps: tuple[str | Operation, ...] = (
-        "gram of patches:",
-        *patches.operations,
-        f"for each pair of {many} samples: {height * inner} x {terms} @ "
-        f"{terms} x {terms}, then {height} x {inner * terms} @ {inner * terms} x "
-        f"{height}",
+    grams = number * (many * terms) ** 2
+    applied = rates.product(
+        height * inner, terms, terms, max(2, ceil(number * pairs / many)), itemsize
     )
-    name = f"patch gram({patches.name})"
-    return priced(name, steps, cost.holding(held), run)
-
-
-def add_gram(total: Tensor, vectors: Tensor, gram: Tensor) -> None:
-    """Add inner products of all rows ``S U`` to ``[N, V, N, V]``.
-
-    Args:
-        total: Where to add.
-        vectors: ``S``, ``[N, V, C, O]``.
-        gram: Gram matrix of the patches, ``[N, O, N, O]``.
-    """
-    many, height, inner, terms = vectors.shape
-    flat = vectors.flatten(2)
-    apart = height * inner * terms**2 >= _LARGE
-    for n in range(many):
-        before = vectors[: n + 1].flatten(1, 2)
-        if apart:
-            applied = torch.stack(
-                [multiply(s, gram[n, :, m]) for m, s in enumerate(before)]
-            )
-        else:
-            applied = before @ gram[: n + 1, :, n]
-        block = applied.view((n + 1) * height, inner * terms) @ flat[n].mT
-        block = block.view(n + 1, height, height)
-        total[: n + 1, :, n].add_(block)
-        total[n, :, :n].add_(block[:n].permute(2, 0, 1))
+    last = rates.product(
+        ceil(pairs / many) * height, height, number * inner * terms, 1, itemsize
+    )
+    operations = (
+        *patches.operations,
+        Operation(
+            "copy",
+            f"{form.right.operand.name}, grams",
+            rates.move(elements, itemsize, terms) + rates.move(grams, itemsize, terms),
+        ),
+        Operation(
+            "product with grams",
+            f"[up to {number * many} x] {height * inner} x {terms} @ {terms} x {terms}",
+            applied,
+            many,
+        ),
+        Operation(
+            "product of rows",
+            f"{height} x {inner * terms} @ {inner * terms} x {height} per two samples",
+            last,
+            many,
+        ),
+    )
+    peak = 2 * grams + 3 * elements + 3 * (many * height) ** 2 + patches.peak
+    return Candidate(f"patch gram({patches.name})", operations, peak, run)

@@ -13,8 +13,8 @@ from math import prod
 
 from torch import Tensor
 
-from tn_extensions.compiler.candidate import Candidate, Target, Tensors, priced
-from tn_extensions.compiler.cost import Cost
+from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.half import Half
 from tn_extensions.network import Pattern, TensorNetwork
 from tn_extensions.network.index import prime
@@ -86,19 +86,19 @@ def pixel(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
             value = sum_shifts(value, axis + 1, len(split), results[axis], own)
         return value.reshape(network.shape)
 
-    itemsize, rates = target.itemsize, target.rates
-    cost, elements = pixels.cost, groups * prod(split) ** 2
-    held = elements
+    def run(tensors: Tensors, into: Accumulator) -> None:
+        into.put(into.out, compute(tensors))
+
+    elements = held = groups * prod(split) ** 2
+    operations = list(pixels.operations)
     for axis, own in found:
         elements = elements // split[axis] ** 2 * results[axis] ** 2
-        cost = cost + rates.move(elements, itemsize, results[-1]).times(1 + len(own))
         held = max(held, 2 * elements)
-    cost = (cost + Cost(seconds=10 * rates.call)).holding(held + pixels.cost.peak)
-    yield priced(
-        f"pixel({pixels.name})",
-        (*pixels.operations, f"sum along diagonals, dimension by dimension: {results}"),
-        cost,
-        lambda tensors, into: into.put(into.out, compute(tensors)),
+        cost = target.rates.move(elements, target.itemsize, results[-1])
+        name = f"sum along diagonals, {len(own)} shifts"
+        operations.append(Operation(name, f"{elements}", cost, 1 + len(own)))
+    yield Candidate(
+        f"pixel({pixels.name})", tuple(operations), held + pixels.peak, run, compute
     )
 
 
