@@ -53,7 +53,9 @@ def cases() -> Iterator[tuple[str, str]]:
 def test_all_candidates(name: str, layer: str, cuda: FakeCuda) -> None:
     define = getattr(quantities, name)
     network: TensorNetwork = define(LAYERS[layer], *QUANTITIES[name])
-    tensors = {operand.name: cuda.tensor(*operand.shape) for operand in network.operands}
+    tensors = {
+        operand.name: cuda.tensor(*operand.shape) for operand in network.operands
+    }
     out = cuda.tensor(*network.shape)
     made = plan(network, torch.float32, "cuda")
     for candidate in (made.candidate, *made.rejected):

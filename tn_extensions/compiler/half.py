@@ -72,7 +72,9 @@ class Half:
         """
         if not is_mirrored(network):
             return None
-        nodes = [node for node in network.nodes if not any(map(is_primed, node.indices))]
+        nodes = [
+            node for node in network.nodes if not any(map(is_primed, node.indices))
+        ]
         operands = tuple(node for node in nodes if isinstance(node, Operand))
         copied = len(network.nodes) - len(network.pairs)
         axes = _columns_apart(network)
