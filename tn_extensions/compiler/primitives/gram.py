@@ -54,7 +54,7 @@ _SHARES = (2, 8)
 """Parts of the budget, one of which whatever is cut may take."""
 
 _TILES = (1, 4)
-"""Numbers of tiles in which one triangle of the result is computed; one is all of it."""
+"""Numbers of tiles in which one triangle of the result is computed; one is for all."""
 
 _TILE = 256
 """Smallest tile: smaller ones cost the matrix product its speed."""
@@ -101,7 +101,9 @@ def _stages(
         own = [] if side is None else side.indices
         carried = [half.shared + half.columns, *(x.indices for x in half.operands), own]
         most = max(map(half.size, carried))
-        limits = {min(ceil(most / n), fits // share) for n in _BLOCKS for share in _SHARES}
+        limits = {
+            min(ceil(most / n), fits // share) for n in _BLOCKS for share in _SHARES
+        }
         common, rest = _cuttable(half, alone, own)
         for limit in sorted(limits, reverse=True):
             cuts = _cuts(half, carried, (*common, *rest), max(limit, 1))
@@ -155,7 +157,9 @@ def _cuts(
     cuts: list[Cut] = []
     for index in reversed(indices):
         total = half.sizes[index]
-        largest = max(n for own, n in zip(carried, elements, strict=True) if index in own)
+        largest = max(
+            n for own, n in zip(carried, elements, strict=True) if index in own
+        )
         size = max(1, min(total, limit // largest))
         size = ceil(total / ceil(total / size))  # balanced
         if size < total:
