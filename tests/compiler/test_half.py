@@ -13,7 +13,6 @@ from tests.reference import dense
 from tests.strategies import BATCHES, convs, examples, noise
 from tn_extensions import Conv, quantities
 from tn_extensions.compiler.half import Half
-from tn_extensions.network import Operand
 
 
 @examples(40)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.network import Axis, Operand, TensorNetwork
 from tn_extensions.network.nodes import Node
 
@@ -28,13 +27,11 @@ class Chunks:
         cuts: By operand name; empty if there is one chunk only.
         index: The index, the slowest of its axis in each operand that carries it.
         total: Size of the index.
-        kept: Whether the result carries it as its first axis, else parts are summed.
     """
 
     cuts: Mapping[str, Cut]
     index: str = ""
     total: int = 1
-    kept: bool = False
 
     @classmethod
     def along(
@@ -42,16 +39,12 @@ class Chunks:
         nodes: Iterable[Node],
         sizes: Mapping[str, int],
         indices: Iterable[str],
-        kept: bool = False,
     ) -> Chunks:
         """Cut along the first of some indices that allows it.
 
-        What is kept has to be the only index of the result's first axis. What a pattern
-        carries stays whole, since another part would be another pattern.
+        What a pattern carries stays whole, since another part would be another pattern.
         """
-        nodes, indices = list(nodes), list(indices)
-        if kept and len(indices) != 1:
-            return cls({})
+        nodes = list(nodes)
         for index in indices:
             carriers = [node for node in nodes if index in node.indices]
             cuts = {
@@ -59,7 +52,7 @@ class Chunks:
             }
             found = {name: cut for name, cut in cuts.items() if cut is not None}
             if found and len(found) == len(cuts):
-                return cls(found, index, sizes[index], kept)
+                return cls(found, index, sizes[index])
         return cls({})
 
     def network(self, network: TensorNetwork, count: int) -> TensorNetwork:
@@ -91,17 +84,6 @@ class Chunks:
                 for name, cut in self.cuts.items()
             }
             yield count, {**tensors, **parts}
-
-    def targets(self, into: Accumulator, size: int) -> Iterator[Accumulator]:
-        """Where the result of each chunk goes; use each before taking the next."""
-        for start in range(0, self.total, size):
-            if not self.kept:
-                yield into
-                into.fresh = False
-            else:
-                out = into.out.narrow(0, start, min(size, self.total - start))
-                yield Accumulator(out, into.scale, into.fresh)
-        into.fresh = False
 
 
 def _cut(operand: Node, index: str, sizes: Mapping[str, int]) -> Cut | None:

@@ -147,7 +147,7 @@ class Half:
     def network(self, *axes: Iterable[str]) -> TensorNetwork:
         """The half alone, with some axes; only without pairs."""
         assert not self.dims
-        nodes = (*self.operands, *self.patterns)
+        nodes: list[Node] = [*self.operands, *self.patterns]
         return TensorNetwork.unchecked(nodes, axes, self.sizes)
 
 
@@ -155,7 +155,7 @@ def _columns_apart(
     network: TensorNetwork,
 ) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """Tell indices of the batch and columns in a result; None if it has other axes."""
-    image, axes = exchange(network), network.output
+    image, axes = exchange(network), list(network.output)
     columns: tuple[str, ...] = ()
     if len(axes) > 1 and axes[-1] != axes[-2] == tuple(map(image, axes[-1])):
         *axes, columns, copies = axes

@@ -44,13 +44,18 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
 
 
 def sums_one_by_one(left: Tensor, right: Tensor) -> bool:
-    """Tell whether CPUs' libraries would lose digits of a product of float32.
+    """Tell whether CPUs' libraries would lose digits of a product of float32."""
+    if left.dtype != torch.float32 or left.device.type != "cpu":
+        return False
+    return needs_pieces(left.shape[-2], right.shape[-2], left.shape[-1])
 
-    Where either matrix has few rows, they sum the terms one by one, however many.
+
+def needs_pieces(rows: int, columns: int, terms: int) -> bool:
+    """Tell whether a product of these sizes would lose digits on CPUs.
+
+    Where either matrix has few rows, libraries sum the terms one by one, however many.
     """
-    few = min(left.shape[-2], right.shape[-2]) < _THIN
-    many = left.shape[-1] > 2 * _AT_ONCE
-    return few and many and left.dtype == torch.float32 and left.device.type == "cpu"
+    return min(rows, columns) < _THIN and terms > 2 * _AT_ONCE
 
 
 def _in_pieces(left: Tensor, right: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def padded(values: Tensor, sizes: list[int]) -> Tensor:
 
 
 def kept(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is kept: matrices, low-rank factors, eigenvectors without null space."""
+    """Return what is kept: matrices, low-rank factors, eigenvectors of the range."""
     return stored.data if isinstance(stored, UserDict) else dict(stored)
 
 

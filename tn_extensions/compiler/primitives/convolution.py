@@ -47,7 +47,7 @@ _FEW_CHANNELS = 3
 
 @as_defined
 def convolve(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-    """Let torch convolve; where samples are kept apart, also as groups or one by one."""
+    """Let torch convolve; samples that are kept apart also as groups, or one by one."""
     roles = Roles.of(network)
     if roles is None:
         return
@@ -186,7 +186,7 @@ def _cost(
     copy = rates.cached_copy if moved <= rates.cache else rates.copy
     copies = 1.5 if gradient else 0.5
     seconds = flops / rate + copies * moved / copy + 4 * rates.call
-    return Cost(flops, moved, 1, 0, seconds)
+    return Cost(flops, moved, 2 if gradient else 1, 0, seconds)
 
 
 def _has_axis(operand: Operand, indices: Sequence[str]) -> bool:

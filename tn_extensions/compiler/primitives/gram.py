@@ -54,7 +54,7 @@ _SHARES = (2, 8)
 """Parts of the budget, one of which whatever is cut may take."""
 
 _TILES = (1, 4)
-"""Numbers of tiles in which one triangle of the result is computed; one is all of it."""
+"""Numbers of tiles in which one triangle of the result is computed; one is for all."""
 
 _TILE = 256
 """Smallest tile: smaller ones cost the matrix product its speed."""
@@ -209,7 +209,8 @@ def _squared(half: Half, parts: Blocks, target: Target) -> Candidate:
     moved = target.rates.move(elements, target.itemsize)
     if contracted:
         moved = moved + moved + target.rates.move(half.size(kept), target.itemsize)
-    square = Operation("square and sum", f"{elements} entries", moved, parts.number)
+    cost = replace(moved, flops=float(elements))
+    square = Operation("square and sum", f"{elements} entries", cost, parts.number)
     return Candidate(
         f"squares({parts.name})", (*parts.operations, square), parts.peak, run
     )

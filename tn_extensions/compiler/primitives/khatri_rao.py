@@ -85,7 +85,7 @@ def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
         whole = read.tensor(tensors[form.right.operand.name])
         total = whole.new_zeros(*(half.sizes[j] for j in kept), height, width)
         first, second = torch.triu_indices(terms, terms, device=whole.device)
-        both, weights = first * terms + second, 1 + (first != second).to(whole.dtype)
+        both, weights = second.add(first, alpha=terms), 1 + (first != second)
 
         def add(place: Place, value: Tensor) -> None:
             own, out = whole, total

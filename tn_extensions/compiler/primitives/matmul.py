@@ -16,7 +16,7 @@ from tn_extensions.compiler.allocate import empty
 from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.primitives.forms import MatrixForm
-from tn_extensions.compiler.product import multiply
+from tn_extensions.compiler.product import multiply, needs_pieces
 from tn_extensions.compiler.strided import grouped
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import TensorNetwork
@@ -90,6 +90,8 @@ def _candidate(
             operations.append(Operation(f"unfold {side.operand.name}", shape, cost))
     shapes = f"{height} x {terms} @ {terms} x {width}"
     overhead = Cost(seconds=6 * rates.call)
+    if needs_pieces(height, width, terms):  # are copied, multiplied and summed
+        overhead = overhead + Cost(calls=5)
     if apart:
         cost = rates.product(height, width, terms, itemsize=itemsize, contiguous=True)
         cost = cost + rates.move(height * width, itemsize)
