@@ -40,6 +40,7 @@ def time_side_by_side(
     min_seconds: float = 2e-3,
     setup: Mapping[str, Call] | None = None,
     min_rounds: int = MIN_ROUNDS,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time callables in alternating rounds.
 
@@ -54,6 +55,7 @@ def time_side_by_side(
         min_seconds: Shortest time to measure.
         setup: What to call before each call of a contender, untimed, by its name.
         min_rounds: Least number of rounds; fewer than five only for calls of minutes.
+        clock: Tells the time in seconds.
 
     Returns:
         Seconds per call of each round, by name.
@@ -71,12 +73,12 @@ def time_side_by_side(
     def elapsed(call: Call, repeats: int) -> float:
         if on_cuda:
             torch.cuda.synchronize(device)
-        start = time.perf_counter()
+        start = clock()
         for _ in range(repeats):
             call()
         if on_cuda:
             torch.cuda.synchronize(device)
-        return time.perf_counter() - start
+        return clock() - start
 
     def seconds(name: str, repeats: int) -> float:
         call, prepare = contenders[name], setup.get(name)

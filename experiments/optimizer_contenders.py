@@ -18,7 +18,7 @@ from curvlinops.kfac_utils import extract_averaged_patches, extract_patches
 from torch import Tensor, nn
 
 from experiments.models import Subject
-from tn_extensions.kronecker.factors import dense, is_root
+from tn_extensions.kronecker.factors import dense, is_low_rank
 from tn_extensions.kronecker.layers import Pairs, Use
 from tn_extensions.kronecker.square import mirrored
 from tn_extensions.optim import KFACPreconditioner
@@ -160,7 +160,7 @@ class Training:
     def averages(self) -> dict[str, Tensor]:
         """The averaged factors as matrices, by layer and kind."""
         return {
-            f"{name}.{what}": dense(own) if is_root(own) else mirrored(own)
+            f"{name}.{what}": dense(own) if is_low_rank(own) else mirrored(own)
             for name, layer in self.layers.items()
             for what, own in layer.averages.items()
         }

@@ -113,7 +113,7 @@ class FakeCuda:
     def __init__(self, watch: _Watch) -> None:
         self._watch = watch
 
-    def run(self, call: Callable[[], T]) -> T:
+    def run(self, call: Callable[..., T], *arguments: Any) -> T:
         """Call a function.
 
         Nothing but single numbers may be on the host, and nothing may make it wait.
@@ -124,7 +124,7 @@ class FakeCuda:
             watch.operators.clear()
             watch.constants.clear()
             with watch.heated(True):
-                result = call()
+                result = call(*arguments)
             assert watch.operators, "nothing ran on the device"
             if not watch.constants:
                 break

@@ -113,6 +113,7 @@ def check_install(package: str) -> None:
     assert set(extras) <= set(config["options.extras_require"])
 
 
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.place)
 def test_snippet_runs(
     block: Block,

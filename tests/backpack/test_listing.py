@@ -19,4 +19,4 @@ def test_plans_of_extensions() -> None:
         loss.backward()
     names = [recognise(plan.network) for plan in used]
     assert {"kfac_expand", "per_sample_grad"} <= {*names}
-    assert all(runs == 1 for runs in used.values())
+    assert {runs for plan, runs in used.items() if plan.network.patterns} == {1}

@@ -22,6 +22,7 @@ from tn_extensions.compiler.cost import rates
 from tn_extensions.compiler.plan import _cheapest
 from tn_extensions.network import simplify
 from tn_extensions.network.rules import pair, pairable
+from tn_extensions.sampling.narrowed import narrow
 
 LARGE, TINY = 2**28, 1000
 """Memory budgets in bytes: one that never matters, and one that always does."""
@@ -45,7 +46,7 @@ def with_pairs(network: TensorNetwork, count: int | None = None) -> TensorNetwor
 def assert_evaluates(
     candidate: Candidate,
     network: TensorNetwork,
-    arrays: dict[str, NDArray[np.float64]],
+    arrays: dict[str, NDArray[Any]],
     expected: NDArray[np.float64],
 ) -> None:
     """A candidate replaces what is in a fresh target, and adds to any other."""
@@ -108,6 +109,7 @@ OTHERS = {
     "kfac_expand": quantities.kfac_expand(layer(), 2),
     "kfac_expand, paired": with_pairs(quantities.kfac_expand(layer(), 2)),
     "kfac_reduce": simplify(quantities.kfac_reduce(layer(), 2)),
+    "sampled": narrow(quantities.weight_vjp(layer(), 2), (("i1", 3), ("o2", 2))),
 }
 """Networks of every structure, to see which of them a primitive matches."""
 

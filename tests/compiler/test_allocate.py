@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from tn_extensions.compiler import allocate
 
@@ -45,3 +48,12 @@ def test_only_large_tensors_on_cpu_ask_for_huge_pages(
     assert tensor.data_ptr() <= begin
     assert begin + length <= tensor.data_ptr() + 2**26
     assert length >= 2**26 - 2**22
+
+
+@pytest.mark.parametrize("has_data", [True, False])
+def test_where_tensors_are(has_data: bool) -> None:
+    with nullcontext() if has_data else FakeTensorMode():
+        x, y = torch.zeros(4), torch.zeros(4)
+    assert allocate.memory_of(x) == allocate.memory_of(x[1:]) != allocate.memory_of(y)
+    addresses = [allocate.address_of(own) for own in (x, x[1:], y, x.view(2, 2))]
+    assert addresses[0] == addresses[3] and len({*addresses}) == 3

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.fake_cuda import FakeCuda
-from tn_extensions import Conv, quantities
+from tn_extensions import Conv, planning, quantities
 from tn_extensions.compiler import plan
 from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.network import TensorNetwork
@@ -53,11 +54,19 @@ def cases() -> Iterator[tuple[str, str]]:
 def test_all_candidates(name: str, layer: str, cuda: FakeCuda) -> None:
     define = getattr(quantities, name)
     network: TensorNetwork = define(LAYERS[layer], *QUANTITIES[name])
-    tensors = {operand.name: cuda.tensor(*operand.shape) for operand in network.operands}
-    out = cuda.tensor(*network.shape)
+    tensors = {node.name: cuda.tensor(*node.shape) for node in network.operands}
     made = plan(network, torch.float32, "cuda")
     for candidate in (made.candidate, *made.rejected):
-        cuda.run(lambda: candidate.run(tensors, Accumulator(out, 0.5, fresh=False)))
+        into = Accumulator(cuda.tensor(*network.shape), 0.5, fresh=False)
+        cuda.run(candidate.run, tensors, into)
         if candidate.compute is not None:
-            result = cuda.run(lambda: candidate.compute(tensors))
-            assert result.shape == network.shape
+            assert cuda.run(candidate.compute, tensors).shape == network.shape
+
+
+def test_nothing_is_measured(cuda: FakeCuda, cache: Path) -> None:
+    """Tensors without data take no time."""
+    network = quantities.kfac_expand(LAYERS["ordinary"], 2)
+    with planning("measure"):
+        made = plan(network, torch.float32, "cuda")
+        made.run({"x": cuda.tensor(2, 2, 4, 4)})
+    assert not made.measured and not [*cache.iterdir()]

@@ -51,10 +51,8 @@ def made(kind: Any, cuda: FakeCuda, **options: Any) -> tuple[Callable[[], Any], 
     [
         (KFACLinearOperator, "type-2", "expand"),
         (KFACLinearOperator, "mc", "reduce"),
-        (KFACLinearOperator, "forward-only", "expand"),
-        (EKFACLinearOperator, "type-2", "reduce"),
+        (EKFACLinearOperator, "empirical", "reduce"),
         (EKFACLinearOperator, "mc", "expand"),
-        (EKFACLinearOperator, "empirical", "expand"),
     ],
 )
 def test_factors(kind: Any, fisher: str, approx: str, cuda: FakeCuda) -> None:

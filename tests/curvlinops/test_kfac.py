@@ -185,7 +185,9 @@ DAMPINGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("approx", APPROX)
 @pytest.mark.parametrize("separate", [True, False])
 @pytest.mark.parametrize("num_data", [5, 30])
-def test_few_data_keep_roots(num_data: int, separate: bool, approx: str) -> None:
+def test_few_data_keep_low_rank_factors(
+    num_data: int, separate: bool, approx: str
+) -> None:
     """Factors of fewer vectors than half their size are kept as these."""
     x = images(num_data, 12, 3, 3)
     y = targets(num_data)
@@ -209,7 +211,7 @@ def test_few_data_keep_roots(num_data: int, separate: bool, approx: str) -> None
 
 
 def wide(x: Tensor) -> nn.Sequential:
-    """Of five data, layers whose factors are kept as roots."""
+    """Of five data, layers whose factors are of low rank."""
     layers = nn.Conv2d(4, 12, 3, stride=2), nn.Tanh(), nn.Conv2d(12, 4, 1, groups=2)
     return classifier(*layers, x=x)
 

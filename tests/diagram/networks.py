@@ -8,6 +8,7 @@ from experiments.gallery_pictures import two_layers
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.network import simplify
 from tn_extensions.network.rules import pair
+from tn_extensions.sampling.narrowed import narrow
 
 Define = Callable[[Conv], TensorNetwork]
 
@@ -47,6 +48,9 @@ DERIVED: dict[str, Define] = {
     "weight jacobian": lambda conv: quantities.conv(conv, 2).jacobian("weight"),
     "input jacobian": lambda conv: quantities.conv(conv, 2).jacobian("x"),
     "gram of groups": lambda conv: gram_of_groups(quantities.weight_vjp(conv, 2)),
+    "sampled": lambda conv: narrow(
+        quantities.weight_vjp(conv, 2), (("n", 1), ("i1", 2))
+    ),
     "paired": lambda conv: exhausted(quantities.kfac_expand(conv, 2)),
 }
 

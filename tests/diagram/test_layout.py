@@ -14,7 +14,7 @@ from tn_extensions.diagram import Scene, layout, names
 from tn_extensions.diagram.label import math, size_of
 from tn_extensions.diagram.layout import LIMIT
 from tn_extensions.diagram.scene import Box, Label, Path, Point, Wire
-from tn_extensions.network import Operand, Pair, Pattern, build
+from tn_extensions.network import Operand, Pair, Pattern, Selection, build
 
 every_case = pytest.mark.parametrize("network", CASES.values(), ids=CASES.keys())
 
@@ -27,7 +27,8 @@ def test_all_quantities_are_among_the_cases() -> None:
 def test_nodes_have_boxes_of_their_shape(network: TensorNetwork) -> None:
     scene = layout(network)
     assert [box.number for box in scene.boxes] == list(range(len(network.nodes)))
-    kinds = {Operand: "operand", Pattern: "pattern", Pair: "pair"}
+    kinds: dict[type, str]
+    kinds = {Operand: "operand", Pattern: "pattern", Pair: "pair", Selection: "pattern"}
     for box, node in zip(scene.boxes, network.nodes, strict=True):
         assert box.kind == kinds[type(node)]
         if isinstance(node, Operand):

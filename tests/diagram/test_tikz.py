@@ -25,7 +25,8 @@ def test_source_holds_the_scene(network: TensorNetwork) -> None:
     scene = layout(network)
     text = source(scene, standalone=False)
     assert text.count(r"\draw[tn operand]") == len(network.operands)
-    assert text.count(r"\draw[tn pattern]") == len(network.patterns)
+    hexagons = (*network.patterns, *network.selections)
+    assert text.count(r"\draw[tn pattern]") == len(hexagons)
     assert text.count(r"\draw[tn pair]") == len(network.pairs)
     labels = re.findall(r"\\node\[tn label=[^]]*\] at \([^)]*\) \{(.*)\};", text)
     assert labels == [wire.label.text for wire in scene.wires]

@@ -40,7 +40,7 @@ from experiments.optimizer_scaling import (
 )
 from experiments.optimizers import WORKLOADS, rows_of
 from experiments.records import complete
-from tn_extensions.kronecker.factors import is_root
+from tn_extensions.kronecker.factors import is_low_rank
 
 TINY = Subject("3c3d")
 QUICK = Settings(rounds=5, slow_rounds=1, with_memory=False)
@@ -116,7 +116,7 @@ def test_steps_update_what_is_asked(side: optimizer_contenders.Side) -> None:
     training = Training.of(Case(TINY, 4, "reduce"), side)
     training.start(is_late=False)
     layer = training.layers["6"]
-    assert is_root(layer.averages["inputs"]) == (side == "ours")
+    assert is_low_rank(layer.averages["inputs"]) == (side == "ours")
     inverse = layer.inverse
     # averages change in place
     before = {name: own.clone() for name, own in training.averages().items()}

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from tests.messages import assert_in_form
+from tests.network.rules.identities import arrays_of
+from tests.reference import dense
 from tests.strategies import examples, noise_tensor
 from tn_extensions import TensorNetwork
 from tn_extensions.network import Axis, Operand, Pattern, build
+from tn_extensions.sampling.narrowed import narrow, samplable
 
 
 @st.composite
@@ -47,15 +54,12 @@ def assert_all_ways_agree(network: TensorNetwork) -> None:
         operand.name: noise_tensor([*operand.shape, number + 1])[..., 0]
         for number, operand in enumerate(network.operands)
     }
-    arrays = [
-        tensors[node.name].numpy()
-        if isinstance(node, Operand)
-        else node.dense(network.sizes)
-        for node in network.nodes
-    ]
-    expected = torch.as_tensor(
-        np.einsum(network.equation(), *arrays, optimize="greedy")
-    )
+    tensors |= {
+        node.kept: torch.from_numpy(arrays_of(network)[node.kept])
+        for node in network.selections
+    }
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    expected = torch.from_numpy(np.array(dense.evaluate(network, arrays)))
     atol = 1e-10 * max(float(expected.abs().max()), 1.0)
     plan = network.explain(torch.float64).plan
     assert_close(network.evaluate(**tensors), expected, rtol=1e-7, atol=atol)
@@ -68,6 +72,42 @@ def assert_all_ways_agree(network: TensorNetwork) -> None:
 @given(networks())
 def test_any_network(network: TensorNetwork) -> None:
     assert_all_ways_agree(network)
+
+
+@examples(100)
+@given(networks(), st.data())
+def test_any_sampled_network(network: TensorNetwork, data: st.DataObject) -> None:
+    indices = samplable(network)
+    assume(indices)
+    chosen = data.draw(st.sets(st.sampled_from(indices), min_size=1))
+    counts = [
+        (index, data.draw(st.integers(1, network.sizes[index])))
+        for index in sorted(chosen)
+    ]
+    assert_all_ways_agree(narrow(network, tuple(counts)))
+
+
+@pytest.mark.parametrize(
+    ("positions", "error", "argument"),
+    [
+        (None, TypeError, "operands"),
+        ([0, 1], TypeError, "si1"),
+        (torch.tensor([0.0, 1.0]), TypeError, "si1"),
+        (torch.tensor([0, 1, 2]), ValueError, "si1.shape"),
+    ],
+)
+def test_bad_positions(positions: Any, error: type[Exception], argument: str) -> None:
+    network = build({"x": ["i1"]}, ["o1"], {"i1": 4, "o1": 3}, [HIT])
+    sampled = narrow(network, (("i1", 2),))
+    given = {} if positions is None else {"si1": positions}
+    with pytest.raises(error) as caught:
+        sampled.evaluate(x=torch.ones(2), **given)
+    assert_in_form(caught.value, "TensorNetwork.evaluate", argument)
+    found = sampled.evaluate(si1=torch.tensor([0, 2]), x=torch.tensor([3.0, 4.0]))
+    assert found.tolist() == [0, 4, 0]  # o1 + 1 hits i1
+
+
+HIT = Pattern.of("i1", {"o1": 1}, 1)
 
 
 def test_window_that_the_operand_sees_twice() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import prod
 from typing import Any
 
 import pytest
@@ -12,26 +13,34 @@ from torch import Tensor
 from tests.fake_cuda import FakeCuda
 from tn_extensions import Conv, functional
 
+
+def basis(conv: Conv, ones: int) -> tuple[int, ...]:
+    """Shape of a basis of patches, with ones at their ends or without."""
+    size = conv.in_channels // conv.groups * prod(conv.kernel_size) + ones
+    return conv.groups, size, size
+
+
 LAYERS = {
-    "1d": Conv.make(4, 6, 3, (20,), padding=1),
+    "1d": Conv.make(4, 6, 3, (20,), padding=2, dilation=2),
     "2d": Conv.make(16, 16, 3, (14, 14), padding=1),
-    "3d": Conv.make(3, 4, 2, (4, 5, 6), padding=1),
+    "3d": Conv.make(2, 4, 2, (4, 5, 6), padding=1, padding_mode="replicate"),
     "strided": Conv.make(3, 64, 7, (32, 32), 2, padding=3),
-    "dilated": Conv.make(8, 8, 3, (12, 12), padding=2, dilation=2),
-    "groups": Conv.make(4, 6, 3, (9, 8), groups=2),
+    "groups": Conv.make(4, 6, 3, (9, 8), padding=1, groups=2, padding_mode="circular"),
     "depthwise": Conv.make(8, 8, 7, (9, 9), padding=3, groups=8),
     "transposed": Conv.make(4, 6, 3, (8, 7), 2, padding=1, transposed=True),
-    "reflect": Conv.make(4, 6, 3, (8, 7), padding=1, padding_mode="reflect"),
-    "circular": Conv.make(4, 6, 3, (8,), padding=1, padding_mode="circular"),
-    "replicate": Conv.make(2, 2, 3, (4, 4, 4), padding=1, padding_mode="replicate"),
     "one entry": Conv.make(8, 6, 1, (8, 7)),
     "patches": Conv.make(3, 8, 4, (16, 16), 4),
 }
+
+
 TENSORS: dict[str, Callable[[Conv, int], tuple[int, ...]]] = {
     "x": lambda conv, n: (n, conv.in_channels, *conv.input_size),
     "g": lambda conv, n: (n, conv.out_channels, *conv.output_size),
     "S": lambda conv, n: (3, n, conv.out_channels, *conv.output_size),
     "weight": lambda conv, n: conv.weight_shape,
+    "QA": lambda conv, n: basis(conv, 0),
+    "QA, bias": lambda conv, n: basis(conv, 1),
+    "QB": lambda conv, n: (conv.groups, *[conv.out_channels // conv.groups] * 2),
 }
 CALLS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "conv": ("conv", ("x", "weight"), {}),
@@ -53,6 +62,15 @@ CALLS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "ggn_diagonal": ("ggn_diagonal", ("x", "S"), {}),
     "ggn_diagonal, N": ("ggn_diagonal", ("x", "S"), {"per_sample": True}),
     "ggn_gram": ("ggn_gram", ("x", "S"), {}),
+    "gradient_factor_expand": ("gradient_factor_expand", ("g",), {}),
+    "gradient_factor_reduce": ("gradient_factor_reduce", ("S",), {}),
+    "rotated_grad": ("rotated_grad", ("x", "g", "QA", "QB"), {}),
+    "kfac_moments": ("kfac_moments", ("x", "g", "QA", "QB"), {}),
+    "kfac_moments, bias": (
+        "kfac_moments",
+        ("x", "g", "QA, bias", "QB"),
+        {"bias": True},
+    ),
     "bias_vjp": ("bias_vjp", ("g",), {}),
     "bias_per_sample_grad": ("bias_per_sample_grad", ("S",), {}),
     "bias_per_sample_grad_norm": ("bias_per_sample_grad_norm", ("S",), {}),

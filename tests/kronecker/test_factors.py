@@ -27,7 +27,7 @@ def matrix(factor: Tensor) -> Tensor:
 
 
 def factor(rows: int, number: int = 0) -> Tensor:
-    """A root of some rows, or a matrix."""
+    """A low-rank factor of some rows, or a matrix."""
     root = noise_tensor([3, G, rows, D])[number]
     return root if rows < D else root.mT @ root
 

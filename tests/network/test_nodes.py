@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.reference import dense
 from tests.strategies import conv_dims, examples, noise
 from tn_extensions.conv import ConvDim
-from tn_extensions.network import Affine, Axis, Operand, Pair, Pattern
+from tn_extensions.network import Affine, Axis, Operand, Pair, Pattern, Selection
 
 DIMS = st.booleans().flatmap(conv_dims)
 
@@ -164,6 +164,33 @@ def test_pair_is_dense_by_its_definition(dim: ConvDim, shared: str) -> None:
     upper = {j.upper(): size for j, size in sizes.items()}
     order = [renamed.indices.index(j.upper()) for j in pair.indices]
     assert np.array_equal(renamed.dense(upper).transpose(order), pair.dense(sizes))
+
+
+@examples(60)
+@given(DIMS, st.sampled_from(["i", "k", "o"]))
+def test_patterns_are_solved_for_each_index(dim: ConvDim, wanted: str) -> None:
+    pattern, sizes = pattern_of(dim)
+    others = [index for index in pattern.indices if index != wanted]
+    grids = np.ix_(*(np.arange(sizes[index]) for index in others))
+    given = dict(zip(others, grids, strict=True))
+    values, exact = pattern.solve(wanted, given, sizes)
+    hits = np.moveaxis(pattern.dense(sizes), pattern.indices.index(wanted), -1)
+    expected = np.where(hits.any(-1), hits.argmax(-1), -1)
+    assert np.array_equal(np.broadcast_to(values, expected.shape), expected)
+    # without an end, there is something wherever the division has no rest
+    if wanted == "i":
+        assert exact.all()
+    else:
+        strides = {"k": dim.dilation, "o": dim.stride}
+        (other,) = strides.keys() - {wanted}
+        rest = given["i"] + dim.padding[0] - strides[other] * given[other]
+        assert np.array_equal(exact, rest % strides[wanted] == 0)
+
+
+def test_selections() -> None:
+    node = Selection("si1", "i1")
+    assert node.indices == ("si1", "i1")
+    assert node.rename(str.upper) == Selection("SI1", "I1")
 
 
 def test_nodes_are_frozen() -> None:

@@ -16,6 +16,7 @@ from tests.network.rules.identities import (
     assert_same_value,
     optimal_flops,
 )
+from tests.sampling.estimates import narrowed_networks
 from tests.strategies import convs, examples
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.compiler.plan import candidates
@@ -44,6 +45,15 @@ def test_trace_replays(network: TensorNetwork) -> None:
 @given(NETWORKS)
 def test_value_is_kept(network: TensorNetwork) -> None:
     assert_same_value(network, simplify(network))
+
+
+@examples(60)
+@given(narrowed_networks())
+def test_value_of_sampled_networks_is_kept(network: TensorNetwork) -> None:
+    """Of positions that are data, nothing is known."""
+    simplified = simplify(network)
+    assert simplified.selections == network.selections
+    assert_same_value(network, simplified)
 
 
 @examples(60)

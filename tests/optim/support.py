@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.reference.jacobian import kfac_factor
 from tests.strategies import noise_tensor
 from tn_extensions.kronecker import square
-from tn_extensions.kronecker.factors import dense, is_root
+from tn_extensions.kronecker.factors import dense, is_low_rank
 from tn_extensions.optim import KFACPreconditioner, layer
 
 Batch = tuple[Tensor, Tensor]
@@ -27,8 +27,8 @@ def decomposed_in_place() -> Iterator[None]:
 
 
 def matrix_of(average: Tensor) -> Tensor:
-    """An average, of which the upper triangle counts unless it is a root."""
-    return dense(average) if is_root(average) else square.mirrored(average)
+    """An average, of which the upper triangle counts unless it is of low rank."""
+    return dense(average) if is_low_rank(average) else square.mirrored(average)
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:

@@ -9,7 +9,14 @@ import opt_einsum
 from numpy.typing import NDArray
 
 from tn_extensions.conv import Conv, ConvDim
-from tn_extensions.network import Affine, Operand, Pair, Pattern, TensorNetwork
+from tn_extensions.network import (
+    Affine,
+    Operand,
+    Pair,
+    Pattern,
+    Selection,
+    TensorNetwork,
+)
 
 Array = NDArray[np.float64]
 Sizes = Mapping[str, int]
@@ -66,13 +73,15 @@ def operand(node: Operand, array: Array, sizes: Sizes) -> Array:
 def nodes(
     network: TensorNetwork, arrays: Mapping[str, Array]
 ) -> list[tuple[Array, tuple[str, ...]]]:
-    """All nodes as dense arrays, with their indices."""
+    """All nodes as dense arrays, with their indices; positions by their index."""
     sizes, result = network.sizes, []
     for node in network.nodes:
         if isinstance(node, Operand):
             dense = operand(node, arrays[node.name], sizes)
         elif isinstance(node, Pattern):
             dense = pattern(node, sizes)
+        elif isinstance(node, Selection):
+            dense = np.eye(sizes[node.index])[arrays[node.kept].astype(int)]
         else:
             dense = pair(node, sizes)
         result.append((dense, node.indices))

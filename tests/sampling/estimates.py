@@ -73,3 +73,9 @@ def narrowed_or_whole(
     return {name: sampled.narrow(name, own) for name, own in tensors.items()}, [
         *tensors
     ]
+
+
+def narrowed_networks() -> st.SearchStrategy[TensorNetwork]:
+    """Networks with sampled positions, none of which is empty."""
+    found = estimates().map(lambda case: case[0].network)
+    return found.filter(lambda network: 0 not in network.sizes.values())

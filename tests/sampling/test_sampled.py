@@ -19,6 +19,7 @@ from tests.sampling.estimates import (
 )
 from tests.strategies import examples
 from tn_extensions import Conv, quantities
+from tn_extensions.network import Selection
 from tn_extensions.sampling import SAMPLERS, Draw, Sampled, Sampler, draw, sample
 from tn_extensions.sampling.narrowed import narrow, samplable
 from tn_extensions.sampling.norms import slice_norms
@@ -90,7 +91,7 @@ def test_several_axes_unbiased_and_of_the_variance_of_the_formula() -> None:
     tensors = operands(NETWORK)
     exact = estimate(NETWORK, {}, tensors)
     keep = {"n": 0.5, "i1": 0.7}
-    runs = [sample(NETWORK, keep).run(tensors) for _ in range(10_000)]
+    runs = [sample(NETWORK, keep).run(tensors) for _ in range(3_000)]
     stacked = torch.stack(runs)
     mean, variance = stacked.mean(0), stacked.var(0)
     error = (variance / len(runs)).sqrt()
@@ -127,11 +128,20 @@ def test_narrowed_operands_are_as_small_as_what_is_kept() -> None:
 
 
 def test_indices_of_patterns_keep_their_size() -> None:
+    """Operands carry their sampled positions instead, which selections lead to."""
     narrowed = narrow(NETWORK, (("n", 2), ("ci", 1), ("i1", 3), ("o2", 2)))
-    changed = {"n": 2, "ci": 1}
+    changed = {"n": 2, "ci": 1, "si1": 3, "so2": 2}
     assert narrowed.sizes == {**NETWORK.sizes, **changed}
     shapes = {operand.name: list(operand.shape) for operand in narrowed.operands}
-    assert shapes == {"x": [2, 2, 7, 6], "g": [2, 6, 7, 4]}
+    assert shapes == {"x": [2, 2, 3, 6], "g": [2, 6, 7, 2]}
+    assert narrowed.patterns == NETWORK.patterns
+    assert set(narrowed.selections) == {Selection("si1", "i1"), Selection("so2", "o2")}
+
+
+def test_one_plan_serves_all_draws_of_so_many() -> None:
+    keep = {"n": 0.5, "i1": 0.5}
+    one, other = (sample(NETWORK, keep, sampler="fixed") for _ in range(2))
+    assert one.network == other.network
 
 
 def test_all_kept_is_the_network_itself() -> None:

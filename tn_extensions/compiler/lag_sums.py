@@ -111,7 +111,7 @@ def _multiply(left: Tensor, right: Tensor, box: Box, groups: int) -> Tensor:
         target = unfolded[..., begin:end, :]
         target.view(found.shape).copy_(found)
     unfolded = unfolded.view(terms, groups, -1)
-    left = left.reshape(terms, groups, size)
+    left = left.contiguous().view(terms, groups, size)
     value = multiply(left.permute(1, 2, 0), unfolded.permute(1, 2, 0))
     return value.view(groups * size, -1, columns)
 
@@ -150,7 +150,7 @@ def _price_gradient(
 
 def _convolve(left: Tensor, right: Tensor, box: Box, groups: int) -> Tensor:
     """Sum by a depthwise convolution, whose kernels are the left operand's channels."""
-    left, right = (x.movedim(-1, 1).flatten(0, 1) for x in (left, right))
+    left, right = (x.movedim(-1, 1).contiguous().flatten(0, 1) for x in (left, right))
     found = depthwise_convolution(
         right,
         left,

@@ -171,14 +171,18 @@ class LagDim:
             for key, found in by_lag.items()
             for ends in segments(found)
         ]
-        window, segment = (
+        windows, cut = (
             np.array(part, dtype=np.int64).reshape(-1, 4)
             for part in (self.windows, self.segments)
         )
-        window = window[:, None]
-        self.contains: Booleans = (window[..., :2] == segment[:, :2]).all(-1)
-        self.contains &= window[..., 2] <= segment[:, 2]
-        self.contains &= window[..., 3] >= segment[:, 3]
+        whole = windows[:, None]
+        self.contains: Booleans = np.logical_and.reduce(
+            [
+                (whole[..., :2] == cut[:, :2]).all(-1),
+                whole[..., 2] <= cut[:, 2],
+                whole[..., 3] >= cut[:, 3],
+            ]
+        )
         self._common = {
             key: (max(begin for begin, _ in found), min(end for _, end in found))
             for key, found in by_lag.items()

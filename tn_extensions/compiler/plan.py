@@ -24,7 +24,7 @@ from tn_extensions.compiler.candidate import (
 from tn_extensions.compiler.cost import Cost, rates
 from tn_extensions.compiler.measure import measure
 from tn_extensions.compiler.planning import Mode, current_mode
-from tn_extensions.compiler.primitives import PRIMITIVES
+from tn_extensions.compiler.primitives import PRIMITIVES, SELECTING
 from tn_extensions.compiler.shortlists import CLOSE, Shortlists, Source, varying_indices
 from tn_extensions.compiler.table import in_a_line, mebi, milli, plan_table, si
 from tn_extensions.compiler.tracing import holds_data, is_capturing, is_traced
@@ -160,9 +160,9 @@ class Plan:
     def _measure(self, tensors: Tensors, out: Tensor | None) -> None:
         """Run the best-ranked candidates, and keep to the fastest from now on."""
         like = next(iter(tensors.values()))
-        if torch.are_deterministic_algorithms_enabled() or is_capturing(like):
+        if not holds_data(like) or is_capturing(like):  # nothing takes its time
             return
-        if not holds_data(like):  # there is nothing to take time for
+        if torch.are_deterministic_algorithms_enabled():
             return
         with _MEASURING:  # one at a time, or they would slow each other down
             if self._is_settled:
@@ -366,6 +366,7 @@ def _candidates(
         for number, primitive in enumerate((*PRIMITIVES, *_registered)):
             source = (joined, number)
             fits = wants_definition(primitive) == (joined is None)
+            fits = fits and (not form.selections or primitive in SELECTING)
             if fits and (wanted is None or source in wanted):
                 for candidate in primitive(form, target):
                     yield source, candidate

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable
 from math import inf
 
 from tn_extensions.compiler.candidate import Target
-from tn_extensions.network import Operand, Pattern, TensorNetwork
+from tn_extensions.network import Operand, Pattern, Selection, TensorNetwork
 from tn_extensions.network.index import is_primed, prime
 from tn_extensions.network.nodes import Node
 
@@ -111,4 +111,6 @@ def _bare(node: Node) -> Hashable:
     if isinstance(node, Pattern):
         strides = tuple(stride for stride, _ in node.summed)
         return node.index, node.position, strides
+    if isinstance(node, Selection):
+        return node
     return _bare(node.first), _bare(node.second), node.shared

@@ -24,7 +24,7 @@ class FactorPasses(BackwardPasses):
     """The part of KFAC that knows nothing of curvlinops; its inverse works on it."""
 
     _RANK_LIMIT = 0.5
-    """Part of its columns that a root may have as rows: products take less time."""
+    """Most rows of a low-rank factor, as a part of its columns."""
     _kfac_approx: str
     _separate_weight_and_bias: bool
     _input_covariances: Mapping[str, Tensor]
@@ -62,7 +62,7 @@ class FactorPasses(BackwardPasses):
         return not self._separate_weight_and_bias and len(parameters) == 2
 
     def _compute_factors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Factors ``A`` and ``B`` by layer, as matrices or roots with groups."""
+        """Factors ``A``, ``B`` by layer: matrices or low-rank factors, with groups."""
         inputs: dict[str, Tensor] = {}
         gradients: dict[str, Tensor] = {}
 

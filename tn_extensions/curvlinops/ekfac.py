@@ -58,7 +58,7 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
     """
 
     _RANK_LIMIT = 0.7
-    """Singular vectors of such a root take no more time than a matrix' eigenvectors."""
+    """Its singular vectors take no more time than the eigenvectors of a matrix."""
 
     def _compute_once(self) -> None:
         if not self._corrected_eigenvalues:

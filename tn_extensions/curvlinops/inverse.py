@@ -27,7 +27,8 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
     Each group's factors are damped and inverted on their own. Damping is a number or a
     pair (added to ``A`` and ``B``), heuristic (Martens & Grosse, 2015, section 6.3) or
     exact (added to ``B (x) A``, in its eigenbasis; what EKFAC requires). Factors of few
-    data are inverted by their root ``R``, whose Gram matrix is smaller (Woodbury)::
+    data are inverted as low-rank factors ``R``, whose Gram matrices are smaller
+    (Woodbury)::
 
         (R^T R + d I)^-1 = (I - R^T (R R^T + d I)^-1 R) / d
 

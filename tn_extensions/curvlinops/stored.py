@@ -19,7 +19,7 @@ from tn_extensions.kronecker.factors import completed, dense
 class Factors(UserDict[str, Tensor]):
     """Factors of layers as curvlinops has them: ``[D, D]``, ``[G, D, D]`` of groups.
 
-    Reading replaces what is kept as a root by its matrix.
+    Reading replaces what is kept as a low-rank factor by its matrix.
     """
 
     def __getitem__(self, name: str) -> Tensor:
@@ -98,7 +98,7 @@ def padded(values: Tensor, sizes: list[int]) -> Tensor:
 
 
 def kept(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is kept: matrices or roots, eigenvectors without a null space."""
+    """Return what is kept: matrices, low-rank factors, eigenvectors of the range."""
     return stored.data if isinstance(stored, UserDict) else dict(stored)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tn_extensions.diagram.scene import Family
-from tn_extensions.network.nodes import Node, Operand, Pair, Pattern
+from tn_extensions.network.nodes import Node, Operand, Pair, Pattern, Selection
 from tn_extensions.network.text import linear
 
 _INDEX = re.compile(r"^(?P<base>.*?)(?P<number>\d*)(?P<primes>p*)$")
@@ -76,6 +76,8 @@ def lines(node: Node, primed: bool) -> tuple[str, ...]:
             f"$P{first}P{second}'$",
             rf"$\Sigma\, {math(node.shared)} < {node.size}$",
         )
+    if isinstance(node, Selection):
+        return ("drawn", f"${math(node.index)}$")
     if is_identity(node):
         return (r"$\delta$",)
     return (f"$P{_number(node)}{prime}$", f"${_hit(node)}$")

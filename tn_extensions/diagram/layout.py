@@ -20,7 +20,7 @@ from tn_extensions.diagram.scene import (
 from tn_extensions.diagram.wiring import Link, wiring
 from tn_extensions.errors import describe
 from tn_extensions.network.network import TensorNetwork
-from tn_extensions.network.nodes import Node, Operand, Pair
+from tn_extensions.network.nodes import Node, Operand, Pair, Selection
 
 LIMIT = 200
 """Nodes beyond which a picture is no help, and takes long."""
@@ -78,6 +78,8 @@ def _names(network: TensorNetwork, spots: Sequence[Spot]) -> tuple[str, ...]:
     for node, spot in zip(network.nodes, spots, strict=True):
         if isinstance(node, Operand):
             name = node.name
+        elif isinstance(node, Selection):
+            name = node.kept
         else:
             pattern = node.first if isinstance(node, Pair) else node
             base, number, _ = label.split(pattern.index)

@@ -10,12 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.slices import find, select
 from tn_extensions.conv import Conv
 from tn_extensions.functional import evaluate
 from tn_extensions.network import TensorNetwork, build
 from tn_extensions.padding import pad, source_positions, unpad
 from tn_extensions.sampling import Draw, Sampled, Sampler, sample
-from tn_extensions.sampling.positions import find, select
 
 
 class Layer(Protocol):

@@ -22,31 +22,45 @@ def evaluate(network: TensorNetwork, /, **tensors: Tensor) -> Tensor:
     Args:
         network: What to evaluate.
         **tensors: A tensor for each operand, by its name. Half-precision tensors are
-            computed in float32.
+            computed in float32. Sampled positions, by the name of the index that runs
+            through them: distinct integers, ascending.
 
     Returns:
         Result of the network's :attr:`~tn_extensions.TensorNetwork.shape`, unscaled.
 
     Raises:
         TypeError: If operands are missing or unknown, or one is no floating point
-            tensor.
+            tensor (positions: no tensor of integers).
         ValueError: If a tensor has another shape, dtype or device.
     """
     shapes = {operand.name: operand.shape for operand in network.operands}
     if not shapes:
         rule = "have an operand"
         raise ValueError(describe(_NAME, "network", rule, "none"))
-    if set(tensors) != set(shapes):
-        rule = f"be {sorted(shapes)}"
+    positions = [selection.kept for selection in network.selections]
+    if set(tensors) != {*shapes, *positions}:
+        rule = f"be {sorted([*shapes, *positions])}"
         raise TypeError(describe(_NAME, "operands", rule, sorted(tensors)))
     for name, shape in shapes.items():
         check_shaped(_NAME, name, tensors[name], shape)
-    first, *others = tensors
+    for name in positions:
+        _check_positions(name, tensors[name], network.sizes[name])
+    first, *others = shapes
     like = tensors[first]
     for name in others:
         check_like(_NAME, name, tensors[name], like.dtype, like, first)
     dtype = result_dtype(like)
-    prepared = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    prepared = {name: tensors[name].to(dtype) for name in shapes}
+    prepared |= {name: tensors[name] for name in positions}
     chosen = plan(network, dtype, like.device.type)
     with torch.autocast(like.device.type, enabled=False):
         return chosen.run(prepared)
+
+
+def _check_positions(name: str, positions: Tensor, count: int) -> None:
+    if not isinstance(positions, Tensor) or positions.dtype != torch.int64:
+        got = getattr(positions, "dtype", type(positions).__name__)
+        raise TypeError(describe(_NAME, name, "be a tensor of int64", got))
+    if tuple(positions.shape) != (count,):
+        rule, got = f"equal [{count}]", list(positions.shape)
+        raise ValueError(describe(_NAME, f"{name}.shape", rule, got))

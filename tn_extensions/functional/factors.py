@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 from numbers import Real
 from typing import Any
@@ -22,13 +21,6 @@ from tn_extensions.functional.checks import (
 )
 from tn_extensions.functional.evaluate import prepare, result_dtype, run
 from tn_extensions.quantities import Quantity
-from tn_extensions.sampling.samplers import (
-    Draw,
-    Sampler,
-    check_sampler,
-    draw,
-    share_of_samples,
-)
 
 
 def patch_mean(x: Tensor, conv: Conv) -> Tensor:
@@ -57,9 +49,6 @@ def kfac_expand(
     bias: bool = False,
     scale: float | None = None,
     out: Tensor | None = None,
-    keep: Mapping[str, float] | None = None,
-    sampler: Sampler = "bernoulli",
-    generator: torch.Generator | None = None,
 ) -> Tensor:
     """KFAC-expand input factor: ``1/N sum_n sum_o U[n, o] U[n, o]^T`` per group.
 
@@ -76,10 +65,6 @@ def kfac_expand(
         scale: Factor in place of ``1/N``.
         out: If given, the scaled result is added to it in place. Same shape and dtype
             as the result would have.
-        keep: ``{"n": share}`` of the samples to estimate the factor from, without bias.
-        sampler: How they are drawn, see :func:`tn_extensions.sampling.draw`. ``"norm"``
-            draws by squared norms, those of ``x`` and of the ones that are appended.
-        generator: Source of random numbers. Default: torch's own, of the CPU.
 
     Returns:
         Factor, ``[G, D, D]`` with ``D = CI * K`` (plus one with ``bias``); ``out`` if
@@ -96,8 +81,7 @@ def kfac_expand(
     >>> factor[0, 0]
     tensor([9., 9., 9., 9.])
     """
-    kept = _draw_samples("kfac_expand", x, conv, bias, keep, sampler, generator)
-    return _factor("kfac_expand", x, conv, bias, scale, out, kept)
+    return _factor("kfac_expand", x, conv, bias, scale, out)
 
 
 def kfac_reduce(
@@ -107,9 +91,6 @@ def kfac_reduce(
     bias: bool = False,
     scale: float | None = None,
     out: Tensor | None = None,
-    keep: Mapping[str, float] | None = None,
-    sampler: Sampler = "bernoulli",
-    generator: torch.Generator | None = None,
 ) -> Tensor:
     """KFAC-reduce input factor: ``1/(N O^2) sum_n (sum_o U[n, o])(sum_o U[n, o])^T``.
 
@@ -123,10 +104,6 @@ def kfac_reduce(
         scale: Factor in place of ``1/(N O^2)``.
         out: If given, the scaled result is added to it in place. Same shape and dtype
             as the result would have.
-        keep: ``{"n": share}`` of the samples to estimate the factor from, without bias.
-        sampler: How they are drawn, see :func:`tn_extensions.sampling.draw`. ``"norm"``
-            draws by squared norms, those of ``x`` and of the ones that are appended.
-        generator: Source of random numbers. Default: torch's own, of the CPU.
 
     Returns:
         Factor, ``[G, D, D]`` with ``D = CI * K`` (plus one with ``bias``); ``out`` if
@@ -139,8 +116,7 @@ def kfac_reduce(
     Reference: Eschenhagen et al., "Kronecker-factored approximate curvature for modern
     neural network architectures", NeurIPS 2023.
     """
-    kept = _draw_samples("kfac_reduce", x, conv, bias, keep, sampler, generator)
-    return _factor("kfac_reduce", x, conv, bias, scale, out, kept)
+    return _factor("kfac_reduce", x, conv, bias, scale, out)
 
 
 def gradient_factor_expand(
@@ -205,30 +181,6 @@ def _gradient_factor(
     return _run(name, {"g": g.to(result_dtype(g))}, conv, scale, out, **options)
 
 
-def _draw_samples(
-    name: Quantity,
-    x: Tensor,
-    conv: Conv,
-    bias: bool,
-    keep: Mapping[str, float] | None,
-    sampler: Sampler,
-    generator: torch.Generator | None,
-) -> Draw | None:
-    """Which samples to keep; None for all. Checks the input, too."""
-    check_input(name, x, conv)
-    check_sampler(name, sampler, generator)
-    share = share_of_samples(name, keep)
-    if share == 1:
-        return None
-    norms = None
-    if sampler == "norm":
-        axes = list(range(1, x.dim()))
-        norms = torch.linalg.vector_norm(x.detach(), dim=axes, dtype=result_dtype(x))
-        # in double precision, where no square overflows
-        norms = norms.double().square().cpu() + bias * prod(conv.output_size)
-    return draw(len(x), share, sampler, generator, norms)
-
-
 def _factor(
     name: Quantity,
     x: Tensor,
@@ -236,29 +188,21 @@ def _factor(
     bias: bool,
     scale: float | None,
     out: Tensor | None,
-    kept: Draw | None,
 ) -> Tensor:
     """Compute a factor of the input; with its last row and column for a bias."""
+    check_input(name, x, conv)
     num_outputs = prod(conv.output_size)
     # a reduced patch is a sum over the output positions, and so is its one
     ones = num_outputs if name == "kfac_reduce" else 1
     default = 1 / (max(len(x), 1) * max(ones, 1) ** 2)
     size = conv.in_channels // conv.groups * prod(conv.kernel_size) + bias
     scale = _check(name, x, (conv.groups, size, size), scale, default, out)
-    roots = None
-    if kept is not None:
-        x, scale = x[kept.indices.to(x.device)], scale * kept.scale
-        if kept.weights is not None:
-            roots = kept.weights.sqrt().to(x.device, result_dtype(x))
-    operands = {"x": _weighted(prepare(x, conv), roots)}
+    operands = {"x": prepare(x, conv)}
     if not bias:
         return _run(name, operands, conv, scale, out)
     with torch.set_grad_enabled(torch.is_grad_enabled() and out is None):
-        # samples have been multiplied by the roots of their weights, their ones not
-        weighted = {"x": _weighted(operands["x"], roots)}
-        column = run("patch_total", weighted, conv, scale * ones).unsqueeze(2)
-        count = len(x) if roots is None else float(roots.square().sum())
-        corner = scale * count * num_outputs * ones
+        column = run("patch_total", operands, conv, scale * ones).unsqueeze(2)
+        corner = scale * len(x) * num_outputs * ones
         row = torch.nn.functional.pad(column.mT, (0, 1), value=corner)
     if out is None and is_traced((x,)):
         factor = run(name, operands, conv, scale)
@@ -301,8 +245,3 @@ def _check(
     if out is not None:
         check_out(name, out, shape, result_dtype(like), like)
     return default if scale is None else float(scale)
-
-
-def _weighted(x: Tensor, weights: Tensor | None) -> Tensor:
-    """Samples times weights."""
-    return x if weights is None else x * weights.reshape(-1, *[1] * (x.dim() - 1))

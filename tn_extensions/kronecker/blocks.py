@@ -9,50 +9,50 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from tn_extensions.kronecker.factors import compact, is_root, logdet, trace
+from tn_extensions.kronecker.factors import compact, is_low_rank, logdet, trace
 from tn_extensions.kronecker.host import holds, is_finite
 from tn_extensions.kronecker.span import Span
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """``shift I + sign root^T core^-1 root`` of each group.
+    """``shift I + sign R^T core^-1 R`` of each group.
 
     Args:
-        root: ``[G, r, D]``.
+        factor: The low-rank factor ``R``, ``[G, r, D]``.
         sign: One or minus one.
         shift: ``[G, 1, 1]``, or zero.
         cholesky: Lower triangle ``[G, r, r]`` of the core's Cholesky decomposition: an
             explicit inverse would lose digits. ``None``: the core is the identity.
     """
 
-    root: Tensor
+    factor: Tensor
     sign: int = 1
     shift: Tensor | float = 0.0
     cholesky: Tensor | None = None
 
     def __matmul__(self, matrices: Tensor) -> Tensor:
-        inner = self.root @ matrices
+        inner = self.factor @ matrices
         if self.cholesky is not None:
             inner = torch.cholesky_solve(inner, self.cholesky)
-        return self._add(matrices, self.root.mT, inner)
+        return self._add(matrices, self.factor.mT, inner)
 
     def times(self, matrices: Tensor) -> Tensor:
         """``matrices @ self``; torch takes long to hand that operator over."""
-        inner = matrices @ self.root.mT
+        inner = matrices @ self.factor.mT
         if self.cholesky is not None:
             inner = torch.cholesky_solve(inner.mT, self.cholesky).mT
-        return self._add(matrices, inner, self.root)
+        return self._add(matrices, inner, self.factor)
 
     def __getitem__(self, group: int) -> LowRank:
         shift = self.shift if isinstance(self.shift, float) else self.shift[group]
         cholesky = None if self.cholesky is None else self.cholesky[group]
-        return LowRank(self.root[group], self.sign, shift, cholesky)
+        return LowRank(self.factor[group], self.sign, shift, cholesky)
 
     @property
     def is_finite(self) -> bool:
         """Whether all entries are finite."""
-        parts = [part for part in (self.root, self.cholesky) if part is not None]
+        parts = [part for part in (self.factor, self.cholesky) if part is not None]
         return is_finite(*parts)
 
     def _add(self, matrices: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ Eigenbasis = tuple[Tensor, Tensor]
 
 def matrix(factor: Tensor) -> Matrix:
     """What multiplies by a factor."""
-    return LowRank(factor) if is_root(factor) else factor
+    return LowRank(factor) if is_low_rank(factor) else factor
 
 
 @dataclass(frozen=True)
@@ -204,11 +204,11 @@ class Kronecker:
 
 def _det(factor: Tensor) -> Tensor:
     zeros = factor.new_zeros(len(factor))
-    return zeros if is_root(factor) else torch.linalg.det(factor)
+    return zeros if is_low_rank(factor) else torch.linalg.det(factor)
 
 
 def _logdet(factor: Tensor) -> Tensor:
-    return _det(factor).log() if is_root(factor) else logdet(factor)
+    return _det(factor).log() if is_low_rank(factor) else logdet(factor)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Kronecker factors: sums of outer products, kept as their vectors while those are few.
 
-A factor is a tensor: a matrix ``[G, D, D]``, or a root ``[G, r, D]`` of fewer rows,
-whose product ``root^T root`` is the matrix. A root of up to half as many rows as
-columns takes less memory than its matrix, and less time to make, multiply and invert;
-its singular vectors, of up to seven tenths, no more than the matrix' eigenvectors.
+A factor is a tensor: a matrix ``[G, D, D]``, or a low-rank factor ``R`` of fewer rows,
+``[G, r, D]``, which stands for the matrix ``R^T R``. With up to half as many rows as
+columns, it takes less memory than the matrix, and less time to make, multiply and
+invert. With up to seven tenths, its singular vectors take no more time than the
+eigenvectors of the matrix.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from tn_extensions.kronecker.layers import Pairs, Use
 from tn_extensions.kronecker.square import above
 
 
-def is_root(factor: Tensor) -> bool:
-    """Whether it is a root, not a matrix."""
+def is_low_rank(factor: Tensor) -> bool:
+    """Tell a low-rank factor from a matrix."""
     return factor.shape[-2] < factor.shape[-1]
 
 
 def dense(factor: Tensor) -> Tensor:
     """The matrix ``[G, D, D]``."""
-    return factor.mT @ factor if is_root(factor) else factor
+    return factor.mT @ factor if is_low_rank(factor) else factor
 
 
 def compact(factor: Tensor) -> Tensor:
     """The smallest matrix with the same nonzero eigenvalues, ``[G, r, r]``."""
-    return factor @ factor.mT if is_root(factor) else factor
+    return factor @ factor.mT if is_low_rank(factor) else factor
 
 
 def diagonal(matrices: Tensor) -> Tensor:
@@ -45,7 +46,7 @@ def diagonal(matrices: Tensor) -> Tensor:
 
 def squared_sums(factor: Tensor) -> Tensor:
     """The matrix' diagonal ``[G, D]``: finite if, and only if, all vectors are."""
-    return factor.square().sum(1) if is_root(factor) else diagonal(factor)
+    return factor.square().sum(1) if is_low_rank(factor) else diagonal(factor)
 
 
 def trace(factor: Tensor) -> Tensor:
@@ -57,8 +58,8 @@ def eigenbasis(factor: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors.
 
     Args:
-        factor: A matrix or a root, of ``D`` columns.
-        complete: Whether to find a root's eigenvectors of eigenvalue zero, too; any
+        factor: A matrix or a low-rank factor, of ``D`` columns.
+        complete: Whether to find its eigenvectors of eigenvalue zero, too; any
             orthonormal ones are.
 
     Returns:
@@ -68,11 +69,11 @@ def eigenbasis(factor: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:
     Raises:
         torch.linalg.LinAlgError: If none are found.
     """
-    if not is_root(factor):
+    if not is_low_rank(factor):
         return _eigh(factor)
-    _, roots, vectors = torch.linalg.svd(factor, full_matrices=complete)
-    missing = vectors.shape[1] - roots.shape[1]
-    return torch.nn.functional.pad(roots.square(), (0, missing)), vectors.mT
+    _, values, vectors = torch.linalg.svd(factor, full_matrices=complete)
+    missing = vectors.shape[1] - values.shape[1]
+    return torch.nn.functional.pad(values.square(), (0, missing)), vectors.mT
 
 
 def completed(basis: Tensor) -> Tensor:
@@ -130,7 +131,7 @@ def add_input_factor(
         factor: What to add to in place, of columns ``D``. ``None``: zeros.
         scale: Scale of what is added.
         bias: Whether patches end with a one.
-        rank_limit: Rows that a root may have, as a part of its columns, below one.
+        rank_limit: Rows of a low-rank factor, as a part of its columns, below one.
 
     Returns:
         The factor.
@@ -140,7 +141,7 @@ def add_input_factor(
         scale /= positions
         for use in uses:
             x, conv = use.x, use.conv
-            if _stays_root(
+            if _stays_low_rank(
                 factor, len(x) * use.num_positions, _size(conv, bias), rank_limit
             ):
                 patches = functional.unfold_input(x, conv)
@@ -152,8 +153,10 @@ def add_input_factor(
                 )
         return cast(Tensor, factor)
     (use, *others) = uses
-    stays_root = _stays_root(factor, len(use.x), _size(use.conv, bias), rank_limit)
-    if not (stays_root or others):
+    stays_low_rank = _stays_low_rank(
+        factor, len(use.x), _size(use.conv, bias), rank_limit
+    )
+    if not (stays_low_rank or others):
         out = None if factor is None else dense(factor)
         scale /= positions**2
         return functional.kfac_reduce(use.x, use.conv, bias=bias, scale=scale, out=out)
@@ -162,7 +165,7 @@ def add_input_factor(
         for use in uses
     )
     mean = sum(weighted, start=torch.zeros(()))
-    if stays_root:
+    if stays_low_rank:
         return _append(factor, mean.transpose(0, 1), scale, bias)
     vectors, out = mean.flatten(1), None if factor is None else dense(factor)
     conv = _pointwise(vectors.shape[1], use.conv.groups)
@@ -182,7 +185,7 @@ def add_gradient_factor(
             ``"reduce"``: ``scale sum_n m m^T`` of the sums ``m`` over them.
         factor: What to add to in place, of columns ``CO``. ``None``: zeros.
         scale: Scale of what is added.
-        rank_limit: Rows that a root may have, as a part of its columns, below one.
+        rank_limit: Rows of a low-rank factor, as a part of its columns, below one.
 
     Returns:
         The factor.
@@ -195,7 +198,7 @@ def add_gradient_factor(
         gradients = [(total.unsqueeze(2), conv)]
     for g, conv in gradients:
         rows, size = len(g) * prod(conv.output_size), conv.out_channels // conv.groups
-        if _stays_root(factor, rows, size, rank_limit):
+        if _stays_low_rank(factor, rows, size, rank_limit):
             factor = _append(factor, vectors_of(g.flatten(2), conv.groups), scale)
         else:
             out = None if factor is None else dense(factor)
@@ -209,25 +212,27 @@ def averaged(
     """``decay factor + (1 - decay) new``, an exponential moving average.
 
     Args:
-        factor: A matrix, whose upper triangle is averaged in place, or a root.
+        factor: A matrix, whose upper triangle is averaged in place, or a
+            low-rank factor.
             ``None``: the average is ``new``.
-        new: A matrix, which may be changed, or a root.
+        new: A matrix, which may be changed, or a low-rank factor.
         decay: Weight of the former average.
-        rank_limit: Rows that a root may have, as a part of its columns, below one.
+        rank_limit: Rows of a low-rank factor, as a part of its columns, below one.
 
     Returns:
-        The average: a root, or a matrix of which the upper triangle counts.
+        The average: a low-rank factor, or a matrix of which the upper triangle
+        counts.
     """
     if factor is None:
         return new
     weight = 1 - decay
-    if not (is_root(factor) or is_root(new)):
+    if not (is_low_rank(factor) or is_low_rank(new)):
         for rows, columns, part in above(factor):
             part.lerp_(new[:, rows, columns], weight)
         return factor
-    if not is_root(factor):
+    if not is_low_rank(factor):
         return _add_rows(factor, new, decay, weight)
-    if not is_root(new):
+    if not is_low_rank(new):
         return _add_rows(new, factor, weight, decay)
     both = torch.cat([factor * sqrt(decay), new * sqrt(weight)], 1)
     return both if both.shape[1] <= rank_limit * both.shape[2] else both.mT @ both
@@ -243,7 +248,7 @@ def _add_rows(matrices: Tensor, vectors: Tensor, beta: float, alpha: float) -> T
 
 def rescale(factor: Tensor, scale: float) -> Tensor:
     """Multiply the matrix by a number, in place."""
-    return factor.mul_(sqrt(scale) if is_root(factor) else scale)
+    return factor.mul_(sqrt(scale) if is_low_rank(factor) else scale)
 
 
 def vectors_of(patches: Tensor, groups: int) -> Tensor:
@@ -261,8 +266,8 @@ def _size(conv: Conv, bias: bool) -> int:
     return conv.in_channels // conv.groups * prod(conv.kernel_size) + bias
 
 
-def _stays_root(factor: Tensor | None, new: int, size: int, limit: float) -> bool:
-    if factor is not None and not is_root(factor):
+def _stays_low_rank(factor: Tensor | None, new: int, size: int, limit: float) -> bool:
+    if factor is not None and not is_low_rank(factor):
         return False
     held = 0 if factor is None else factor.shape[1]
     return held + new <= limit * size

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from tn_extensions.kronecker.blocks import LowRank, Matrix
-from tn_extensions.kronecker.factors import compact, diagonal, is_root, trace
+from tn_extensions.kronecker.factors import compact, diagonal, is_low_rank, trace
 from tn_extensions.kronecker.host import holds
 
 Damping = float | Tensor
@@ -23,13 +23,13 @@ def damped_inverse(
 ) -> Matrix:
     """``(factor + damping I)^-1`` of each group.
 
-    Factors of few data are inverted by their root ``R``, which the inverse goes on to
-    use, and whose Gram matrix is smaller (Woodbury)::
+    Low-rank factors ``R``, those of few data, are inverted by their Gram matrix, which
+    is smaller (Woodbury). The inverse goes on to use ``R``::
 
         (R^T R + d I)^-1 = (I - R^T (R R^T + d I)^-1 R) / d
 
     Args:
-        factor: A matrix or a root.
+        factor: A matrix or a low-rank factor.
         damping: The damping ``d``.
         cholesky: The decomposition.
 
@@ -42,13 +42,13 @@ def damped_inverse(
     if not isinstance(damping, Tensor):
         damping = factor.new_full((1,), float(damping))
     damping = damping.to(factor.dtype).unsqueeze(1)
-    if is_root(factor) and not holds((damping > 0).all()):
+    if is_low_rank(factor) and not holds((damping > 0).all()):
         raise LinAlgError("a factor of few data is singular without damping")
     matrix = compact(factor).clone()
     diagonal(matrix).add_(damping)
     # by the same name, so that one is gone before the inverse takes as much memory
     matrix = cholesky(matrix)
-    if not is_root(factor):
+    if not is_low_rank(factor):
         return torch.cholesky_inverse(matrix)
     damping = damping.unsqueeze(2)
     return LowRank(factor, -1, 1 / damping, matrix.mul_(damping.sqrt()))

@@ -2,7 +2,7 @@
 
 from tn_extensions.network.build import build
 from tn_extensions.network.network import TensorNetwork
-from tn_extensions.network.nodes import Affine, Axis, Operand, Pair, Pattern
+from tn_extensions.network.nodes import Affine, Axis, Operand, Pair, Pattern, Selection
 from tn_extensions.network.simplify import Rule, simplify
 from tn_extensions.network.trace import Step, Trace
 
@@ -13,6 +13,7 @@ __all__ = [
     "Pair",
     "Pattern",
     "Rule",
+    "Selection",
     "Step",
     "TensorNetwork",
     "Trace",

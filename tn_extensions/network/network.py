@@ -22,6 +22,7 @@ from tn_extensions.network.nodes import (
     Pair,
     Pattern,
     Rename,
+    Selection,
 )
 from tn_extensions.network.text import node_text, output_text
 
@@ -36,7 +37,7 @@ class TensorNetwork:
     sizes, hashable, and never changed in place.
 
     Args:
-        nodes: Operands, patterns and pairs.
+        nodes: Operands, patterns, pairs and selections.
         output: Axes of the result; each axis is a tuple of indices, the last fastest.
         sizes: Size of each index; those of absent indices are dropped.
 
@@ -143,6 +144,11 @@ class TensorNetwork:
     def pairs(self) -> tuple[Pair, ...]:
         """The nodes that are pairs of patterns."""
         return tuple(node for node in self.nodes if isinstance(node, Pair))
+
+    @cached_property
+    def selections(self) -> tuple[Selection, ...]:
+        """The nodes that are sampled positions."""
+        return tuple(node for node in self.nodes if isinstance(node, Selection))
 
     @cached_property
     def indices(self) -> tuple[str, ...]:
@@ -346,10 +352,8 @@ class TensorNetwork:
             if isinstance(node, Pair) and node.shared in sizes:
                 node = replace(node, size=sizes[node.shared])
             if isinstance(node, Operand) and set(node.indices) & set(sizes):
-                split = _whole_axes(node, self.sizes, "resize", "Resize")
-                axes = ([(j, changed[j]) for j in axis] for axis in split)
-                extents = [(prod(size for _, size in axis), axis) for axis in axes]
-                node = Operand(node.name, tuple(Axis.of(e, *a) for e, a in extents))
+                _whole_axes(node, self.sizes, "resize", "Resize")
+                node = node.resized(self.sizes, changed, {})
             nodes.append(node)
         return TensorNetwork(nodes, self.output, changed)
 

@@ -1,4 +1,4 @@
-"""Nodes of a tensor network: operands, index patterns and pairs of patterns.
+"""Nodes of a tensor network: operands, index patterns, their pairs and selections.
 
 All of them are built from one notion, an affine position ``start + sum stride *
 index``: an axis of an operand is read at such a position (so that slices, reshapes and
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from tn_extensions.network.index import letters
 
 Rename = Callable[[str], str]
 Sizes = Mapping[str, int]
+Values = NDArray[np.signedinteger[Any]]
 
 
 class _Ordered:
@@ -144,6 +145,24 @@ class Operand(_Ordered):
         """Insert ``index = position``: a view of the tensor."""
         return self._map(lambda old: old.substitute(index, position))
 
+    def resized(self, old: Sizes, new: Sizes, names: Mapping[str, str]) -> Operand:
+        """A tensor of other sizes, along all axes that are read whole.
+
+        Args:
+            old: Sizes of the indices so far.
+            new: Sizes from now on.
+            names: New names of some indices.
+        """
+        axes = []
+        for axis in self.axes:
+            own = axis.whole(old)
+            if own is None:
+                axes.append(axis)
+            else:
+                parts = [(j, new[j]) for j in (names.get(j, j) for j in own)]
+                axes.append(Axis.of(prod(size for _, size in parts), *parts))
+        return Operand(self.name, tuple(axes))
+
     def _map(self, change: Callable[[Affine], Affine]) -> Operand:
         axes = tuple(Axis(change(axis.position), axis.extent) for axis in self.axes)
         return replace(self, axes=axes)
@@ -161,6 +180,12 @@ class Progression(NamedTuple):
     step: int
     begin: int
     end: int
+
+    @property
+    def positions(self) -> range:
+        """The positions."""
+        first, last = (self.offset + self.step * t for t in (self.begin, self.end))
+        return range(first, last, self.step)
 
 
 @dataclass(frozen=True)
@@ -235,6 +260,33 @@ class Pattern(_Ordered):
         where = (hit[inside], *(grid[inside] for grid in grids[: len(terms)]))
         np.add.at(result, where, 1.0)
         return result
+
+    def solve(
+        self, wanted: str, given: Mapping[str, Values], sizes: Sizes
+    ) -> tuple[Values, NDArray[np.bool_]]:
+        """Solve for one index of a pattern that nothing has been summed in.
+
+        Args:
+            wanted: The index.
+            given: Values of all others, of shapes that broadcast.
+            sizes: Sizes of the indices.
+
+        Returns:
+            Values of the index, -1 where there is none; and where there would be one if
+            the index had no end.
+        """
+        terms = dict(self.position.terms)
+        hit = np.asarray(self.position.start)
+        for index, stride in terms.items():
+            if index != wanted:
+                hit = hit + stride * given[index]
+        if wanted == self.index:
+            values, exact = hit, np.ones(hit.shape, dtype=bool)
+        else:
+            values, rest = np.divmod(given[self.index] - hit, terms[wanted])
+            exact = rest == 0
+        inside = exact & (values >= 0) & (values < sizes[wanted])
+        return np.where(inside, values, -1), exact
 
     def hull(self, index: str, sizes: Sizes) -> tuple[int, int] | None:
         """Smallest and largest value of an index that takes part; None if none does."""
@@ -373,4 +425,30 @@ class Pair(_Ordered):
         return np.asarray(dense, dtype=np.float64)
 
 
-Node = Operand | Pattern | Pair
+@dataclass(frozen=True)
+class Selection(_Ordered):
+    """Sampled positions of an index: one where ``index = positions[kept]``.
+
+    The positions are data, distinct and ascending: a tensor of integers that is given
+    together with the operands' tensors, under the name of the kept index. The network
+    knows how many there are, so that one plan serves all draws of so many.
+
+    Args:
+        kept: The index that runs through the positions, which operands carry.
+        index: The index whose values they are.
+    """
+
+    kept: str
+    index: str
+
+    @property
+    def indices(self) -> tuple[str, ...]:
+        """Both indices."""
+        return self.kept, self.index
+
+    def rename(self, rename: Rename) -> Selection:
+        """The same selection between renamed indices."""
+        return Selection(rename(self.kept), rename(self.index))
+
+
+Node = Operand | Pattern | Pair | Selection

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from tn_extensions.network.nodes import Affine, Axis, Node, Operand, Pair, Pattern
+from tn_extensions.network.nodes import (
+    Affine,
+    Axis,
+    Node,
+    Operand,
+    Pair,
+    Pattern,
+    Selection,
+)
 
 
 def node_text(node: Node, sizes: Mapping[str, int]) -> str:
     """Write a node in a line.
 
     Args:
-        node: An operand, a pattern or a pair of patterns.
+        node: An operand, a pattern, a pair of patterns or a selection.
         sizes: Sizes of the network's indices.
 
     >>> x = Operand("x", (Axis.of(6, ("g", 2), ("ci", 3)), Axis.of(9, ("i", 9))))
@@ -22,6 +30,8 @@ def node_text(node: Node, sizes: Mapping[str, int]) -> str:
     """
     if isinstance(node, Operand):
         return f"{node.name}[{', '.join(_axis(axis, sizes) for axis in node.axes)}]"
+    if isinstance(node, Selection):
+        return f"{node.index} = positions[{node.kept}]"
     if isinstance(node, Pair):
         both = f"{_pattern(node.first)}, {_pattern(node.second)}"
         return f"{both}, summed over {node.shared} < {node.size}"

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tn_extensions.errors import describe
-from tn_extensions.kronecker.factors import dense, is_root
+from tn_extensions.kronecker.factors import dense, is_low_rank
 from tn_extensions.optim.layer import RANK_LIMIT, Layer, Statistics
 from tn_extensions.optim.state import Outline, attach_tensors, detach_tensors
 from tn_extensions.optim.triangles import pack, unpack
@@ -84,7 +84,7 @@ class Processes:
             (name, what): t for name, own in found.items() for what, t in own.items()
         }
         num_rows = {
-            key: t.shape[1] if key[1] != "moments" and is_root(t) else 0
+            key: t.shape[1] if key[1] != "moments" and is_low_rank(t) else 0
             for key, t in flat.items()
         }
         everywhere: list[dict[Key, int]] = self._all_objects(num_rows)
@@ -103,11 +103,11 @@ class Processes:
             result.setdefault(name, {})[what] = tensor
         return result
 
-    def _gathered(self, root: Tensor, rows: list[int]) -> Tensor:
+    def _gathered(self, factor: Tensor, rows: list[int]) -> Tensor:
         """Rows of all processes; unlike numbers are padded with zeros."""
-        root = root.mul(self.size**-0.5)
-        padding = (0, 0, 0, max(rows) - root.shape[1])
-        own = torch.nn.functional.pad(root, padding).contiguous()
+        factor = factor.mul(self.size**-0.5)
+        padding = (0, 0, 0, max(rows) - factor.shape[1])
+        own = torch.nn.functional.pad(factor, padding).contiguous()
         parts = [torch.empty_like(own) for _ in rows]
         dist.all_gather(parts, own, group=self.group)
         return torch.cat([p[:, :r] for p, r in zip(parts, rows, strict=True)], 1)

@@ -19,7 +19,7 @@ from tn_extensions.kronecker.factors import (
     add_input_factor,
     averaged,
     eigenbasis,
-    is_root,
+    is_low_rank,
     rescale,
     squared_sums,
     trace,
@@ -36,7 +36,7 @@ from tn_extensions.optim.triangles import Triangle
 from tn_extensions.sampling.samplers import draw, share_of_samples
 
 RANK_LIMIT = 0.5
-"""Rows that a root may have, as a part of its columns."""
+"""Rows of a low-rank factor, at most, as a part of its columns."""
 IN_PLACE = 1024
 """Columns from which on a matrix is decomposed below its average.
 
@@ -48,7 +48,7 @@ ATTEMPTS = 8
 LOG = getLogger("tn_extensions.optim")
 
 Statistics = dict[str, Tensor]
-"""A step's ``"inputs"``, ``"gradients"`` (matrices or roots) and ``"moments"``."""
+"""A step's ``"inputs"`` and ``"gradients"`` (factors), and ``"moments"``."""
 
 
 @dataclass
@@ -487,7 +487,7 @@ def all_finite(statistics: Statistics) -> bool:
 
 def _whole(factor: Tensor) -> Tensor:
     """A factor of which all may be read."""
-    return factor if is_root(factor) else symmetrize(factor)
+    return factor if is_low_rank(factor) else symmetrize(factor)
 
 
 def _eigenbasis(factor: Tensor, complete: bool) -> tuple[Tensor, Tensor]:
@@ -497,6 +497,6 @@ def _eigenbasis(factor: Tensor, complete: bool) -> tuple[Tensor, Tensor]:
 
 
 def _damped_inverse(factor: Tensor, damping: Tensor) -> Matrix:
-    if is_root(factor) or factor.shape[-1] < IN_PLACE:
+    if is_low_rank(factor) or factor.shape[-1] < IN_PLACE:
         return damped_inverse(_whole(factor), damping)
     return Cholesky(factor, decompose(factor, damping))

@@ -12,7 +12,7 @@ from singd.optim.utils import process_grad_output
 from singd.structures.base import StructuredMatrix
 from torch import Tensor
 
-from tn_extensions.kronecker.factors import add_input_factor, is_root
+from tn_extensions.kronecker.factors import add_input_factor, is_low_rank
 from tn_extensions.kronecker.layers import Use
 from tn_extensions.optim.layer import RANK_LIMIT
 
@@ -69,7 +69,7 @@ class SINGD(stock.SINGD):
         ).to(dtype)
         K = self.Ks[self.module_names[module]]
         # of few vectors, these take less time
-        return K.from_inner(A.T) if is_root(A) else _from_inner2(K, A)
+        return K.from_inner(A.T) if is_low_rank(A) else _from_inner2(K, A)
 
 
 def _from_inner2(K: Any, A: Tensor) -> Any:

@@ -1,13 +1,11 @@
-"""Networks of which some indices are narrowed to the slices that were kept."""
+"""Networks of which some indices are narrowed to the values that were drawn."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from math import prod
 
-from tn_extensions.network import Axis, Operand, Pair, Pattern, TensorNetwork
+from tn_extensions.network import Operand, Selection, TensorNetwork
 from tn_extensions.network.index import mirrored
-from tn_extensions.network.nodes import Sizes
 
 
 @lru_cache(maxsize=4096)
@@ -19,13 +17,13 @@ def samplable(network: TensorNetwork) -> tuple[str, ...]:
     one, since both copies of an operand are narrowed alike.
     """
     x = {j for o in network.operands if o.name == "x" for j in o.indices}
-    patterned = _in_patterns(network)
+    joined = in_patterns(network)
     result = {*network.output_indices}
     return tuple(
         index
         for index in network.indices
         if mirrored(index) not in network.sizes
-        and (index not in result or (index in x and index not in patterned))
+        and (index not in result or (index in x and index not in joined))
         and _carried(network, index)
     )
 
@@ -43,15 +41,35 @@ def _carried(network: TensorNetwork, index: str) -> bool:
 def narrow(
     network: TensorNetwork, counts: tuple[tuple[str, int], ...]
 ) -> TensorNetwork:
-    """Narrow a network to so many values of each sampled index.
+    """Narrow the operands of a network to so many values of some indices.
 
-    Those in patterns keep their size, since what is left of a pattern is none.
+    An index that nothing else carries gets smaller. What is left of a pattern is no
+    pattern, so one that is joined to others keeps its size: operands carry that of its
+    sampled positions instead, from which a selection leads to it.
     """
-    patterned = _in_patterns(network)
-    changed = {j: count for j, count in counts if j not in patterned}
-    sizes = {**network.sizes, **changed}
-    operands = [_operand(network, operand, sizes) for operand in network.operands]
-    return network.replace(network.operands, operands, sizes)
+    joined = in_patterns(network)
+    sizes = {**network.sizes}
+    names: dict[str, str] = {}
+    for index, count in counts:
+        names[index] = sampled(index) if index in joined else index
+        sizes[names[index]] = count
+
+    added = [Selection(kept, index) for index, kept in names.items() if index != kept]
+    old = network.operands
+    operands = [operand.resized(network.sizes, sizes, names) for operand in old]
+    return network.replace(old, [*operands, *added], sizes)
+
+
+def sampled(index: str) -> str:
+    """Name of the index that runs through the sampled positions of another one."""
+    return f"s{index}"
+
+
+@lru_cache(maxsize=4096)
+def in_patterns(network: TensorNetwork) -> frozenset[str]:
+    """Indices that patterns and the like carry."""
+    nodes = [node for node in network.nodes if not isinstance(node, Operand)]
+    return frozenset(index for node in nodes for index in node.indices)
 
 
 @lru_cache(maxsize=4096)
@@ -59,20 +77,3 @@ def indices_of_axes(network: TensorNetwork, name: str) -> tuple[tuple[str, ...],
     """Indices of each axis of an operand; none of one that is not read whole."""
     operand = next(each for each in network.operands if each.name == name)
     return tuple(axis.whole(network.sizes) or () for axis in operand.axes)
-
-
-def _in_patterns(network: TensorNetwork) -> set[str]:
-    nodes: list[Pattern | Pair] = [*network.patterns, *network.pairs]
-    return {index for node in nodes for index in node.indices}
-
-
-def _operand(network: TensorNetwork, operand: Operand, sizes: Sizes) -> Operand:
-    axes = []
-    for old in operand.axes:
-        indices = old.whole(network.sizes)
-        if indices is None:  # then nothing of it is sampled
-            axes.append(old)
-            continue
-        extent = prod(sizes[index] for index in indices)
-        axes.append(Axis.of(extent, *((index, sizes[index]) for index in indices)))
-    return Operand(operand.name, tuple(axes))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from tn_extensions.network import Operand, Pattern, TensorNetwork
-from tn_extensions.network.nodes import Sizes
+from tn_extensions.compiler import plan
+from tn_extensions.network import Axis, Operand, TensorNetwork
 
 
 def slice_norms(
@@ -19,8 +16,9 @@ def slice_norms(
 ) -> Tensor | None:
     """Norms of what each value of an index takes part in, ``[size]``.
 
-    The product over the given operands of the norm of the slice; of operands that do
-    not carry the index but meet it in a pattern, of all entries that they meet there.
+    The product over the given operands, each copy of one, of the norm of the slice; of
+    those that do not carry the index but meet it in a pattern, of all entries that they
+    meet there.
     ``||x_j|| ||g_j||`` leads to the least variance that independent draws can have.
 
     Args:
@@ -32,11 +30,11 @@ def slice_norms(
         Norms in float64 on the CPU; None if no given operand meets the index.
     """
     result: Tensor | None = None
-    operands = {operand.name: operand for operand in network.operands}
-    for name, operand in operands.items():
+    for operand in network.operands:
         squares = None
-        if name in tensors:
-            squares = _squares(network, operand, tensors[name].detach(), index)
+        if operand.name in tensors:
+            own = tensors[operand.name].detach()
+            squares = _squares(network, operand, own, index)
         if squares is not None:
             result = squares if result is None else result * squares
     return None if result is None else result.sqrt()
@@ -51,9 +49,10 @@ def _squares(
         met = set(pattern.indices) & set(operand.indices)
         if index in pattern.indices and len(met) == 1:
             (other,) = met
-            found = _hits(pattern, index, other, tuple(network.sizes.items()))
-            hits = torch.from_numpy(found)
-            return hits @ _own_squares(network, operand, tensor, other)
+            squares = _own_squares(network, operand, tensor, other)
+            slices = Operand("squares", (Axis.of(len(squares), (other, len(squares))),))
+            summed = TensorNetwork([slices, pattern], [(index,)], network.sizes)
+            return plan(summed, squares.dtype).run({"squares": squares})
     return None
 
 
@@ -73,16 +72,3 @@ def _own_squares(
     squares = squares.reshape([network.sizes[each] for each in indices])
     summed = [axis for axis, each in enumerate(indices) if each != index]
     return squares.sum(summed) if summed else squares
-
-
-@lru_cache(maxsize=1024)
-def _hits(
-    pattern: Pattern, index: str, other: str, sizes: tuple[tuple[str, int], ...]
-) -> NDArray[np.float64]:
-    """How often values of one index meet those of another, ``[index, other]``."""
-    named: Sizes = dict(sizes)
-    dense = pattern.dense(named)
-    order = [pattern.indices.index(j) for j in (index, other)]
-    rest = tuple(axis for axis in range(dense.ndim) if axis not in order)
-    summed = dense.sum(rest)
-    return summed if order == sorted(order) else summed.T.copy()

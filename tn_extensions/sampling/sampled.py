@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from tn_extensions.compiler import plan
-from tn_extensions.compiler.tracing import is_traced
+from tn_extensions.compiler.slices import merged, place, select
 from tn_extensions.errors import describe
 from tn_extensions.network import TensorNetwork
-from tn_extensions.sampling.meetings import reach
 from tn_extensions.sampling.narrowed import indices_of_axes, narrow, samplable
 from tn_extensions.sampling.norms import slice_norms
-from tn_extensions.sampling.positions import merged, place, scaled, select
 from tn_extensions.sampling.samplers import (
     Draw,
     Sampler,
@@ -26,7 +24,6 @@ from tn_extensions.sampling.samplers import (
     check_sampler,
     draw,
 )
-from tn_extensions.sampling.sites import Sites, cheapest
 
 
 @dataclass(frozen=True)
@@ -45,10 +42,10 @@ class Sampled:
     def network(self) -> TensorNetwork:
         """What is contracted: the network between narrowed operands.
 
-        Sampled indices of patterns keep their size, dropped slices are zero; where that
-        is less work, :class:`~tn_extensions.sampling.sites.Sites` leaves them out.
+        An index that no pattern carries gets smaller. Others keep their size; operands
+        carry the index of its sampled positions, which a plan takes as data.
         """
-        return narrow(self.original, self._counts)
+        return self._narrowed(self._kept)
 
     @property
     def scale(self) -> float:
@@ -65,10 +62,7 @@ class Sampled:
 
         Those of the sampled indices, and those that they meet through a pattern.
         """
-        axes = self._axes(name)
-        found = {index: self._touched(index) for axis in axes for index in axis}
-        part = {index: met for index, met in found.items() if met is not None}
-        return tuple(merged(axis, self.original.sizes, part) for axis in axes)
+        return self._along(name, self._kept | self._met(name))
 
     def narrow(self, name: str, tensor: Tensor) -> Tensor:
         """The slices of an operand's tensor that take part, all that has to be held."""
@@ -86,153 +80,92 @@ class Sampled:
         Returns:
             Tensor of the original network's shape; dropped slices of it are zero.
         """
-        if self.is_empty or not all(map(torch.numel, tensors.values())):
-            return next(iter(tensors.values())).new_zeros(self.original.shape)
+        kept = {**self._kept}
+        for name in narrowed:
+            kept |= self._met(name)
+        network = self._narrowed(kept)
         like = next(iter(tensors.values()))
-        way = None
-        if not is_traced(tensors.values()):
-            way = cheapest(self.original, self._counts, like.dtype, like.device.type)
+        if 0 in network.sizes.values():
+            return like.new_zeros(self.original.shape)
+        given = {
+            name: self._weighted(
+                name,
+                tensor if name in narrowed else select(tensor, self._along(name, kept)),
+                kept,
+            )
+            for name, tensor in tensors.items()
+        }
+        for selection in network.selections:
+            given[selection.kept] = kept.pop(selection.index)
         with torch.autocast(like.device.type, enabled=False):
-            if way is None:
-                result = self._filled(tensors, narrowed)
-            else:
-                result = self._at_sites(way, tensors, narrowed)
-        positions = [
-            merged(axis, self.original.sizes, self._kept)
-            for axis in self.original.output
-        ]
-        return place(result, positions, self.original.shape)
-
-    def _filled(
-        self, tensors: Mapping[str, Tensor], narrowed: Collection[str]
-    ) -> Tensor:
-        """Evaluate the narrowed network, with zeros for dropped slices of patterns."""
-        arranged = {}
-        for name, tensor in tensors.items():
-            axes = self._axes(name)
-            wanted = [merged(axis, self.original.sizes, self._kept) for axis in axes]
-            tensor, has = self._read(name, tensor, name in narrowed, wanted)
-            shape = [self._width(axis) for axis in axes]
-            has = [
-                None if own is None or len(own) == size else own
-                for own, size in zip(has, shape, strict=True)
-            ]
-            arranged[name] = place(tensor, has, shape)
-        like = next(iter(arranged.values()))
-        chosen = plan(self.network, like.dtype, like.device.type)
-        return chosen.run(arranged, self.scale)
-
-    def _at_sites(
-        self, way: Sites, tensors: Mapping[str, Tensor], narrowed: Collection[str]
-    ) -> Tensor:
-        """Sum over kept positions of one operand."""
-        sizes = self.network.sizes
-        operands, held = [], dict[str, Tensor | None]()
-        for name, own in way.orders.items():
-            axes = self._axes(name)
-            wanted = [merged(axis, self.original.sizes, self._kept) for axis in axes]
-            if name == way.read:  # where it has which positions does not matter
-                anywhere = {(each.read,) for each in way.meetings}
-                wanted = [
-                    None if axis in anywhere else each
-                    for axis, each in zip(axes, wanted, strict=True)
-                ]
-            tensor, has = self._read(name, tensors[name], name in narrowed, wanted)
-            held |= {
-                axis[0]: each
-                for axis, each in zip(axes, has, strict=True)
-                if len(axis) == 1
-            }
-            shape = [
-                length if len(axis) == 1 else sizes[index]
-                for axis, length in zip(axes, tensor.shape, strict=True)
-                for index in axis
-            ]
-            order = [index for axis in axes for index in axis]
-            tensor = tensor.reshape(shape)
-            operands.append(tensor.permute([order.index(index) for index in own]))
-        result = way.run(sizes, operands, held, self._kept)
-        return result.reshape(self.network.shape).mul_(self.scale)
-
-    @cached_property
-    def _counts(self) -> tuple[tuple[str, int], ...]:
-        return tuple((index, len(kept)) for index, kept in self.draws.items())
+            chosen = plan(network, like.dtype, like.device.type)
+            result = chosen.run(given, self.scale)
+        sizes = self.original.sizes
+        places = [merged(axis, sizes, kept) for axis in self.original.output]
+        return place(result, places, self.original.shape)
 
     @cached_property
     def _kept(self) -> dict[str, Tensor]:
-        return {index: kept.indices.cpu() for index, kept in self.draws.items()}
+        """By index, the values that are kept, if not all are."""
+        return {
+            index: kept.indices.cpu()
+            for index, kept in self.draws.items()
+            if len(kept) < self.original.sizes[index]
+        }
 
-    def _touched(self, index: str) -> Tensor | None:
-        """Values of an index that take part; None for all.
-
-        If it is not sampled, those that it has where it meets one that is in a pattern.
-        """
-        if index in self._kept:
-            return self._kept[index]
+    def _met(self, name: str) -> dict[str, Tensor]:
+        """By index of an operand, the values that meet kept ones in a pattern."""
         sizes = self.original.sizes
+        axes = indices_of_axes(self.original, name)
+        met = {}
         for pattern in self.original.patterns:
-            kept = [other for other in pattern.indices if other in self._kept]
-            if index not in pattern.indices or len(kept) != 1 or pattern.summed:
+            kept = [index for index in pattern.indices if index in self._kept]
+            rest = [index for index in pattern.indices if index not in self.draws]
+            if pattern.summed or (len(kept), len(rest)) != (1, 2):
                 continue
-            free = [j for j in pattern.indices if j not in (index, kept[0])]
-            if len(free) == 1:
-                given = {
-                    kept[0]: self._kept[kept[0]].numpy(),
-                    free[0]: np.arange(sizes[free[0]])[:, None],
-                }
-                met = np.unique(reach(pattern, sizes, given, index)[0])
-                return torch.from_numpy(met[met >= 0])
-        return None
+            for index, other in (rest, rest[::-1]):
+                if any(index in axis for axis in axes):
+                    given = {
+                        kept[0]: self._kept[kept[0]].numpy(),
+                        other: np.arange(sizes[other])[:, None],
+                    }
+                    values = np.unique(pattern.solve(index, given, sizes)[0])
+                    met[index] = torch.from_numpy(values[values >= 0])
+        return {index: own for index, own in met.items() if len(own) < sizes[index]}
 
-    def _axes(self, name: str) -> tuple[tuple[str, ...], ...]:
-        return indices_of_axes(self.original, name)
+    def _narrowed(self, kept: Mapping[str, Tensor]) -> TensorNetwork:
+        counts = tuple((index, len(own)) for index, own in kept.items())
+        return narrow(self.original, counts)
 
-    def _read(
-        self,
-        name: str,
-        tensor: Tensor,
-        narrowed: bool,
-        wanted: Sequence[Tensor | None],
-    ) -> tuple[Tensor, Sequence[Tensor | None]]:
-        """An operand's slices times their factors, and their positions; None for all.
+    def _along(
+        self, name: str, kept: Mapping[str, Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        """Positions along each axis of an operand, where indices take kept values."""
+        axes, sizes = indices_of_axes(self.original, name), self.original.sizes
+        return tuple(merged(axis, sizes, kept) for axis in axes)
 
-        All axes are read in one go, since that is where time is spent.
-        """
-        has = self.positions(name) if narrowed else wanted
-        if not narrowed:
-            tensor = select(tensor, wanted)
-        for number, factors in self._weights(name).items():
-            own = has[number]
-            tensor = scaled(tensor, number, factors if own is None else factors[own])
-        return tensor, has
-
-    def _width(self, indices: Sequence[str]) -> int:
-        """Size of an axis in the narrowed network."""
-        return prod(self.network.sizes[index] for index in indices)
-
-    def _weights(self, name: str) -> dict[int, Tensor]:
-        """Factors along whole axes of an operand, if slices have their own.
+    def _weighted(
+        self, name: str, tensor: Tensor, kept: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Multiply the slices of an operand that have factors of their own by them.
 
         They are those of one operand; if it occurs twice, each has their square root.
         """
         factors: dict[str, Tensor] = {}
-        for index, kept in self.draws.items():
+        for index, drawn in self.draws.items():
             carriers = [o.name for o in self.original.operands if index in o.indices]
-            if kept.weights is not None and carriers[0] == name:
-                each = kept.weights.cpu().pow(1 / carriers.count(name))
-                whole = each.new_ones(self.original.sizes[index])
-                factors[index] = whole.index_copy(0, self._kept[index], each)
-        if not factors:
-            return {}
-        weights = {}
-        for number, indices in enumerate(self._axes(name)):
-            if any(index in factors for index in indices):
+            if drawn.weights is not None and carriers[0] == name:
+                factors[index] = drawn.weights.cpu().pow(1 / carriers.count(name))
+        for number, axis in enumerate(indices_of_axes(self.original, name)):
+            if factors.keys() & {*axis}:
                 along = torch.ones(1, dtype=torch.float64)
-                for index in indices:
-                    ones = along.new_ones(self.original.sizes[index])
-                    along = torch.outer(along, factors.get(index, ones)).flatten()
-                weights[number] = along
-        return weights
+                for index in axis:
+                    size = len(kept.get(index, range(self.original.sizes[index])))
+                    own = factors.get(index, along.new_ones(size))
+                    along = torch.outer(along, own).flatten()
+                shape = [-1 if each == number else 1 for each in range(tensor.dim())]
+                tensor = tensor * along.to(tensor).reshape(shape)
+        return tensor
 
 
 def sample(

@@ -119,6 +119,9 @@ def test_khatri_rao_is_never_negative() -> None:
         assert (result >= 0).all() and (result == 0).any() and result.max() < 1e-2
 
 
+VIEWS = ("aten::_reshape_alias", "aten::_unsafe_view", "aten::detach", "aten::alias")
+
+
 class Calls(TorchDispatchMode):
     """Counts the operators that are called, but for views."""
 
@@ -129,7 +132,7 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        self.number += not (func.is_view or func is torch.ops.aten._unsafe_view.default)
+        self.number += not (func.is_view or func._schema.name in VIEWS)
         return func(*args, **(kwargs or {}))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import opt_einsum
@@ -49,9 +50,14 @@ FLAT_NETWORKS = networks(max_dims=2)
 """For optimal contraction orders, whose search takes exponential time."""
 
 
-def arrays_of(network: TensorNetwork) -> dict[str, NDArray[np.float64]]:
-    """Noise for the operands of a network."""
-    return {operand.name: noise(operand.shape) for operand in network.operands}
+def arrays_of(network: TensorNetwork) -> dict[str, NDArray[Any]]:
+    """Noise for the operands of a network, and positions for its selections."""
+    arrays: dict[str, NDArray[Any]]
+    arrays = {operand.name: noise(operand.shape) for operand in network.operands}
+    for node in network.selections:
+        order = np.argsort(noise([network.sizes[node.index]]))
+        arrays[node.kept] = np.sort(order[: network.sizes[node.kept]])
+    return arrays
 
 
 def assert_same_value(

@@ -6,6 +6,8 @@ from tn_extensions.compiler.primitives.crossed import crossed
 from tn_extensions.compiler.primitives.einsum import einsum
 from tn_extensions.compiler.primitives.embed import embed
 from tn_extensions.compiler.primitives.factored import factored
+from tn_extensions.compiler.primitives.fill import fill
+from tn_extensions.compiler.primitives.gather import gather
 from tn_extensions.compiler.primitives.gram import gram
 from tn_extensions.compiler.primitives.khatri_rao import khatri_rao
 from tn_extensions.compiler.primitives.lag import lag
@@ -29,9 +31,14 @@ PRIMITIVES: tuple[Primitive, ...] = (
     patch_gram,
     pixel,
     embed,
+    gather,
+    fill,
     pairwise,
     einsum,
 )
 """All of them; of candidates that are as fast as each other, the first is taken."""
 
-__all__ = ["PRIMITIVES"]
+SELECTING: tuple[Primitive, ...] = (gather, fill, einsum)
+"""Those that know sampled positions; no other one sees a network that has them."""
+
+__all__ = ["PRIMITIVES", "SELECTING"]

@@ -26,7 +26,7 @@ from tn_extensions.compiler.primitives.unfold import (
     unfolded_dim,
 )
 from tn_extensions.compiler.strided import grouped
-from tn_extensions.network import Operand, Pattern, TensorNetwork
+from tn_extensions.network import Operand, Pattern, Selection, TensorNetwork
 from tn_extensions.network.index import letters
 
 Read = Callable[[Tensors], Tensor]
@@ -44,8 +44,12 @@ def einsum(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
         terms.append(indices)
         reads.append(read)
     for node in network.nodes:
-        if not isinstance(node, Operand) and node not in absorbed:
-            terms.append(node.indices)
+        if isinstance(node, Operand) or node in absorbed:
+            continue
+        terms.append(node.indices)
+        if isinstance(node, Selection):
+            reads.append(partial(_zero_one, node, network.sizes[node.index]))
+        else:
             reads.append(_constant(Constant(partial(node.dense, network.sizes))))
 
     symbol = letters([index for term in terms for index in term])
@@ -116,6 +120,13 @@ def _operand(
     indices = (*(j for j in operand.indices if j not in read), *added)
     recipe = Unfolding(operand, dims, indices, network.sizes)
     return indices, lambda tensors: recipe.tensor(tensors[operand.name])
+
+
+def _zero_one(node: Selection, size: int, tensors: Tensors) -> Tensor:
+    """The matrix of sampled positions."""
+    like = next(iter(tensors.values()))
+    where = tensors[node.kept].to(like.device)[:, None]
+    return like.new_zeros(len(where), size).scatter_(1, where, 1.0)
 
 
 def _constant(constant: Constant) -> Read:

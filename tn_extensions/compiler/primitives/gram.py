@@ -209,7 +209,8 @@ def _squared(half: Half, parts: Blocks, target: Target) -> Candidate:
     moved = target.rates.move(elements, target.itemsize)
     if contracted:
         moved = moved + moved + target.rates.move(half.size(kept), target.itemsize)
-    square = Operation("square and sum", f"{elements} entries", moved, parts.number)
+    cost = replace(moved, flops=float(elements))
+    square = Operation("square and sum", f"{elements} entries", cost, parts.number)
     return Candidate(
         f"squares({parts.name})", (*parts.operations, square), parts.peak, run
     )

@@ -29,15 +29,9 @@ from tn_extensions.compiler.candidate import (
 )
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.constant import Constant
-from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.half import Half
-from tn_extensions.compiler.lag_sums import (
-    Kernel,
-    kernels,
-    number_of_lags,
-    pieces,
-)
-from tn_extensions.compiler.lags import Box, Integers, LagGrid, lag_dim
+from tn_extensions.compiler.lag_sums import Kernel, kernels, pieces
+from tn_extensions.compiler.lags import Box, Integers, LagGrid, lag_dim, number_of_lags
 from tn_extensions.compiler.primitives.unfold import Unfolding, unfolded_dims
 from tn_extensions.compiler.product import multiply
 from tn_extensions.network import TensorNetwork
@@ -91,6 +85,7 @@ class LagSums:
         self.chunk = max(
             1, min(total, self.limit * total // (4 * self.rows * self.sample))
         )
+        self.rows_of_chunk = self.rows * self.chunk // total
         self.pairs = prod(len(dim.progressions) for dim in half.dims) ** 2
         self.strips = list(self._strips())
         starts = accumulate((count for count, _, _ in self.strips), initial=0)
@@ -102,8 +97,6 @@ class LagSums:
         self.additions = Constant(lambda: grid.additions)
         self.entries = Constant(lambda: grid.entries.ravel())
 
-    # ------------------------------------------------------------------ planning
-
     @property
     def candidate(self) -> Candidate:
         """What is done, and what it costs."""
@@ -111,84 +104,84 @@ class LagSums:
         def run(tensors: Tensors, into: Accumulator) -> None:
             self.add(tensors[self.half.operand.name], into)
 
+        operations = (*self._filling(), *self._adding())
+        name = f"lag({self.kernel.name})"
+        return Candidate(name, operations, max(self._held()), run)
+
+    def _filling(self) -> Iterator[Operation]:
+        """Describe what is done with each chunk."""
         rates, itemsize = self.target.rates, self.target.itemsize
-        number = ceil(self.chunks.total / self.chunk)
-        rows = self.rows * self.chunk // self.chunks.total
-        move = partial(rates.move, itemsize=itemsize)
-        shape = [rows, *self.space, self.groups * self.channels]
-        run_length = self.channels if self.kernel.channels_last else self.space[-1]
-        operations = [
-            Operation(
-                "pad and copy x",
-                _text(shape),
-                move(prod(shape), run=run_length),
-                number,
-            )
-        ]
-        held = rows * self.sample * (3 if not self.kernel.unfolds else 1)
-        working = 0
+        chunks, width = (
+            ceil(self.chunks.total / self.chunk),
+            self.groups * self.channels,
+        )
+        shape = [self.rows_of_chunk, *self.space, width]
+        run = width if self.kernel.channels_last else self.space[-1]
+        copied = rates.move(prod(shape), itemsize, run)
+        yield Operation("pad and copy x", _text(shape), copied, chunks)
         for box in self.grid.boxes:
-            parts = self._pieces(box, rows)
-            size, part = parts[0][0].stop, parts[0][1]
-            cost = self.kernel.price(
-                rates, itemsize, part, size, self.groups, self.channels
-            )
-            sums = self.groups * self.channels**2 * number_of_lags(box)
-            counts = _text(region.count for region in part)
-            shapes = f"{_text(r.lags for r in box)} lags of {size} x {counts}"
-            times = number * len(parts)
-            operations.append(
-                Operation(self.kernel.name, shapes, cost + move(sums / 2), times)
-            )
-            unfolded = number_of_lags(box) if self.kernel.unfolds else 0
-            area = prod(region.count for region in part)
-            working = max(
-                working,
-                sums + size * area * self.groups * self.channels * (1 + unfolded),
-            )
+            parts = self._pieces(box, self.rows_of_chunk)
+            rows, part = parts[0][0].stop, parts[0][1]
+            sizes = (rows, self.groups, self.channels)
+            cost = self.kernel.price(rates, itemsize, part, *sizes)
+            sums = rates.move(width * self.channels * number_of_lags(box) / 2, itemsize)
+            lags = _text(region.lags for region in box)
+            shapes = f"{lags} lags of {rows} x {_text(r.count for r in part)}"
+            yield Operation(self.kernel.name, shapes, cost + sums, chunks * len(parts))
         for count, length, block in self.strips:
-            gathered = (
-                self.gathered * rows * length * self.groups * self.channels * block
-            )
-            cost = move(gathered, run=self.groups * self.channels)
+            terms = self.rows_of_chunk * length
+            cost = rates.move(self.gathered * terms * width * block, itemsize, width)
             if self.channels > 1:
-                cost = cost + rates.product(
-                    self.channels,
-                    self.channels,
-                    rows * length,
-                    block * self.groups,
-                    itemsize,
-                )
-            shapes = f"{count} strips of {rows} x {length}"
-            operations.append(
-                Operation(
-                    "gather and multiply", shapes, cost, number * ceil(count / block)
-                )
+                batch, side = block * self.groups, self.channels
+                cost = cost + rates.product(side, side, terms, batch, itemsize)
+            shapes = f"{count} strips of {self.rows_of_chunk} x {length}"
+            yield Operation(
+                "gather and multiply", shapes, cost, chunks * ceil(count / block)
             )
-            working = max(working, gathered)
+
+    def _adding(self) -> Iterator[Operation]:
+        """Describe how sums become the result."""
+        rates, itemsize = self.target.rates, self.target.itemsize
         square = self.groups * self.channels**2
         touched, strips = self.grid.number_of_additions
-        summed = (self.grid.number_of_sums + strips) * square
-        windows = (self.grid.number_of_windows + 1) * square
-        add = move(summed + windows) + Cost(calls=4, seconds=4 * rates.call)
+        sums, windows = (
+            self.grid.number_of_sums + strips,
+            self.grid.number_of_windows + 1,
+        )
+        cost = rates.move((sums + windows) * square, itemsize) + rates.overhead(4)
         if strips:
-            add = add + rates.product(touched, square, strips, itemsize=itemsize)
-        operations.append(
-            Operation(
-                "add up windows", f"{summed // square} to {windows // square}", add
-            )
-        )
+            cost = cost + rates.product(touched, square, strips, itemsize=itemsize)
+        yield Operation("add up windows", f"{sums} to {windows}", cost)
         blocks = len(list(self._blocks()))
-        written = self.pairs * square
-        cost = move((2 * windows + written) / blocks) + move(written / blocks, run=4)
-        shapes = f"{windows // square} to {self.pairs} pairs of kernel positions"
-        operations.append(Operation("copy windows", shapes, cost, blocks))
-        held = max(
-            held + working + summed,
-            summed + 2 * windows,
-            windows + (4 * windows + written) // blocks,
-        )
-        return Candidate(f"lag({self.kernel.name})", tuple(operations), held, run)
+        written = self.pairs * square / blocks
+        cost = rates.move(2 * windows * square / blocks + written, itemsize)
+        cost = cost + rates.move(written, itemsize, run=4)
+        shapes = f"{windows} to {self.pairs} pairs of kernel positions"
+        yield Operation("copy windows", shapes, cost, blocks)
+
+    def _held(self) -> Iterator[int]:
+        """List what is held while chunks are summed, windows added up and copied."""
+        width = self.groups * self.channels
+        square = width * self.channels
+        working = [0]
+        for box in self.grid.boxes:
+            rows, part = self._pieces(box, self.rows_of_chunk)[0]
+            unfolded = number_of_lags(box) if self.kernel.unfolds else 0
+            read = rows.stop * prod(region.count for region in part) * width
+            working.append(number_of_lags(box) * square + read * (1 + unfolded))
+        working += [
+            self.gathered * self.rows_of_chunk * length * width * block
+            for _, length, block in self.strips
+        ]
+        _, strips = self.grid.number_of_additions
+        sums = (self.grid.number_of_sums + strips) * square
+        windows = (self.grid.number_of_windows + 1) * square
+        # native kernels copy both operands
+        copies = 1 if self.kernel.unfolds else 3
+        yield copies * self.rows_of_chunk * self.sample + max(working) + sums
+        yield sums + 2 * windows
+        blocks = len(list(self._blocks()))
+        yield windows + (4 * windows + self.pairs * square) // blocks
 
     def _pieces(self, box: Box, rows: int) -> list[tuple[slice, Box]]:
         if self.channels == 1 and not self.kernel.unfolds:
@@ -212,22 +205,20 @@ class LagSums:
         cut = costs.index(min(costs)) if costs else 0
         for part in (sizes[:cut], sizes[cut:]):
             if part:
-                rows = self.rows * self.chunk // self.chunks.total
-                one = self.gathered * rows * part[0] * self.groups * self.channels
+                one = self.gathered * self.rows_of_chunk * part[0]
+                one *= self.groups * self.channels
                 yield len(part), part[0], max(1, min(len(part), self.limit // one))
 
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
         """Groups, and values of the first column, that are written at a time."""
-        first = self.rest[0] if self.rest and self.groups == 1 else 1
-        count = self.groups if self.groups > 1 else first
+        whole = self.rest[0] if self.rest else 1
+        count = self.groups if self.groups > 1 else whole
         written = self.pairs * self.groups * self.channels**2 * self.target.itemsize
         cached = min(self.target.rates.cache, self.target.budget / 4)
         size = ceil(count / min(count, ceil(written / cached)))
         for start in range(0, count, size):
             block = slice(start, start + size)
-            yield (block, slice(None)) if self.groups > 1 else (slice(None), block)
-
-    # ------------------------------------------------------------------- running
+            yield (block, slice(0, whole)) if self.groups > 1 else (slice(0, 1), block)
 
     def add(self, tensor: Tensor, into: Accumulator) -> None:
         """Add the result for a tensor."""
@@ -240,13 +231,9 @@ class LagSums:
         rest, free = range(1, rank + 1), range(rank + 1, rank + 1 + 2 * count)
         copies = range(rank + 1 + 2 * count, 2 * rank + 1 + 2 * count)
         for group, first in self._blocks():
-            one = (
-                slice(None)
-                if first.stop is None
-                else slice(first.start * inner, first.stop * inner)
-            )
-            own = windows[group, one]
-            mirrored = windows[group, ..., one].permute(0, 3, 2, 1)
+            channels = slice(first.start * inner, first.stop * inner)
+            own = windows[group, channels]
+            mirrored = windows[group, ..., channels].permute(0, 3, 2, 1)
             both = torch.cat([own, mirrored], dim=2).index_select(2, entries)
             part = target[group] if not self.rest else target[group, first]
             value = both.view(
@@ -330,8 +317,9 @@ class LagSums:
         found = flat.index_select(1, positions.flatten()).unflatten(1, positions.shape)
         if self.channels == 1:
             return found
+        terms = len(flat) * positions.shape[1]
         found = found.unflatten(3, (self.groups, -1)).permute(1, 3, 0, 2, 4)
-        return found.reshape(len(positions) * self.groups, -1, self.channels).mT
+        return found.contiguous().view(-1, terms, self.channels).mT
 
     def _chunks(self, tensor: Tensor) -> Iterator[Tensor]:
         """The padded operand and a zero, ``[rows, positions + 1, G * channels]``."""

@@ -21,7 +21,10 @@ from tn_extensions.network.nodes import Node
 @as_defined
 def pairwise(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Contract each two operands that share what is summed before the others."""
-    if len(network.operands) < 3 or network.pairs or 0 in network.sizes.values():
+    names = {operand.name for operand in network.operands}
+    if len(names) < 3 or network.pairs or 0 in network.sizes.values():
+        return
+    if len(names) < len(network.operands):  # products are named by their operands
         return
     if Half.of(network) is not None:  # one half would be evaluated twice
         return

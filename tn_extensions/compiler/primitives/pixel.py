@@ -67,7 +67,7 @@ def pixel(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
         (pattern,) = (p for p in patterns if dim.read in p.indices)
         assert dim.free is not None
         own = shifts(pattern, dim.read, dim.free, dim.pair.size, sizes)
-        if own is None:
+        if own is None or dim.free not in half.columns:
             return
         read[dim.free] = dim.read
         found.append((half.columns.index(dim.free), own))

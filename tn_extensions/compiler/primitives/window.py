@@ -20,7 +20,7 @@ from tn_extensions.compiler.candidate import Candidate, Target, Tensors, priced
 from tn_extensions.compiler.constant import Constant
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.strided import grouped, view
-from tn_extensions.network import Operand, Pattern, TensorNetwork
+from tn_extensions.network import Affine, Operand, Pattern, TensorNetwork
 
 _KRONECKER_LIMIT = 256
 """Positions up to which the dimensions' window matrices are multiplied out."""
@@ -53,7 +53,7 @@ def window_dim(
     pattern: Pattern, operand: Operand, network: TensorNetwork
 ) -> WindowDim | None:
     """Read a pattern as windows of an operand; None if it is not of that form."""
-    sizes = network.sizes
+    sizes = dict(network.sizes)
     kept = set(network.output_indices)
     free = [j for j in pattern.position.indices if j in kept]
     read = [j for j in pattern.indices if j in operand.indices and j not in kept]
@@ -61,34 +61,23 @@ def window_dim(
     others = len(pattern.indices) - len(free)
     if len(read) != 1 or len(free) > 1 or set(free) & set(operand.indices):
         return None
-    label = free[0] if free else None
-    stride, values = (pattern.position.stride(label), sizes[label]) if label else (0, 1)
-    starts = [pattern.position.start + stride * value for value in range(values)]
     if read[0] == pattern.index and len(pattern.summed) == 1 and others == 1:
-        step, count = pattern.summed[0]
-        stop = sizes[read[0]]
-        ranges = tuple(_clipped(start, step, count, stop) for start in starts)
+        # what has been summed enumerates what is read
+        ((step, count),) = pattern.summed
+        terms = (*pattern.position.terms, (_SUMMED, step))
+        pattern = Pattern(pattern.index, Affine(terms, pattern.position.start))
+        shared, sizes = _SUMMED, {**sizes, _SUMMED: count}
     elif alone and others == 2 and not pattern.summed:
-        # all read positions that hit anything
-        step = pattern.position.stride(read[0])
-        ranges = tuple(
-            _hitting(start, step, sizes[pattern.index], sizes[read[0]])
-            for start in starts
-        )
+        shared = pattern.index  # all read positions that hit anything
     else:
         return None
-    return WindowDim(read[0], label, sizes[read[0]], ranges)
+    found = pattern.progressions(read[0], shared, sizes)
+    ranges = tuple(progression.positions for progression in found)
+    return WindowDim(read[0], free[0] if free else None, sizes[read[0]], ranges)
 
 
-def _clipped(start: int, step: int, count: int, stop: int) -> range:
-    first = max(-(start // step), 0)
-    last = min(-((start - stop) // step), count)
-    return range(start + step * first, start + step * max(first, last), step)
-
-
-def _hitting(start: int, step: int, extent: int, size: int) -> range:
-    first = max(-(start // step), 0)
-    return range(first, max(first, min(-((start - extent) // step), size)))
+_SUMMED = ""
+"""Stands for the index that a pattern has been summed over."""
 
 
 def window(network: TensorNetwork, target: Target) -> Iterable[Candidate]:

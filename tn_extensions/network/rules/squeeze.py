@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tn_extensions.network.network import TensorNetwork
-from tn_extensions.network.nodes import Affine, Operand, Pair, Pattern
+from tn_extensions.network.nodes import Affine, Node, Operand, Pattern
 from tn_extensions.network.rules.identity import states
 
 
@@ -14,7 +14,8 @@ def squeeze(network: TensorNetwork) -> TensorNetwork | None:
     Indices that a pattern hits stay: that they are hit is a condition on the others.
     """
     held = {pattern.index for pattern in network.patterns}
-    held |= {index for pair in network.pairs for index in pair.indices}
+    joined: list[Node] = [*network.pairs, *network.selections]
+    held |= {index for node in joined for index in node.indices}
     single = {
         index
         for index, size in network.sizes.items()
@@ -23,9 +24,9 @@ def squeeze(network: TensorNetwork) -> TensorNetwork | None:
     if not single:
         return None
 
-    def without(node: Operand | Pattern | Pair) -> Operand | Pattern | Pair:
+    def without(node: Node) -> Node:
         for index in single & {*node.indices}:
-            assert not isinstance(node, Pair)
+            assert isinstance(node, Operand | Pattern)
             node = node.substitute(index, Affine(()))
         return node
 

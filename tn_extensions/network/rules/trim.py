@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import gcd
 
 from tn_extensions.network.network import TensorNetwork
-from tn_extensions.network.nodes import Affine, Operand, Pair, Pattern
+from tn_extensions.network.nodes import Affine, Node, Operand, Pattern
 from tn_extensions.network.rules.identity import states
 
 
@@ -17,9 +17,9 @@ from tn_extensions.network.rules.identity import states
 def trim(network: TensorNetwork) -> TensorNetwork | None:
     """Narrow one summed index to the positions that contribute; None if all do."""
     for index in network.summed_indices:
-        patterns = [p for p in network.patterns if index in p.indices]
-        in_pairs = any(index in pair.indices for pair in network.pairs)
-        if patterns and not in_pairs:
+        carriers = network.carriers(index)
+        patterns = [node for node in carriers if isinstance(node, Pattern)]
+        if patterns and all(isinstance(node, Operand | Pattern) for node in carriers):
             narrowed = _narrow(network, index, patterns)
             if narrowed is not None:
                 return narrowed
@@ -41,8 +41,8 @@ def _narrow(
         return None
     position = Affine(((index, step),), low)
 
-    def narrow(node: Operand | Pattern | Pair) -> Operand | Pattern | Pair:
-        assert not isinstance(node, Pair)
+    def narrow(node: Node) -> Node:
+        assert isinstance(node, Operand | Pattern)
         return node.substitute(index, position)
 
     carriers = network.carriers(index)
