@@ -21,6 +21,7 @@ from tests.compiler.candidates import (
 )
 from tests.strategies import BATCHES, convs, examples, noise_tensor
 from tn_extensions import Conv, TensorNetwork, quantities
+from tn_extensions.compiler import product
 from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.candidate import Primitive
 from tn_extensions.compiler.primitives.crossed import crossed
@@ -145,7 +146,10 @@ LAYERS = {
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("name", ["norm", "diagonal", "gram"])
-def test_few_large_operators(name: str, layer: str) -> None:
+def test_few_large_operators(
+    name: str, layer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "_prefers_onednn", lambda: False)  # tried only once
     sizes, options = LAYERS[layer]
     conv = Conv.make(*sizes, **options)  # type: ignore[arg-type]
     arguments = () if name == "norm" else (10,)
