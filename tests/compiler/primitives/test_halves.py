@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.compiler.candidates import (
     LARGE,
@@ -19,6 +21,7 @@ from tests.compiler.candidates import (
 )
 from tests.strategies import BATCHES, convs, examples, noise_tensor
 from tn_extensions import Conv, TensorNetwork, quantities
+from tn_extensions.compiler import product
 from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.candidate import Primitive
 from tn_extensions.compiler.primitives.crossed import crossed
@@ -115,3 +118,47 @@ def test_khatri_rao_is_never_negative() -> None:
         result = torch.empty(network.shape)
         way.run(tensors, Accumulator(result, 1.0, fresh=True))
         assert (result >= 0).all() and (result == 0).any() and result.max() < 1e-2
+
+
+VIEWS = ("aten::_reshape_alias", "aten::_unsafe_view", "aten::detach", "aten::alias")
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that are called, but for views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.number += not (func.is_view or func._schema.name in VIEWS)
+        return func(*args, **(kwargs or {}))
+
+
+LAYERS = {
+    "large": ((16, 16, 3, (8, 8)), {"padding": 1}),
+    "small": ((32, 32, 3, (5, 5)), {"padding": 1}),
+    "depthwise": ((8, 8, 3, (12, 12)), {"padding": 1, "groups": 8}),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("name", ["norm", "diagonal", "gram"])
+def test_few_large_operators(
+    name: str, layer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "_prefers_onednn", lambda: False)  # tried only once
+    sizes, options = LAYERS[layer]
+    conv = Conv.make(*sizes, **options)  # type: ignore[arg-type]
+    arguments = () if name == "norm" else (10,)
+    quantity = {"norm": "per_sample_grad_norm"}.get(name, f"ggn_{name}")
+    network = getattr(quantities, quantity)(conv, 8, *arguments)
+    tensors = {o.name: torch.ones(o.shape) for o in network.operands}
+    for primitive in MATCHED:
+        for candidate in primitive(network, target(itemsize=4)):
+            out = torch.empty(network.shape)
+            with Calls() as calls:
+                candidate.run(tensors, Accumulator(out, 1.0, fresh=True))
+            assert calls.number <= 50, candidate.label
