@@ -150,13 +150,13 @@ def fake_cuda() -> Iterator[FakeCuda]:
         known: WeakSet[Constant] = WeakSet()
         make = Constant.like
 
-        def like(constant: Constant, tensor: Tensor) -> Tensor:
+        def like(constant: Constant, *arguments: Any) -> Tensor:
             # those that hold data are made once: see test_constant.py
             if constant not in known:
                 known.add(constant)
                 watch.constants.append(constant)
             with watch.heated(False):
-                return make(constant, tensor)
+                return make(constant, *arguments)
 
         patch.setattr(Constant, "like", like)
         patch.setattr(torch, "Generator", _Generator)
