@@ -143,7 +143,7 @@ def _price_gradient(
     flops = float(groups * channels**2) * number_of_lags(box) * rows * _area(box)
     filled = channels / (_VECTOR * ceil(channels / _VECTOR))
     rate = max(
-        rates.correlate * filled ** (1 if groups == 1 else 2), rates.correlate_depthwise
+        rates.native * filled ** (1 if groups == 1 else 2), rates.native_depthwise
     )
     return Cost(flops, 0, 1, 0, flops / rate + rates.call)
 

@@ -168,12 +168,12 @@ def _cost(
     kernel = prod(dim.kernel for dim in roles.dims)
     outputs = prod(dim.outputs for dim in roles.dims)
     flops *= kernel * outputs
-    rate = rates.correlate
+    rate = rates.native
     columns, rows = (
         prod(sizes[index] for index in own) for own in (roles.columns, roles.rows)
     )
     if groups > 1 and gradient and min(columns, rows) < _FEW_CHANNELS:
-        rate = rates.correlate_depthwise
+        rate = rates.native_depthwise
     elif groups > 1 and not gradient:  # best where all sizes are large
         rate = 3.5 * rates.depthwise * kernel / (kernel + 100) * outputs / (outputs + 4)
         if max(outputs, columns) < _MANY_OUTPUTS:

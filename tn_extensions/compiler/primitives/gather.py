@@ -243,9 +243,7 @@ def _candidate(network: TensorNetwork, sums: Sums, target: Target) -> Candidate:
     blocks, unfolded = ceil(samples / block), batch * block * inner * width
     turned = rates.move(batch * block * columns * read, itemsize, _TURNED)
     gathered = rates.move(unfolded, itemsize, 4 * columns)
-    product_of = rates.product(
-        rows, width, block * inner, batch, itemsize, contiguous=True
-    )
+    product_of = rates.product(rows, width, block * inner, batch, itemsize)
     shapes = f"[{batch}] {rows} x {block * inner} @ {block * inner} x {width}"
     pieces = blocks * num_phases
     operations = (

@@ -252,9 +252,7 @@ def _multiplied(
 
     rates, itemsize = target.rates, target.itemsize
     groups, _, rows = parts.shape if rows_last else (parts.shape[0], 0, parts.shape[1])
-    one = rates.product(
-        ceil(length / tiles), length, rows, groups, itemsize, contiguous=True
-    )
+    one = rates.product(ceil(length / tiles), length, rows, groups, itemsize)
     one = replace(one.times((tiles + 1) / 2), calls=tiles)
     turned = "" if rows_last else ", transposed"
     shapes = f"[{groups} x] {length} x {rows} @ {rows} x {length}{turned}"

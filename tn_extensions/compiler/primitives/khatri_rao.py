@@ -124,8 +124,7 @@ def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
         Operation(
             "matrix product",
             f"[{points} x] {height} x {inner} @ {inner} x {width}",
-            rates.product(height, width, inner, points, itemsize, contiguous=True)
-            + rates.overhead(1),
+            rates.product(height, width, inner, points, itemsize) + rates.overhead(1),
             steps,
         ),
     )

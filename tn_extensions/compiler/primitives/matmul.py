@@ -93,11 +93,11 @@ def _candidate(
     if needs_pieces(height, width, terms):  # are copied, multiplied and summed
         overhead = overhead + Cost(calls=5)
     if apart:
-        cost = rates.product(height, width, terms, itemsize=itemsize, contiguous=True)
+        cost = rates.product(height, width, terms, itemsize=itemsize)
         cost = cost + rates.move(height * width, itemsize)
         product = Operation("matrix product", shapes, cost, number)
     else:
-        cost = rates.product(height, width, terms, number, itemsize, contiguous=True)
+        cost = rates.product(height, width, terms, number, itemsize)
         product = Operation("matrix product", f"[{number}] {shapes}", cost + overhead)
     operations.append(product)
     order = [index for index in network.output_indices if sizes[index] > 1]
