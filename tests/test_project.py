@@ -72,7 +72,7 @@ def test_wheel_metadata(metadata: Message) -> None:
         if "extra ==" not in line
     }
     packages = {"backpack-for-pytorch", "curvlinops-for-pytorch", "opt_einsum"}
-    assert required == packages | {"numpy", "torch"}
+    assert required == packages | {"filelock", "numpy", "torch", "tqdm"}
     extras = set(metadata.get_all("Provides-Extra", []))
     assert extras == {
         "bench",
