@@ -78,3 +78,11 @@ def test_environment_variable() -> None:
     assert started_with("measure").stdout.strip() == "measure"
     refused = started_with("guess")
     assert refused.returncode and VARIABLE in refused.stderr
+
+
+def test_a_context_can_be_entered_again() -> None:
+    context = planning("measure")
+    for _ in range(2):
+        with context:
+            assert current_mode() == "measure"
+        assert current_mode() == "estimate"

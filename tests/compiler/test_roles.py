@@ -10,7 +10,7 @@ from hypothesis import given
 from tests.strategies import convs, examples
 from tn_extensions import Conv, quantities
 from tn_extensions.compiler.native import MOST_DIMS
-from tn_extensions.compiler.roles import Roles, is_plain_convolution
+from tn_extensions.compiler.roles import Roles
 
 PLAIN = ("conv", "weight_vjp", "input_vjp", "weight_jvp", "input_jvp")
 
@@ -21,7 +21,7 @@ PLAIN = ("conv", "weight_vjp", "input_vjp", "weight_jvp", "input_jvp")
 def test_derivatives_are_convolutions(name: str, conv: Conv) -> None:
     network = getattr(quantities, name)(conv, 2)
     roles = Roles.of(network)
-    assert roles is not None and is_plain_convolution(network)
+    assert roles is not None
     hit_by = name == "input_vjp"
     if name != "weight_vjp":
         assert roles.transposed == (conv.transposed != hit_by)
@@ -65,5 +65,3 @@ def test_other_networks_are_none() -> None:
     conv = Conv.make(2, 2, 3, 5)
     for network in (quantities.unfold_input(conv, 2), quantities.kfac_expand(conv, 2)):
         assert Roles.of(network) is None
-    kept_apart = quantities.per_sample_grad(conv, 2)
-    assert Roles.of(kept_apart) is not None and not is_plain_convolution(kept_apart)

@@ -153,19 +153,3 @@ def as_defined(primitive: Primitive) -> Primitive:
 def wants_definition(primitive: Primitive) -> bool:
     """Tell whether a primitive is shown networks as they were defined."""
     return primitive in _AS_DEFINED
-
-
-def priced(
-    name: str,
-    rows: Iterable[str | Operation],
-    cost: Cost,
-    run: Callable[[Tensors, Accumulator], None],
-    compute: Callable[[Tensors], Tensor] | None = None,
-) -> Candidate:
-    """Make a candidate of which only the cost as a whole is known."""
-    found = [
-        Operation(row) if isinstance(row, str) else replace(row, cost=Cost())
-        for row in rows
-    ]
-    found.append(Operation("in all", cost=cost.holding(0)))
-    return Candidate(name, tuple(found), cost.peak, run, compute)

@@ -56,7 +56,7 @@ class planning:
         _set[self] = None
 
     def __enter__(self) -> None:
-        del _set[self]
+        _set.pop(self, None)
         _entered[self] = None
 
     def __exit__(
@@ -65,7 +65,7 @@ class planning:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        del _entered[self]
+        _entered.pop(self, None)
 
 
 def current_mode() -> Mode:

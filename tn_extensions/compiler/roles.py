@@ -185,11 +185,3 @@ def _dimension(
     if not transposed and found[0] != pattern.index:
         return None
     return found[0], found[1], found[2]
-
-
-def is_plain_convolution(network: TensorNetwork) -> bool:
-    """Whether a call of torch evaluates the network, none of its indices kept apart."""
-    roles = Roles.of(network)
-    return roles is not None and not any(
-        (index,) in network.output for index in roles.groups
-    )

@@ -76,8 +76,8 @@ def save(path: str | os.PathLike[str], device: str = "cpu") -> None:
 def load(*paths: str | os.PathLike[str]) -> int:
     """Add the entries of files to what is known of their devices.
 
-    Plans that are in use are made anew. Entries of a network that is known already
-    replace it.
+    They replace what is known of the same networks, and hold for plans that are made
+    from now on; those in use stay.
 
     Args:
         paths: Files that :func:`save` wrote, or that lie in another cache folder.

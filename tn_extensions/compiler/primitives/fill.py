@@ -26,11 +26,13 @@ from tn_extensions.network import TensorNetwork
 def fill(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Write slices at sampled positions to zeros, and evaluate the whole network."""
     sizes, selections = network.sizes, network.selections
+    if not selections:
+        return
     names = {each.kept: each.index for each in selections}
     old = network.operands
     new = [operand.resized(sizes, sizes, names) for operand in old]
     whole = network.rewrite([*old, *selections], new)
-    if not names or names.keys() & {*whole.indices}:
+    if names.keys() & {*whole.indices}:
         return
     best = target.best(whole)
     changed = [pair for pair in zip(old, new, strict=True) if pair[0] != pair[1]]

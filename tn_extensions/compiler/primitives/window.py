@@ -7,7 +7,7 @@ multiplied with the (Kronecker product of the) window matrices.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from math import prod
@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from tn_extensions.compiler.accumulator import Accumulator
-from tn_extensions.compiler.candidate import Candidate, Target, Tensors, priced
+from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.constant import Constant
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.strided import grouped, view
@@ -137,8 +137,12 @@ def _candidate(
         into.put(into.out, compute(tensors))
 
     outer = prod(sizes[j] for j in kept)
-    cost, steps = _estimate(outer, leading, trailing, factors, target)
-    return priced("window", steps, cost, run, compute)
+    operations = tuple(_operations(outer, leading, trailing, factors, target))
+    elements, held = outer * prod(dim.size for dim in dims), 0
+    for dim in (*leading, *reversed(trailing)):
+        elements = elements // dim.size * len(dim.ranges)
+        held = max(held, 2 * elements)
+    return Candidate("window", operations, held, run, compute)
 
 
 def _factors(dims: Sequence[WindowDim]) -> list[Sequence[WindowDim]]:
@@ -198,46 +202,47 @@ def sum_windows(x: Tensor, ranges: Sequence[range]) -> Tensor:
     return result
 
 
-def _estimate(
+def _operations(
     outer: int,
     leading: Sequence[WindowDim],
     trailing: Sequence[WindowDim],
     factors: Sequence[Sequence[WindowDim]],
     target: Target,
-) -> tuple[Cost, tuple[str, ...]]:
+) -> Iterator[Operation]:
     rates, itemsize = target.rates, target.itemsize
     sizes = [dim.size for dim in (*leading, *trailing)]
-    cost, steps = Cost(), []
     for dim in leading:
         sizes = sizes[1:]
         inner = prod(sizes)
         touched = outer * inner * (dim.size + 3 * len(dim.ranges))
         run = inner if inner > 1 else dim.size
         # a copy would read and write, a sum reads
-        cost = cost + rates.move(touched / 4, itemsize, run)
-        cost = cost + Cost(calls=4, seconds=2 * rates.call)
+        cost = rates.move(touched / 4, itemsize, run) + rates.overhead(4)
         if inner == 1:  # sums of short rows, one by one
             cost = cost + Cost(seconds=outer * len(dim.ranges) * rates.call / 120)
+        shape = f"{outer} x {dim.size} x {inner} -> {len(dim.ranges)}"
+        yield Operation(f"sum windows of {dim.read}", shape, cost)
         outer *= len(dim.ranges)
-        steps.append(f"sum windows of {dim.read}: common rows, then borders")
     shapes = [[dim.shape for dim in dims] for dims in factors]
     if len(factors) == 1:
         rows, columns = (prod(axes) for axes in zip(*shapes[0], strict=True))
-        cost = cost + _skinny(outer, columns, rows, target)
-        steps.append("multiply with the Kronecker product of the window matrices")
+        yield _skinny("all windows", outer, columns, rows, target)
     elif factors:
-        for ((rows, columns),) in reversed(shapes):
-            cost = cost + _skinny(outer * prod(sizes[:-1]), columns, rows, target)
+        for dim, ((rows, columns),) in zip(
+            reversed(trailing), reversed(shapes), strict=True
+        ):
+            height = outer * prod(sizes[:-1])
+            yield _skinny(f"windows of {dim.read}", height, columns, rows, target)
             sizes = sizes[:-1]
             outer *= rows
-        steps.append("multiply with the window matrices, last dimension first")
-    held = outer * 2 * prod(len(dim.ranges) for dim in leading)
-    return cost.holding(held), tuple(steps)
 
 
-def _skinny(rows: int, inner: int, columns: int, target: Target) -> Cost:
-    """Product with a matrix of few columns: one read, the slower the more they are."""
+def _skinny(
+    windows: str, rows: int, inner: int, columns: int, target: Target
+) -> Operation:
+    """Multiply by few columns: one read, the slower the more they are."""
     moved = target.itemsize * rows * inner
     read = moved * (1 + columns / 10) / target.rates.cached_copy
     overhead = (1 + rows / 1500) * target.rates.call
-    return Cost(float(rows) * inner * columns, moved, 1, 0, read + overhead)
+    cost = Cost(float(rows) * inner * columns, moved, 1, 0, read + overhead)
+    return Operation(f"multiply by {windows}", f"{rows} x {inner} @ {columns}", cost)
