@@ -26,7 +26,7 @@ they work on. Long kernels have other candidates, of a few large operations.
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is planned for.
+    """The device and the limits that candidates are made for.
 
     Args:
         rates: Speeds of the device.
@@ -53,7 +53,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What a candidate does at one point, once or several times: a row of its table.
+    """Something that a candidate does, once or several times: a row of its table.
 
     Args:
         name: What it is, such as ``"matrix product"``.
@@ -114,7 +114,7 @@ class Candidate:
         return self.compute(tensors)
 
     def with_value(self, shape: tuple[int, ...]) -> Candidate:
-        """The same as a part of others: a tensor of its own, differentiable or not."""
+        """Return a candidate that computes a tensor, differentiable or not."""
         if self.compute is not None:
             return self
 

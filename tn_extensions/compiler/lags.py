@@ -93,12 +93,12 @@ def lags_of(box: Box) -> list[tuple[slice, ...]]:
 
 
 def first_lag(box: Box) -> int:
-    """How many lags of a box come before those that count."""
+    """Count the lags of a box that come before those of its half."""
     return prod(region.lags for region in box) - number_of_lags(box)
 
 
 def number_of_lags(box: Box) -> int:
-    """How many lags of a box count."""
+    """Count the lags of the half of a box; the others mirror them."""
     counts = [region.lags for region in box]
     return sum(
         prod(
@@ -225,7 +225,7 @@ class LagDim:
         return Window(phase, lag, begin, end)
 
     def inside(self, region: Region) -> dict[int, tuple[int, range]]:
-        """Which interiors a region holds.
+        """Find the interiors that a region holds.
 
         Returns:
             By the number of a segment, the number of its lag in the region, and which

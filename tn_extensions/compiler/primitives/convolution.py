@@ -178,8 +178,8 @@ def _cost(
         rate = 3.5 * rates.depthwise * kernel / (kernel + 100) * outputs / (outputs + 4)
         if max(outputs, columns) < _MANY_OUTPUTS:
             rate *= 0.3 if columns == 1 else 0.12
-    elif gradient:  # few positions are few terms
-        rate *= kernel / (kernel + 16)
+    elif gradient:  # few positions are few terms, few outputs little to reuse
+        rate *= kernel / (kernel + 16) * outputs / (outputs + 2)
     elif kernel > LARGE_KERNEL:
         rate /= 2
     # operands of gradients are reordered for the kernel, results back
