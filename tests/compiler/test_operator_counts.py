@@ -25,18 +25,10 @@ LAYERS = {
     "32 groups": Conv.make(64, 64, 3, (14, 14), 1, 1, groups=32),
 }
 
-PENDING = {"ggn_diagonal", "ggn_gram", "gradient_factor_expand"}
-"""Quantities that make a few more on some layers; to be emptied."""
-
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("quantity", QUANTITIES)
-def test_few_operators(
-    layer: str, quantity: str, request: pytest.FixtureRequest
-) -> None:
-    if quantity in PENDING:
-        reason = "blocks of halves make a few calls too many"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+def test_few_operators(layer: str, quantity: str) -> None:
     conv = LAYERS[layer]
     if quantity == "unfold_weight":  # a matrix from all inputs to all outputs
         conv = Conv.make(4, 4, conv.kernel_size, (9, 9), conv.stride, 1, groups=4)

@@ -49,13 +49,16 @@ class Cost:
         return replace(self, peak=elements)
 
 
+_BATCHED = 4
+"""Matrices of a batch that cost about as much overhead as a call."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rates:
     """Speeds of a device; multiply-adds per second, bytes per second, seconds.
 
     Args:
         gemm: Large matrix products.
-        batched: Batches of small matrix products.
         native: Torch's convolutions and their weight gradients, of many channels.
         native_depthwise: Weight gradients with one channel per group.
         depthwise: Convolutions with one channel per group.
@@ -64,12 +67,10 @@ class Rates:
         cache: Bytes that do.
         scatter: Elements per second through strided views with short rows.
         call: Overhead of one operator.
-        half_size: Side of a matrix product at which its rate is half of ``gemm``; of
-            those in batches, a quarter of it.
+        half_size: Side of a matrix product at which its rate is half of ``gemm``.
     """
 
     gemm: float
-    batched: float
     native: float
     native_depthwise: float
     depthwise: float
@@ -86,14 +87,14 @@ class Rates:
         """Cost of a (batched) matrix product."""
         flops = float(batch) * rows * columns * inner
         moved = itemsize * batch * (rows * inner + inner * columns + rows * columns)
-        rate, half = self.gemm, self.half_size
-        if batch > 1:
-            rate, half = self.batched, self.half_size / 4
-        share = prod(side / (side + half) for side in (rows, columns, inner))
+        share = prod(n / (n + self.half_size) for n in (rows, columns, inner))
         # batches are small products, one after the other
         copy = self.copy if moved > self.cache and batch == 1 else self.cached_copy
-        seconds = max(flops / (rate * max(share, 1e-3)), moved / copy)
-        return Cost(flops, moved, 1, 0, seconds + self.call)
+        seconds = max(flops / (self.gemm * max(share, 1e-3)), moved / copy)
+        # thin ones are summed in pieces, see :mod:`~tn_extensions.compiler.product`
+        pieces = max(1, inner // 256) if min(rows, columns) < 16 else 1
+        overhead = (1 + (batch * pieces - 1) / _BATCHED) * self.call
+        return Cost(flops, moved, 1, 0, seconds + overhead)
 
     def overhead(self, calls: int) -> Cost:
         """Cost of calling operators, whatever they do."""
@@ -109,21 +110,19 @@ class Rates:
 
 RATES: dict[str, Rates] = {
     "cpu": Rates(
-        gemm=2.2e11,
-        batched=5.5e10,
-        native=1.7e11,
+        gemm=2.7e10,
+        native=2.6e10,
         native_depthwise=3.5e9,
-        depthwise=2e10,
+        depthwise=1.2e10,
         copy=1.6e10,
         cached_copy=4e10,
         cache=2e7,
         scatter=4e8,
-        call=6e-6,
+        call=1.8e-5,
         half_size=12.0,
     ),
     "cuda": Rates(
         gemm=2.5e13,
-        batched=1e13,
         native=1.0e13,
         native_depthwise=2e11,
         depthwise=2e11,

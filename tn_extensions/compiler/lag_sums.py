@@ -145,6 +145,7 @@ def _price_gradient(
     rate = max(
         rates.native * filled ** (1 if groups == 1 else 2), rates.native_depthwise
     )
+    rate *= _area(box) / (_area(box) + 16)  # few positions are few terms
     return Cost(flops, 0, 1, 0, flops / rate + rates.call)
 
 

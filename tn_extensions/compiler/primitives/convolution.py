@@ -145,7 +145,7 @@ def _candidate(
     call = Operation(kind, f"{roles.image.name} by {roles.kernel.name}", cost)
     held = _copied(roles.image, layout[0], sizes)
     held += _copied(roles.kernel, layout[1], sizes)
-    copy = Operation("arrange", f"{held}", target.rates.move(held, target.itemsize, 4))
+    copy = Operation("arrange", f"{held}", target.rates.move(held, target.itemsize, 16))
     operations = (copy, call) if held else (call,)
     return Candidate(f"native {kind}", operations, held, run, compute)
 
@@ -175,13 +175,16 @@ def _cost(
     if groups > 1 and gradient and min(columns, rows) < _FEW_CHANNELS:
         rate = rates.native_depthwise
     elif groups > 1 and not gradient:  # best where all sizes are large
-        rate = 3.5 * rates.depthwise * kernel / (kernel + 100) * outputs / (outputs + 4)
+        rate = 1.5 * rates.depthwise * kernel / (kernel + 100) * outputs / (outputs + 4)
         if max(outputs, columns) < _MANY_OUTPUTS:
             rate *= 0.3 if columns == 1 else 0.12
     elif gradient:  # few positions are few terms, few outputs little to reuse
-        rate *= kernel / (kernel + 16) * outputs / (outputs + 2)
+        rate *= kernel / (kernel + 16) * outputs / (outputs + 1)
     elif kernel > LARGE_KERNEL:
         rate /= 2
+    if gradient:  # samples and groups are what is worked on in parallel
+        parts = groups * prod(sizes[index] for index in roles.contracted)
+        rate *= parts / (parts + 0.3)
     # operands of gradients are reordered for the kernel, results back
     copy = rates.cached_copy if moved <= rates.cache else rates.copy
     copies = 1.5 if gradient else 0.5
