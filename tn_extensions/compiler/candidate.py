@@ -83,7 +83,8 @@ class Candidate:
         peak: Largest number of elements held beyond inputs and output.
         run: Evaluates on tensors into an accumulator of the network's output shape.
         compute: If the result is a mere view or a fresh tensor, computes it without an
-            accumulator, by operations that can be differentiated.
+            accumulator.
+        differentiable: Whether it does so by operations that can be differentiated.
 
     Attributes:
         cost: The cost of all operations, with what is held at most.
@@ -94,6 +95,7 @@ class Candidate:
     peak: int
     run: Callable[[Tensors, Accumulator], None]
     compute: Callable[[Tensors], Tensor] | None = None
+    differentiable: bool = True
     cost: Cost = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -101,6 +103,11 @@ class Candidate:
         for operation in self.operations:
             total = total + operation.cost.times(operation.times)
         object.__setattr__(self, "cost", total.holding(self.peak))
+
+    @property
+    def is_differentiable(self) -> bool:
+        """Whether autograd, or a compiler, can record what it does."""
+        return self.compute is not None and self.differentiable
 
     @property
     def label(self) -> str:
@@ -123,7 +130,7 @@ class Candidate:
             self.run(tensors, Accumulator(out, 1.0, fresh=True))
             return out
 
-        return replace(self, compute=compute)
+        return replace(self, compute=compute, differentiable=False)
 
 
 class Primitive(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import compress, product
 from math import ceil
@@ -125,7 +125,7 @@ class Plan:
         for listen in tuple(listeners):
             listen(self)
         candidate = self._candidate
-        if traced and out is None and candidate.compute is None:
+        if traced and out is None and not candidate.is_differentiable:
             candidate = self._cheapest_differentiable()
         return self._execute(candidate, tensors, scale, out, accumulate)
 
@@ -153,7 +153,7 @@ class Plan:
     def _cheapest_differentiable(self) -> Candidate:
         """Choose the cheapest candidate of operations that can be recorded, if any."""
         if self._differentiable is None:
-            others = (one for one in self.rejected if one.compute is not None)
+            others = (one for one in self.rejected if one.is_differentiable)
             self._differentiable = next(others, self._candidate)
         return self._differentiable
 
@@ -168,13 +168,16 @@ class Plan:
             if self._is_settled:
                 return
             scratch = None if out is None else torch.empty_like(out)
+            ranked = self._ranked()
             calls = {
                 one.label: partial(self._execute, one, tensors, 1.0, scratch, False)
-                for one in self._shortlist()
+                for one in ranked
             }
-            if len(calls) > 1:
-                with torch.no_grad():
-                    self.measured = measure(calls, like.device)
+            worth = self._number_worth_measuring(ranked)
+            with torch.no_grad():
+                while len(calls) > 1 and not self.measured:  # what raises is left out
+                    some = {label: calls.pop(label) for label in [*calls][:worth]}
+                    self.measured = measure(some, like.device)
             if self.measured:
                 entry = {
                     "network": in_a_line(self.network),
@@ -186,19 +189,17 @@ class Plan:
                 self._candidate = self._fastest()
             self._is_settled = True
 
-    def _shortlist(self) -> list[Candidate]:
-        """List the candidates that are worth measuring, of those within the budget."""
+    def _ranked(self) -> list[Candidate]:
+        """List the candidates within the budget, the cheapest by estimate first."""
         preference = _preference(self.target)
         found = sorted((self.candidate, *self.rejected), key=preference)
-        found = [one for one in found if preference(one)[0] == 0][:_MOST_MEASURED]
-        if not found:
-            return []
-        limit = (0, _WORTH_MEASURING * preference(found[0])[1])
-        return [
-            one
-            for rank, one in enumerate(found)
-            if rank < _LEAST_MEASURED or preference(one) <= limit
-        ]
+        return [one for one in found if preference(one)[0] == 0]
+
+    def _number_worth_measuring(self, ranked: Sequence[Candidate]) -> int:
+        """Count the candidates that are not far behind by estimate; at least a few."""
+        seconds = [_preference(self.target)(one)[1] for one in ranked]
+        close = [one for one in seconds if one <= _WORTH_MEASURING * seconds[0]]
+        return min(max(len(close), _LEAST_MEASURED), _MOST_MEASURED)
 
     def _fastest(self) -> Candidate:
         """Choose the fastest of the measured candidates; without any, by estimate."""

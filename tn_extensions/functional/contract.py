@@ -45,7 +45,7 @@ def evaluate(network: TensorNetwork, /, **tensors: Tensor) -> Tensor:
         check_shaped(_NAME, name, tensors[name], shape)
     for name in positions:
         _check_positions(name, tensors[name], network.sizes[name])
-    first, *others = shapes
+    first, *others = (name for name in tensors if name in shapes)
     like = tensors[first]
     for name in others:
         check_like(_NAME, name, tensors[name], like.dtype, like, first)

@@ -25,6 +25,7 @@ from tn_extensions.compiler.primitives.unfold import (
     Unfolding,
     unfolded_dim,
 )
+from tn_extensions.compiler.product import needs_pieces
 from tn_extensions.compiler.strided import grouped
 from tn_extensions.network import Operand, Pattern, Selection, TensorNetwork
 from tn_extensions.network.index import letters
@@ -67,19 +68,44 @@ def einsum(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     def expression() -> Callable[..., Tensor]:
         return opt_einsum.contract_expression(equation, *shapes, optimize=path)
 
+    loses_digits = target.itemsize == 4 and any(_loses_digits(info))
+
     def compute(tensors: Tensors) -> Tensor:
-        result = expression()(*(read(tensors) for read in reads), backend="torch")
+        operands = [read(tensors) for read in reads]
+        like = operands[0]
+        if loses_digits and like.device.type == "cpu":
+            operands = [operand.double() for operand in operands]
+        result = expression()(*operands, backend="torch").to(like.dtype)
         return grouped(result, lengths)
 
     def run(tensors: Tensors, into: Accumulator) -> None:
         into.put(into.out, compute(tensors))
 
     held = int(info.largest_intermediate)
+    if loses_digits:
+        held += 2 * sum(map(prod, shapes))
     operations = [*_products(info, symbol, target)]
     # operands are permuted before they are multiplied
     moved = target.rates.move(held + sum(map(prod, shapes)), target.itemsize, 8)
+    if loses_digits:
+        moved = moved.times(2)
     operations.append(Operation("permute", "operands and intermediate results", moved))
     yield Candidate("einsum", tuple(operations), held, run, compute)
+
+
+def _loses_digits(info: Any) -> Iterator[bool]:
+    """Tell of each product of a path whether CPUs would sum its terms one by one."""
+    for _, _, equation, *_ in info.contraction_list:
+        operands, _, result = equation.partition("->")
+        sides = [{*term} for term in operands.split(",")]
+        kept, summed = {*result}, set.union(*sides) - {*result}
+        terms = prod(info.size_dict[letter] for letter in summed)
+        if len(sides) == 2:
+            left, right = (
+                prod(info.size_dict[j] for j in (side & kept) - other)
+                for side, other in (sides, sides[::-1])
+            )
+            yield needs_pieces(left, right, terms)
 
 
 def _products(

@@ -59,6 +59,7 @@ def embed(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
         way.peak + own + elements,
         lambda tensors, into: into.put(into.out, compute(tensors)),
         compute,
+        way.differentiable,
     )
 
 

@@ -55,6 +55,7 @@ def factored(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
         held + max(part.peak for part in (*parts.values(), rest)),
         lambda tensors, into: rest.run(squared(tensors), into),
         lambda tensors: rest.value(squared(tensors)),
+        all(part.differentiable for part in (*parts.values(), rest)),
     )
 
 

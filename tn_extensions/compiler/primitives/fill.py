@@ -64,4 +64,5 @@ def fill(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
         best.peak + sum(prod(operand.shape) for _, operand in changed),
         lambda tensors, into: into.put(into.out, compute(tensors)),
         compute,
+        best.differentiable,
     )

@@ -43,7 +43,7 @@ _BLOCKS = (1, 4, 8)
 Few blocks are few calls; small ones stay in the cache.
 """
 
-_MANY_CALLS = 40
+_MANY_CALLS = 32
 """Calls beyond which a candidate is left out if others fit into the budget.
 
 Each call waits for all threads (or is a launch), which takes long where other processes

@@ -76,4 +76,5 @@ def _candidate(
         max(first.peak, second.peak) + prod(product.shape),
         lambda tensors, into: second.run(multiplied(tensors), into),
         lambda tensors: second.value(multiplied(tensors)),
+        first.differentiable and second.differentiable,
     )

@@ -30,6 +30,9 @@ from tn_extensions.compiler.primitives.gram import put_gram
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import prime
 
+_BLOCKS = 3
+"""Blocks of samples, where the budget allows it: few blocks are few calls."""
+
 
 @as_defined
 def patch_gram(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
@@ -68,26 +71,35 @@ def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
         right = left.view(many, number, height, -1).transpose(1, 2)
         right = right.reshape(many, height, -1)
         grams = patches.value(tensors).view(number, many, terms, many, terms)
-        # of one sample and each of the others, as batches of matrices
-        grams = grams.permute(3, 1, 0, 2, 4).contiguous()
-        total = given.new_zeros(many * height, many * height)
-        for n in range(many):
-            applied = left[: n + 1].flatten(0, 1) @ grams[n, : n + 1].flatten(0, 1)
-            applied = applied.view(n + 1, number, height, -1).transpose(1, 2)
-            block = applied.reshape((n + 1) * height, -1) @ right[n].mT
-            total[: len(block), n * height : (n + 1) * height] = block
+        grams = grams.transpose(0, 1)
+        total = given.new_zeros(many * height, many, height)
+        for start in range(0, many, size):
+            stop = min(start + size, many)
+            # of some samples and each of those up to them, as batches of matrices
+            some = grams[:stop, ..., start:stop, :].reshape(stop * number, terms, -1)
+            applied = left[:stop].flatten(0, 1) @ some
+            applied = applied.view(stop, number, height, inner, -1, terms)
+            applied = applied.permute(4, 0, 2, 1, 3, 5)
+            applied = applied.reshape(stop - start, stop * height, -1)
+            block = applied @ right[start:stop].mT
+            total[: stop * height, start:stop] = block.transpose(0, 1)
+        total = total.flatten(1)
         total = total.triu() + total.triu(1).mT
         put_gram(into, total[None], (*samples, *vectors), half)
 
     rates, itemsize = target.rates, target.itemsize
-    pairs = many * (many + 1) / 2
     elements = number * many * height * inner * terms
     grams = number * (many * terms) ** 2
+    fits = target.budget // (4 * itemsize * elements)
+    size = max(1, min(ceil(many / _BLOCKS), fits))
+    blocks = ceil(many / size)
+    # of the samples up to those of a block, on average
+    before = ceil(many * (blocks + 1) / (2 * blocks))
     applied = rates.product(
-        height * inner, terms, terms, max(2, ceil(number * pairs / many)), itemsize
-    )
+        height * inner, size * terms, terms, number * before, itemsize
+    ) + rates.move(elements * size, itemsize, terms)
     last = rates.product(
-        ceil(pairs / many) * height, height, number * inner * terms, 1, itemsize
+        before * height, height, number * inner * terms, size, itemsize
     )
     operations = (
         *patches.operations,
@@ -98,16 +110,18 @@ def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
         ),
         Operation(
             "product with grams",
-            f"[up to {number * many} x] {height * inner} x {terms} @ {terms} x {terms}",
+            f"[up to {number * many} x] {height * inner} x {terms} @ {terms} x "
+            f"{size * terms}",
             applied,
-            many,
+            blocks,
         ),
         Operation(
             "product of rows",
             f"{height} x {inner * terms} @ {inner * terms} x {height} per two samples",
             last,
-            many,
+            blocks,
         ),
     )
-    peak = 2 * grams + 3 * elements + 3 * (many * height) ** 2 + patches.peak
+    peak = 2 * grams + (2 + 2 * size) * elements + 3 * (many * height) ** 2
+    peak += patches.peak
     return Candidate(f"patch gram({patches.name})", operations, peak, run)

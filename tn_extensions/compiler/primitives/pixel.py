@@ -98,7 +98,12 @@ def pixel(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
         name = f"sum along diagonals, {len(own)} shifts"
         operations.append(Operation(name, f"{elements}", cost, 1 + len(own)))
     yield Candidate(
-        f"pixel({pixels.name})", tuple(operations), held + pixels.peak, run, compute
+        f"pixel({pixels.name})",
+        tuple(operations),
+        held + pixels.peak,
+        run,
+        compute,
+        pixels.differentiable,
     )
 
 
