@@ -479,7 +479,8 @@ class TestAccuracy:
         def error(factor: Tensor) -> float:
             return ((factor.double() - exact).abs() / scale).max().item()
 
-        limit = 2 * error(unfolded(x)) + 8 * torch.finfo(torch.float32).eps
+        # kernels add some thousand terms one by one; cancelling loses all digits
+        limit = 2 * error(unfolded(x)) + 16 * torch.finfo(torch.float32).eps
         network = quantities.kfac_expand(conv, 4)
         for way in candidates(network, target(itemsize=4)):
             if way.name == "einsum" and way.cost.flops > 1e9:

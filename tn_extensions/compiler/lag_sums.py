@@ -179,8 +179,7 @@ def _price_depthwise(
 _ANY = 2**62
 
 PRODUCT = Kernel("matrix product", True, _multiply, _price_product, _ANY, _ANY, True)
-# in this layout, its sums lose more digits
-GRADIENT = Kernel("weight gradient", False, _gradient, _price_gradient, 4096, 64)
+GRADIENT = Kernel("weight gradient", False, _gradient, _price_gradient, 8192, 128)
 GRADIENT_CHANNELS_LAST = Kernel(
     "weight gradient, channels last", True, _gradient, _price_gradient, 8192, 128
 )
