@@ -30,7 +30,7 @@ from tn_extensions.compiler.primitives.gram import put_gram
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import prime
 
-_BLOCKS = 3
+_BLOCKS = 2
 """Blocks of samples, where the budget allows it: few blocks are few calls."""
 
 
