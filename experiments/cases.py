@@ -89,7 +89,7 @@ class Case(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What is examined, in a line."""
+        """Name of the case: quantity and layer."""
         return f"{self.quantity}, {self.layer}"
 
     def tensors(self) -> dict[str, Tensor]:

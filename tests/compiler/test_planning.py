@@ -62,7 +62,6 @@ def test_unknown_modes_are_refused() -> None:
 
 
 def started_with(value: str) -> subprocess.CompletedProcess[str]:
-    code = "from tn_extensions.compiler import planning as p, plan\n"
     code = "import sys, tn_extensions\n"
     code += "print(sys.modules['tn_extensions.compiler.planning'].current_mode())"
     return subprocess.run(

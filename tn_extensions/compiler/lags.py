@@ -348,7 +348,7 @@ class LagGrid:
 
     @property
     def number_of_windows(self) -> int:
-        """How many sums over a lag and a window there are."""
+        """Number of sums over a lag and a window."""
         return len(self._windows)
 
     @property
@@ -367,7 +367,7 @@ class LagGrid:
 
     @property
     def places(self) -> Integers:
-        """Where the sums of the boxes hold the interior of each window."""
+        """Positions of each window's interior among the sums of the boxes."""
         result = np.full(len(self._windows), True)
         numbers = []
         for axis, dim in enumerate(self.dims):
@@ -403,7 +403,7 @@ class LagGrid:
 
 
 def _is_kept(lags: Sequence[Sequence[int]]) -> Booleans:
-    """Whether each combination of lags is zero, or its first nonzero one positive."""
+    """Tell which combinations of lags are zero, or positive in the first nonzero."""
     signs = np.zeros([1] * len(lags), dtype=np.int64)
     for axis, values in enumerate(lags):
         shape = [-1 if other == axis else 1 for other in range(len(lags))]

@@ -67,7 +67,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """Where an operand is read through a pattern, by the positions of the other one.
+    """Positions at which an operand is read, by those of the other operand.
 
     Args:
         pattern: The pattern.
