@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from experiments.models import Subject
 from tn_extensions.kronecker.factors import dense, is_low_rank
-from tn_extensions.kronecker.layers import Pairs, Use
 from tn_extensions.kronecker.square import mirrored
+from tn_extensions.layers.module import Pairs, Use
 from tn_extensions.optim import KFACPreconditioner
 from tn_extensions.optim import layer as layer_module
 from tn_extensions.optim.layer import Layer

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.messages import assert_in_form
 from tn_extensions import functional, planning, tune
 from tn_extensions.compiler.planning import current_mode
-from tn_extensions.kronecker.layers import Use
+from tn_extensions.layers.module import Use
 
 
 def model() -> nn.Sequential:

@@ -19,7 +19,7 @@ from tn_extensions.compiler import Plan, planning
 from tn_extensions.compiler.plan import forget_plans
 from tn_extensions.compiler.table import aligned
 from tn_extensions.errors import describe
-from tn_extensions.kronecker.layers import SUPPORTED, Use, reason_against
+from tn_extensions.layers.module import SUPPORTED, Use, reason_against
 from tn_extensions.quantities import Quantity
 
 _OPERANDS = ("x", "g", "S", "weight")

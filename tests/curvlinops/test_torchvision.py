@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.torchvision_models import NAMES, build
 from tn_extensions import curvlinops as ours
-from tn_extensions.kronecker.layers import SUPPORTED
+from tn_extensions.layers.module import SUPPORTED
 
 REFUSED = {
     "vit_b_16": "encoder.layers.encoder_layer_0.self_attention.out_proj",

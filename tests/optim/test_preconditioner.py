@@ -39,7 +39,7 @@ from tests.strategies import (
     with_stale_attributes,
 )
 from tn_extensions import curvlinops
-from tn_extensions.kronecker.layers import SUPPORTED
+from tn_extensions.layers.module import SUPPORTED
 from tn_extensions.optim import KFAC, KFACPreconditioner
 from tn_extensions.optim import layer as layer_module
 

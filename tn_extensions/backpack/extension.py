@@ -28,7 +28,7 @@ from tn_extensions.backpack.modules import num_axes
 from tn_extensions.backpack.saved import SavedCopies
 from tn_extensions.backpack.sharing import SHARED
 from tn_extensions.errors import describe
-from tn_extensions.kronecker.layers import SUPPORTED, reason_against
+from tn_extensions.layers.module import SUPPORTED, reason_against
 
 
 class Extension(BackpropExtension):

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from tn_extensions.errors import describe
-from tn_extensions.kronecker import losses, rows
-from tn_extensions.kronecker.computed import leaves_of
-from tn_extensions.kronecker.host import is_finite
-from tn_extensions.kronecker.layers import Groups, Pairs, reason_against
-from tn_extensions.kronecker.observe import Uses, innermost, observed
+from tn_extensions.layers import losses, rows
+from tn_extensions.layers.computed import leaves_of
+from tn_extensions.layers.host import is_finite
+from tn_extensions.layers.module import Groups, Pairs, reason_against
+from tn_extensions.layers.observe import Uses, innermost, observed
 
 
 class BackwardPasses:

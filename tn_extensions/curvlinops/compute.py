@@ -15,9 +15,9 @@ from tn_extensions.kronecker.factors import (
     add_input_factor,
     squared_sums,
 )
-from tn_extensions.kronecker.layers import Pairs, Use, num_groups, out_channels
 from tn_extensions.kronecker.multiply import Blocks, multiply
-from tn_extensions.kronecker.observe import Uses
+from tn_extensions.layers.module import Pairs, Use, num_groups, out_channels
+from tn_extensions.layers.observe import Uses
 
 
 class FactorPasses(BackwardPasses):

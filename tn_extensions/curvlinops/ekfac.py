@@ -22,9 +22,9 @@ from tn_extensions.curvlinops.stored import (
 )
 from tn_extensions.kronecker.blocks import Rotated
 from tn_extensions.kronecker.factors import eigenbasis
-from tn_extensions.kronecker.layers import Pairs
 from tn_extensions.kronecker.moments import bias_moments, kernel_moments
-from tn_extensions.kronecker.observe import Uses
+from tn_extensions.layers.module import Pairs
+from tn_extensions.layers.observe import Uses
 
 
 class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):

@@ -11,10 +11,10 @@ from torch import Tensor
 from tn_extensions import functional
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.curvlinops.ggn import GGNOperator
-from tn_extensions.kronecker.computed import parameter_gradients
-from tn_extensions.kronecker.layers import Pairs
-from tn_extensions.kronecker.moments import of_one_dtype, per_sample_gradients
-from tn_extensions.kronecker.observe import Uses
+from tn_extensions.layers.computed import parameter_gradients
+from tn_extensions.layers.gradients import of_one_dtype, per_sample_gradients
+from tn_extensions.layers.module import Pairs
+from tn_extensions.layers.observe import Uses
 
 
 class GGNDiagonalLinearOperator(GGNOperator):

@@ -17,9 +17,9 @@ from tn_extensions.curvlinops.compute import FactorPasses
 from tn_extensions.curvlinops.inverse import KFACInverseLinearOperator
 from tn_extensions.curvlinops.stored import Factors, kept, state
 from tn_extensions.errors import describe
-from tn_extensions.kronecker import losses
 from tn_extensions.kronecker.blocks import Block, Kronecker
-from tn_extensions.kronecker.layers import (
+from tn_extensions.layers import losses
+from tn_extensions.layers.module import (
     SUPPORTED,
     Groups,
     parameters_of_layers,

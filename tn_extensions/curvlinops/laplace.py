@@ -31,7 +31,7 @@ from tn_extensions.curvlinops import GGNDiagonalLinearOperator
 from tn_extensions.curvlinops.kfac import KFACLinearOperator
 from tn_extensions.curvlinops.laplace_blocks import KronBlock, identity, rows, square
 from tn_extensions.errors import describe
-from tn_extensions.kronecker.layers import TRANSPOSED
+from tn_extensions.layers.module import TRANSPOSED
 
 __all__ = ["CurvlinopsEF", "CurvlinopsGGN", "Kron", "KronDecomposed", "KronLaplace"]
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from tn_extensions.dropout.modules import KINDS, TensorDropout, checked
 from tn_extensions.errors import describe
-from tn_extensions.layer_names import check_patterns, matches
+from tn_extensions.layers.names import check_patterns, matches
 from tn_extensions.sampling import Sampler
 from tn_extensions.sampling.samplers import check_keep
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from tn_extensions.kronecker.factors import compact, is_low_rank, logdet, trace
-from tn_extensions.kronecker.host import holds, is_finite
 from tn_extensions.kronecker.span import Span
+from tn_extensions.layers.host import holds, is_finite
 
 
 @dataclass(frozen=True)

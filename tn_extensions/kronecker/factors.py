@@ -19,9 +19,9 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from tn_extensions import functional
 from tn_extensions.conv import Conv
-from tn_extensions.kronecker.host import is_finite
-from tn_extensions.kronecker.layers import Pairs, Use
 from tn_extensions.kronecker.square import above
+from tn_extensions.layers.host import is_finite
+from tn_extensions.layers.module import Pairs, Use
 
 
 def is_low_rank(factor: Tensor) -> bool:

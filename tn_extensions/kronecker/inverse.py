@@ -10,7 +10,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from tn_extensions.kronecker.blocks import LowRank, Matrix
 from tn_extensions.kronecker.factors import compact, diagonal, is_low_rank, trace
-from tn_extensions.kronecker.host import holds
+from tn_extensions.layers.host import holds
 
 Damping = float | Tensor
 """Of all groups, or of each one, ``[G]``."""

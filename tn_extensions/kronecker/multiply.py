@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tn_extensions.kronecker.blocks import Block, Product
-from tn_extensions.kronecker.layers import (
+from tn_extensions.layers.module import (
     Groups,
     kernel_matrices,
     kernel_of_matrices,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.linalg import matrix_norm
 
-from tn_extensions.kronecker.host import holds
+from tn_extensions.layers.host import holds
 
 _SHARE = 4
 """Of its rows, one in so many may be independent: then the work is halved at least."""

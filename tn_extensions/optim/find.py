@@ -13,8 +13,8 @@ from torch._subclasses import FakeTensor
 from torch.nn.utils.parametrize import ParametrizationList
 
 from tn_extensions.errors import describe
-from tn_extensions.kronecker.layers import SUPPORTED, reason_against
-from tn_extensions.layer_names import check_patterns, matches
+from tn_extensions.layers.module import SUPPORTED, reason_against
+from tn_extensions.layers.names import check_patterns, matches
 from tn_extensions.optim.layer import Layer
 from tn_extensions.optim.options import LayerOptions
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from tn_extensions.kronecker.host import holds
+from tn_extensions.layers.host import holds
 
 
 def not_finite(gradients: Mapping[str, Tensor]) -> list[str]:

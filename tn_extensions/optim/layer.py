@@ -24,12 +24,12 @@ from tn_extensions.kronecker.factors import (
     squared_sums,
     trace,
 )
-from tn_extensions.kronecker.host import holds
 from tn_extensions.kronecker.inverse import damped_inverse, split_damping
-from tn_extensions.kronecker.layers import Pairs, Use, out_channels, reason_against
 from tn_extensions.kronecker.moments import bias_moments, kernel_moments
 from tn_extensions.kronecker.multiply import multiply
 from tn_extensions.kronecker.square import decompose, symmetrize
+from tn_extensions.layers.host import holds
+from tn_extensions.layers.module import Pairs, Use, out_channels, reason_against
 from tn_extensions.optim.options import LayerOptions, number_at
 from tn_extensions.optim.state import from_state
 from tn_extensions.optim.triangles import Triangle

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from tn_extensions.errors import describe
-from tn_extensions.kronecker import engine, losses
-from tn_extensions.kronecker.host import is_finite
-from tn_extensions.kronecker.layers import Pairs, Use
-from tn_extensions.kronecker.observe import innermost
+from tn_extensions.layers import engine, losses
+from tn_extensions.layers.host import is_finite
+from tn_extensions.layers.module import Pairs, Use
+from tn_extensions.layers.observe import innermost
 from tn_extensions.optim.layer import Gathered, Layer
 from tn_extensions.optim.options import Fisher
 

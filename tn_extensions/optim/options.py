@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any, Literal, get_args
 
 from tn_extensions.errors import describe
-from tn_extensions.kronecker.losses import LIKELIHOODS
+from tn_extensions.layers.losses import LIKELIHOODS
 from tn_extensions.sampling.samplers import share_of_samples
 
 Approx = Literal["expand", "reduce"]

@@ -13,7 +13,7 @@ from singd.structures.base import StructuredMatrix
 from torch import Tensor
 
 from tn_extensions.kronecker.factors import add_input_factor, is_low_rank
-from tn_extensions.kronecker.layers import Use
+from tn_extensions.layers.module import Use
 from tn_extensions.optim.layer import RANK_LIMIT
 
 

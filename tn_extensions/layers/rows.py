@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tn_extensions.kronecker.host import holds, is_finite
+from tn_extensions.layers.host import holds, is_finite
 
 _EXPONENTS = 8
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tn_extensions.kronecker.rows import is_cat, probes
+from tn_extensions.layers.rows import is_cat, probes
 
 
 def gradients(h: Tensor, output: Tensor, num_data: int) -> list[Tensor]:

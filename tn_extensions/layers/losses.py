@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from tn_extensions.errors import describe
-from tn_extensions.kronecker.host import holds
+from tn_extensions.layers.host import holds
 
 OPTIONS = {
     nn.CrossEntropyLoss: ("weight", "ignore_index", "label_smoothing"),

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from tests.messages import assert_in_form
-from tn_extensions.layer_names import check_patterns, matches
+from tn_extensions.layers.names import check_patterns, matches
 
 
 @pytest.mark.parametrize(

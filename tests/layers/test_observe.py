@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tn_extensions.kronecker.observe import innermost, observed
+from tn_extensions.layers.observe import innermost, observed
 
 
 class Branches(nn.Module):

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from tests.messages import assert_in_form
 from tests.strategies import noise_tensor
-from tn_extensions.kronecker import losses
+from tn_extensions.layers import losses
 
 WEIGHT = torch.tensor([0.5, 2.0, 3.0]).double()
 CROSS_ENTROPIES: list[dict[str, Any]] = [

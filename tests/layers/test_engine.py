@@ -12,7 +12,7 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
-from tn_extensions.kronecker import engine
+from tn_extensions.layers import engine
 
 
 def accumulated(backward: Callable[[Tensor, Tensor, Tensor], Any]) -> list[bool]:

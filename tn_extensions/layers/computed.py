@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from tn_extensions.compiler.budget import slices
-from tn_extensions.kronecker.layers import Pairs
-from tn_extensions.kronecker.moments import per_sample_gradients
+from tn_extensions.layers.gradients import per_sample_gradients
+from tn_extensions.layers.module import Pairs
 
 
 def _linear(input: Any, weight: Any, bias: Any = None) -> None: ...

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.fake_cuda import FakeCuda
-from tn_extensions.kronecker.host import holds, is_finite
+from tn_extensions.layers.host import holds, is_finite
 
 
 def test_holds() -> None:

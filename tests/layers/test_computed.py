@@ -12,13 +12,13 @@ from torch.testing import assert_close
 
 from tests.backpack.run import images
 from tn_extensions import memory_budget
-from tn_extensions.kronecker.computed import (
+from tn_extensions.layers.computed import (
     Calls,
     cut,
     leaves_of,
     parameter_gradients,
 )
-from tn_extensions.kronecker.layers import Use
+from tn_extensions.layers.module import Use
 
 CALLS: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "linear": (F.linear, (3, 2, 4), (5, 4), {}),

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tn_extensions.errors import describe
-from tn_extensions.kronecker.computed import Calls, cut, leaves_of
-from tn_extensions.kronecker.engine import node_of
-from tn_extensions.kronecker.layers import Groups, Use, reason_against
+from tn_extensions.layers.computed import Calls, cut, leaves_of
+from tn_extensions.layers.engine import node_of
+from tn_extensions.layers.module import Groups, Use, reason_against
 
 OnGradient = Callable[[str, int, Tensor], None]
 
@@ -56,7 +56,7 @@ def observed(
     Gradients are read where the node of the output has run: hooks on modules, and on
     outputs that are views, fail where an activation works in place. Layers that compute
     their kernels have a use for each call of torch's functions, see
-    :mod:`tn_extensions.kronecker.computed`.
+    :mod:`tn_extensions.layers.computed`.
 
     Args:
         owner: Whom errors name.
