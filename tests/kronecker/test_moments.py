@@ -8,11 +8,8 @@ from torch.testing import assert_close
 
 from tests.strategies import noise_tensor
 from tn_extensions import Conv, memory_budget
-from tn_extensions.kronecker.moments import (
-    bias_moments,
-    kernel_moments,
-    per_sample_gradients,
-)
+from tn_extensions.kronecker.moments import bias_moments, kernel_moments
+from tn_extensions.layers.gradients import per_sample_gradients
 from tn_extensions.layers.module import Use
 
 DATA, GROUPS = 3, 2

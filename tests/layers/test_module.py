@@ -7,7 +7,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from tests.strategies import with_stale_attributes
 from tn_extensions.kronecker.factors import add_gradient_factor, add_input_factor
-from tn_extensions.kronecker.moments import per_sample_gradients
+from tn_extensions.layers.gradients import per_sample_gradients
 from tn_extensions.layers.module import Use, out_channels, reason_against
 
 
