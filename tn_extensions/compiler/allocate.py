@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tn_extensions.compiler.tracing import holds_data
+from tn_extensions.compiler.tracing import holds_data, is_traced
 
 _HUGE_PAGE = 2**21
 _ALWAYS_FRESH = 2**25
@@ -38,6 +38,23 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
         if last > first:
             advise(first, last - first, mmap.MADV_HUGEPAGE)
     return result
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """The tensor, or a contiguous copy of it in memory like that of :func:`empty`."""
+    if tensor.is_contiguous() or is_traced([tensor]):
+        return tensor.contiguous()
+    return empty(tensor.shape, tensor).copy_(tensor)
+
+
+def reshaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The tensor in another shape; if that takes a copy, as :func:`contiguous`."""
+    if is_traced([tensor]):
+        return tensor.reshape(shape)
+    try:
+        return tensor.view(shape)
+    except RuntimeError:  # its strides do not allow it
+        return contiguous(tensor).view(shape)
 
 
 def memory_of(tensor: Tensor) -> int:

@@ -13,6 +13,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from tn_extensions.compiler.allocate import contiguous, empty
 from tn_extensions.compiler.tracing import holds_data, is_traced
 
 _SMALL = 2**19
@@ -38,9 +39,17 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
     if sums_one_by_one(left, right):
         return _in_pieces(left, right)
     if not uses_onednn(left, right, fewest=_THIN):
-        return left @ right.mT
-    one = left.contiguous()
-    return _onednn(one, one if right is left else right.contiguous())
+        return _into_new(left, right.mT)
+    one = contiguous(left)
+    return _onednn(one, one if right is left else contiguous(right))
+
+
+def _into_new(left: Tensor, right: Tensor) -> Tensor:
+    """Product ``left @ right``, in memory that is quick to write to."""
+    if is_traced((left, right)) or left.shape[:-2] != right.shape[:-2]:
+        return left @ right
+    shape = (*left.shape[:-1], right.shape[-1])
+    return torch.matmul(left, right, out=empty(shape, left))
 
 
 def sums_one_by_one(left: Tensor, right: Tensor) -> bool:

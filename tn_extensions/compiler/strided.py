@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from tn_extensions.compiler.allocate import reshaped
 from tn_extensions.network import Operand
 
 
@@ -80,7 +81,7 @@ def pad(tensor: Tensor, paddings: Mapping[int, tuple[int, int]]) -> Tensor:
 
 def grouped(tensor: Tensor, groups: Sequence[int]) -> Tensor:
     """Merge consecutive axes into groups of the given lengths."""
-    return tensor.reshape(merged(tensor.shape, groups))
+    return reshaped(tensor, merged(tensor.shape, groups))
 
 
 def merged(shape: Sequence[int], groups: Iterable[int]) -> list[int]:

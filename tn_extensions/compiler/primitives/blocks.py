@@ -13,6 +13,7 @@ from math import ceil, prod
 
 from torch import Tensor
 
+from tn_extensions.compiler.allocate import contiguous
 from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.primitives.forms import MatrixForm, Side
@@ -153,7 +154,7 @@ def _unfolded(
     parts = blocks(rest, inner, target)
 
     def each(tensors: Tensors, place: Place, consume: Consume) -> None:
-        value = candidate.value(tensors).contiguous()
+        value = contiguous(candidate.value(tensors))
         parts.each({**tensors, name: value}, place, consume)
 
     peak = prod(read.shape) + max(candidate.peak, parts.peak)

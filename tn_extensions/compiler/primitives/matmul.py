@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tn_extensions.compiler.accumulator import Accumulator
-from tn_extensions.compiler.allocate import empty
+from tn_extensions.compiler.allocate import empty, reshaped
 from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.primitives.forms import MatrixForm
@@ -58,8 +58,10 @@ def _candidate(
     lengths = [len(axis) for axis in network.output]
 
     def compute(tensors: Tensors) -> Tensor:
-        a = left.tensor(tensors[left.operand.name]).reshape(number, height, terms)
-        b = right.tensor(tensors[right.operand.name]).reshape(number, width, terms)
+        a = left.tensor(tensors[left.operand.name])
+        a = reshaped(a, (number, height, terms))
+        b = right.tensor(tensors[right.operand.name])
+        b = reshaped(b, (number, width, terms))
         if apart and not is_traced((a, b)):
             result = empty((number, height, width), a)
             into = Accumulator(result, 1.0, fresh=True)

@@ -12,6 +12,7 @@ from math import prod
 from torch import Tensor
 
 from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.allocate import empty
 from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.strided import (
     Layout,
@@ -269,8 +270,11 @@ class Unfolding:
         if self.is_view:
             ((_, part),) = self.views(tensor)
             return part
-        result = tensor.new_zeros(self.shape)
-        for where, part in self.views(tensor):
+        result = empty(self.shape, tensor)
+        views = list(self.views(tensor))
+        if sum(part.numel() for _, part in views) < self.elements:
+            result.zero_()
+        for where, part in views:
             result[where] = part
         return result
 
