@@ -13,6 +13,7 @@ from math import ceil, prod
 
 from torch import Tensor
 
+from tn_extensions.compiler.allocate import contiguous, empty
 from tn_extensions.compiler.cost import Cost, Rates
 from tn_extensions.compiler.lags import Box, first_lag, lags_of, number_of_lags
 from tn_extensions.compiler.native import (
@@ -101,9 +102,8 @@ def _multiply(left: Tensor, right: Tensor, box: Box, groups: int) -> Tensor:
         right.storage_offset(),
     )
     terms = len(left) * prod(counts)
-    unfolded = shifted.new_empty(
-        *shifted.shape[: dims + 2], number_of_lags(box), columns
-    )
+    shape = (*shifted.shape[: dims + 2], number_of_lags(box), columns)
+    unfolded = empty(shape, shifted)
     end = 0
     for part in lags_of(box):
         found = shifted[(*[slice(None)] * (dims + 2), *part)]
@@ -111,7 +111,7 @@ def _multiply(left: Tensor, right: Tensor, box: Box, groups: int) -> Tensor:
         target = unfolded[..., begin:end, :]
         target.view(found.shape).copy_(found)
     unfolded = unfolded.view(terms, groups, -1)
-    left = left.contiguous().view(terms, groups, size)
+    left = contiguous(left).view(terms, groups, size)
     value = multiply(left.permute(1, 2, 0), unfolded.permute(1, 2, 0))
     return value.view(groups * size, -1, columns)
 

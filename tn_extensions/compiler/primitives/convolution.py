@@ -180,6 +180,9 @@ def _cost(
             rate *= 0.3 if columns == 1 else 0.12
     elif gradient:  # few positions are few terms, few outputs little to reuse
         rate *= kernel / (kernel + 16) * outputs / (outputs + 1)
+        if groups > 1:  # nor do few channels fill a processor's vectors
+            few = min(columns, rows)
+            rate *= few / (few + 1.5)
     elif kernel > LARGE_KERNEL:
         rate /= 2
     if gradient:  # samples and groups are what is worked on in parallel
