@@ -37,6 +37,7 @@ from experiments.measure import (
     MemoryNotMeasured,
     medians,
     memory_share,
+    number_of_rounds,
     preload,
     ratios,
     time_side_by_side,
@@ -210,7 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         default=[64],
         help="sides of ResNet-18's images (default: 64)",
     )
-    add("--rounds", type=int, default=7, help=f"at least {MIN_ROUNDS} (default: 7)")
+    add(
+        "--rounds",
+        type=number_of_rounds,
+        default=7,
+        help=f"at least {MIN_ROUNDS} (default: 7)",
+    )
     add("--threads", type=int, default=2)
     add("--no-memory", action="store_true", help="do not measure peak memory")
     add(
@@ -230,8 +236,6 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     # the tests measure stock against itself
     add("--library", default=OURS, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    if args.rounds < MIN_ROUNDS:
-        parser.error(f"--rounds must be at least {MIN_ROUNDS}, got {args.rounds}")
     torch.set_num_threads(args.threads)
     preload("experiments.backward_passes", "torchvision")
 

@@ -30,7 +30,7 @@ from experiments.bars import Aim, Verdict
 from experiments.cases import COUNTED, QUANTITIES, Case, network_layers
 from experiments.layers import Layer, select
 from experiments.markdown import bar_rows, number, table
-from experiments.measure import Call, medians, time_side_by_side
+from experiments.measure import Call, medians, number_of_rounds, time_side_by_side
 from experiments.plans import QUANTITIES as PLANNED_QUANTITIES
 from experiments.records import measure_all
 from tn_extensions import Conv
@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     )
     add = parser.add_argument
     add("--only", default="", help="regular expression of what to measure")
-    add("--rounds", type=int, default=7)
+    add("--rounds", type=number_of_rounds, default=7)
     add("--threads", type=int, default=2)
     add("--resume", action="store_true", help="keep the file's records, add others")
     add("--output", type=Path, default=RESULTS / "calls_cpu.json")

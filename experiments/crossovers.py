@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from experiments import machine, storage
 from experiments.contenders import make_input
-from experiments.measure import medians, time_side_by_side
+from experiments.measure import medians, number_of_rounds, time_side_by_side
 from tn_extensions import Conv, functional
 from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.candidate import Candidate
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         prog="python -m experiments.crossovers", description=__doc__.splitlines()[0]
     )
     add = parser.add_argument
-    add("--rounds", type=int, default=5)
+    add("--rounds", type=number_of_rounds, default=5)
     add("--threads", type=int, default=2)
     add("--quick", action="store_true", help="two values a sweep, few channels")
     add("--output", type=Path, default=RESULTS / "crossovers_cpu.json")

@@ -19,7 +19,7 @@ import torch
 
 from experiments import curvlinops_report, machine, storage
 from experiments.bars import Record
-from experiments.measure import MIN_ROUNDS, preload
+from experiments.measure import MIN_ROUNDS, number_of_rounds, preload
 from experiments.models import Subject
 from experiments.operator_costs import (
     DAMPING,
@@ -114,7 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         default=["empirical", "mc"],
         help="type-2: All-CNN-C only (default: empirical mc)",
     )
-    add("--rounds", type=int, default=7, help=f"at least {MIN_ROUNDS} (default: 7)")
+    add(
+        "--rounds",
+        type=number_of_rounds,
+        default=7,
+        help=f"at least {MIN_ROUNDS} (default: 7)",
+    )
     add(
         "--slow-rounds",
         type=int,
@@ -130,8 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     # the tests measure stock against itself
     add("--library", default=OURS, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    if args.rounds < MIN_ROUNDS:
-        parser.error(f"--rounds must be at least {MIN_ROUNDS}, got {args.rounds}")
     if args.slow_rounds < 1:
         parser.error(f"--slow-rounds must be positive, got {args.slow_rounds}")
     workloads = QUICK_WORKLOADS if args.quick else WORKLOADS

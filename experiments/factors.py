@@ -34,6 +34,7 @@ from experiments.measure import (
     Call,
     MemoryNotMeasured,
     medians,
+    number_of_rounds,
     peak_memory,
     preload,
     time_side_by_side,
@@ -235,7 +236,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", nargs="+", type=int, default=[8, 32])
     add("--layers", nargs="+", metavar="TEXT", help="only layers whose name has it")
     add("--contenders", nargs="+", choices=stock, help="stock ways (default: all)")
-    add("--rounds", type=int, default=7, help=f"at least {MIN_ROUNDS} (default: 7)")
+    add(
+        "--rounds",
+        type=number_of_rounds,
+        default=7,
+        help=f"at least {MIN_ROUNDS} (default: 7)",
+    )
     add("--device", default="cpu")
     add("--threads", type=int, default=2)
     add("--seed", type=int, default=0)
@@ -243,8 +249,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="two samples, one layer a family")
     add("--output", type=Path, default=None, help="JSON file to write")
     args = parser.parse_args(arguments)
-    if args.rounds < MIN_ROUNDS:
-        parser.error(f"--rounds must be at least {MIN_ROUNDS}, got {args.rounds}")
     if args.output is None:
         args.output = RESULTS / f"factors_{torch.device(args.device).type}.json"
     return args

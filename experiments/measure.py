@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import math
@@ -27,6 +28,14 @@ RESOLUTION_BYTES = 2**19
 # the server forks from an image that has imported torch but never ran a parallel
 # region, so every child is fresh and starts in milliseconds
 _SERVER = multiprocessing.get_context("forkserver")
+
+
+def number_of_rounds(text: str) -> int:
+    """Parse an option's number of rounds, as ``argparse`` asks for it."""
+    number = int(text)
+    if number < MIN_ROUNDS:
+        raise argparse.ArgumentTypeError(f"must be at least {MIN_ROUNDS}, got {number}")
+    return number
 
 
 class MemoryNotMeasured(RuntimeError):

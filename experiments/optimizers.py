@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from experiments import machine, optimizers_report, storage
-from experiments.measure import MIN_ROUNDS, preload
+from experiments.measure import MIN_ROUNDS, number_of_rounds, preload
 from experiments.models import Subject
 from experiments.optimizer_asdl import AsdlRow, asdl_parts
 from experiments.optimizer_contenders import LR, MOMENTUM, STOCK_NAMES, Case
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     add("--only", choices=PARTS, help="one part alone")
     add("--rows", metavar="REGEX", help="only rows whose title has it; see --list")
     add("--list", action="store_true", help="print the titles of all rows")
-    add("--rounds", type=int, default=7, help=f"at least {MIN_ROUNDS}")
+    add("--rounds", type=number_of_rounds, default=7, help=f"at least {MIN_ROUNDS}")
     add("--slow-rounds", type=int, default=3, help="of updates of inverses")
     add("--processes", type=int, nargs="+", default=[1, 2, 4], help="to measure")
     add("--threads", type=int, help="of overheads (default: torch's)")
@@ -109,8 +109,6 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         option = f"--{name.replace('_', '-')}"
         add(option, type=type(default), default=default, help="of the table on paper")
     args = parser.parse_args(arguments)
-    if args.rounds < MIN_ROUNDS:
-        parser.error(f"--rounds must be at least {MIN_ROUNDS}, got {args.rounds}")
     if args.slow_rounds < 1:
         parser.error(f"--slow-rounds must be positive, got {args.slow_rounds}")
     workloads = QUICK_WORKLOADS if args.quick else WORKLOADS

@@ -23,7 +23,7 @@ import torch
 from experiments import machine, storage
 from experiments.cases import PLANNED, Case
 from experiments.markdown import number, table
-from experiments.measure import medians, time_side_by_side
+from experiments.measure import medians, number_of_rounds, time_side_by_side
 from experiments.records import measure_all
 from tn_extensions import planning
 from tn_extensions.compiler import Plan
@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     add = parser.add_argument
     add("--only", default="", help="regular expression of the cases to measure")
     add("--planning", choices=("estimate", "measure"), default="estimate")
-    add("--rounds", type=int, default=7)
+    add("--rounds", type=number_of_rounds, default=7)
     add("--threads", type=int, default=2)
     add(
         "--processor-time",

@@ -33,6 +33,7 @@ from experiments.measure import (
     MIN_ROUNDS,
     MemoryNotMeasured,
     medians,
+    number_of_rounds,
     peak_memory,
     preload,
     time_side_by_side,
@@ -232,7 +233,12 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     add("--quantity", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     add("--num-vectors", nargs="+", type=int, help="only these, of GGN quantities")
     add("--layers", nargs="+", metavar="TEXT", help="only layers whose name has it")
-    add("--rounds", type=int, default=5, help=f"at least {MIN_ROUNDS} (default: 5)")
+    add(
+        "--rounds",
+        type=number_of_rounds,
+        default=5,
+        help=f"at least {MIN_ROUNDS} (default: 5)",
+    )
     add("--threads", type=int, default=2)
     add(
         "--memory",
@@ -244,8 +250,6 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     add("--quick", action="store_true", help="two samples, one layer a family")
     add("--output", type=Path, default=RESULTS / "quantities_cpu.json")
     args = parser.parse_args(arguments)
-    if args.rounds < MIN_ROUNDS:
-        parser.error(f"--rounds must be at least {MIN_ROUNDS}, got {args.rounds}")
     torch.set_num_threads(args.threads)
     preload("experiments.gradient_contenders")
 

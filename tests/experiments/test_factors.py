@@ -66,4 +66,4 @@ def test_a_contender_that_fails_is_a_result(monkeypatch: pytest.MonkeyPatch) -> 
 def test_too_few_rounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         factors.main(["--rounds", "3"])
-    assert "--rounds must be at least 5, got 3" in capsys.readouterr().err
+    assert "--rounds: must be at least 5, got 3" in capsys.readouterr().err
