@@ -15,7 +15,7 @@ from tn_extensions.layers.module import Groups
 from tn_extensions.layers.passes import BackwardPasses, ObservedLayers
 
 
-class FactorPasses(KFACLinearOperator):  # type: ignore[misc]
+class FactorPasses(KFACLinearOperator):
     """Compute factors of layers, and products with blocks that are made of them."""
 
     _RANK_LIMIT = 0.5

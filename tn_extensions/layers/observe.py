@@ -84,10 +84,11 @@ class Uses(defaultdict[str, list[Use]]):
 
             self.as_cat[name, number] = as_cat
         if output.requires_grad:
+            shape = output.shape
 
             def after(gradient: Tensor | None) -> None:
                 if gradient is not None:
-                    on_gradient(name, number, gradient)
+                    on_gradient(name, number, gradient.detach().reshape(shape))
 
             hooks.on_gradient(output, after)
 
