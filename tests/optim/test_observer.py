@@ -800,7 +800,7 @@ def test_not_finite_outputs() -> None:
     model = network()
     KFACPreconditioner(model, fisher="mc")
     x, _ = batch()
-    with pytest.raises(ValueError, match="the model must return finite outputs"):
+    with pytest.raises(ValueError, match="the model's output must be finite"):
         model(x * torch.nan)
 
 

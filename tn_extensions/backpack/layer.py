@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tn_extensions import functional
-from tn_extensions.backpack.derivatives import conv_of
 from tn_extensions.backpack.precision import common_dtype
 from tn_extensions.backpack.sharing import SHARED
 from tn_extensions.conv import Conv
+from tn_extensions.layers.module import Use, channels_first, num_groups, out_channels
 from tn_extensions.padding import pad
 
 
@@ -38,12 +38,12 @@ class Layer:
     @property
     def groups(self) -> int:
         """Groups of channels, of which a ``Linear`` has one."""
-        return 1 if self.is_linear else int(self._module.groups)
+        return num_groups(self._module, "separate")
 
     @property
     def out_channels(self) -> int:
         """Channels of the output."""
-        return int(self._module.output.shape[-1 if self.is_linear else 1])
+        return out_channels(self._module)
 
     @property
     def num_data(self) -> int:
@@ -59,7 +59,7 @@ class Layer:
         """Vectors ``[(V,) N, *output.shape[1:]]`` as ``[(V,) N, C_out, ...]``."""
         if not self.is_linear:
             return vectors
-        return _channels_first(vectors, self._leading(vectors))
+        return channels_first(vectors, self._leading(vectors))
 
     @property
     def weight(self) -> Tensor:
@@ -121,7 +121,7 @@ class Layer:
         Returns:
             The factors, ``[G, CO, CO]``, of float32 or wider.
         """
-        conv, factor = self._conv, None
+        conv, factor = self._use.conv, None
         for vectors in pieces:
             vectors = self.channels_first(vectors.detach())
             factor = function(vectors, conv, out=factor)
@@ -152,30 +152,19 @@ class Layer:
         return SHARED.once((self._samples, "input"), [], self._prepare)
 
     @property
-    def _conv(self) -> Conv:
-        """Hyper-parameters."""
-        if not self.is_linear:
-            return conv_of(self._module)
-        channels = (self._module.input0.shape[-1], self.out_channels)
-        return Conv.make(*channels, kernel_size=1, input_size=self.num_positions)
+    def _use(self) -> Use:
+        """What the layer did to its input."""
+        module = self._module
+        return Use.of(module, module.input0, module.output, "separate")
 
     def _prepare(self) -> tuple[Tensor, Conv]:
-        x: Tensor = self._module.input0.detach()
+        use = self._use
+        x, conv = use.x, use.conv
         if self._samples is not None:
             x = x[list(self._samples)]
-        conv = self._conv
-        if self.is_linear:
-            return _channels_first(x, 1), conv
         if conv.pads_explicitly and x.numel():
             return pad(x, conv), conv.explicitly_padded
         return x, conv
-
-
-def _channels_first(x: Tensor, leading: int) -> Tensor:
-    """``[..., *, C]`` to ``[..., C, P]``, after so many leading axes."""
-    x = x.movedim(-1, leading)
-    sizes = x.shape[: leading + 1]
-    return x.reshape(*sizes, prod(x.shape[leading + 1 :]))
 
 
 def _squared_norm(gradients: Tensor, num_axes: int) -> Tensor:

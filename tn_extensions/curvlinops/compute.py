@@ -1,34 +1,26 @@
-"""Factors of all layers, and products with what is made of them."""
+"""Operators made of blocks of layers: what KFAC and its inverse have in common."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 
-import torch
+from curvlinops.kfac import KFACLinearOperator
 from torch import Tensor
 
-from tn_extensions.curvlinops.backward import BackwardPasses
+from tn_extensions.curvlinops.factors import compute_factors
 from tn_extensions.kronecker.blocks import Rotated
-from tn_extensions.kronecker.factors import (
-    add_gradient_factor,
-    add_input_factor,
-    squared_sums,
-)
 from tn_extensions.kronecker.multiply import Blocks, multiply
-from tn_extensions.layers.module import Pairs, Use, num_groups, out_channels
-from tn_extensions.layers.observe import Uses
+from tn_extensions.layers.module import Groups
+from tn_extensions.layers.passes import BackwardPasses, ObservedLayers
 
 
-class FactorPasses(BackwardPasses):
-    """The part of KFAC that knows nothing of curvlinops; its inverse works on it."""
+class FactorPasses(KFACLinearOperator):
+    """Compute factors of layers, and products with blocks that are made of them."""
 
     _RANK_LIMIT = 0.5
     """Most rows of a low-rank factor, as a part of its columns."""
-    _kfac_approx: str
-    _separate_weight_and_bias: bool
-    _input_covariances: Mapping[str, Tensor]
-    _gradient_covariances: Mapping[str, Tensor]
+    _groups: Groups
 
     @abstractmethod
     def compute_kronecker_factors(self) -> None:
@@ -49,7 +41,8 @@ class FactorPasses(BackwardPasses):
         result = list(M)
         for name, positions in self._mapping.items():
             vectors = {key: M[position] for key, position in positions.items()}
-            found = multiply(self._layers[name], self._groups, blocks_of(name), vectors)
+            module = self._model_func.get_submodule(name)
+            found = multiply(module, self._groups, blocks_of(name), vectors)
             for key, position in positions.items():
                 result[position] = found[key]
         return result
@@ -61,49 +54,38 @@ class FactorPasses(BackwardPasses):
         parameters = self._mapping[name]
         return not self._separate_weight_and_bias and len(parameters) == 2
 
+    # -- passes
+
     def _compute_factors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Factors ``A``, ``B`` by layer: matrices or low-rank factors, with groups."""
-        inputs: dict[str, Tensor] = {}
-        gradients: dict[str, Tensor] = {}
-
-        def on_uses(uses: Uses) -> None:
-            for name, own in uses.items():
-                if "weight" in self._mapping[name]:
-                    inputs[name] = self._with_inputs(inputs.get(name), name, own)
-                own[:] = [use.without_input() for use in own]
-
-        def on_gradients(name: str, pairs: Pairs) -> None:
-            known = gradients.get(name)
-            gradients[name] = self._with_gradients(known, name, pairs)
-
-        self._observe("KFAC matrices", on_uses, on_gradients, self._vectors)
-        if self._fisher_type == "forward-only":
-            gradients = {name: self._identity(name) for name in self._mapping}
-        with_weight = [name for name, own in self._mapping.items() if "weight" in own]
-        for what, factors, names in (
-            ("inputs", inputs, with_weight),
-            ("output gradients", gradients, self._mapping),
-        ):
-            found = {name: [squared_sums(factor)] for name, factor in factors.items()}
-            self._check_layers(what, found, names)
-        return inputs, gradients
-
-    def _with_inputs(self, factor: Tensor | None, name: str, uses: list[Use]) -> Tensor:
-        scale, bias = 1 / self._N_data, self._is_joint(name)
-        approx, limit = self._kfac_approx, self._RANK_LIMIT
-        return add_input_factor(uses, approx, factor, scale, bias, limit)
-
-    def _with_gradients(self, factor: Tensor | None, name: str, pairs: Pairs) -> Tensor:
-        scale, limit = self._loss_correction(len(pairs[0][1])), self._RANK_LIMIT
-        return add_gradient_factor(pairs, self._kfac_approx, factor, scale, limit)
-
-    def _identity(self, name: str) -> Tensor:
-        module = self._layers[name]
-        groups = num_groups(module, self._groups)
-        position = next(iter(self._mapping[name].values()))
-        like = self._params[position]
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        identity = torch.eye(
-            out_channels(module) // groups, dtype=dtype, device=like.device
+        """Compute factors ``A``, ``B`` by layer."""
+        layers = self._observed_layers()
+        joint = filter(self._is_joint, self._mapping)
+        return compute_factors(
+            self._passes(layers), layers, self._kfac_approx, joint, self._RANK_LIMIT
         )
-        return identity.repeat(groups, 1, 1)
+
+    def _observed_layers(self) -> ObservedLayers:
+        return ObservedLayers.of_model(
+            type(self).__name__,
+            self._model_func,
+            self._params,
+            self._mapping,
+            self._groups,
+        )
+
+    def _passes(self, layers: ObservedLayers | None = None) -> BackwardPasses:
+        """Compose the passes that the options ask for, which a state may change."""
+        return BackwardPasses(
+            type(self).__name__,
+            self._model_func,
+            self._loss_func,
+            self._loop_over_data,
+            self._observed_layers() if layers is None else layers,
+            fisher=self._fisher_type,
+            mc_samples=self._mc_samples,
+            seed=self._seed,
+            device=self.device,
+            num_data=self._N_data,
+            terms_per_datum=self._num_per_example_loss_terms,
+            batch_size_fn=self._batch_size_fn,
+        )

@@ -107,7 +107,7 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
         is_reduced = self._kfac_approx == kfac.KFACType.REDUCE
         self._input_covariances_eigenvectors = _eigenvectors(inputs, is_reduced)
         self._gradient_covariances_eigenvectors = _eigenvectors(
-            gradients, is_reduced or self._splits_terms
+            gradients, is_reduced or self._passes().splits_terms
         )
 
     def compute_eigenvalue_correction(self) -> None:
@@ -117,6 +117,7 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
         if not self._gradient_covariances_eigenvectors:
             self._compute_eigenvectors()
         moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        passes = self._passes()
 
         def on_uses(uses: Uses) -> None:
             for name, own in uses.items():
@@ -124,14 +125,14 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
                     own[:] = [use.without_input() for use in own]
 
         def on_gradients(name: str, pairs: Pairs) -> None:
-            scale, total = self._loss_correction(len(pairs[0][1])), moments[name]
+            scale, total = passes.scale(len(pairs[0][1])), moments[name]
             for key in self._keys(name):
                 found = self._moments(name, key, pairs).mul_(scale)
                 total[key] = total[key].add_(found) if key in total else found
 
         desc = "Eigenvalue correction"
-        self._observe(desc, on_uses, on_gradients, self._vectors_of_terms)
-        self._check_layers(
+        passes.run(desc, on_uses, on_gradients, by_datum=True, by_term=True)
+        passes.check_results(
             "gradients",
             {name: list(own.values()) for name, own in moments.items()},
             self._mapping,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from curvlinops._torch_base import CurvatureLinearOperator
@@ -9,14 +10,10 @@ from torch import nn
 
 from tn_extensions.curvlinops.kfac import KFACLinearOperator
 from tn_extensions.errors import describe
+from tn_extensions.layers import losses
+from tn_extensions.layers.passes import BackwardPasses, ObservedLayers
 
 Mode = Literal["exact", "mc"]
-
-
-class _Passes(KFACLinearOperator):
-    """KFAC makes the same passes."""
-
-    _COMPUTED_KERNELS = True
 
 
 class GGNOperator(CurvatureLinearOperator):
@@ -69,34 +66,59 @@ class GGNOperator(CurvatureLinearOperator):
         if mc_samples < 1 or (mode == "exact" and mc_samples != 1):
             rule = "be 1 where exact, and positive"
             raise ValueError(describe(name, "mc_samples", rule, mc_samples))
-        # errors are to name this class
-        passes = type(name, (_Passes,), {})
-        shared = {
-            "progressbar": progressbar,
-            "num_data": num_data,
-            "batch_size_fn": batch_size_fn,
-        }
-        self._passes = passes(
-            model_func,
-            loss_func,
-            params,
-            data,
-            check_deterministic=False,
-            fisher_type={"exact": "type-2", "mc": "mc"}[mode],
-            mc_samples=mc_samples,
-            seed=seed,
-            **shared,
+        if not isinstance(loss_func, losses.LIKELIHOODS):
+            choices = " or ".join(kind.__name__ for kind in losses.LIKELIHOODS)
+            rule, found = f"be {choices}", type(loss_func).__name__
+            raise ValueError(describe(name, "loss_func", rule, found))
+        self._mapping = KFACLinearOperator.compute_parameter_mapping(
+            params, model_func, owner=name, takes_computed=True
         )
-        shared["num_data"] = self._passes._N_data
-        super().__init__(
-            model_func,
-            loss_func,
-            params,
-            data,
-            check_deterministic=check_deterministic,
-            **shared,
+        self._fisher: losses.Fisher = "type-2" if mode == "exact" else "mc"
+        self._seed, self._mc_samples = seed, mc_samples
+        try:
+            super().__init__(
+                model_func,
+                loss_func,
+                params,
+                data,
+                progressbar=progressbar,
+                check_deterministic=False,
+                num_data=num_data,
+                batch_size_fn=batch_size_fn,
+            )
+        except StopIteration as error:
+            rule = "hold at least one batch"
+            raise ValueError(describe(name, "data", rule, "none")) from error
+        passes = self._passes
+        if check_deterministic:
+            passes.check_model(self._mapping)
+            self._check_deterministic()
+
+    @cached_property
+    def _layers(self) -> ObservedLayers:
+        return ObservedLayers.of_model(
+            type(self).__name__,
+            self._model_func,
+            self._params,
+            self._mapping,
+            groups="separate",
         )
 
-    def _check_deterministic(self) -> None:
-        self._passes._check_model()
-        super()._check_deterministic()
+    @cached_property
+    def _passes(self) -> BackwardPasses:
+        name, loss = type(self).__name__, self._loss_func
+        targets = (y for _, y in self._loop_over_data(desc="Loss terms"))
+        return BackwardPasses(
+            name,
+            self._model_func,
+            loss,
+            self._loop_over_data,
+            self._layers,
+            fisher=self._fisher,
+            mc_samples=self._mc_samples,
+            seed=self._seed,
+            device=self.device,
+            num_data=self._N_data,
+            terms_per_datum=losses.terms_per_datum(name, loss, targets, self._N_data),
+            batch_size_fn=self._batch_size_fn,
+        )

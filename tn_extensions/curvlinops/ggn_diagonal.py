@@ -68,14 +68,14 @@ class GGNDiagonalLinearOperator(GGNOperator):
 
     def _compute(self) -> list[Tensor]:
         passes = self._passes
-        mapping = passes._mapping
+        mapping = self._mapping
         totals: dict[str, dict[str, Tensor]] = defaultdict(dict)
         waiting: dict[str, list[Pairs]] = defaultdict(list)
 
         def flush(name: str) -> None:
             columns, total = waiting.pop(name), totals[name]
-            scale = passes._loss_correction(len(columns[0][0][1]))
-            parameters = passes._computed.get(name)
+            scale = passes.scale(len(columns[0][0][1]))
+            parameters = self._layers.computed.get(name)
             for key, found in _diagonals(columns, mapping[name], parameters).items():
                 found *= scale
                 total[key] = total[key].add_(found) if key in total else found
@@ -91,12 +91,11 @@ class GGNDiagonalLinearOperator(GGNOperator):
             if held * len(waiting[name]) * len(mapping) >= current_budget():
                 flush(name)
 
-        vectors = passes._vectors_of_terms
-        passes._observe("GGN diagonal", on_uses, on_gradients, vectors)
+        passes.run("GGN diagonal", on_uses, on_gradients, by_datum=True, by_term=True)
         for name in list(waiting):
             flush(name)
         results = {name: list(own.values()) for name, own in totals.items()}
-        passes._check_layers("gradients", results, mapping)
+        passes.check_results("gradients", results, mapping)
         diagonal = [torch.empty(0)] * len(self._params)
         for name, positions in mapping.items():
             for key, position in positions.items():

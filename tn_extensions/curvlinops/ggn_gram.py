@@ -52,12 +52,12 @@ class GGNGramLinearOperator(GGNOperator):
     @cached_property
     def _num_vectors(self) -> int:
         passes = self._passes
-        if passes._fisher_type == "mc":
-            return passes._mc_samples
+        if passes.fisher == "mc":
+            return passes.mc_samples
         X, y = next(iter(self._loop_over_data()))
         with torch.no_grad():
-            output, _ = passes._rows(self._model_func(X), y)
-        return output.shape[1] * passes._num_per_example_loss_terms
+            terms = passes.terms(self._model_func(X), y)
+        return terms.output.shape[1] * passes.terms_per_datum
 
     # -- products
 
@@ -71,14 +71,13 @@ class GGNGramLinearOperator(GGNOperator):
     def _batches(self) -> Iterator[tuple[Any, Tensor, slice, Tensor, Tensor]]:
         """Batches' ``X``, ``y``, data; outputs and scaled vectors of their rows."""
         passes = self._passes
-        passes._reset_generator()
-        start = 0
+        generator, start = passes.generator(), 0
         for X, y in self._loop_over_data(desc="GGN Gram matrix"):
-            rows, targets = passes._rows(self._model_func(X), y)
+            terms = passes.terms(self._model_func(X), y)
             size = self._batch_size_fn(X)
-            scale = sqrt(passes._loss_correction(size))
-            vectors = torch.stack([*passes._vectors_of_terms(rows, targets)]) * scale
-            yield X, y, slice(start, start + size), rows, vectors
+            vectors = torch.stack([*passes.vectors(terms, generator, by_term=True)])
+            vectors *= sqrt(passes.scale(size))
+            yield X, y, slice(start, start + size), terms.output, vectors
             start += size
 
     def _backward(self, matrix: Tensor) -> list[list[Tensor]]:
@@ -106,16 +105,17 @@ class GGNGramLinearOperator(GGNOperator):
         named = {address_of(p): name for name, p in self._model_func.named_parameters()}
         names = [named[address_of(parameter)] for parameter in self._params]
         primals = tuple(parameter.detach() for parameter in self._params)
+        computing = [self._layers.modules[name] for name in self._layers.computed]
         found = []
         for X, y, data, rows, vectors in self._batches():
 
             def rows_of(*params: Tensor, X: Any = X, y: Tensor = y) -> Tensor:
                 own = dict(zip(names, params, strict=True))
                 output = functional_call(self._model_func, own, (X,))
-                return self._passes._rows(output, y)[0]
+                return self._passes.terms(output, y).output
 
             try:
-                with _attributes_kept(self._passes._computing.values()):
+                with _attributes_kept(computing):
                     changes = [jvp(rows_of, primals, tuple(w))[1] for w in columns]
             except RuntimeError:
                 # weight_norm and functions of the user's own have no derivative forward
@@ -137,7 +137,7 @@ class GGNGramLinearOperator(GGNOperator):
     def _compute(self) -> Tensor:
         """Sum of the layers' matrices, as many in a sweep as the budget allows."""
         passes = self._passes
-        remaining = list(passes._mapping)
+        remaining = list(self._mapping)
         size, _ = self.shape
         like = self._params[0]
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -147,9 +147,9 @@ class GGNGramLinearOperator(GGNOperator):
             for name, batches in chosen.items():
                 grams = []
                 if all(batches):
-                    parameters = passes._computed.get(name)
-                    grams = _grams(batches, passes._mapping[name], parameters)
-                passes._check_layers("gradients", {name: grams}, [name])
+                    parameters = self._layers.computed.get(name)
+                    grams = _grams(batches, self._mapping[name], parameters)
+                passes.check_results("gradients", {name: grams}, [name])
                 for gram in grams:
                     total += gram
             remaining = [name for name in remaining if name not in chosen]
@@ -174,12 +174,12 @@ class GGNGramLinearOperator(GGNOperator):
 
         def on_gradients(name: str, pairs: Pairs) -> None:
             if name in chosen:
-                scale = sqrt(passes._loss_correction(len(pairs[0][1])))
+                scale = sqrt(passes.scale(len(pairs[0][1])))
                 scaled = [(use, _at_least_single(g) * scale) for use, g in pairs]
                 chosen[name][-1].append(scaled)
 
-        vectors = passes._vectors_of_terms
-        passes._observe("GGN Gram matrix", on_uses, on_gradients, vectors)
+        desc = "GGN Gram matrix"
+        passes.run(desc, on_uses, on_gradients, by_datum=True, by_term=True)
         return chosen
 
 

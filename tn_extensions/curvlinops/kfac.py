@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 import torch
-from curvlinops import kfac as stock
 from torch import Tensor, nn
 
 from tn_extensions.compiler.allocate import address_of
@@ -27,7 +26,7 @@ from tn_extensions.layers.module import (
 )
 
 
-class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
+class KFACLinearOperator(FactorPasses):
     r"""KFAC of the Fisher/GGN, in place of :class:`curvlinops.KFACLinearOperator`.
 
     The block of a layer is ``B (x) A`` for each group of channels. With patches ``U``,
@@ -66,8 +65,6 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
     _loss_func: Any
     _corrected_eigenvalues: Mapping[str, Any] = MappingProxyType({})
     """By layer. EKFAC has them."""
-    _COMPUTED_KERNELS = False
-    """True if layers may compute their kernels from their parameters."""
 
     def __init__(self, *args: Any, groups: Groups = "separate", **kwargs: Any) -> None:
         if groups not in get_args(Groups):
@@ -88,33 +85,42 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
     def _set_num_per_example_loss_terms(self, given: int | None) -> None:
         if given is None:
             batches = self._loop_over_data(desc="_num_per_example_loss_terms")
-            terms = sum(losses.num_terms(self._loss_func, y) for _, y in batches)
-            given, rest = divmod(terms, self._N_data)
-            if rest:
-                rule = f"have equally many loss terms for each of {self._N_data} data"
-                name, found = type(self).__name__, f"{terms} in all"
-                remedy = "Unsqueeze outputs and targets [N] of a regression to [N, 1]"
-                raise ValueError(describe(name, "targets", rule, found, remedy))
+            targets = (y for _, y in batches)
+            given = losses.terms_per_datum(
+                type(self).__name__, self._loss_func, targets, self._N_data
+            )
         self._num_per_example_loss_terms = given
 
     def _check_deterministic(self) -> None:
-        self._check_model()
+        self._passes().check_model(self._mapping)
         super()._check_deterministic()
 
     # -- parameters
 
     @classmethod
     def compute_parameter_mapping(
-        cls, params: Sequence[nn.Parameter], model_func: nn.Module
+        cls,
+        params: Sequence[nn.Parameter],
+        model_func: nn.Module,
+        owner: str | None = None,
+        takes_computed: bool = False,
     ) -> dict[str, dict[str, int]]:
-        """Positions of a layer's parameters, by the layer's name."""
+        """Find the positions of a layer's parameters, by the layer's name.
+
+        Args:
+            params: The parameters.
+            model_func: The model.
+            owner: Whom errors name. Default: this class.
+            takes_computed: Whether layers may compute their kernels from parameters.
+        """
+        owner = cls.__name__ if owner is None else owner
         names = {address_of(p): name for name, p in model_func.named_parameters()}
         strange = [i for i, p in enumerate(params) if address_of(p) not in names]
         if strange:
             rule = "hold parameters of the model"
             found = f"others at {strange}"
-            raise ValueError(describe(cls.__name__, "params", rule, found))
-        owned = parameters_of_layers(model_func, cls._COMPUTED_KERNELS)
+            raise ValueError(describe(owner, "params", rule, found))
+        owned = parameters_of_layers(model_func, takes_computed)
         mapping: dict[str, dict[str, int]] = {}
         positions = {address_of(p): i for i, p in reversed([*enumerate(params)])}
         for name, own in owned.items():
@@ -129,7 +135,7 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
         def refusal(
             argument: str, rule: str, found: object, remedy: str = "Leave it out"
         ) -> NotImplementedError:
-            message = describe(cls.__name__, argument, rule, found, remedy)
+            message = describe(owner, argument, rule, found, remedy)
             return NotImplementedError(message)
 
         others = [names[address_of(p)] for i, p in enumerate(params) if i not in layers]
@@ -141,7 +147,7 @@ class KFACLinearOperator(FactorPasses, stock.KFACLinearOperator):
             raise NotImplementedError(message)
         for name in mapping:
             reason = reason_against(model_func.get_submodule(name))
-            if reason is not None and not cls._COMPUTED_KERNELS:
+            if reason is not None and not takes_computed:
                 rule = "multiply by its own parameters, as torch's layer does"
                 remedy = "Leave them out, or see GGNDiagonalLinearOperator"
                 raise refusal(f"layer {name!r}", rule, f"one that {reason}", remedy)

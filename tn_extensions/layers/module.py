@@ -214,7 +214,7 @@ class Use:
         is_cat: bool,
         **others: Any,
     ) -> Use:
-        x = _channels_first(_by_datum(x, num_data, is_cat))
+        x = channels_first(_by_datum(x, num_data, is_cat))
         pointwise = Conv.make(*features, kernel_size=1, input_size=x.shape[2:])
         return cls(x, pointwise, True, num_data, is_cat, **others)
 
@@ -274,7 +274,7 @@ class Use:
         """A gradient of the output as ``[N, C_out, P]``."""
         own = _by_datum(gradient.detach(), self.num_data, self.is_cat)
         if self.is_linear:
-            return _channels_first(own)
+            return channels_first(own)
         if len(gradient) != self.num_data:
             own = own.transpose(1, 2)
         return own.flatten(2)
@@ -297,9 +297,19 @@ def _by_datum(x: Tensor, num_data: int, is_cat: bool) -> Tensor:
     return x.unflatten(0, (num_data, -1))
 
 
-def _channels_first(x: Tensor) -> Tensor:
-    """``[N, ..., C]`` as ``[N, C, P]``."""
-    return x.reshape(len(x), prod(x.shape[1:-1]), x.shape[-1]).transpose(1, 2)
+def channels_first(x: Tensor, leading: int = 1) -> Tensor:
+    """Move channels from the last axis to one after the leading axes.
+
+    Args:
+        x: ``[..., *, C]``.
+        leading: Number of leading axes, ``...``.
+
+    Returns:
+        The same as ``[..., C, P]``.
+    """
+    *sizes, channels = x.shape
+    positions = prod(sizes[leading:])
+    return x.reshape(*sizes[:leading], positions, channels).transpose(-2, -1)
 
 
 Pairs = list[tuple[Use, Tensor]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 from warnings import warn
 
 import torch
@@ -17,18 +17,6 @@ from tn_extensions.layers.module import SUPPORTED, reason_against
 from tn_extensions.layers.names import check_patterns, matches
 from tn_extensions.optim.layer import Layer
 from tn_extensions.optim.options import LayerOptions
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module that was compiled or distributed."""
-    inner: Any = model
-    while True:
-        if isinstance(inner, nn.parallel.DistributedDataParallel):
-            inner = inner.module
-        elif hasattr(inner, "_orig_mod"):
-            inner = inner._orig_mod
-        else:
-            return cast(nn.Module, inner)
 
 
 def find_layers(

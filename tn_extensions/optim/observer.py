@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from tn_extensions.errors import describe
-from tn_extensions.layers import engine, losses
-from tn_extensions.layers.host import is_finite
+from tn_extensions.layers import engine
+from tn_extensions.layers.hooks import Hook, exactly, on_call, on_gradient
+from tn_extensions.layers.losses import LossTerms, scale_of_sum
 from tn_extensions.layers.module import Pairs, Use
 from tn_extensions.layers.observe import innermost
+from tn_extensions.layers.passes import backpropagate, cheapest
 from tn_extensions.optim.layer import Gathered, Layer
 from tn_extensions.optim.options import Fisher
 
@@ -118,15 +118,12 @@ class Observer:
         self.left_out: dict[str, str] = {}
         """Why a layer was left out of a pass, since the last step."""
         self._watched: dict[int, Tensor] = {}
-        before, after_all = _Hook(self._before), _Hook(self._after_all)
+        before, after_all = Hook(self._before), Hook(self._after_all)
         self._handles: list[Any] = [
             model.register_forward_pre_hook(before, with_kwargs=True)
         ]
         for name, layer in layers.items():
-            after = _Hook(partial(self._after, name))
-            self._handles.append(
-                layer.module.register_forward_hook(after, with_kwargs=True)
-            )
+            self._handles.append(on_call(layer.module, partial(self._after, name)))
             self._watch(layer)
         # comes last where the model is a layer itself
         self._handles.append(
@@ -166,9 +163,7 @@ class Observer:
         if model is self._model:
             self._pass, self._is_inside = _Pass(_num_data(args, kwargs)), True
 
-    def _after(
-        self, name: str, module: Any, args: Any, kwargs: Any, output: Any
-    ) -> None:
+    def _after(self, name: str, module: nn.Module, x: Tensor, output: Any) -> None:
         layer = self._layers[name]
         # what is checkpointed may run without gradients first, then again with them
         if not (
@@ -180,7 +175,6 @@ class Observer:
             and torch.is_grad_enabled()
         ):
             return
-        x = args[0] if args else kwargs["input"]
         if engine.is_traced(x) or not self._is_wanted() or not layer.is_intact:
             return
         # checkpointing demands that the same be saved each time, counted or not
@@ -196,12 +190,11 @@ class Observer:
             return
         self._watch(layer)
         use = _Use(layer, observed, kept, output.shape)
-        node = engine.node_of(output)
         if not self.is_empirical:
             observed.uses[name].append(use)
             # a node that holds a hook that holds the node would never be freed
-            use.node = node
-        node.register_hook(partial(self._on_gradient, use))
+            use.node = engine.node_of(output)
+        on_gradient(output, partial(self._on_gradient, use))
 
     def _after_all(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if model is not self._model:
@@ -219,10 +212,7 @@ class Observer:
 
     # -- the backward pass that trains
 
-    def _on_gradient(
-        self, use: _Use, _: Any, gradients: tuple[Tensor | None, ...]
-    ) -> None:
-        (gradient, *_) = gradients
+    def _on_gradient(self, use: _Use, gradient: Tensor | None) -> None:
         layer, x = use.layer, use.x
         is_counted = self._is_own_backward or any(
             map(engine.accumulates, layer.parameters.values())
@@ -261,7 +251,7 @@ class Observer:
         for use, _, _ in arrived:
             use.period = layer.period
         into = layer.gathered
-        with _exactly(pairs[0][1].device):
+        with exactly(pairs[0][1].device):
             if new:
                 # data count once, also if a later pass leads through more of the uses
                 layer.add_inputs(new, into, self._generator, len(new) == len(pairs))
@@ -270,86 +260,48 @@ class Observer:
     # -- backward passes of their own
 
     def _backpropagate(self, observed: _Pass, output: Any) -> None:
-        if not isinstance(output, Tensor):
-            rule, kind = "return a tensor", type(output).__name__
-            remedy = "Use fisher='empirical'"
-            raise TypeError(describe(self._owner, "the model", rule, kind, remedy))
-        rows = self._rows(output)
+        terms = self._terms(output)
+        num_rows = len(terms.output)
         uses = {
             name: [use.on(use.x) for use in own if use.x is not None]
             for name, own in observed.uses.items()
         }
         for name, own in uses.items():
             into = observed.gathered[name]
-            into.num_rows = len(rows)
-            with _exactly(output.device):
+            into.num_rows = num_rows
+            with exactly(output.device):
                 self._layers[name].add_inputs(own, into, self._generator)
-        scale = 1 / self._mc_samples if self._fisher == "mc" else 1.0
-        if self._loss.reduction == "mean":
-            scale *= len(rows) ** 2
+        scale = scale_of_sum(self._loss, num_rows, self._mc_samples)
         # passes to the layers closest to the input reach all others on their way
-        inner = [self._layers[name] for name in innermost(output, uses)]
+        inner = innermost(terms.output, uses)
+        ends = [cheapest(self._layers[name].parameters) for name in inner]
         uses.clear()
-        ends = [
-            [own for own in layer.parameters.values() if own.requires_grad][-1]
-            for layer in inner
-        ]
+        vectors = terms.vectors(self._fisher, self._mc_samples, self._generator)
         self._is_own_backward = True
         try:
-            for vector in self._vectors(rows):
-                torch.autograd.grad(rows, ends, vector, retain_graph=True)
+            for _ in backpropagate(terms.output, ends, vectors, keep=True):
                 while self._arrived:
                     (_, name), arrived = self._arrived.popitem()
                     into = observed.gathered[name]
-                    with _exactly(output.device):
+                    with exactly(output.device):
                         self._layers[name].add_gradients(
                             _pairs(arrived), scale, into, self._generator
                         )
         finally:
             self._is_own_backward = False
 
-    def _rows(self, output: Tensor) -> Tensor:
-        """Outputs as ``[R, C]``: classes come second of cross entropies, else last."""
-        if isinstance(self._loss, nn.CrossEntropyLoss):
-            if output.dim() < 2:
-                rule = "return at least two axes"
-                found = output.dim()
-                raise ValueError(describe(self._owner, "the model", rule, found))
-            output = output.movedim(1, -1)
-        elif output.dim() == 1:
+    def _terms(self, output: Any) -> LossTerms:
+        if not isinstance(output, Tensor):
+            rule, kind = "return a tensor", type(output).__name__
+            remedy = "Use fisher='empirical'"
+            raise TypeError(describe(self._owner, "the model", rule, kind, remedy))
+        if output.dim() < 2 and not isinstance(self._loss, nn.CrossEntropyLoss):
             # of a single output, which was squeezed
-            output = output.unsqueeze(1)
-        rows = output.reshape(-1, output.shape[-1])
-        if self._fisher == "mc" and not is_finite(rows.detach()):
-            rule = "return finite outputs"
-            raise ValueError(describe(self._owner, "the model", rule, "inf or nan"))
-        return rows
-
-    def _vectors(self, rows: Tensor) -> Iterator[Tensor]:
-        if self._fisher == "type-2":
-            yield from losses.hessian_columns(self._loss, rows)
-            return
-        loss = losses.plain(self._loss)
-        wide = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
-        for _ in range(self._mc_samples):
-            drawn = losses.draw(loss, wide, self._generator)
-            yield losses.gradient(loss, wide, drawn).to(rows.dtype)
-
-
-class _Hook:
-    """A hook on a module, which does nothing once it is pickled or copied."""
-
-    def __init__(self, call: Callable[..., None]) -> None:
-        self._call = call
-
-    # torch.compile must not trace what happens in Python only
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, *args: Any) -> None:
-        self._call(*args)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # logs nothing, at a level below all; needs the standard library only
-        return partial, (logging.getLogger("tn_extensions.optim").log, -1)
+            output = output.reshape(-1, 1)
+        terms = LossTerms.of(self._owner, self._loss, output)
+        if self._fisher == "mc":
+            terms.check_finite()
+        return terms
 
 
 def _num_data(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
@@ -364,10 +316,3 @@ def _pairs(arrived: Arrived) -> Pairs:
     """Uses as layers know them, and gradients."""
     seen = [(use.on(x), gradient) for use, x, gradient in arrived if x is not None]
     return [(use, use.gradient(gradient)) for use, gradient in seen]
-
-
-@contextmanager
-def _exactly(device: torch.device) -> Iterator[None]:
-    """Neither gradients nor lower precision for what is computed on the side."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tn_extensions.errors import describe
+from tn_extensions.layers.hooks import unwrapped
 from tn_extensions.optim.distributed import Processes
-from tn_extensions.optim.find import find_layers, unwrapped
+from tn_extensions.optim.find import find_layers
 from tn_extensions.optim.gradients import not_finite, replace_gradients
 from tn_extensions.optim.layer import Layer, all_finite
 from tn_extensions.optim.observer import Observer

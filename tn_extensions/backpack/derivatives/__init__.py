@@ -5,7 +5,7 @@ hyper-parameters; these go through torch's own kernels instead.
 """
 
 from tn_extensions.backpack.derivatives.batchnorm import BatchNormDerivatives
-from tn_extensions.backpack.derivatives.conv import ConvDerivatives, conv_of
+from tn_extensions.backpack.derivatives.conv import ConvDerivatives
 from tn_extensions.backpack.derivatives.linear import (
     AnyDtype,
     DenseDerivatives,
@@ -24,5 +24,4 @@ __all__ = [
     "LinearModuleDerivatives",
     "MaxPoolDerivatives",
     "SumDerivatives",
-    "conv_of",
 ]

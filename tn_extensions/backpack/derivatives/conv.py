@@ -24,20 +24,20 @@ class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
     def input_jvp(self, module: Any, x_dot: Tensor) -> Tensor:
         """Apply the Jacobian."""
         weight = module.weight.detach().to(x_dot.dtype)
-        return functional.input_jvp(weight, x_dot, conv_of(module)).to(x_dot.dtype)
+        return functional.input_jvp(weight, x_dot, _conv_of(module)).to(x_dot.dtype)
 
     def input_vjp(self, module: Any, g: Tensor) -> Tensor:
         """Apply the transposed Jacobian."""
         weight = module.weight.detach().to(g.dtype)
         if g.numel() >= weight.numel() / 2:  # else it is the kernel that is rearranged
             g = channels_last(g)
-        return functional.input_vjp(weight, g, conv_of(module)).to(g.dtype)
+        return functional.input_vjp(weight, g, _conv_of(module)).to(g.dtype)
 
     def _weight_jac_mat_prod(
         self, module: Any, g_inp: Any, g_out: Any, mat: Tensor
     ) -> Tensor:
         """Apply the kernel's Jacobian to ``[V, *weight.shape]``."""
-        x, conv = module.input0.detach().to(mat.dtype), conv_of(module)
+        x, conv = module.input0.detach().to(mat.dtype), _conv_of(module)
         return torch.stack([functional.weight_jvp(x, column, conv) for column in mat])
 
     def _weight_jac_t_mat_prod(
@@ -50,7 +50,7 @@ class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
         subsampling: list[int] | None = None,
     ) -> Tensor:
         """Apply the kernel's transposed Jacobian to ``[V, N, C_out, O1, ...]``."""
-        x, conv = module.input0.detach().to(mat.dtype), conv_of(module)
+        x, conv = module.input0.detach().to(mat.dtype), _conv_of(module)
         if subsampling is not None:
             x = x[subsampling]
         if not sum_batch:
@@ -75,11 +75,11 @@ class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
         subsampling: list[int] | None = None,
     ) -> Tensor:
         """Apply the bias' transposed Jacobian to ``[V, N, C_out, O1, ...]``."""
-        products = functional.bias_per_sample_grad(mat, conv_of(module))
+        products = functional.bias_per_sample_grad(mat, _conv_of(module))
         return products.sum(1) if sum_batch else products
 
 
-def conv_of(module: Any) -> Conv:
+def _conv_of(module: Any) -> Conv:
     """Hyper-parameters of a convolution that ran a forward pass.
 
     Args:
