@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod, sqrt
 from typing import Any
 
@@ -33,6 +33,30 @@ def num_terms(loss: Any, y: Tensor) -> int:
     if not isinstance(loss, nn.CrossEntropyLoss):
         return prod(y.shape[:-1])
     return y.numel() // y.shape[1] if _are_probabilities(y) else y.numel()
+
+
+def terms_per_datum(
+    owner: str, loss: Any, targets: Iterable[Tensor], num_data: int
+) -> int:
+    """Count the loss terms that each datum has.
+
+    Args:
+        owner: Whom errors name.
+        loss: The loss.
+        targets: Those of each batch.
+        num_data: Number of data in all batches.
+
+    Raises:
+        ValueError: If some data have more than others.
+    """
+    terms = sum(num_terms(loss, y) for y in targets)
+    each, rest = divmod(terms, num_data)
+    if rest:
+        rule = f"have equally many loss terms for each of {num_data} data"
+        remedy = "Unsqueeze outputs and targets [N] of a regression to [N, 1]"
+        message = describe(owner, "targets", rule, f"{terms} in all", remedy)
+        raise ValueError(message)
+    return each
 
 
 def in_rows(loss: Any, output: Tensor, y: Tensor) -> tuple[Any, Tensor, Tensor]:

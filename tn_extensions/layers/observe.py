@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,6 +38,60 @@ class Uses(defaultdict[str, list[Use]]):
         self.as_cat: dict[tuple[str, int], Callable[[], Use]] = {}
         self.leaves: dict[int, Tensor] = {}
 
+    def add(
+        self,
+        owner: str,
+        name: str,
+        x: Tensor,
+        kernel: Tensor,
+        output: Tensor,
+        of: Callable[..., Use],
+        on_gradient: OnGradient,
+    ) -> None:
+        """Add a use, and have the gradient of its output shown.
+
+        Args:
+            owner: Whom errors name.
+            name: Name of the layer.
+            x: Its input.
+            kernel: What multiplies it.
+            output: Its output.
+            of: Makes the use of ``output``, ``num_data`` and ``is_cat``.
+            on_gradient: As for :func:`observed`.
+
+        Raises:
+            ValueError: If the first axis of the input is not that of the data.
+        """
+        argument = f"the input of layer {name!r}"
+        is_linear = kernel.dim() == 2
+        if x.dim() < 2 or not (is_linear or x.dim() == kernel.dim()):
+            rule = "have a first axis of data"
+            raise ValueError(describe(owner, argument, rule, f"shape {[*x.shape]}"))
+        num_data = len(x) if self.num_data is None else self.num_data
+        several = len(x) != num_data
+        if several and (not num_data or not len(x) or len(x) % num_data):
+            rule = f"have rows for each of the {num_data} data, along its first axis"
+            raise ValueError(describe(owner, argument, rule, f"{len(x)} rows"))
+        number, use = len(self[name]), of(output=output, num_data=num_data)
+        self[name].append(use)
+        if several and num_data > 1:
+            # the output itself would be held
+            like = torch.empty_like(output, device="meta")
+            known: dict[str, Any] = {"output": like, "num_data": num_data}
+
+            def as_cat() -> Use:
+                return replace(of(**known, is_cat=True), node=use.node)
+
+            self.as_cat[name, number] = as_cat
+        if output.requires_grad:
+            shape = output.shape
+
+            def after_node(_: Any, gradients: tuple[Any, ...]) -> None:
+                if gradients[0] is not None:
+                    on_gradient(name, number, gradients[0].reshape(shape))
+
+            node_of(output).register_hook(after_node)
+
     def clear(self) -> None:
         """Forget what a batch has left."""
         super().clear()
@@ -50,6 +105,7 @@ def observed(
     layers: Mapping[str, nn.Module],
     groups: Groups,
     on_gradient: OnGradient,
+    tied: Mapping[str, Sequence[nn.Module]] = MappingProxyType({}),
 ) -> Iterator[Uses]:
     """Gather the uses of layers in forward passes, in order.
 
@@ -64,6 +120,8 @@ def observed(
         groups: How groups are treated.
         on_gradient: Called in backward passes with the name of the layer, the number
             of its use and the gradient of its output.
+        tied: By name of a layer, others that have its parameters: their uses are uses
+            of the layer. None of them computes its kernel.
 
     Yields:
         The uses.
@@ -71,40 +129,8 @@ def observed(
     uses = Uses()
     wanted = {id(p) for module in layers.values() for p in module.parameters()}
 
-    def add(
-        name: str, x: Tensor, kernel: Tensor, output: Tensor, of: Callable[..., Use]
-    ) -> None:
-        argument = f"the input of layer {name!r}"
-        is_linear = kernel.dim() == 2
-        if x.dim() < 2 or not (is_linear or x.dim() == kernel.dim()):
-            rule = "have a first axis of data"
-            raise ValueError(describe(owner, argument, rule, f"shape {[*x.shape]}"))
-        num_data = len(x) if uses.num_data is None else uses.num_data
-        several = len(x) != num_data
-        if several and (not num_data or not len(x) or len(x) % num_data):
-            rule = f"have rows for each of the {num_data} data, along its first axis"
-            raise ValueError(describe(owner, argument, rule, f"{len(x)} rows"))
-        number, use = len(uses[name]), of(output=output, num_data=num_data)
-        uses[name].append(use)
-        if several and num_data > 1:
-            # the output itself would be held
-            like = torch.empty_like(output, device="meta")
-            known: dict[str, Any] = {"output": like, "num_data": num_data}
-
-            def as_cat() -> Use:
-                return replace(of(**known, is_cat=True), node=use.node)
-
-            uses.as_cat[name, number] = as_cat
-        if output.requires_grad:
-            node_of(output).register_hook(
-                partial(after_node, name, number, output.shape)
-            )
-
-    def after_node(
-        name: str, number: int, shape: torch.Size, _: Any, gradients: tuple[Any, ...]
-    ) -> None:
-        if gradients[0] is not None:
-            on_gradient(name, number, gradients[0].reshape(shape))
+    def add(name: str, x: Tensor, kernel: Tensor, output: Tensor, of: Any) -> None:
+        uses.add(owner, name, x, kernel, output, of, on_gradient)
 
     def after(
         module: Any,
@@ -137,8 +163,9 @@ def observed(
         add(name, arguments["input"], kernel, output, of)
         return output
 
+    others = [(name, module) for name, own in tied.items() for module in own]
     with ExitStack() as stack:
-        for name, module in layers.items():
+        for name, module in [*layers.items(), *others]:
             if reason_against(module) is None:
                 hook = partial(after, name=name)
                 handle = module.register_forward_hook(hook, with_kwargs=True)
