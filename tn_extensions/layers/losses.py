@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from math import prod, sqrt
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 
 from tn_extensions.errors import describe
-from tn_extensions.layers.host import holds
+from tn_extensions.layers.host import holds, is_finite
+
+Fisher = Literal["type-2", "mc", "empirical", "forward-only"]
+"""What the vectors of a loss are made of, see :meth:`LossTerms.vectors`."""
 
 OPTIONS = {
     nn.CrossEntropyLoss: ("weight", "ignore_index", "label_smoothing"),
@@ -122,6 +126,158 @@ def _weight_of_rows(loss: Any, name: str, shape: torch.Size) -> Tensor | None:
     return expanded.flatten(end_dim=-2) if weight.dim() > 1 else weight
 
 
+@dataclass(frozen=True)
+class LossTerms:
+    """The terms of a batch's loss, each of which has a row of outputs.
+
+    Args:
+        owner: Whom errors name.
+        loss: The loss, whose weights of outputs fit the rows.
+        output: Outputs, ``[R, C]``, of float32 or wider.
+        y: Targets, ``[R, C]``, or ``[R]`` if they are classes. ``None``: the loss has
+            no options, and no vectors of the targets are asked for.
+    """
+
+    owner: str
+    loss: Any
+    output: Tensor
+    y: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, owner: str, loss: Any, output: Any, y: Tensor | None = None
+    ) -> LossTerms:
+        """Rearrange what a model returns.
+
+        Args:
+            owner: Whom errors name.
+            loss: The loss.
+            output: What the model returns, as :func:`in_rows` takes it.
+            y: Its targets, if they are known.
+
+        Raises:
+            TypeError: If the model does not return a tensor.
+            ValueError: If outputs, targets and weights of the loss do not fit.
+        """
+        if not isinstance(output, Tensor):
+            names = ", ".join(map(str, output)) if isinstance(output, Mapping) else ""
+            found = type(output).__name__ + (f" of {names}" if names else "")
+            remedy = "Wrap the model in a module that returns what the loss takes"
+            rule = "be a tensor"
+            raise TypeError(describe(owner, "the model's output", rule, found, remedy))
+        if y is None:
+            classes = 1 if isinstance(loss, nn.CrossEntropyLoss) else -1
+            if output.dim() > 1:
+                output = output.movedim(classes, -1).flatten(end_dim=-2)
+        else:
+            loss, output, y = in_rows(loss, output, y)
+        _check_rows(owner, loss, output, y)
+        # losses of half precision, as autocast leaves outputs, have little curvature
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        if y is not None and y.is_floating_point():
+            y = y.to(torch.promote_types(y.dtype, torch.float32))
+        return cls(owner, loss, output, y)
+
+    def check_finite(self) -> None:
+        """Refuse outputs that are not finite.
+
+        Raises:
+            ValueError: If some are not.
+        """
+        if not is_finite(self.output.detach()):
+            argument, found = "the model's output", "inf or nan"
+            raise ValueError(describe(self.owner, argument, "be finite", found))
+
+    def vectors(
+        self,
+        fisher: Fisher,
+        mc_samples: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """Make the vectors whose backpropagated outer products make a Fisher or GGN.
+
+        ``"type-2"``: columns of a root of the loss's Hessian, one for each class: their
+        outer products make the GGN. ``"mc"``: gradients for targets that are drawn from
+        what the model predicts. ``"empirical"``: the gradient for the targets.
+        ``"forward-only"``: none. All have the scale of the loss: a mean's are divided
+        by the number of rows, see :func:`scale_of_sum`.
+
+        Args:
+            fisher: What they are made of.
+            mc_samples: Number of draws.
+            generator: Of the draws.
+
+        Yields:
+            Vectors, ``[R, C]``.
+
+        Raises:
+            ValueError: If targets are to be drawn and outputs are not finite.
+        """
+        if fisher == "forward-only":
+            return
+        if fisher == "empirical":
+            assert self.y is not None
+            yield gradient(self.loss, self.output, self.y)
+            return
+        loss = plain(self.loss)
+        if fisher == "type-2":
+            found = hessian_columns(loss, self.output)
+        else:
+            self.check_finite()
+            found = (
+                gradient(loss, self.output, draw(loss, self.output, generator))
+                for _ in range(mc_samples)
+            )
+        weights = None if self.y is None else scale(self.loss, self.output, self.y)
+        yield from scaled(found, weights)
+
+
+def _check_rows(owner: str, loss: Any, output: Tensor, y: Tensor | None) -> None:
+    if output.ndim != 2 or (y is not None and y.ndim not in {1, 2}):
+        axes = f"{output.ndim}" + ("" if y is None else f" and {y.ndim}")
+        rule = "have two axes, and targets one or two"
+        remedy = "Unsqueeze [N] to [N, 1]"
+        raise ValueError(describe(owner, "outputs", rule, f"{axes} axes", remedy))
+    if y is None:
+        return
+    if isinstance(loss, nn.CrossEntropyLoss) and y.is_floating_point():
+        rule, expected = "be classes, or probabilities", output.shape
+    else:
+        rule, expected = "have a row for each of the outputs'", y.shape
+    if len(y) != len(output) or y.shape != expected:
+        rule = f"{rule} (outputs' shape as rows: {list(output.shape)})"
+        found = f"{y.dtype} of shape {list(y.shape)}"
+        raise ValueError(describe(owner, "targets", rule, found))
+
+
+def each_term(vectors: Iterable[Tensor], num_terms: int) -> Iterator[Tensor]:
+    """Split vectors so that each has a single loss term of a datum.
+
+    Args:
+        vectors: Vectors, ``[R, C]``, the rows of a datum next to each other.
+        num_terms: Number of loss terms of a datum.
+
+    Yields:
+        ``num_terms`` vectors for each of those given, whose sum it is.
+    """
+    for vector in vectors:
+        for term in range(num_terms):
+            own = torch.zeros_like(vector)
+            own[term::num_terms] = vector[term::num_terms]
+            yield own
+
+
+def scale_of_sum(loss: Any, num_rows: int, mc_samples: int = 1) -> float:
+    """Compute what makes outer products of a loss's vectors those of the terms' sum.
+
+    Args:
+        loss: The loss. The vectors of a mean are divided by the number of rows.
+        num_rows: Number of rows ``R``.
+        mc_samples: Number of draws, of which the mean is taken.
+    """
+    return (num_rows**2 if loss.reduction == "mean" else 1) / mc_samples
+
+
 def plain(loss: Any) -> Any:
     """The loss without options, whose Hessian times :func:`scale` squared is its own.
 
@@ -213,7 +369,7 @@ def hessian_columns(loss: Any, output: Tensor) -> Iterator[Tensor]:
         yield column
 
 
-def draw(loss: Any, output: Tensor, generator: torch.Generator) -> Tensor:
+def draw(loss: Any, output: Tensor, generator: torch.Generator | None) -> Tensor:
     """Targets drawn from what the model predicts, the loss being its likelihood.
 
     Args:
