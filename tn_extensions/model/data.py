@@ -28,14 +28,15 @@ def batches(owner: str, data: Any) -> Iterator[tuple[Any, Tensor]]:
     """
     is_pair = isinstance(data, (tuple, list)) and len(data) == 2
     pair = [data] if is_pair and isinstance(data[1], Tensor) else data
-    count = 0
-    for count, batch in enumerate(pair, 1):
+    is_empty = True
+    for batch in pair:
         is_batch = isinstance(batch, (tuple, list)) and len(batch) == 2
         if not (is_batch and isinstance(batch[1], Tensor)):
             rule, kind = "hold pairs of an input and a target", type(batch).__name__
             raise TypeError(describe(owner, "data", rule, kind))
+        is_empty = False
         yield batch[0], batch[1]
-    if not count:
+    if is_empty:
         raise ValueError(describe(owner, "data", "hold at least one batch", "none"))
 
 

@@ -117,23 +117,23 @@ def ggn_diagonal(
         totals[name] += scaled.reshape(totals[name].shape)
 
     for x, y in batches(_OWNER, data):
-        passes = Passes(_OWNER, model, parameters, x, on_pairs)
-        terms = LossTerms.of(_OWNER, loss, passes.output, y)
-        terms.check_finite()
-        passes.sort_rows()
-        others = {name: parameters[name] for name in passes.others}
-        share = share_of_data(loss, len(terms.output), passes.num_data)
-        total += passes.num_data
-        vectors = terms.vectors(fisher_type, mc_samples, generator)
-        if fisher_type == "type-2" and passes.num_data:
-            # columns are told apart by datum only
-            vectors = each_term(vectors, len(terms.output) // passes.num_data)
-        for vector in passes.backward(terms.output, vectors):
-            if others:
-                for chunk in sample_gradients(_OWNER, model, others, x, vector):
-                    for name, g in chunk.items():
-                        add(name, g.to(totals[name].dtype).square_().sum(0))
-        flush()
+        with Passes.of(_OWNER, model, parameters, x, on_pairs) as passes:
+            terms = LossTerms.of(_OWNER, loss, passes.output, y)
+            terms.check_finite()
+            passes.sort_rows()
+            others = {name: parameters[name] for name in passes.others}
+            share = share_of_data(loss, len(terms.output), passes.num_data)
+            total += passes.num_data
+            vectors = terms.vectors(fisher_type, mc_samples, generator)
+            if fisher_type == "type-2" and passes.num_data:
+                # columns are told apart by datum only
+                vectors = each_term(vectors, len(terms.output) // passes.num_data)
+            for vector in passes.backward(terms.output, vectors):
+                if others:
+                    for chunk in sample_gradients(_OWNER, model, others, x, vector):
+                        for name, g in chunk.items():
+                            add(name, g.to(totals[name].dtype).square_().sum(0))
+            flush()
     if loss.reduction == "mean":
         for own in totals.values():
             own /= max(total, 1)

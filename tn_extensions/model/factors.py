@@ -158,23 +158,23 @@ def kfac_factors(
             )
 
     for x, y in batches(_OWNER, data):
-        passes = Passes(_OWNER, model, parameters, x, on_pairs)
-        if passes.others and (params is not None or not passes.observed):
-            _refuse(passes.others)
-        terms = LossTerms.of(_OWNER, loss, passes.output, y)
-        terms.check_finite()
-        if approx == "reduce":
-            # the outer products of KFAC-expand are the same in whatever order
-            passes.sort_rows()
-        for name, uses in passes.uses.items():
-            with exactly(terms.output.device):
-                _add_inputs(sums, passes, name, parameters, approx, bias)
-            uses[:] = [use.without_input() for use in uses]
-        share = share_of_data(loss, len(terms.output), passes.num_data)
-        total += passes.num_data
-        vectors = terms.vectors(fisher_type, mc_samples, generator)
-        for _ in passes.backward(terms.output, vectors):
-            pass
+        with Passes.of(_OWNER, model, parameters, x, on_pairs) as passes:
+            if passes.others and (params is not None or not passes.observed):
+                _refuse(passes.others)
+            terms = LossTerms.of(_OWNER, loss, passes.output, y)
+            terms.check_finite()
+            if approx == "reduce":
+                # the outer products of KFAC-expand are the same in whatever order
+                passes.sort_rows()
+            for name, uses in passes.uses.items():
+                with exactly(terms.output.device):
+                    _add_inputs(sums, passes, name, parameters, approx, bias)
+                uses[:] = [use.without_input() for use in uses]
+            share = share_of_data(loss, len(terms.output), passes.num_data)
+            total += passes.num_data
+            vectors = terms.vectors(fisher_type, mc_samples, generator)
+            for _ in passes.backward(terms.output, vectors):
+                pass
     with torch.no_grad():
         return {
             layer_name(name): _finished(name, own, loss, fisher_type, max(total, 1))
@@ -200,20 +200,21 @@ def _add_inputs(
 ) -> None:
     """Add a batch's input factor of the uses of a name, if it has one."""
     uses = passes.uses[name]
-    biases = {use.names[1] for use in uses} & {None, *passes.observed}
+    seen = {use.names[1] for use in uses}
+    biases = {own for own in seen if own in passes.observed}
     if name not in passes.observed or passes.observed[name] == "bias":
         # the kernel is frozen, or used in other ways
-        for own in biases - {None}:
+        for own in map(str, biases):
             sums.setdefault(own, _Sums(uses[0].conv, parameters[own]))
         return
     known = sums.setdefault(name, _Sums(uses[0].conv, parameters[name]))
-    is_joint = bias and biases != {None}
+    is_joint = bias and bool(biases)
     size = uses[0].conv.in_channels // uses[0].conv.groups
     size = size * prod(uses[0].conv.kernel_size) + is_joint
     is_other = known.inputs is not None and known.inputs.shape[2] != size
-    if is_joint and len(biases) > 1 or is_other:
+    if is_joint and len(seen) > 1 or is_other:
         rule = "have one bias in all of its uses to be one block with it"
-        found = ", ".join(sorted(map(str, biases)))
+        found = ", ".join(sorted(map(str, seen)))
         remedy = "Pass bias=False"
         argument = f"kernel {name!r}"
         raise ValueError(describe(_OWNER, argument, rule, found, remedy))

@@ -110,11 +110,11 @@ def per_sample_grad_norms(
         with exactly(pairs[0][1].device):
             squares[name] = squared_norms(pairs, passes.observed[name])
 
-    passes = Passes(_OWNER, model, parameters, x, on_pairs)
-    vector = _gradient(loss, passes.output, y, reduction, passes.num_data)
-    passes.sort_rows()
-    for _ in passes.backward(passes.output, [vector]):
-        pass
+    with Passes.of(_OWNER, model, parameters, x, on_pairs) as passes:
+        vector = _gradient(loss, passes.output, y, reduction, passes.num_data)
+        passes.sort_rows()
+        for _ in passes.backward(passes.output, [vector]):
+            pass
     own = {name: parameters[name] for name in passes.others}
     if own:
         parts: dict[str, list[Tensor]] = {name: [] for name in own}
@@ -123,7 +123,7 @@ def per_sample_grad_norms(
                 wide = g.flatten(1).to(torch.promote_types(g.dtype, torch.float32))
                 parts[name].append(wide.square().sum(1))
         squares |= {name: torch.cat(each) for name, each in parts.items() if each}
-    zeros = passes.output.new_zeros(passes.num_data)
+    zeros = vector.new_zeros(passes.num_data)
     by_name = {name: squares.get(name, zeros) for name in parameters}
     if per_parameter:
         return {name: each.sqrt() for name, each in by_name.items()}

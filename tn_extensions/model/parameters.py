@@ -14,7 +14,9 @@ Params = Iterable[str | Tensor] | None
 """Parameters or their names; ``None``: all that are trained."""
 
 
-def trained_parameters(owner: str, model: nn.Module, params: Params) -> dict[str, Any]:
+def trained_parameters(
+    owner: str, model: nn.Module, params: Params
+) -> dict[str, Tensor]:
     """Find parameters by name, but for frozen ones.
 
     Args:
@@ -30,8 +32,9 @@ def trained_parameters(owner: str, model: nn.Module, params: Params) -> dict[str
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise TypeError(describe(owner, "model", "be a torch.nn.Module", kind))
-    named = dict(model.named_parameters())
-    chosen = named if params is None else _chosen(owner, model, params)
+    chosen: dict[str, Tensor] = dict(model.named_parameters())
+    if params is not None:
+        chosen = _chosen(owner, model, params)
     found = {name: p for name, p in chosen.items() if p.requires_grad}
     for name, parameter in found.items():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
@@ -54,18 +57,18 @@ def _chosen(owner: str, model: nn.Module, params: Any) -> dict[str, Tensor]:
         rule, kind = "be an iterable of parameters or names", type(params).__name__
         raise TypeError(describe(owner, "params", rule, f"a single {kind}"))
     # a shared parameter has several names, of which the first one is used
-    all_named = dict(model.named_parameters(remove_duplicate=False))
+    all_named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     first: dict[int, str] = {}
     for name, parameter in all_named.items():
         first.setdefault(id(parameter), name)
-    found = {}
+    found: dict[str, Tensor] = {}
     for position, each in enumerate(params):
-        parameter = all_named.get(each) if isinstance(each, str) else each
-        if parameter is None or id(parameter) not in first:
+        own = all_named.get(each) if isinstance(each, str) else each
+        if own is None or id(own) not in first:
             rule = "hold parameters of the model, or their names"
             text = repr(each) if isinstance(each, str) else type(each).__name__
             raise ValueError(describe(owner, f"params[{position}]", rule, text))
-        found[first[id(parameter)]] = parameter
+        found[first[id(own)]] = own
     return found
 
 

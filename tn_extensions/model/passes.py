@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import grad
 from torch.utils._pytree import tree_leaves
 
 from tn_extensions.errors import describe
@@ -15,8 +17,9 @@ from tn_extensions.layers.calls import calls_observed
 from tn_extensions.layers.computed import leaves_of
 from tn_extensions.layers.module import Pairs
 from tn_extensions.layers.observe import Uses, innermost
-from tn_extensions.layers.order import sort_rows
+from tn_extensions.layers.order import Gradients, sort_rows
 from tn_extensions.layers.rows import probes
+from tn_extensions.model.singly import has_data
 
 OnPairs = Callable[[str, Pairs], None]
 
@@ -27,14 +30,6 @@ class Passes:
     Calls of ``linear`` and convolutions are observed. A parameter that is their kernel
     or bias, and nothing else, is *observed*; all others are known by name only.
 
-    Args:
-        owner: Whom errors name.
-        model: The model.
-        parameters: Its parameters, by name.
-        x: Input, whose tensors have a first axis of data.
-        on_pairs: Called in backward passes with the name of an observed parameter, and
-            all of its uses with the gradients of their outputs.
-
     Attributes:
         num_data: Number of data.
         output: The model's output, of float32 or wider.
@@ -42,38 +37,70 @@ class Passes:
             none of the parameters.
         observed: ``"weight"`` or ``"bias"`` by name of the observed parameters.
         others: Names of the other parameters.
-
-    Raises:
-        TypeError: If the model does not return a tensor.
-        ValueError: If the input has no data, or a parameter has no use.
     """
 
-    def __init__(
-        self,
+    output: Tensor
+
+    def __init__(self, owner: str, num_data: int, on_pairs: OnPairs) -> None:
+        self._owner, self._on_pairs = owner, on_pairs
+        self._pending: defaultdict[str, Pairs] = defaultdict(list)
+        self._probed: dict[tuple[str, int], Tensor] | None = None
+        self.num_data = num_data
+        self.uses = Uses()
+        self.observed: dict[str, str] = {}
+        self.others: list[str] = []
+        self._num_uses: dict[str, int] = {}
+
+    @classmethod
+    @contextmanager
+    def of(
+        cls,
         owner: str,
         model: nn.Module,
         parameters: Mapping[str, Tensor],
         x: Any,
         on_pairs: OnPairs,
-    ) -> None:
-        self._owner, self._on_pairs = owner, on_pairs
-        self._pending: defaultdict[str, Pairs] = defaultdict(list)
-        self._probed: dict[tuple[str, int], Tensor] | None = None
-        self.num_data = _num_data(owner, x)
-        with (
-            torch.enable_grad(),
-            calls_observed(owner, parameters, "separate", self._on_gradient) as uses,
-        ):
-            uses.num_data = self.num_data
+    ) -> Iterator[Passes]:
+        """Make the forward pass of a batch.
+
+        Args:
+            owner: Whom errors name.
+            model: The model.
+            parameters: Its parameters, by name.
+            x: Input, whose tensors have a first axis of data.
+            on_pairs: Called in backward passes with the name of an observed parameter,
+                and all of its uses with the gradients of their outputs.
+
+        Raises:
+            TypeError: If the model does not return a tensor.
+            ValueError: If the input has no data, or a parameter has no use.
+        """
+        passes = cls(owner, _num_data(owner, x), on_pairs)
+        try:
+            passes._run(model, parameters, x)
+            yield passes
+        finally:
+            # the graph's nodes hold the passes, and Python does not see that
+            passes.uses.clear()
+            passes._pending.clear()
+            passes.__dict__.pop("output", None)
+
+    def _run(self, model: nn.Module, parameters: Mapping[str, Tensor], x: Any) -> None:
+        observing = calls_observed(
+            self._owner, parameters, "separate", self._on_gradient
+        )
+        # not in backward passes: checkpointed layers are then called again
+        with observing as self.uses, torch.enable_grad():
+            self.uses.num_data = self.num_data
             output = model(x)
         if not isinstance(output, Tensor):
             rule, found = "be a tensor", type(output).__name__
             remedy = "Wrap the model in a module that returns what the loss takes"
-            raise TypeError(describe(owner, "the model's output", rule, found, remedy))
+            argument = "the model's output"
+            raise TypeError(describe(self._owner, argument, rule, found, remedy))
         with torch.enable_grad():
             # losses of half precision, as autocast leaves outputs, lose a lot
             self.output = output.to(torch.promote_types(output.dtype, torch.float32))
-        self.uses: Uses = uses
         self._find_roles(parameters)
 
     def _find_roles(self, parameters: Mapping[str, Tensor]) -> None:
@@ -84,8 +111,6 @@ class Passes:
                 for name, role in zip(use.names, ("weight", "bias"), strict=True):
                     if name is not None:
                         roles[name].append(role)
-        self.observed: dict[str, str] = {}
-        self.others: list[str] = []
         for name, parameter in parameters.items():
             if id(parameter) in reached or len(set(roles[name])) > 1:
                 self.others.append(name)
@@ -121,16 +146,19 @@ class Passes:
         Yields:
             Each vector as one shaped as the output, after its pass.
         """
-        ends, keep = self._ends, {"retain_graph": True}
-        for vector in vectors:
-            (own,) = torch.autograd.grad(start, self.output, vector, **keep)
+        ends, remaining = self._ends, iter(vectors)
+        vector = next(remaining, None)
+        while vector is not None:
+            following = next(remaining, None)
+            again = following is not None
+            (own,) = grad(start, self.output, vector, retain_graph=True)
             if ends:
-                options = {**keep, "allow_unused": True}
-                torch.autograd.grad(self.output, ends, own, **options)
+                grad(self.output, ends, own, retain_graph=again, allow_unused=True)
             while self._pending:
                 # not all uses were reached
                 self._on_pairs(*self._pending.popitem())
             yield own
+            vector = following
 
     def _on_gradient(self, name: str, number: int, gradient: Tensor) -> None:
         if self._probed is not None:
@@ -158,24 +186,23 @@ class Passes:
         is_long, ends = num_rows != num_data, self._ends
         if num_data < 2 or not ends or not (is_long or self.uses.as_cat):
             return
-        seen = []
+        seen: list[Gradients] = []
         try:
             flat = self.output.detach().reshape(num_rows, -1)
             for vector in probes(flat, num_data):
                 self._probed = {}
                 shaped = vector.reshape(self.output.shape)
-                torch.autograd.grad(
-                    self.output, ends, shaped, retain_graph=True, allow_unused=True
-                )
+                grad(self.output, ends, shaped, retain_graph=True, allow_unused=True)
                 seen.append(self._probed)
         finally:
             self._probed = None
-        sort_rows(self._owner, self.uses, *seen, is_long=is_long)
+        first, scaled = seen
+        sort_rows(self._owner, self.uses, first, scaled, is_long)
 
 
 def _num_data(owner: str, x: Any) -> int:
-    sizes = {len(t) for t in tree_leaves(x) if isinstance(t, Tensor) and t.dim()}
+    sizes = {len(tensor) for tensor in tree_leaves(x) if has_data(tensor)}
     if len(sizes) != 1:
-        rule, found = "have tensors with one first axis of data", sorted(sizes) or "none"
+        rule, found = "have one first axis of data", sorted(sizes) or "none"
         raise ValueError(describe(owner, "x", rule, found))
     return sizes.pop()

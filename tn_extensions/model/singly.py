@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.errors import describe
@@ -41,7 +40,9 @@ def sample_gradients(
     Raises:
         NotImplementedError: If :mod:`torch.func` cannot run the model on single data.
     """
-    num_data = next(len(t) for t in tree_leaves(x) if isinstance(t, Tensor))
+    leaves, structure = tree_flatten(x)
+    positions = [i for i, leaf in enumerate(leaves) if has_data(leaf)]
+    num_data = len(leaves[positions[0]])
     if not num_data:
         return
     values = {name: p.detach() for name, p in parameters.items()}
@@ -50,19 +51,23 @@ def sample_gradients(
     each = 2 * sum(p.numel() * max(4, p.element_size()) for p in values.values())
     step = max(1, current_budget() // each)
 
-    def of_datum(sample: Any, cotangent: Tensor) -> dict[str, Tensor]:
-        def output(own: dict[str, Tensor]) -> Tensor:
-            single = tree_map(_unsqueezed, sample)
-            found = functional_call(model, own, (single,))
+    def of_datum(sample: list[Tensor], cotangent: Tensor) -> dict[str, Tensor]:
+        own = list(leaves)
+        for position, tensor in zip(positions, sample, strict=True):
+            own[position] = tensor.unsqueeze(0)
+        single = tree_unflatten(own, structure)
+
+        def output(parameters: dict[str, Tensor]) -> Tensor:
+            found = functional_call(model, parameters, (single,))
             return found.to(torch.promote_types(found.dtype, torch.float32))
 
-        _, transposed = vjp(output, values)
+        transposed = vjp(output, values)[1]
         (gradients,) = transposed(cotangent)
         return gradients
 
     for start in range(0, num_data, step):
         chunk = slice(start, start + step)
-        samples = tree_map(partial(_of_data, chunk), x)
+        samples = [leaves[position][chunk] for position in positions]
         try:
             yield vmap(of_datum)(samples, by_datum[chunk])
         except RuntimeError as error:
@@ -77,9 +82,6 @@ def sample_gradients(
             raise NotImplementedError(message) from error
 
 
-def _of_data(chunk: slice, t: Any) -> Any:
-    return t[chunk] if isinstance(t, Tensor) else t
-
-
-def _unsqueezed(t: Any) -> Any:
-    return t.unsqueeze(0) if isinstance(t, Tensor) else t
+def has_data(leaf: Any) -> bool:
+    """Tell tensors with a first axis of data from other parts of an input."""
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
