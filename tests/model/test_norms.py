@@ -162,11 +162,10 @@ def test_inputs_of_several_tensors() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
     model, x, y = model_and_data(Normalised)
-    expected = reference.total(reference.norms(model, nn.CrossEntropyLoss(), x, y))
+    loss = nn.CrossEntropyLoss()
+    expected = reference.total(reference.norms(model, loss, x, y))
     loose = {"rtol": 0.05, "atol": 0.01}
-    found = per_sample_grad_norms(
-        model.to(dtype), nn.CrossEntropyLoss(), x.to(dtype), y
-    )
+    found = per_sample_grad_norms(model.to(dtype), loss, x.to(dtype), y)
     assert found.dtype == torch.float32
     assert_close(found.double(), expected, **loose)
     with torch.autocast("cpu", torch.bfloat16):
@@ -245,7 +244,7 @@ def test_data_that_depend_on_each_other() -> None:
     assert "model.eval()" in refused(ValueError, "layer '1'", model.train(), loss, x, y)
     assert torch.equal(model[1].running_mean, before)
     frames, x, y = model_and_data(partial(Frames, "neither"))
-    argument = "rows of the input of layer 'conv.weight'"
+    argument = "rows of the input of layer 'linear.weight'"
     assert "another order" in refused(ValueError, argument, frames, loss, x, y)
 
 
