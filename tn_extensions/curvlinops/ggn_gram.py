@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from math import sqrt
 from typing import Any
@@ -16,6 +15,7 @@ from tn_extensions import functional
 from tn_extensions.compiler.allocate import address_of
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.curvlinops.ggn import GGNOperator
+from tn_extensions.layers.attributes import attributes_kept
 from tn_extensions.layers.computed import parameter_gradients
 from tn_extensions.layers.gradients import of_one_dtype, per_sample_gradients
 from tn_extensions.layers.module import Pairs
@@ -115,7 +115,7 @@ class GGNGramLinearOperator(GGNOperator):
                 return self._passes._rows(output, y)[0]
 
             try:
-                with _attributes_kept(self._passes._computing.values()):
+                with attributes_kept(self._passes._computing.values()):
                     changes = [jvp(rows_of, primals, tuple(w))[1] for w in columns]
             except RuntimeError:
                 # weight_norm and functions of the user's own have no derivative forward
@@ -181,20 +181,6 @@ class GGNGramLinearOperator(GGNOperator):
         vectors = passes._vectors_of_terms
         passes._observe("GGN Gram matrix", on_uses, on_gradients, vectors)
         return chosen
-
-
-@contextmanager
-def _attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Leave no tensors of a transform where modules keep what they computed."""
-    kept = [
-        (vars(module), {k: v for k, v in vars(module).items() if isinstance(v, Tensor)})
-        for module in modules
-    ]
-    try:
-        yield
-    finally:
-        for attributes, tensors in kept:
-            attributes.update(tensors)
 
 
 def _twice_backward(

@@ -91,7 +91,8 @@ def per_sample_grad_norms(
         TypeError: If an argument is of the wrong kind, or the output is no tensor.
         ValueError: If the reduction is not known, a parameter is not the model's or is
             not used, or data depend on each other.
-        NotImplementedError: If :mod:`torch.func` is needed and cannot run the model.
+        NotImplementedError: If other parameters are in a model that draws random
+            numbers.
 
     Reference: Goodfellow, "Efficient per-example gradient computations", 2015.
 

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.errors import describe
+from tn_extensions.layers.attributes import attributes_kept
 
 
 def sample_gradients(
@@ -23,7 +24,8 @@ def sample_gradients(
 ) -> Iterator[dict[str, Tensor]]:
     """Backpropagate a vector to the parameters, for each datum on its own.
 
-    The model is run on single data, by :mod:`torch.func`.
+    The model is run on single data: on many at once by :mod:`torch.func`, or on one
+    after the other where that cannot transform a function.
 
     Args:
         owner: Whom errors name.
@@ -38,7 +40,7 @@ def sample_gradients(
         allows; in all, of all data in order.
 
     Raises:
-        NotImplementedError: If :mod:`torch.func` cannot run the model on single data.
+        NotImplementedError: If the model draws random numbers.
     """
     leaves, structure = tree_flatten(x)
     positions = [i for i, leaf in enumerate(leaves) if has_data(leaf)]
@@ -65,21 +67,43 @@ def sample_gradients(
         (gradients,) = transposed(cotangent)
         return gradients
 
-    for start in range(0, num_data, step):
+    is_batched = True
+    start = 0
+    while start < num_data:
         chunk = slice(start, start + step)
         samples = [leaves[position][chunk] for position in positions]
-        try:
-            yield vmap(of_datum)(samples, by_datum[chunk])
-        except RuntimeError as error:
-            argument = f"parameters {', '.join(parameters)}"
-            rule = (
-                "be used in linear or convolution only, or in a model that "
-                "torch.func.vmap can run"
-            )
-            first = str(error).strip().splitlines()[0].rstrip(".")
-            remedy = "Leave them out: pass the others as params"
-            message = describe(owner, argument, rule, f"an error: {first}", remedy)
-            raise NotImplementedError(message) from error
+        found = None
+        if is_batched:
+            try:
+                with attributes_kept(model.modules()):
+                    found = vmap(of_datum)(samples, by_datum[chunk])
+            except RuntimeError as error:
+                _check_draws_nothing(owner, parameters, error)
+                # one after the other takes no more memory
+                is_batched = False
+        if found is None:
+            each_sample = zip(*samples, by_datum[chunk], strict=True)
+            with attributes_kept(model.modules()):
+                single = [of_datum([*sample], g) for *sample, g in each_sample]
+            found = {
+                name: torch.stack([own[name] for own in single]) for name in values
+            }
+        yield found
+        start = chunk.stop
+
+
+def _check_draws_nothing(
+    owner: str, parameters: Mapping[str, Tensor], error: RuntimeError
+) -> None:
+    # torch has no class for this error
+    if "random" in str(error):
+        argument = f"parameters {', '.join(parameters)}"
+        rule = (
+            "be used in linear or convolution only, if the model draws random numbers"
+        )
+        remedy = "Call model.eval(), or pass other parameters as params"
+        message = describe(owner, argument, rule, "other uses", remedy)
+        raise NotImplementedError(message) from error
 
 
 def has_data(leaf: Any) -> bool:
