@@ -192,7 +192,7 @@ def test_functions_without_a_batching_rule() -> None:
             self.gain, self.last = nn.Parameter(torch.ones(4)), nn.Linear(4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            rows = [row * self.gain if row.sum() > 0 else row for row in x]
+            rows = [row * self.gain if row.sum() > 0 else row - self.gain for row in x]
             return torch.as_tensor(self.last(torch.stack(rows)))
 
     model, x = Branches().double(), noise_tensor((6, 4))

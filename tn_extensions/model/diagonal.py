@@ -75,8 +75,8 @@ def ggn_diagonal(
         ValueError: If an argument is not among its choices, a parameter is not the
             model's or is not used, there are no data, rows do not belong to data, data
             depend on each other, or outputs are not finite.
-        NotImplementedError: If the loss is another, or parameters that are no kernels or
-            biases are in a model that draws random numbers.
+        NotImplementedError: If the loss is another, or other parameters than kernels
+            and biases are in a model that draws random numbers.
 
     Reference: Dangel, Kunstner and Hennig, "BackPACK: Packing more into backprop",
     ICLR 2020.
