@@ -210,20 +210,19 @@ def test_attributes_are_left_as_they_are() -> None:
     assert model[0].weight.sum().isfinite()
 
 
-class Wrapper(nn.Module):
-    """As ``torch.compile`` wraps a model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._orig_mod = model
-
-
-def test_wrapped_models() -> None:
-    model, x, y = model_and_data(Tied)
-    loss, options = nn.CrossEntropyLoss(), {"per_parameter": True}
-    expected = reference.norms(model, loss, x, y)
-    found = per_sample_grad_norms(Wrapper(model), loss, x, y, **options)
+def test_compiled_models() -> None:
+    """As a whole or in part, they run without compilation, and stay compiled."""
+    model, x, y = model_and_data(Normalised)
+    expected = reference.norms(model, nn.CrossEntropyLoss(), x, y)
+    compiled: Any = torch.compile(model, backend="eager")
+    options: dict[str, Any] = {"per_parameter": True}
+    found = per_sample_grad_norms(compiled, nn.CrossEntropyLoss(), x, y, **options)
     assert_close(found, expected)
+    model[0].compile(backend="eager")
+    model[4].compile(backend="eager")
+    model(x)
+    check(model, nn.CrossEntropyLoss(), x, y)
+    assert model[0]._compiled_call_impl is not None
 
 
 # -- what is refused

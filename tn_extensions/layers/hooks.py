@@ -27,6 +27,7 @@ class Hook:
     # torch.compile must not trace what happens in Python only
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any) -> None:
+        """Make the call."""
         self._call(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -63,13 +64,13 @@ def on_gradient(output: Tensor, call: Callable[[Tensor | None], None]) -> None:
 
     Args:
         output: The output, which requires a gradient.
-        call: Called with the gradient, shaped as the output. It must not hold the node.
+        call: Called with the gradient, of the entries of the output in their order, but
+            maybe of another shape. It must not hold the node.
     """
-    shape = output.shape
 
     def after(_: Any, gradients: tuple[Tensor | None, ...]) -> None:
-        gradient = gradients[0]
-        call(None if gradient is None else gradient.detach().reshape(shape))
+        # of a batch of passes (vmap), it cannot even be reshaped
+        call(gradients[0])
 
     node_of(output).register_hook(after)
 

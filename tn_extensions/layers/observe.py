@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tn_extensions.errors import describe
+from tn_extensions.layers import hooks
 from tn_extensions.layers.computed import Calls, cut, leaves_of
-from tn_extensions.layers.engine import node_of
 from tn_extensions.layers.module import Groups, Use, reason_against
 
 OnGradient = Callable[[str, int, Tensor], None]
@@ -86,11 +86,11 @@ class Uses(defaultdict[str, list[Use]]):
         if output.requires_grad:
             shape = output.shape
 
-            def after_node(_: Any, gradients: tuple[Any, ...]) -> None:
-                if gradients[0] is not None:
-                    on_gradient(name, number, gradients[0].reshape(shape))
+            def after(gradient: Tensor | None) -> None:
+                if gradient is not None:
+                    on_gradient(name, number, gradient.detach().reshape(shape))
 
-            node_of(output).register_hook(after_node)
+            hooks.on_gradient(output, after)
 
     def clear(self) -> None:
         """Forget what a batch has left."""
@@ -109,10 +109,8 @@ def observed(
 ) -> Iterator[Uses]:
     """Gather the uses of layers in forward passes, in order.
 
-    Gradients are read where the node of the output has run: hooks on modules, and on
-    outputs that are views, fail where an activation works in place. Layers that compute
-    their kernels have a use for each call of torch's functions, see
-    :mod:`tn_extensions.layers.computed`.
+    Compiled models run without compilation. Layers that compute their kernels have a
+    use for each call of torch's functions, see :mod:`tn_extensions.layers.computed`.
 
     Args:
         owner: Whom errors name.
@@ -132,15 +130,7 @@ def observed(
     def add(name: str, x: Tensor, kernel: Tensor, output: Tensor, of: Any) -> None:
         uses.add(owner, name, x, kernel, output, of, on_gradient)
 
-    def after(
-        module: Any,
-        inputs: tuple[Any, ...],
-        named: dict[str, Any],
-        output: Tensor,
-        name: str,
-    ) -> None:
-        # a transposed convolution takes the size of its output, too
-        x = inputs[0] if inputs else named["input"]
+    def after(name: str, module: Any, x: Tensor, output: Tensor) -> None:
         of = partial(Use.of, module, x, groups=groups)
         add(name, x, module.weight, output, of)
 
@@ -165,10 +155,11 @@ def observed(
 
     others = [(name, module) for name, own in tied.items() for module in own]
     with ExitStack() as stack:
+        # what is compiled already does not call hooks that come later
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name, module in [*layers.items(), *others]:
             if reason_against(module) is None:
-                hook = partial(after, name=name)
-                handle = module.register_forward_hook(hook, with_kwargs=True)
+                handle = hooks.on_call(module, partial(after, name))
                 stack.callback(handle.remove)
             else:
                 stack.enter_context(_calls_seen(module, partial(on_call, name=name)))

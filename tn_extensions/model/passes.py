@@ -19,7 +19,7 @@ from tn_extensions.layers.module import Pairs
 from tn_extensions.layers.observe import Uses, innermost
 from tn_extensions.layers.order import Gradients, sort_rows
 from tn_extensions.layers.rows import probes
-from tn_extensions.model.singly import has_data
+from tn_extensions.model.singly import has_data, uncompiled
 
 OnPairs = Callable[[str, Pairs], None]
 
@@ -90,7 +90,7 @@ class Passes:
             self._owner, parameters, "separate", self._on_gradient
         )
         # not in backward passes: checkpointed layers are then called again
-        with observing as self.uses, torch.enable_grad():
+        with observing as self.uses, uncompiled(), torch.enable_grad():
             self.uses.num_data = self.num_data
             output = model(x)
         if not isinstance(output, Tensor):
