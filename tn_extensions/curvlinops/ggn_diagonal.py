@@ -8,13 +8,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from tn_extensions import functional
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.curvlinops.ggn import GGNOperator
 from tn_extensions.layers.computed import parameter_gradients
-from tn_extensions.layers.gradients import of_one_dtype, per_sample_gradients
 from tn_extensions.layers.module import Pairs
 from tn_extensions.layers.observe import Uses
+from tn_extensions.layers.squares import diagonal
 
 
 class GGNDiagonalLinearOperator(GGNOperator):
@@ -117,7 +116,7 @@ def _diagonals(
         parameters: Those that the kernel is computed from. ``None``: it is one.
     """
     if parameters is None:
-        return {key: _diagonal(columns, key) for key in keys}
+        return {key: diagonal(columns, key) for key in keys}
     totals = [
         torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
         for p in parameters.values()
@@ -127,17 +126,3 @@ def _diagonals(
             for total, gradient in zip(totals, gradients, strict=True):
                 total += gradient.to(total.dtype).square_().sum(0)
     return dict(zip(parameters, totals, strict=True))
-
-
-def _diagonal(columns: list[Pairs], key: str) -> Tensor:
-    """Sum of squared gradients of a layer's parameter over columns and samples."""
-    if any(len(pairs) > 1 for pairs in columns):
-        squares = (per_sample_gradients(pairs, key).square_() for pairs in columns)
-        return sum((each.sum(0) for each in squares), start=torch.zeros(()))
-    use, _ = columns[0][0]
-    S = torch.stack([g for ((_, g),) in columns])
-    S = S.unflatten(3, use.conv.output_size)
-    if key == "bias":
-        return functional.bias_ggn_diagonal(S, use.conv)
-    x, S = of_one_dtype(use.x, S)
-    return functional.ggn_diagonal(x, S, use.conv)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from math import sqrt
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, jvp
 
 from tn_extensions import functional
 from tn_extensions.compiler.allocate import address_of
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.curvlinops.ggn import GGNOperator
+from tn_extensions.layers.attributes import attributes_kept
 from tn_extensions.layers.computed import parameter_gradients
 from tn_extensions.layers.gradients import of_one_dtype, per_sample_gradients
 from tn_extensions.layers.module import Pairs
@@ -115,7 +115,7 @@ class GGNGramLinearOperator(GGNOperator):
                 return self._passes.terms(output, y).output
 
             try:
-                with _attributes_kept(computing):
+                with attributes_kept(computing):
                     changes = [jvp(rows_of, primals, tuple(w))[1] for w in columns]
             except RuntimeError:
                 # weight_norm and functions of the user's own have no derivative forward
@@ -181,20 +181,6 @@ class GGNGramLinearOperator(GGNOperator):
         desc = "GGN Gram matrix"
         passes.run(desc, on_uses, on_gradients, by_datum=True, by_term=True)
         return chosen
-
-
-@contextmanager
-def _attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Leave no tensors of a transform where modules keep what they computed."""
-    kept = [
-        (vars(module), {k: v for k, v in vars(module).items() if isinstance(v, Tensor)})
-        for module in modules
-    ]
-    try:
-        yield
-    finally:
-        for attributes, tensors in kept:
-            attributes.update(tensors)
 
 
 def _twice_backward(

@@ -1,0 +1,289 @@
+"""Norms of per-sample gradients against the gradient of each datum alone."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from tests.messages import assert_in_form
+from tests.model import reference
+from tests.model.networks import (
+    Checkpointed,
+    Frames,
+    Functional,
+    Normalised,
+    Shared,
+    Tied,
+    Words,
+    model_and_data,
+)
+from tests.strategies import BATCHES, examples, module_input, modules, noise_tensor
+from tn_extensions import memory_budget
+from tn_extensions.model import per_sample_grad_norms
+
+
+def check(model: nn.Module, loss: Any, x: Tensor, y: Tensor, **options: Any) -> None:
+    expected = reference.norms(model, loss, x, y)
+    found = per_sample_grad_norms(model, loss, x, y, per_parameter=True, **options)
+    assert_close(found, expected)
+    whole = per_sample_grad_norms(model, loss, x, y, **options)
+    assert_close(whole, reference.total(expected))
+
+
+@examples(60)
+@given(case=st.data())
+def test_every_convolution(case: st.DataObject) -> None:
+    module, sizes = case.draw(modules())
+    x = module_input(module, sizes, case.draw(BATCHES))
+    model = nn.Sequential(module, nn.Tanh(), nn.Flatten(), nn.LazyLinear(2)).double()
+    with torch.no_grad():
+        y = noise_tensor(model(x).shape)
+    check(model, nn.MSELoss(), x, y)
+
+
+MODELS: dict[str, Any] = {
+    "shared": Shared,
+    "adjacent": partial(Frames, "adjacent"),
+    "cat": partial(Frames, "cat"),
+    "tied": Tied,
+    "checkpointed": Checkpointed,
+    "functional": Functional,
+    "normalised": Normalised,
+}
+
+
+@pytest.mark.parametrize("budget", [1, 2**28])
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_uses(make: Any, budget: int) -> None:
+    model, x, y = model_and_data(make)
+    with memory_budget(budget):
+        check(model, nn.CrossEntropyLoss(), x, y)
+        check(model, nn.CrossEntropyLoss(reduction="sum"), x, y)
+
+
+@pytest.mark.parametrize("budget", [1, 2**28])
+def test_embeddings_and_attention(budget: int) -> None:
+    model = Words().double()
+    words = torch.arange(12).reshape(3, 4) % 5
+    with memory_budget(budget):
+        check(model, nn.CrossEntropyLoss(), words, torch.tensor([0, 4, 2]))
+
+
+LOSSES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "function": (F.cross_entropy, {"reduction": "mean"}),
+    "sum": (partial(F.cross_entropy, reduction="sum"), {"reduction": "sum"}),
+    "each": (nn.CrossEntropyLoss(reduction="none"), {}),
+    "own": (lambda f, y: -f[range(len(y)), y].sigmoid().log(), {}),
+    "margin": (nn.MultiMarginLoss(), {}),
+}
+
+
+@pytest.mark.parametrize(("loss", "options"), LOSSES.values(), ids=LOSSES)
+def test_losses(loss: Any, options: dict[str, Any]) -> None:
+    model, x, y = model_and_data(Tied)
+
+    def alone(output: Tensor, y: Tensor) -> Tensor:
+        return torch.as_tensor(loss(output, y).sum())
+
+    expected = reference.norms(model, alone, x, y)
+    found = per_sample_grad_norms(model, loss, x, y, **options)
+    assert_close(found, reference.total(expected))
+
+
+def test_sum_to_the_gradient_of_the_loss() -> None:
+    """Also where classes have weights: gradients are those of one batch."""
+    model, x, y = model_and_data(Tied, 4)
+    weights = noise_tensor((3,)).abs()
+    loss = nn.CrossEntropyLoss(weights)
+    share = weights[y] * 4 / weights[y].sum()
+    expected = reference.total(reference.norms(model, loss, x, y)) * share
+    assert_close(per_sample_grad_norms(model, loss, x, y), expected)
+
+
+def test_some_parameters() -> None:
+    model, x, y = model_and_data(Normalised)
+    loss = nn.CrossEntropyLoss()
+    expected = reference.norms(model, loss, x, y)
+    model[0].weight.requires_grad_(False)
+    for params in (
+        ["0.weight", "0.bias", "1.weight"],
+        (model[0].weight, model[0].bias, model[1].weight),
+    ):
+        options: dict[str, Any] = {"params": params, "per_parameter": True}
+        found = per_sample_grad_norms(model, loss, x, y, **options)
+        assert_close(found, {name: expected[name] for name in ("0.bias", "1.weight")})
+    found = per_sample_grad_norms(model, loss, x, y, per_parameter=True)
+    assert found.keys() == expected.keys() - {"0.weight"}
+    # a name beside the one that the model gives first
+    tied, x, y = model_and_data(Tied)
+    found = per_sample_grad_norms(
+        tied, loss, x, y, params=["second.weight"], per_parameter=True
+    )
+    assert list(found) == ["first.weight"]
+
+
+@pytest.mark.parametrize("num_data", [0, 1])
+@pytest.mark.parametrize("make", [Shared, Tied, Normalised])
+def test_few_data(make: Any, num_data: int) -> None:
+    model, x, y = model_and_data(make, num_data)
+    found = per_sample_grad_norms(model, nn.CrossEntropyLoss(), x, y)
+    assert found.shape == (num_data,)
+    if num_data:
+        check(model, nn.CrossEntropyLoss(), x, y)
+
+
+def test_inputs_of_several_tensors() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm = nn.Linear(4, 3), nn.LayerNorm(4)
+
+        def forward(self, inputs: Any) -> Tensor:
+            mixed = inputs["a"] * inputs["factor"] + inputs["b"]
+            return torch.as_tensor(self.layer(self.norm(mixed)))
+
+    model, (a, b) = Both().double(), noise_tensor((2, 3, 4))
+    y = torch.arange(3)
+    inputs = {"a": a, "b": b, "factor": 2.0}
+    found = per_sample_grad_norms(model, nn.CrossEntropyLoss(), inputs, y)
+    whole = nn.Sequential(model.norm, model.layer)
+    expected = reference.norms(whole, nn.CrossEntropyLoss(), a * 2 + b, y)
+    assert_close(found, reference.total(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    model, x, y = model_and_data(Normalised)
+    loss = nn.CrossEntropyLoss()
+    expected = reference.total(reference.norms(model, loss, x, y))
+    loose = {"rtol": 0.05, "atol": 0.01}
+    found = per_sample_grad_norms(model.to(dtype), loss, x.to(dtype), y)
+    assert found.dtype == torch.float32
+    assert_close(found.double(), expected, **loose)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = per_sample_grad_norms(model.float(), loss, x.float(), y)
+    assert cast.dtype == torch.float32
+    assert_close(cast.double(), expected, **loose)
+
+
+def test_without_gradients_around() -> None:
+    model, x, y = model_and_data(Normalised)
+    loss = nn.CrossEntropyLoss()
+    with torch.no_grad():
+        found = per_sample_grad_norms(model, loss, x, y)
+    assert_close(found, per_sample_grad_norms(model, loss, x, y))
+    assert not found.requires_grad
+
+
+def test_functions_without_a_batching_rule() -> None:
+    """Data are then run one after the other."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain, self.last = nn.Parameter(torch.ones(4)), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = [row * self.gain if row.sum() > 0 else row - self.gain for row in x]
+            return torch.as_tensor(self.last(torch.stack(rows)))
+
+    model, x = Branches().double(), noise_tensor((6, 4))
+    for budget in (1, 2**20):
+        with memory_budget(budget):
+            check(model, nn.CrossEntropyLoss(), x, torch.arange(6) % 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_attributes_are_left_as_they_are() -> None:
+    """Of a transform, there are no tensors in the model that can be used no more."""
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 3))).double()
+    x, y = noise_tensor((3, 4)), torch.arange(3)
+    check(model, nn.CrossEntropyLoss(), x, y)
+    assert model[0].weight.sum().isfinite()
+
+
+def test_compiled_models() -> None:
+    """As a whole or in part, they run without compilation, and stay compiled."""
+    model, x, y = model_and_data(Normalised)
+    expected = reference.norms(model, nn.CrossEntropyLoss(), x, y)
+    compiled: Any = torch.compile(model, backend="eager")
+    options: dict[str, Any] = {"per_parameter": True}
+    found = per_sample_grad_norms(compiled, nn.CrossEntropyLoss(), x, y, **options)
+    assert_close(found, expected)
+    model[0].compile(backend="eager")
+    model[4].compile(backend="eager")
+    model(x)
+    check(model, nn.CrossEntropyLoss(), x, y)
+    assert model[0]._compiled_call_impl is not None
+
+
+# -- what is refused
+
+
+def refused(kind: type[Exception], argument: str, *args: Any, **options: Any) -> str:
+    with pytest.raises(kind) as error:
+        per_sample_grad_norms(*args, **options)
+    assert_in_form(error.value, "per_sample_grad_norms", argument)
+    return str(error.value)
+
+
+def test_bad_input() -> None:
+    model, x, y = model_and_data(Tied)
+    loss = nn.CrossEntropyLoss()
+    refused(TypeError, "model", lambda x: x, loss, x, y)
+    message = refused(ValueError, "loss", model, F.cross_entropy, x, y)
+    assert "cross_entropy" in message and "reduction='mean'" in message
+    refused(ValueError, "reduction", model, loss, x, y, reduction="none")
+    refused(TypeError, "loss", model, lambda f, y: 1.0, x, y)
+    refused(TypeError, "params", model, loss, x, y, params="gain")
+    refused(TypeError, "params", model, loss, x, y, params=model.gain)
+    refused(ValueError, "params[1]", model, loss, x, y, params=["gain", "nope"])
+    refused(ValueError, "params[0]", model, loss, x, y, params=[torch.ones(2)])
+    refused(ValueError, "params", model, loss, x, y, params=[])
+    refused(ValueError, "x", model, loss, {"a": x, "b": x[:1]}, y)
+    lazy = nn.Sequential(nn.LazyLinear(3))
+    refused(ValueError, "0.weight", lazy, loss, x, y)
+    odd = nn.Sequential(nn.Linear(4, 3, dtype=torch.cfloat))
+    refused(NotImplementedError, "0.weight", odd, loss, x, y)
+    frozen = nn.Linear(4, 3).requires_grad_(False)
+    refused(ValueError, "model", frozen, loss, x, y)
+
+    class Pair(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x), x
+
+    refused(TypeError, "the model's output", Pair(4, 3).double(), loss, x, y)
+
+
+def test_data_that_depend_on_each_other() -> None:
+    model, x, y = model_and_data(Normalised)
+    loss = nn.CrossEntropyLoss()
+    before = model[1].running_mean.clone()
+    assert "model.eval()" in refused(ValueError, "layer '1'", model.train(), loss, x, y)
+    assert torch.equal(model[1].running_mean, before)
+    frames, x, y = model_and_data(partial(Frames, "neither"))
+    argument = "rows of the input of layer 'linear.weight'"
+    assert "another order" in refused(ValueError, argument, frames, loss, x, y)
+
+
+def test_parameters_without_use_and_models_that_draw() -> None:
+    model, x, y = model_and_data(Tied)
+    loss = nn.CrossEntropyLoss()
+    model.unused = nn.Linear(2, 2)
+    message = refused(ValueError, "parameter 'unused.weight'", model, loss, x, y)
+    assert "params" in message
+    drawing = nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.LayerNorm(3)).double()
+    argument = "parameters 2.weight, 2.bias"
+    assert "model.eval()" in refused(NotImplementedError, argument, drawing, loss, x, y)
+    # only the other layers need to be run again
+    params = [*drawing[0].parameters()]
+    found = per_sample_grad_norms(drawing, loss, x, y, params=params)
+    assert found.isfinite().all()

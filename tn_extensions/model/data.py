@@ -1,0 +1,101 @@
+"""Losses and batches of data whose Fisher or GGN is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tn_extensions.errors import describe
+from tn_extensions.layers.losses import LIKELIHOODS, Fisher
+
+Data = Iterable[tuple[Any, Tensor]] | tuple[Any, Tensor]
+"""Batches of inputs and targets, or a single one."""
+
+
+def batches(owner: str, data: Any) -> Iterator[tuple[Any, Tensor]]:
+    """Go over the batches.
+
+    Args:
+        owner: Whom errors name.
+        data: The data.
+
+    Raises:
+        TypeError: If a batch is no pair of an input and a target.
+        ValueError: If there are none.
+    """
+    is_pair = isinstance(data, (tuple, list)) and len(data) == 2
+    pair = [data] if is_pair and isinstance(data[1], Tensor) else data
+    is_empty = True
+    for batch in pair:
+        is_batch = isinstance(batch, (tuple, list)) and len(batch) == 2
+        if not (is_batch and isinstance(batch[1], Tensor)):
+            rule, kind = "hold pairs of an input and a target", type(batch).__name__
+            raise TypeError(describe(owner, "data", rule, kind))
+        is_empty = False
+        yield batch[0], batch[1]
+    if is_empty:
+        raise ValueError(describe(owner, "data", "hold at least one batch", "none"))
+
+
+def check_loss(owner: str, loss: Any) -> None:
+    """Refuse losses of which the Hessian is not known.
+
+    Raises:
+        NotImplementedError: If it is of another kind.
+        ValueError: If it is neither a mean nor a sum.
+    """
+    if type(loss) not in LIKELIHOODS:
+        rule = f"be a {', '.join(kind.__name__ for kind in LIKELIHOODS)}"
+        found = getattr(loss, "__name__", type(loss).__name__)
+        raise NotImplementedError(describe(owner, "loss", rule, found))
+    if loss.reduction not in ("mean", "sum"):
+        rule = "have the reduction 'mean' or 'sum'"
+        raise ValueError(describe(owner, "loss", rule, repr(loss.reduction)))
+
+
+def check_choice(owner: str, argument: str, value: Any, choices: Any) -> None:
+    """Refuse a value that is none of a literal type's.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in get_args(choices):
+        rule = f"be one of {', '.join(map(repr, get_args(choices)))}"
+        raise ValueError(describe(owner, argument, rule, repr(value)))
+
+
+def check_samples(owner: str, fisher_type: Fisher, mc_samples: Any) -> None:
+    """Refuse a number of draws that is not positive, or has no meaning.
+
+    Raises:
+        TypeError: If it is no int.
+        ValueError: If it is not positive, or not one where nothing is drawn.
+    """
+    if isinstance(mc_samples, bool) or not isinstance(mc_samples, int):
+        kind = type(mc_samples).__name__
+        raise TypeError(describe(owner, "mc_samples", "be an int", kind))
+    if mc_samples < 1 or (fisher_type != "mc" and mc_samples != 1):
+        rule = "be positive, and 1 unless fisher_type is 'mc'"
+        raise ValueError(describe(owner, "mc_samples", rule, mc_samples))
+
+
+def generator_of(model: nn.Module, seed: int) -> torch.Generator:
+    """Make a generator of draws, on the device of the model."""
+    device = next(model.parameters()).device
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def share_of_data(loss: Any, num_rows: int, num_data: int) -> float:
+    """Compute what makes outer products of a batch's vectors a sum over data.
+
+    Args:
+        loss: The loss. The vectors of a mean are divided by the number of rows; what
+            is found for a batch is then multiplied by the number of its data, so that
+            it can be divided by that of all.
+        num_rows: Number of rows of outputs, one for each loss term.
+        num_data: Number of data.
+    """
+    return float(num_rows * num_data) if loss.reduction == "mean" else 1.0

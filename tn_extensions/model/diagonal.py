@@ -1,0 +1,140 @@
+"""The diagonal of the GGN."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tn_extensions.compiler.budget import current_budget
+from tn_extensions.layers.hooks import exactly, unwrapped
+from tn_extensions.layers.losses import LossTerms, each_term
+from tn_extensions.layers.module import Pairs
+from tn_extensions.layers.squares import diagonal
+from tn_extensions.model.data import (
+    Data,
+    batches,
+    check_choice,
+    check_loss,
+    check_samples,
+    generator_of,
+    share_of_data,
+)
+from tn_extensions.model.parameters import (
+    Params,
+    check_independent,
+    trained_parameters,
+)
+from tn_extensions.model.passes import Passes
+from tn_extensions.model.singly import sample_gradients
+
+_OWNER = "ggn_diagonal"
+
+GGN = Literal["type-2", "mc"]
+
+
+def ggn_diagonal(
+    model: nn.Module,
+    loss: Any,
+    data: Data,
+    *,
+    params: Params = None,
+    fisher_type: GGN = "type-2",
+    mc_samples: int = 1,
+    seed: int = 2147483647,
+) -> dict[str, Tensor]:
+    """Compute the diagonal of the GGN of the loss of all data.
+
+    ``d = c sum_n sum_v (J_n^T s_nv)^2`` with the Jacobian ``J_n`` of datum ``n``'s
+    outputs by a parameter and the columns ``s_nv`` of a root of its loss's Hessian.
+    ``c`` is 1 for a loss that is a sum, ``1/N`` for a mean.
+
+    Gradients of single data are formed for a few data at a time, or not at all, as for
+    :func:`~tn_extensions.model.per_sample_grad_norms`. Vectors of a layer are taken as
+    many at a time as the memory budget allows.
+
+    Args:
+        model: The model. It must treat each datum apart from the others.
+        loss: As for :func:`~tn_extensions.model.kfac_factors`.
+        data: Batches ``(x, y)``, gone over once; or one batch.
+        params: Parameters or their names. ``None``: all. Frozen ones are left out.
+        fisher_type: ``"type-2"``: exact; a backward pass for each class (and loss term
+            of a datum, if there are several). ``"mc"``: an unbiased estimate, with a
+            pass for each draw of targets.
+        mc_samples: Number of draws.
+        seed: Of the draws.
+
+    Returns:
+        The diagonal by name, shaped as the parameters, of float32 or wider. Its sum is
+        the trace of the GGN.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind, or the output is no tensor.
+        ValueError: If an argument is not among its choices, a parameter is not the
+            model's or is not used, there are no data, rows do not belong to data, data
+            depend on each other, or outputs are not finite.
+        NotImplementedError: If the loss is another, or other parameters than kernels
+            and biases are in a model that draws random numbers.
+
+    Reference: Dangel, Kunstner and Hennig, "BackPACK: Packing more into backprop",
+    ICLR 2020.
+    """
+    model = unwrapped(model)
+    check_choice(_OWNER, "fisher_type", fisher_type, GGN)
+    check_samples(_OWNER, fisher_type, mc_samples)
+    check_loss(_OWNER, loss)
+    parameters = trained_parameters(_OWNER, model, params)
+    check_independent(_OWNER, model)
+    generator = generator_of(model, seed)
+    totals = {
+        name: torch.zeros_like(
+            p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False
+        )
+        for name, p in parameters.items()
+    }
+    waiting: defaultdict[str, list[Pairs]] = defaultdict(list)
+    held = total = 0
+
+    def on_pairs(name: str, pairs: Pairs) -> None:
+        nonlocal held
+        waiting[name].append(pairs)
+        held += sum(g.numel() * g.element_size() for _, g in pairs)
+        if held >= current_budget():
+            flush()
+
+    def flush() -> None:
+        nonlocal held
+        while waiting:
+            name, columns = waiting.popitem()
+            with exactly(columns[0][0][1].device):
+                add(name, diagonal(columns, passes.observed[name]))
+        held = 0
+
+    def add(name: str, squares: Tensor) -> None:
+        scaled = squares * (share / mc_samples)
+        totals[name] += scaled.reshape(totals[name].shape)
+
+    for x, y in batches(_OWNER, data):
+        with Passes.of(_OWNER, model, parameters, x, on_pairs) as passes:
+            terms = LossTerms.of(_OWNER, loss, passes.output, y)
+            terms.check_finite()
+            passes.sort_rows()
+            others = {name: parameters[name] for name in passes.others}
+            share = share_of_data(loss, len(terms.output), passes.num_data)
+            total += passes.num_data
+            vectors = terms.vectors(fisher_type, mc_samples, generator)
+            if fisher_type == "type-2" and passes.num_data:
+                # columns are told apart by datum only
+                vectors = each_term(vectors, len(terms.output) // passes.num_data)
+            for vector in passes.backward(terms.output, vectors):
+                if others:
+                    for chunk in sample_gradients(_OWNER, model, others, x, vector):
+                        for name, g in chunk.items():
+                            add(name, g.to(totals[name].dtype).square_().sum(0))
+            flush()
+    if loss.reduction == "mean":
+        for own in totals.values():
+            own /= max(total, 1)
+    return totals

@@ -1,0 +1,117 @@
+"""Gradients of single data, for parameters of any layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from tn_extensions.compiler.budget import current_budget
+from tn_extensions.errors import describe
+from tn_extensions.layers.attributes import attributes_kept
+
+
+def sample_gradients(
+    owner: str,
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    x: Any,
+    vector: Tensor,
+) -> Iterator[dict[str, Tensor]]:
+    """Backpropagate a vector to the parameters, for each datum on its own.
+
+    The model is run on single data: on many at once by :mod:`torch.func`, or on one
+    after the other where that cannot transform a function.
+
+    Args:
+        owner: Whom errors name.
+        model: The model.
+        parameters: The parameters, by name.
+        x: Its input, whose tensors have a first axis of data.
+        vector: Shaped as the outputs, ``[R, ...]``, the rows of a datum next to each
+            other.
+
+    Yields:
+        By name ``[n, *shape]``, of so many data at a time as the memory budget
+        allows; in all, of all data in order.
+
+    Raises:
+        NotImplementedError: If the model draws random numbers.
+    """
+    leaves, structure = tree_flatten(x)
+    positions = [i for i, leaf in enumerate(leaves) if has_data(leaf)]
+    num_data = len(leaves[positions[0]])
+    if not num_data:
+        return
+    values = {name: p.detach() for name, p in parameters.items()}
+    by_datum = vector.unflatten(0, (num_data, -1))
+    # gradients of a datum, and their squares
+    each = 2 * sum(p.numel() * max(4, p.element_size()) for p in values.values())
+    step = max(1, current_budget() // each)
+
+    def of_datum(sample: list[Tensor], cotangent: Tensor) -> dict[str, Tensor]:
+        own = list(leaves)
+        for position, tensor in zip(positions, sample, strict=True):
+            own[position] = tensor.unsqueeze(0)
+        single = tree_unflatten(own, structure)
+
+        def output(parameters: dict[str, Tensor]) -> Tensor:
+            found = functional_call(model, parameters, (single,))
+            return found.to(torch.promote_types(found.dtype, torch.float32))
+
+        transposed = vjp(output, values)[1]
+        (gradients,) = transposed(cotangent)
+        return gradients
+
+    is_batched = True
+    start = 0
+    while start < num_data:
+        chunk = slice(start, start + step)
+        samples = [leaves[position][chunk] for position in positions]
+        found = None
+        if is_batched:
+            try:
+                with attributes_kept(model.modules()), uncompiled():
+                    found = vmap(of_datum)(samples, by_datum[chunk])
+            except RuntimeError as error:
+                _check_draws_nothing(owner, parameters, error)
+                # one after the other takes no more memory
+                is_batched = False
+        if found is None:
+            each_sample = zip(*samples, by_datum[chunk], strict=True)
+            with attributes_kept(model.modules()), uncompiled():
+                single = [of_datum([*sample], g) for *sample, g in each_sample]
+            found = {
+                name: torch.stack([own[name] for own in single]) for name in values
+            }
+        yield found
+        start = chunk.stop
+
+
+def _check_draws_nothing(
+    owner: str, parameters: Mapping[str, Tensor], error: RuntimeError
+) -> None:
+    # torch has no class for this error
+    if "random" in str(error):
+        argument = f"parameters {', '.join(parameters)}"
+        rule = (
+            "be used in linear or convolution only, if the model draws random numbers"
+        )
+        remedy = "Call model.eval(), or pass other parameters as params"
+        message = describe(owner, argument, rule, "other uses", remedy)
+        raise NotImplementedError(message) from error
+
+
+def has_data(leaf: Any) -> bool:
+    """Tell tensors with a first axis of data from other parts of an input."""
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Run what is compiled without compilation: its functions can then be seen."""
+    return torch.compiler.set_stance("force_eager")
