@@ -57,3 +57,20 @@ def test_where_tensors_are(has_data: bool) -> None:
     assert allocate.memory_of(x) == allocate.memory_of(x[1:]) != allocate.memory_of(y)
     addresses = [allocate.address_of(own) for own in (x, x[1:], y, x.view(2, 2))]
     assert addresses[0] == addresses[3] and len({*addresses}) == 3
+
+
+@pytest.mark.parametrize("least", [0, 2**30])
+def test_copies_are_made_where_strides_demand_it(
+    least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allocate, "_ALWAYS_FRESH", least)
+    x = torch.arange(24.0).view(2, 3, 4)
+    assert allocate.contiguous(x) is x
+    assert allocate.reshaped(x, (6, 4)).data_ptr() == x.data_ptr()
+    turned = x.transpose(0, 2)
+    copy = allocate.contiguous(turned)
+    assert copy.is_contiguous() and copy.equal(turned)
+    assert allocate.reshaped(turned, (12, 2)).equal(turned.reshape(12, 2))
+    leaf = x.clone().requires_grad_()
+    allocate.reshaped(leaf.transpose(0, 2), (24,)).sum().backward()
+    assert leaf.grad is not None and leaf.grad.eq(1).all()

@@ -29,9 +29,8 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     """
     result = like.new_empty(tuple(shape))
     advise = _madvise()
-    size = result.numel() * result.element_size()
-    on_cpu = result.device.type == "cpu" and holds_data(result)
-    if advise is not None and on_cpu and size > _ALWAYS_FRESH:
+    if advise is not None and _is_large(result):
+        size = result.numel() * result.element_size()
         begin = result.data_ptr()
         first = -(-begin // _HUGE_PAGE) * _HUGE_PAGE
         last = (begin + size) // _HUGE_PAGE * _HUGE_PAGE
@@ -42,19 +41,26 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
 
 def contiguous(tensor: Tensor) -> Tensor:
     """The tensor, or a contiguous copy of it in memory like that of :func:`empty`."""
-    if tensor.is_contiguous() or is_traced([tensor]):
+    if tensor.is_contiguous() or not _is_large(tensor) or is_traced([tensor]):
         return tensor.contiguous()
     return empty(tensor.shape, tensor).copy_(tensor)
 
 
 def reshaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     """The tensor in another shape; if that takes a copy, as :func:`contiguous`."""
-    if is_traced([tensor]):
+    if not _is_large(tensor) or is_traced([tensor]):
         return tensor.reshape(shape)
     try:
         return tensor.view(shape)
     except RuntimeError:  # its strides do not allow it
         return contiguous(tensor).view(shape)
+
+
+def _is_large(tensor: Tensor) -> bool:
+    """Tell whether so much memory of a CPU is always fresh."""
+    size = tensor.numel() * tensor.element_size()
+    is_on_cpu = tensor.device.type == "cpu" and holds_data(tensor)
+    return size > _ALWAYS_FRESH and is_on_cpu
 
 
 def memory_of(tensor: Tensor) -> int:
