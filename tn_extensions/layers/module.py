@@ -162,6 +162,8 @@ class Use:
         computed: Kernel and bias that are computed from a layer's parameters, with the
             graph to these. ``None``: it has none, or they are the parameters.
         leaves: What it multiplied by, and added, in place of these.
+        names: Of the parameters that it multiplied by, and added, where calls are
+            observed; ``None``: it is none of those observed.
     """
 
     x: Tensor
@@ -172,6 +174,7 @@ class Use:
     node: Any = None
     computed: tuple[Tensor | None, Tensor | None] = (None, None)
     leaves: tuple[Tensor | None, Tensor | None] = (None, None)
+    names: tuple[str | None, str | None] = (None, None)
 
     @classmethod
     def of(
