@@ -27,7 +27,6 @@ from tests.strategies import (
     with_stale_attributes,
 )
 from tn_extensions import curvlinops as ours
-from tn_extensions.curvlinops.release import check_release
 from tn_extensions.curvlinops.stored import kept
 
 APPROX = ["expand", "reduce"]
@@ -605,9 +604,9 @@ def test_bad_input() -> None:
         kfac(norm, loss, list(norm.parameters()), data)
     tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     tied[1].weight = tied[0].weight
-    with pytest.raises(NotImplementedError, match="layers 0 and 1") as refusal:
+    with pytest.raises(NotImplementedError, match="share all") as refusal:
         kfac(tied, loss, list(tied.parameters()), data)
-    assert_in_form(refusal.value, NAME, "params")
+    assert_in_form(refusal.value, NAME, "layers 0 and 1")
     with pytest.raises(ValueError, match="data") as error:
         operator(ours, model, [])
     assert_in_form(error.value, NAME, "data")
@@ -707,7 +706,59 @@ def test_a_failure_leaves_nothing() -> None:
     assert "of layer '0' must be finite" in str(error.value)
 
 
-def test_release_line() -> None:
-    check_release("3.0.1")
-    with pytest.raises(ImportError, match="got 4.1.0"):
-        check_release("4.1.0")
+class Tied(nn.Module):
+    """Layers of the same parameters, or one of them twice."""
+
+    def __init__(self, make: Callable[[], Any], is_one: bool) -> None:
+        super().__init__()
+        self.first, self.second = make().double(), make().double()
+        self.second.weight, self.second.bias = self.first.weight, self.first.bias
+        if is_one:
+            self.second = self.first
+        self.last = nn.Linear(6, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).tanh().flatten(1), self.second(x.flip(0)).flatten(1)
+        return torch.as_tensor(self.last(hidden[0] * hidden[1]))
+
+
+TIED = {
+    "linear": (lambda: nn.Linear(4, 6), (4,)),
+    "grouped": (lambda: nn.Conv2d(4, 6, 2, groups=2), (4, 2, 2)),
+    "transposed": (lambda: nn.ConvTranspose1d(4, 3, 2, groups=1), (4, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", ["KFAC", "EKFAC", "KFOC", "GGNDiagonal"])
+@pytest.mark.parametrize(("make", "shape"), TIED.values(), ids=TIED)
+def test_tied_layers_are_one_layer_used_twice(make: Any, shape: Any, kind: str) -> None:
+    x, y = images(3, *shape), targets(3)
+    options: dict[str, Any] = {"kind": f"{kind}LinearOperator"}
+    if kind != "GGNDiagonal":
+        options |= {"fisher_type": "type-2", "separate_weight_and_bias": False}
+    once, twice = (Tied(make, is_one) for is_one in (True, False))
+    once.load_state_dict(twice.state_dict(), strict=False)
+    found, expected = (
+        dense(operator(ours, model, [(x, y)], **options)) for model in (twice, once)
+    )
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["KFACLinearOperator", "EKFACLinearOperator"])
+@pytest.mark.parametrize("separate", [False, True])
+def test_tied_layers_are_exact(separate: bool, kind: str) -> None:
+    """For a datum, and paths that do not meet."""
+
+    class Paths(Tied):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.first(x[:, :4]), self.second(x[:, 4:])], 1)
+
+    model = Paths(lambda: nn.Linear(4, 6), False)
+    del model.last
+    data = [(images(1, 8), images(1, 12))]
+    options: dict[str, Any] = {"loss": nn.MSELoss()}
+    exact = dense(operator(stock, model, data, kind="GGNLinearOperator", **options))
+    options |= {"fisher_type": "type-2", "separate_weight_and_bias": separate}
+    found = dense(operator(ours, model, data, kind=kind, **options))
+    number = torch.tensor([0] * 24 + [int(separate)] * 6)
+    assert_close(found, exact * (number == number[:, None]))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -78,6 +81,17 @@ def test_average_of_groups() -> None:
     (use,) = uses["weight"]
     assert (use.conv.groups, use.conv.in_channels, use.conv.out_channels) == (1, 2, 6)
     assert_close(use.x, (x[:, :2] + x[:, 2:]) / 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_models_run_eagerly() -> None:
+    layer, x = nn.Linear(3, 2).double(), noise_tensor((4, 3))
+    compiled: Any = torch.compile(layer, backend="aot_eager")
+    compiled(x)
+    uses, gradients, left = seen(compiled, x, {"_orig_mod.weight", "_orig_mod.bias"})
+    (use,) = uses["_orig_mod.weight"]
+    assert use.names == ("_orig_mod.weight", "_orig_mod.bias") and not left
+    assert_close(gradients["_orig_mod.weight", 0], torch.ones(4, 2).double())
 
 
 def test_without_gradients_nothing_is_seen() -> None:

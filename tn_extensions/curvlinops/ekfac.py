@@ -20,6 +20,7 @@ from tn_extensions.curvlinops.stored import (
     state,
     unstacked,
 )
+from tn_extensions.curvlinops.text import tensor_text
 from tn_extensions.kronecker.blocks import Rotated
 from tn_extensions.kronecker.factors import eigenbasis
 from tn_extensions.kronecker.moments import bias_moments, kernel_moments
@@ -165,6 +166,14 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
             )
             for key, position in self._mapping[name].items()
         }
+
+    def _block_text(self, name: str) -> str:
+        # eigenvectors replace the factors
+        right = kept(self._input_covariances_eigenvectors).get(name)
+        left = kept(self._gradient_covariances_eigenvectors).get(name)
+        if left is None:
+            return super()._block_text(name)
+        return tensor_text(Q_A=right, Q_B=left)
 
     # -- state
 

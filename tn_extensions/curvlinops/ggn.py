@@ -9,6 +9,7 @@ from curvlinops._torch_base import CurvatureLinearOperator
 from torch import nn
 
 from tn_extensions.curvlinops.kfac import KFACLinearOperator
+from tn_extensions.curvlinops.text import operator_text
 from tn_extensions.errors import describe
 from tn_extensions.layers import losses
 from tn_extensions.layers.passes import BackwardPasses, ObservedLayers
@@ -93,6 +94,19 @@ class GGNOperator(CurvatureLinearOperator):
         if check_deterministic:
             passes.check_model(self._mapping)
             self._check_deterministic()
+
+    def __repr__(self) -> str:
+        mode = "exact" if self._fisher == "type-2" else "mc"
+        options = {"mode": mode, "num_data": self._N_data}
+        if mode == "mc":
+            options["mc_samples"] = self._mc_samples
+        blocks = {
+            name: ", ".join(
+                f"{key} {list(self._params[i].shape)}" for key, i in own.items()
+            )
+            for name, own in self._mapping.items()
+        }
+        return operator_text(type(self).__name__, self.shape, options, blocks)
 
     @cached_property
     def _layers(self) -> ObservedLayers:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from math import isfinite
 from typing import Any
-from warnings import warn
 
 import torch
 from curvlinops import inverse as stock
@@ -14,8 +14,10 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from tn_extensions.curvlinops.compute import FactorPasses
 from tn_extensions.curvlinops.stored import kept
+from tn_extensions.curvlinops.text import operator_text
 from tn_extensions.errors import describe
 from tn_extensions.kronecker.blocks import Matrix, Product, Rotated
+from tn_extensions.kronecker.cholesky import cholesky
 from tn_extensions.kronecker.factors import eigenbasis
 from tn_extensions.kronecker.inverse import damped_inverse, split_damping
 from tn_extensions.kronecker.multiply import Blocks
@@ -148,23 +150,12 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
         return split_damping(aaT, ggT, self._damping, self._min_damping)
 
     def _inverse(self, factor: Tensor, damping: Any, name: str) -> Matrix:
+        retry = self._retry_double_precision
+        decompose = partial(cholesky, retry_double_precision=retry)
         try:
-            return damped_inverse(factor, damping, self._cholesky)
+            return damped_inverse(factor, damping, decompose)
         except LinAlgError as error:
             raise self._singular(name) from error
-
-    def _cholesky(self, damped: Tensor) -> Tensor:
-        try:
-            return torch.linalg.cholesky(damped)
-        except LinAlgError as error:
-            if not self._retry_double_precision or damped.dtype == torch.float64:
-                raise
-            warn(
-                f"Failed to compute Cholesky decomposition in {damped.dtype} "
-                f"precision with error {error}. Retrying in double precision...",
-                stacklevel=2,
-            )
-            return torch.linalg.cholesky(damped.double()).to(damped.dtype)
 
     def _singular(self, name: str) -> Exception:
         owner, rule = type(self).__name__, "be positive definite"
@@ -172,6 +163,15 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
         remedy = "Increase the damping"
         found = f"others (damping = {self._damping})"
         return LinAlgError(describe(owner, factors, rule, found, remedy))
+
+    def __repr__(self) -> str:
+        options = {"damping": self._damping}
+        if self._use_heuristic_damping:
+            options |= {"use_heuristic_damping": True, "min_damping": self._min_damping}
+        if self._use_exact_damping:
+            options["use_exact_damping"] = True
+        text = operator_text(type(self).__name__, self.shape, options, {})
+        return f"{text} of\n{self._A}"
 
     # -- state
 

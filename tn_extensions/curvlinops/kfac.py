@@ -15,6 +15,7 @@ from tn_extensions.compiler.allocate import address_of
 from tn_extensions.curvlinops.compute import FactorPasses
 from tn_extensions.curvlinops.inverse import KFACInverseLinearOperator
 from tn_extensions.curvlinops.stored import Factors, kept, state
+from tn_extensions.curvlinops.text import operator_text, plain, tensor_text
 from tn_extensions.errors import describe
 from tn_extensions.kronecker.blocks import Block, Kronecker
 from tn_extensions.layers import losses
@@ -155,10 +156,16 @@ class KFACLinearOperator(FactorPasses):
             if parameter.is_complex():
                 argument = f"parameter {names[address_of(parameter)]!r}"
                 raise refusal(argument, "be real", parameter.dtype)
-        tied = [" and ".join(own) for own in layers.values() if len(own) > 1]
-        if tied:
-            rule, remedy = "belong to one layer each", "Use that layer several times"
-            raise refusal("params", rule, f"some of layers {', '.join(tied)}", remedy)
+        for sharing in layers.values():
+            first, *others = sharing
+            for name in others:
+                if name not in mapping:
+                    continue
+                if not _is_twin(model_func, mapping, first, name):
+                    rule = "be of one class and share all parameters, or none"
+                    remedy = "Use one layer several times"
+                    raise refusal(f"layers {first} and {name}", rule, "others", remedy)
+                del mapping[name]
         return mapping
 
     # -- products
@@ -220,6 +227,25 @@ class KFACLinearOperator(FactorPasses):
 
         return self._once("_frobenius_norm", norm)
 
+    # -- text
+
+    def __repr__(self) -> str:
+        names = ("fisher_type", "mc_samples", "kfac_approx", "separate_weight_and_bias")
+        options = {name: plain(getattr(self, f"_{name}")) for name in names}
+        options |= {"groups": self._groups, "num_data": self._N_data}
+        blocks = {
+            f"{name} ({', '.join(keys)})": self._block_text(name)
+            for name, keys in self._mapping.items()
+        }
+        return operator_text(type(self).__name__, self.shape, options, blocks)
+
+    def _block_text(self, name: str) -> str:
+        """Shapes of what is kept of a layer."""
+        return tensor_text(
+            A=kept(self._input_covariances).get(name),
+            B=kept(self._gradient_covariances).get(name),
+        )
+
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
@@ -230,7 +256,9 @@ class KFACLinearOperator(FactorPasses):
             "input_covariances": state(self._input_covariances),
             "gradient_covariances": state(self._gradient_covariances),
         }
-        return {**super().state_dict(), **own}
+        # torch loads weights only if there are no members of enumerations
+        stock_state = {key: plain(own) for key, own in super().state_dict().items()}
+        return {**stock_state, **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; that of curvlinops, too."""
@@ -243,3 +271,13 @@ class KFACLinearOperator(FactorPasses):
         options = state_dict.get("loss_options", {})
         loss = self._loss_func
         self._loss_func = type(loss)(reduction=loss.reduction, **options)
+
+
+def _is_twin(
+    model: nn.Module, mapping: Mapping[str, Mapping[str, int]], first: str, other: str
+) -> bool:
+    """Tell whether uses of one layer are uses of another one, of the same factors."""
+    modules = [model.get_submodule(name) for name in (first, other)]
+    kinds = {(type(m), getattr(m, "groups", 1)) for m in modules}
+    is_plain = all(reason_against(module) is None for module in modules)
+    return is_plain and len(kinds) == 1 and mapping[first] == mapping[other]

@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
+from typing import Any, Literal
 
-SUPPORTED = "3.0"
-"""The release line whose operators this package subclasses."""
+import curvlinops
+
+Line = Literal["3.0", "next"]
+
+LOWEST, BELOW = (3, 0, 1), (5,)
+"""Releases that this package has an adapter for, as ``setup.cfg`` has them."""
 
 
-def check_release(installed: str) -> None:
-    """Refuse a release line that this package has no adapter for.
+def line_of(installed: str, operator: Any) -> Line:
+    """Tell which release line is installed, by what its operators have.
+
+    Numbers alone do not tell: the next line has none yet, and a checkout of it calls
+    itself a successor of the last release.
 
     Args:
         installed: Version of curvlinops.
+        operator: Its ``KFACLinearOperator``.
+
+    Returns:
+        ``"3.0"``: operators compute their factors. ``"next"``: they have computers.
 
     Raises:
-        ImportError: If it is of another line.
+        ImportError: If it is neither.
     """
-    if installed.split(".")[:2] != SUPPORTED.split("."):
-        raise ImportError(
-            "tn_extensions.curvlinops: curvlinops-for-pytorch must be a release "
-            f"{SUPPORTED}.*, got {installed}. Install "
-            f"'curvlinops-for-pytorch=={SUPPORTED}.*'."
-        )
+    numbers = re.match(r"\d+(\.\d+)*", installed)
+    release = tuple(map(int, numbers[0].split("."))) if numbers else ()
+    if LOWEST <= release < BELOW:
+        if isinstance(getattr(operator, "_BACKENDS", None), dict):
+            return "next"
+        if hasattr(operator, "compute_parameter_mapping"):
+            return "3.0"
+    raise refusal(installed)
 
 
-check_release(version("curvlinops-for-pytorch"))
+def refusal(installed: str) -> ImportError:
+    """Make the error of a release that this package has no adapter for."""
+    low, below = (".".join(map(str, own)) for own in (LOWEST, BELOW))
+    return ImportError(
+        f"tn_extensions.curvlinops: curvlinops-for-pytorch must be a release >={low},"
+        f"<{below} of the line 3.0 or of the one after it, got {installed}. Install "
+        f"'curvlinops-for-pytorch=={low}'."
+    )
+
+
+INSTALLED = version("curvlinops-for-pytorch")
+LINE: Line = line_of(INSTALLED, getattr(curvlinops, "KFACLinearOperator", None))
+"""The one that is installed."""

@@ -1,6 +1,7 @@
 """Factors and eigenvectors as operators keep them, and as curvlinops' users read them.
 
-Reading gives what curvlinops keeps, and that is what the operator uses from then on, so
+They are those of layers by name, or of groups of parameters by their names. Reading
+gives what curvlinops keeps, and that is what the operator uses from then on, so
 that changes in place are not lost: damping, say, that is added to the factors.
 """
 
@@ -16,13 +17,13 @@ from torch.nn.functional import pad
 from tn_extensions.kronecker.factors import completed, dense
 
 
-class Factors(UserDict[str, Tensor]):
+class Factors(UserDict[Any, Tensor]):
     """Factors of layers as curvlinops has them: ``[D, D]``, ``[G, D, D]`` of groups.
 
     Reading replaces what is kept as a low-rank factor by its matrix.
     """
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: Any) -> Tensor:
         self.data[name] = self._whole(self.data[name])
         return unstacked(self.data[name])
 
@@ -30,7 +31,7 @@ class Factors(UserDict[str, Tensor]):
     def _whole(factor: Tensor) -> Tensor:
         return dense(factor)
 
-    def __setitem__(self, name: str, factor: Tensor) -> None:
+    def __setitem__(self, name: Any, factor: Tensor) -> None:
         self.data[name] = stacked(factor)
 
 
@@ -45,7 +46,7 @@ class Bases(Factors):
         return completed(factor)
 
 
-class Eigenvalues(UserDict[str, Any]):
+class Eigenvalues(UserDict[Any, Any]):
     """Corrected eigenvalues of layers as curvlinops has them.
 
     ``[(G,) CO, D]`` of a joint block; else, by the position of the parameter,
@@ -61,14 +62,14 @@ class Eigenvalues(UserDict[str, Any]):
 
     def __init__(
         self,
-        values: Mapping[str, Any],
-        left: Mapping[str, Tensor],
-        right: Mapping[str, Tensor],
+        values: Mapping[Any, Any],
+        left: Mapping[Any, Tensor],
+        right: Mapping[Any, Tensor],
     ) -> None:
         self._left, self._right = left, right
         super().__init__(values)
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: Any) -> Any:
         left, right = self._left[name], self._right.get(name)
         groups = left.dim() - 2
         sizes = [each.shape[-1] for each in (left, right) if each is not None]
@@ -97,7 +98,7 @@ def padded(values: Tensor, sizes: list[int]) -> Tensor:
     return pad(values, [each for behind in reversed(missing) for each in (0, behind)])
 
 
-def kept(stored: Mapping[str, Any]) -> dict[str, Any]:
+def kept(stored: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return what is kept: matrices, low-rank factors, eigenvectors of the range."""
     return stored.data if isinstance(stored, UserDict) else dict(stored)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Protocol, cast
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 
+from tn_extensions.compiler.allocate import address_of
 from tn_extensions.errors import describe
 from tn_extensions.layers import losses, rows
 from tn_extensions.layers.computed import leaves_of
 from tn_extensions.layers.hooks import exactly
 from tn_extensions.layers.host import is_finite
 from tn_extensions.layers.losses import Fisher, LossTerms
-from tn_extensions.layers.module import Groups, Pairs, reason_against
+from tn_extensions.layers.module import SUPPORTED, Groups, Pairs, reason_against
 from tn_extensions.layers.observe import OnGradient, Uses, innermost, observed
 
 
@@ -83,7 +84,26 @@ class ObservedLayers:
             name: {key: params[position] for key, position in own.items()}
             for name, own in mapping.items()
         }
-        return cls(owner, modules, parameters, groups)
+        layers = cls(owner, modules, parameters, groups)
+        tied = layers._others_in(model)
+        return replace(layers, tied=tied) if tied else layers
+
+    def _others_in(self, model: nn.Module) -> dict[str, list[nn.Module]]:
+        """Find others that have the layers' parameters, by name of the layer."""
+        layer_of = {
+            address_of(parameter): name
+            for name, own in self.parameters.items()
+            if name not in self.computed
+            for parameter in own.values()
+        }
+        known = set(map(id, self.modules.values()))
+        found: dict[str, list[nn.Module]] = {}
+        for module in model.modules():
+            if isinstance(module, SUPPORTED) and id(module) not in known:
+                addresses = map(address_of, module.parameters(recurse=False))
+                for name in {layer_of[a] for a in addresses if a in layer_of}:
+                    found.setdefault(name, []).append(module)
+        return found
 
     @cached_property
     def computed(self) -> dict[str, Mapping[str, Tensor]]:

@@ -1,0 +1,571 @@
+"""KFAC and EKFAC for curvlinops' next line, whose operators take any *computer*."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from math import prod
+from typing import Any, get_args
+
+import torch
+from curvlinops import ekfac, kfac
+from curvlinops._torch_base import PyTorchLinearOperator
+from curvlinops.blockdiagonal import BlockDiagonalLinearOperator
+from curvlinops.computers._base import _BaseKFACComputer, _EKFACMixin
+from curvlinops.kfac_utils import (
+    FromCanonicalLinearOperator,
+    ToCanonicalLinearOperator,
+)
+from torch import Tensor
+
+from tn_extensions.curvlinops.groups import Group, GroupFactors, ObservedParameters
+from tn_extensions.curvlinops.nearest import check_iteration
+from tn_extensions.curvlinops.stored import Factors, kept, stacked
+from tn_extensions.curvlinops.text import operator_text, plain, tensor_text
+from tn_extensions.errors import describe
+from tn_extensions.kronecker.blocks import Kronecker, Product, Rotated
+from tn_extensions.kronecker.cholesky import cholesky
+from tn_extensions.kronecker.factors import completed, eigenbasis
+from tn_extensions.kronecker.inverse import damped_inverse, split_damping
+from tn_extensions.layers import losses
+from tn_extensions.layers.module import Groups, kernel_matrices, kernel_of_matrices
+from tn_extensions.layers.passes import BackwardPasses
+
+BACKEND = "tn"
+"""Name of our computers."""
+
+
+class KFACComputer(_BaseKFACComputer):
+    """Compute KFAC's factors, without unfolding, for operators of curvlinops or ours.
+
+    Args:
+        model_func: A module, or a function of parameters and an input.
+        *args: As curvlinops' computers.
+        groups: As :class:`KFACLinearOperator`. ``None``: for curvlinops' own operators,
+            which average inputs over groups and know no transposed kernels.
+        **kwargs: As curvlinops' computers.
+    """
+
+    _RANK_LIMIT = 0.5
+
+    def __init__(self, *args: Any, groups: Groups | None = None, **kwargs: Any) -> None:
+        self._groups = groups
+        super().__init__(*args, **kwargs)
+        # errors are to name what the user called
+        self._owner = name = type(self).__name__.replace("Computer", "LinearOperator")
+        self.parameters = ObservedParameters(
+            name, self._params, groups or "average", self._separate_weight_and_bias
+        )
+        passes = BackwardPasses(
+            name,
+            partial(self._model_func, self.parameters.tensors),
+            self._loss_func,
+            self._loop_over_data,
+            self.parameters,
+            fisher=plain(self._fisher_type),
+            mc_samples=self._mc_samples,
+            seed=self._seed,
+            device=self.device,
+            num_data=self._N_data,
+            terms_per_datum=self._num_per_example_loss_terms,
+            batch_size_fn=self._batch_size_fn,
+        )
+        approx = plain(self._kfac_approx)
+        self.groups = GroupFactors(passes, self.parameters, approx, self._RANK_LIMIT)
+
+    def _get_data_statistics(
+        self, num_data: int | None, num_per_example_loss_terms: int | None
+    ) -> tuple[int, int]:
+        """Count data and loss terms; targets may be probabilities."""
+        name, loss = type(self).__name__, self._loss_func
+        if num_data is None:
+            batches = self._loop_over_data(desc="data_statistics")
+            num_data = sum(self._batch_size_fn(X) for X, _ in batches)
+        if num_per_example_loss_terms is None:
+            targets = (y for _, y in self._loop_over_data(desc="data_statistics"))
+            terms = losses.terms_per_datum(name, loss, targets, num_data)
+            num_per_example_loss_terms = terms
+        return num_data, num_per_example_loss_terms
+
+    def compute(self) -> Any:
+        """Compute the factors.
+
+        Returns:
+            Input factors, gradient factors, and groups of parameters by role.
+        """
+        return *self._for_operators(self._factors()), self.parameters.mapping
+
+    def _factors(self) -> tuple[Factors, Factors]:
+        return self.groups.factors()
+
+    def _for_operators(self, found: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Convert results to what curvlinops' operators take, if these asked for them.
+
+        Raises:
+            NotImplementedError: If there are transposed kernels.
+        """
+        if self._groups is not None:
+            return found
+        transposed = self.parameters.transposed
+        if transposed:
+            rule = "hold no kernels of transposed convolutions"
+            remedy = "Use the operators of tn_extensions.curvlinops"
+            owner, names = self._owner, ", ".join(transposed)
+            raise NotImplementedError(describe(owner, "params", rule, names, remedy))
+        # reading makes matrices of low-rank factors
+        dtype = self.dtype
+        return tuple({key: own[key].to(dtype) for key in own} for own in found)
+
+
+class EKFACComputer(_EKFACMixin, KFACComputer):
+    """Compute EKFAC's eigenvectors and eigenvalues.
+
+    Arguments are those of :class:`KFACComputer`.
+    """
+
+    _RANK_LIMIT = 0.7
+    """Its singular vectors take no more time than the eigenvectors of a matrix."""
+
+    def compute(self) -> Any:
+        """Compute eigenvectors and eigenvalues.
+
+        Returns:
+            Eigenvectors of input factors and of gradient factors, corrected
+            eigenvalues, and groups of parameters by role.
+        """
+        found = self._for_operators(self.groups.corrected())
+        return *found, self.parameters.mapping
+
+
+class KFOCComputer(KFACComputer):
+    """Compute the factors of the closest Kronecker products.
+
+    Args:
+        *args: As :class:`KFACComputer`.
+        tolerance: As :class:`KFOCLinearOperator`.
+        max_sweeps: As :class:`KFOCLinearOperator`.
+        **kwargs: As :class:`KFACComputer`.
+    """
+
+    def __init__(
+        self, *args: Any, tolerance: float = 1e-4, max_sweeps: int = 100, **kwargs: Any
+    ) -> None:
+        self._iteration = tolerance, max_sweeps
+        super().__init__(*args, **kwargs)
+
+    def _factors(self) -> tuple[Factors, Factors]:
+        return self.groups.nearest(*self._iteration)
+
+
+class BlockOperator(PyTorchLinearOperator):
+    """A block of a group of parameters as an operator on these, flattened.
+
+    Args:
+        block: What multiplies ``[G, CO, D, V]``.
+        shape: Its sizes ``G``, ``CO`` and ``D``.
+        like: A parameter, whose type and device are the operator's.
+    """
+
+    SELF_ADJOINT = True
+
+    def __init__(self, block: Any, shape: tuple[int, int, int], like: Tensor) -> None:
+        self.block, self._shape = block, shape
+        self._like = like.new_empty(0)
+        super().__init__([(prod(shape),)], [(prod(shape),)])
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self._like.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the parameters."""
+        return self._like.dtype
+
+    def __repr__(self) -> str:
+        return type(self.block).__name__
+
+    def _matmat(self, X: list[Tensor]) -> list[Tensor]:
+        (x,) = X
+        # factors of halves are of float32
+        vectors = x.to(torch.promote_types(x.dtype, torch.float32))
+        product = self.block @ vectors.reshape(*self._shape, -1)
+        return [product.flatten(0, 2).to(x.dtype)]
+
+    def trace(self) -> Tensor:
+        """Trace."""
+        return self.block.trace()
+
+    def det(self) -> Tensor:
+        """Determinant."""
+        return self.block.det()
+
+    def logdet(self) -> Tensor:
+        """Logarithm of the determinant."""
+        return self.block.logdet()
+
+    def frobenius_norm(self) -> Tensor:
+        """Frobenius norm."""
+        return self.block.squared_norm().sqrt()
+
+
+class EigenOperator(BlockOperator):
+    """An eigendecomposed block of a group of parameters."""
+
+    block: Rotated
+
+    def __repr__(self) -> str:
+        return tensor_text(Q_A=self.block.right, Q_B=self.block.left)
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """Eigenvalues, flattened; reading completes bases of fewer vectors."""
+        left, right, values = self.block.left, self.block.right, self.block.values
+        if self.block.is_thin:
+            left, right = completed(left), None if right is None else completed(right)
+            known, rows, columns = values, *values.shape[1:]
+            values = known.new_full(self._shape, self.block.rest)
+            values[:, :rows, :columns] = known
+            self.block = Rotated(left, right, values, self.block.rest)
+        return values.flatten()
+
+    @eigenvalues.setter
+    def eigenvalues(self, value: Tensor) -> None:
+        shape = self.block.values.shape
+        if value.numel() != shape.numel():
+            rule = f"have {shape.numel()} entries"
+            found = f"shape {list(value.shape)}"
+            raise ValueError(describe(type(self).__name__, "eigenvalues", rule, found))
+        self.block = replace(self.block, values=value.reshape(shape))
+
+    def inverse(self, damping: float = 0.0) -> BlockOperator:
+        """Invert the block plus ``damping`` times the identity."""
+        return EigenOperator(self.block.inverse(damping), self._shape, self._like)
+
+
+class KroneckerOperator(BlockOperator):
+    """``B (x) A`` of a group of parameters, for each group of channels.
+
+    Its factors can be read and replaced by position, as those of curvlinops'
+    ``KroneckerProductLinearOperator``: ``B``, and ``A`` if there is a kernel; stacked
+    if there are groups of channels.
+    """
+
+    @property
+    def block(self) -> Kronecker:
+        """The product."""
+        left, *right = map(stacked, self._held)
+        return Kronecker(left, right[0] if right else None)
+
+    @block.setter
+    def block(self, block: Kronecker) -> None:
+        factors = block.left, block.right
+        self._held = [factor for factor in factors if factor is not None]
+
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor | None, like: Tensor) -> KroneckerOperator:
+        """Make it of factors, which may be low-rank ones."""
+        columns = 1 if right is None else right.shape[2]
+        shape = (len(left), left.shape[2], columns)
+        return cls(Kronecker(left, right), shape, like)
+
+    def __repr__(self) -> str:
+        return tensor_text(A=self.block.right, B=self.block.left)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Tensor:
+        # what is read may be changed in place, or differentiated by
+        self._held[index] = Factors({index: self._held[index]})[index]
+        return self._held[index]
+
+    def __setitem__(self, index: int, value: Tensor) -> None:
+        expected = self[index].shape
+        if value.shape != expected:
+            rule, found = f"have shape {list(expected)}", list(value.shape)
+            raise ValueError(describe(type(self).__name__, "a factor", rule, found))
+        self._held[index] = value
+
+    def inverse(
+        self,
+        damping: float = 0.0,
+        use_heuristic_damping: bool = False,
+        min_damping: float = 1e-8,
+        use_exact_damping: bool = False,
+        retry_double_precision: bool = True,
+    ) -> BlockOperator:
+        """Invert; arguments as of curvlinops' ``KFACLinearOperator.inverse``."""
+        factors = [*map(stacked, self._held)]
+        if use_exact_damping:
+            if use_heuristic_damping:
+                owner, rule = "KFACLinearOperator.inverse", "be heuristic or exact"
+                raise ValueError(describe(owner, "damping", rule, "both"))
+            rotated = Rotated.of_eigenbases(*map(eigenbasis, factors), *self._end)
+            rotated = rotated.inverse(damping)
+            return EigenOperator(rotated, self._shape, self._like)
+        dampings: tuple[Any, ...] = (damping, damping)
+        if use_heuristic_damping and len(factors) == 1:
+            dampings = (max(damping, min_damping),)
+        elif use_heuristic_damping:
+            left, right = factors
+            dampings = split_damping(right, left, damping, min_damping)[::-1]
+        decompose = partial(cholesky, retry_double_precision=retry_double_precision)
+        inverses = [
+            damped_inverse(factor, own, decompose)
+            for factor, own in zip(factors, dampings, strict=False)
+        ]
+        product = Product(*inverses, *self._end)
+        return BlockOperator(product, self._shape, self._like)
+
+    @property
+    def _end(self) -> list[None]:
+        return [None] * (2 - len(self))
+
+
+class _ToCanonical(ToCanonicalLinearOperator):
+    """Parameters as curvlinops' blocks take them, also transposed kernels.
+
+    Args:
+        shapes: The parameters' shapes, by name.
+        transposed: By name, groups of channels of transposed convolutions' kernels.
+        *others: As curvlinops' class: groups of parameters, device and type.
+    """
+
+    def __init__(
+        self, shapes: dict[str, torch.Size], transposed: dict[str, int], *others: Any
+    ) -> None:
+        self._layout = shapes, transposed, *others
+        super().__init__(_matrix_shapes(shapes, transposed), *others)
+        self._in_shape = [*shapes.values()]
+
+    def _matmat(self, M: list[Tensor]) -> list[Tensor]:
+        shapes, transposed, *_ = self._layout
+        matrices = []
+        for name, vectors in zip(shapes, M, strict=True):
+            if name in transposed:
+                kernels = vectors.unsqueeze(0)
+                ((matrix,),) = kernel_matrices(kernels, 1, transposed[name])
+                vectors = matrix.unflatten(1, (-1, vectors.shape[-1]))
+            matrices.append(vectors)
+        return super()._matmat(matrices)
+
+    def _adjoint(self) -> _FromCanonical:
+        return _FromCanonical(*self._layout)
+
+
+class _FromCanonical(FromCanonicalLinearOperator):
+    """The adjoint of :class:`_ToCanonical`, with the same arguments."""
+
+    def __init__(
+        self, shapes: dict[str, torch.Size], transposed: dict[str, int], *others: Any
+    ) -> None:
+        self._layout = shapes, transposed, *others
+        super().__init__(_matrix_shapes(shapes, transposed), *others)
+        self._out_shape = [*shapes.values()]
+
+    def _matmat(self, M: list[Tensor]) -> list[Tensor]:
+        shapes, transposed, *_ = self._layout
+        return [
+            kernel_of_matrices(
+                vectors, (*shape, vectors.shape[-1]), transposed.get(name)
+            )
+            for (name, shape), vectors in zip(
+                shapes.items(), super()._matmat(M), strict=True
+            )
+        ]
+
+    def _adjoint(self) -> _ToCanonical:
+        return _ToCanonical(*self._layout)
+
+
+def _matrix_shapes(
+    shapes: dict[str, torch.Size], transposed: dict[str, int]
+) -> dict[str, torch.Size]:
+    found = dict(shapes)
+    for name, groups in transposed.items():
+        channels, rows, *kernel = shapes[name]
+        found[name] = torch.Size([groups * rows, channels // groups * prod(kernel)])
+    return found
+
+
+class KFACLinearOperator(kfac.KFACLinearOperator):
+    r"""KFAC of the Fisher/GGN, in place of :class:`curvlinops.KFACLinearOperator`.
+
+    The block of a kernel, with its bias or without it, is ``B (x) A`` for each group of
+    channels; of a bias, ``B``. Definitions are those of the release line 3.0's
+    :class:`~tn_extensions.curvlinops.kfac.KFACLinearOperator`.
+
+    Beyond curvlinops: one, three and transposed dimensions; groups, ``padding='same'``,
+    every ``padding_mode``; parameters used several times, by one module or by several
+    (these share the weight as positions do); rows in excess of the data on the first
+    axis; options of the losses. The model may be a function of its parameters: what it
+    passes to ``linear`` and convolutions of ``torch.nn.functional`` is observed.
+
+    Args:
+        *args: As :class:`curvlinops.KFACLinearOperator`.
+        groups: ``"separate"``: a pair of factors for each group of channels, stacked as
+            ``[G, ., .]``. ``"average"``: curvlinops' approximation, inputs averaged
+            over groups and one pair.
+        backend: ``"tn"``, or one of curvlinops' own.
+        **kwargs: As :class:`curvlinops.KFACLinearOperator`.
+
+    Raises:
+        ValueError: If an argument is not among its choices, there are no data, a factor
+            is not finite, or a kernel has several biases and is to be joined with one.
+        TypeError: If the model does not return a tensor.
+        NotImplementedError: If a parameter has other uses.
+
+    Reference: Eschenhagen et al., "Kronecker-Factored Approximate Curvature for Modern
+    Neural Network Architectures", NeurIPS 2023.
+    """
+
+    _BACKENDS = {**kfac.KFACLinearOperator._BACKENDS, BACKEND: KFACComputer}
+
+    def __init__(
+        self,
+        *args: Any,
+        groups: Groups = "separate",
+        backend: str = BACKEND,
+        **kwargs: Any,
+    ) -> None:
+        name = type(self).__name__
+        if groups not in get_args(Groups):
+            choices = " or ".join(map(repr, get_args(Groups)))
+            raise ValueError(describe(name, "groups", f"be {choices}", repr(groups)))
+        if backend != BACKEND and groups != "average":
+            rule = f"be 'average' with backend {backend!r}"
+            raise ValueError(describe(name, "groups", rule, repr(groups)))
+        self._options: dict[str, Any] = {"backend": backend, "groups": groups}
+        own = partial(self._BACKENDS[BACKEND], groups=groups)
+        self._BACKENDS = {**self._BACKENDS, BACKEND: own}
+        try:
+            super().__init__(*args, backend=backend, **kwargs)
+        except StopIteration as error:
+            rule = "hold at least one batch"
+            raise ValueError(describe(name, "data", rule, "none")) from error
+
+    def _compute_canonical_op(self, computer: Any) -> Any:
+        names = ("fisher_type", "mc_samples", "kfac_approx", "separate_weight_and_bias")
+        self._options |= {name: plain(getattr(computer, f"_{name}")) for name in names}
+        self._options["num_data"] = computer._N_data
+        if not isinstance(computer, KFACComputer):
+            return super()._compute_canonical_op(computer)
+        *found, mapping = computer.compute()
+        like = next(iter(computer._params.values()))
+        blocks = [self._block(found, tuple(group.values()), like) for group in mapping]
+        return BlockDiagonalLinearOperator(blocks), mapping
+
+    def __repr__(self) -> str:
+        _, blocks, to_canonical = self
+        texts = {
+            ", ".join(group.values()): str(block)
+            if isinstance(block, BlockOperator)
+            else type(block).__name__
+            for group, block in zip(to_canonical._param_groups, blocks, strict=True)
+        }
+        return operator_text(type(self).__name__, self.shape, self._options, texts)
+
+    @staticmethod
+    def _block(found: Any, key: Any, like: Tensor) -> BlockOperator:
+        inputs, gradients = map(kept, found)
+        return KroneckerOperator.of(gradients[key], inputs.get(key), like)
+
+    @staticmethod
+    def _build_converters(computer: Any, mapping: list[Group]) -> Any:
+        if not isinstance(computer, KFACComputer):
+            return kfac.KFACLinearOperator._build_converters(computer, mapping)
+        shapes = {name: p.shape for name, p in computer._params.items()}
+        layout = (
+            computer.parameters.transposed,
+            mapping,
+            computer.device,
+            computer.dtype,
+        )
+        to_canonical = _ToCanonical(shapes, *layout)
+        return to_canonical.adjoint(), to_canonical
+
+
+class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
+    """EKFAC of the Fisher/GGN, in place of :class:`curvlinops.EKFACLinearOperator`.
+
+    The block is ``(Q_B (x) Q_A) diag(l) (Q_B (x) Q_A)^T`` for each group of channels.
+    Definitions are those of the release line 3.0's
+    :class:`~tn_extensions.curvlinops.ekfac.EKFACLinearOperator`; arguments and errors
+    are those of :class:`KFACLinearOperator`. Outputs may have more than two axes.
+
+    Reference: George et al., "Fast Approximate Natural Gradient Descent in a
+    Kronecker-factored Eigenbasis", NeurIPS 2018.
+    """
+
+    _BACKENDS = {**ekfac.EKFACLinearOperator._BACKENDS, BACKEND: EKFACComputer}
+
+    @staticmethod
+    def _block(found: Any, key: Any, like: Tensor) -> BlockOperator:
+        rights, lefts, values = map(kept, found)
+        left, right = lefts[key], rights.get(key)
+        columns = 1 if right is None else right.shape[1]
+        rows, rank = left.shape[2], 1 if right is None else right.shape[2]
+        block = Rotated(left, right, values[key].reshape(-1, rows, rank))
+        return EigenOperator(block, (len(left), left.shape[1], columns), like)
+
+    inverse = ekfac.EKFACLinearOperator.inverse
+
+
+class KFOCLinearOperator(KFACLinearOperator):
+    """The Kronecker product that is closest to each block of the Fisher/GGN.
+
+    Definitions are those of the release line 3.0's
+    :class:`~tn_extensions.curvlinops.kfoc.KFOCLinearOperator`.
+
+    Beyond curvlinops: several batches, empirical gradients, and all that
+    :class:`KFACLinearOperator` has. Factors are positive semi-definite.
+
+    Args:
+        model_func: As :class:`curvlinops.KFOCLinearOperator`.
+        loss_func: As :class:`curvlinops.KFOCLinearOperator`.
+        params: As :class:`curvlinops.KFOCLinearOperator`.
+        data: Batches ``(X, y)``.
+        tolerance: Iterations end when a factor of unit norm changes by no more.
+        max_sweeps: Most passes over the data; a warning tells if they did not suffice.
+        **options: As :class:`curvlinops.KFOCLinearOperator`.
+
+    Raises:
+        ValueError: As :class:`KFACLinearOperator`; or if there is no curvature to
+            approximate (``fisher_type="forward-only"``).
+        NotImplementedError: As :class:`KFACLinearOperator`.
+
+    Reference: Schnaus, Lee and Triebel, "Kronecker-Factored Optimal Curvature",
+    Bayesian Deep Learning Workshop, NeurIPS 2021.
+    """
+
+    _BACKENDS = {BACKEND: KFOCComputer}
+
+    def __init__(
+        self,
+        model_func: Any,
+        loss_func: Any,
+        params: dict[str, Tensor],
+        data: Any,
+        *,
+        tolerance: float = 1e-4,
+        max_sweeps: int = 100,
+        **options: Any,
+    ) -> None:
+        check_iteration(type(self).__name__, tolerance, max_sweeps, options)
+        iteration: dict[str, Any] = {"tolerance": tolerance, "max_sweeps": max_sweeps}
+        self._BACKENDS = {BACKEND: partial(KFOCComputer, **iteration)}
+        plain: dict[str, Any] = {"kfac_approx": "expand", "groups": "separate"}
+        super().__init__(model_func, loss_func, params, data, **plain, **options)
+
+
+for _stock, _own in (
+    (kfac.KFACLinearOperator, KFACComputer),
+    (ekfac.EKFACLinearOperator, EKFACComputer),
+):
+    _stock._BACKENDS.setdefault(BACKEND, _own)
