@@ -371,3 +371,16 @@ def test_autocast(kind: Any) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             # with the matrix there, products lose nothing
             assert_close(op @ torch.eye(op.shape[1]), found)
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_compiled_models(kind: Any) -> None:
+    """Also if they were compiled before there was anything to observe."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    x, y = torch.rand(5, 3).double(), targets(5)
+    expected = evaluate(build(kind, model, x, y))
+    compiled = torch.compile(model, backend="eager")
+    compiled(x)
+    found = evaluate(build(kind, compiled, x, y, check_deterministic=True))
+    assert_close(found, expected)

@@ -117,3 +117,65 @@ def test_weights_that_do_not_fit(name: str) -> None:
     with pytest.raises(ValueError, match=r"\[2, 3, 4, 5\]") as error:
         losses.in_rows(loss, torch.zeros(IMAGES), torch.zeros(IMAGES))
     assert_in_form(error.value, "BCEWithLogitsLoss", name)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MSELoss(reduction="sum")])
+def test_vectors(loss: Any) -> None:
+    """Draws have the GGN as their mean; targets are not needed for them."""
+    output = noise_tensor([3, 2, 4])
+    terms = losses.LossTerms.of("test", loss, output)
+    is_cross_entropy = isinstance(loss, nn.CrossEntropyLoss)
+    order = ordered(output, is_last=not is_cross_entropy)
+    assert_close(terms.output, output.flatten()[order])
+    root = torch.stack([*terms.vectors("type-2")], 2)
+    generator, samples = torch.Generator().manual_seed(0), 20_000
+    draws = torch.stack([*terms.vectors("mc", samples, generator)], 2)
+    scale = losses.scale_of_sum(loss, len(order))
+    of_draws = losses.scale_of_sum(loss, len(order), samples)
+    expected = scale * root @ root.mT
+    atol = 0.05 * float(expected.abs().max())
+    assert_close(of_draws * draws @ draws.mT, expected, rtol=0, atol=atol)
+    y = output.argmax(1) if is_cross_entropy else output.sigmoid()
+    with_targets = losses.LossTerms.of("test", loss, output, y)
+    assert_close([*with_targets.vectors("type-2")], [*terms.vectors("type-2")])
+    (gradient,) = with_targets.vectors("empirical")
+    leaf = terms.output.clone().requires_grad_()
+    targets = y.flatten() if is_cross_entropy else y.flatten()[order]
+    (expected,) = torch.autograd.grad(loss(leaf, targets), leaf)
+    assert_close(gradient, expected)
+    assert not [*with_targets.vectors("forward-only")]
+
+
+def test_each_term() -> None:
+    vectors = noise_tensor([2, 6, 3])
+    found = [*losses.each_term(vectors, 3)]
+    assert len(found) == 6
+    assert_close(found[0] + found[1] + found[2], vectors[0])
+    assert_close(found[4][[1, 4]], vectors[1][[1, 4]])
+    assert not found[4][[0, 2, 3, 5]].any()
+
+
+def test_outputs_that_are_refused() -> None:
+    loss, y = nn.MSELoss(), torch.ones(2, 3)
+    with pytest.raises(TypeError, match="dict of logits") as error:
+        losses.LossTerms.of("test", loss, {"logits": y}, y)
+    assert_in_form(error.value, "test", "the model's output")
+    with pytest.raises(ValueError, match="axes") as wrong:
+        losses.LossTerms.of("test", loss, y[0], y[0])
+    assert_in_form(wrong.value, "test", "outputs")
+    with pytest.raises(ValueError, match="row") as wrong:
+        losses.LossTerms.of("test", loss, y, y[:1])
+    assert_in_form(wrong.value, "test", "targets")
+    terms = losses.LossTerms.of("test", loss, y * torch.inf)
+    with pytest.raises(ValueError, match="finite") as wrong:
+        next(terms.vectors("mc"))
+    assert_in_form(wrong.value, "test", "the model's output")
+
+
+def test_terms_per_datum() -> None:
+    loss = nn.CrossEntropyLoss()
+    classes = torch.zeros(2, 3, dtype=torch.long)
+    assert losses.terms_per_datum("test", loss, [classes, classes[:1]], 3) == 3
+    with pytest.raises(ValueError, match="9 in all") as error:
+        losses.terms_per_datum("test", loss, [classes, classes[:1]], 2)
+    assert_in_form(error.value, "test", "targets")

@@ -15,6 +15,7 @@ from torch import nn
 
 from tn_extensions.dropout.modules import KINDS, TensorDropout, checked
 from tn_extensions.errors import describe
+from tn_extensions.layers.module import num_groups
 from tn_extensions.layers.names import check_patterns, matches
 from tn_extensions.sampling import Sampler
 from tn_extensions.sampling.samplers import check_keep
@@ -120,8 +121,7 @@ def _own(module: Any, kind: type[TensorDropout], keep: Any) -> Any:
     """What concerns a layer."""
     if not isinstance(keep, Mapping):
         return keep
-    groups = getattr(module, "groups", 1)
-    channels = module.weight.shape[1]
+    groups, channels = num_groups(module, "separate"), module.weight.shape[1]
     single = {"g": groups == 1, "ci": channels == 1}
     return {
         index: share

@@ -326,9 +326,8 @@ class BackwardPasses:
     def scale(self, batch_size: int) -> float:
         """Undo the loss's scaling of outer products of a batch's gradients.
 
-        Their sum over batches times the scale is that of the Fisher or GGN of a loss
-        which is summed over data, or whose mean over all loss terms is taken, times the
-        number of terms of a datum (as in curvlinops).
+        Their sum over batches, times the scale, makes the Fisher or GGN of the sum of
+        all loss terms, or of their mean if the loss is one.
         """
         num_rows = batch_size * self.terms_per_datum
         total = losses.scale_of_sum(self.loss, num_rows, self.mc_samples)
