@@ -11,7 +11,7 @@ import pytest
 import tn_extensions
 
 CORE = ("conv", "diagram", "errors", "functional", "quantities", "network")
-CORE += ("compiler", "sampling")
+CORE += ("compiler", "model", "sampling")
 NAMES = [
     module.name
     for module in pkgutil.walk_packages(tn_extensions.__path__, "tn_extensions.")

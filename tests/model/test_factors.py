@@ -92,7 +92,7 @@ def test_biases_patches_and_batches(approx: str) -> None:
     x, y = noise_tensor((5, 2, 7, 6)), torch.arange(5) % 3
     tail(first(x))
     model, loss = nn.Sequential(first, *tail), nn.CrossEntropyLoss()
-    data = [(x[:2], y[:2]), (x[2:2], y[2:2]), (x[2:], y[2:])]
+    data = [(x[:0], y[:0]), (x[:2], y[:2]), (x[2:], y[2:])]
     options: dict[str, Any] = {"approx": approx, **EXACT}
     for budget in (1, 2**28):
         with memory_budget(budget):

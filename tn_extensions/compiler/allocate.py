@@ -52,7 +52,7 @@ def reshaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
         return tensor.reshape(shape)
     try:
         return tensor.view(shape)
-    except RuntimeError:  # its strides do not allow it
+    except (RuntimeError, ValueError):  # its strides do not allow it (of a fake one)
         return contiguous(tensor).view(shape)
 
 

@@ -79,7 +79,7 @@ def _gradients(pairs: Pairs, key: str) -> Iterator[Tensor]:
     entry = max(g.element_size() for _, g in pairs)
     # the sum, and what is added to it
     step = max(1, current_budget() // (2 * max(sizes) * max(4, entry)))
-    for start in range(0, max(pairs[0][0].num_data, 1), step):
+    for start in range(0, max(len(pairs[0][1]), 1), step):
         chunk = slice(start, start + step)
         part: list[tuple[Use, Tensor]] = [
             (replace(use, x=use.x[chunk]), g[chunk]) for use, g in pairs

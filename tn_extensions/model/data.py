@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tn_extensions.errors import describe
 from tn_extensions.layers.losses import LIKELIHOODS, Fisher
@@ -80,12 +79,6 @@ def check_samples(owner: str, fisher_type: Fisher, mc_samples: Any) -> None:
     if mc_samples < 1 or (fisher_type != "mc" and mc_samples != 1):
         rule = "be positive, and 1 unless fisher_type is 'mc'"
         raise ValueError(describe(owner, "mc_samples", rule, mc_samples))
-
-
-def generator_of(model: nn.Module, seed: int) -> torch.Generator:
-    """Make a generator of draws, on the device of the model."""
-    device = next(model.parameters()).device
-    return torch.Generator(device=device).manual_seed(seed)
 
 
 def share_of_data(loss: Any, num_rows: int, num_data: int) -> float:

@@ -19,7 +19,6 @@ from tn_extensions.model.data import (
     check_choice,
     check_loss,
     check_samples,
-    generator_of,
     share_of_data,
 )
 from tn_extensions.model.parameters import (
@@ -87,7 +86,7 @@ def ggn_diagonal(
     check_loss(_OWNER, loss)
     parameters = trained_parameters(_OWNER, model, params)
     check_independent(_OWNER, model)
-    generator = generator_of(model, seed)
+    generator: torch.Generator | None = None
     totals = {
         name: torch.zeros_like(
             p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False
@@ -124,6 +123,8 @@ def ggn_diagonal(
             others = {name: parameters[name] for name in passes.others}
             share = share_of_data(loss, len(terms.output), passes.num_data)
             total += passes.num_data
+            if generator is None:
+                generator = torch.Generator(terms.output.device).manual_seed(seed)
             vectors = terms.vectors(fisher_type, mc_samples, generator)
             if fisher_type == "type-2" and passes.num_data:
                 # columns are told apart by datum only

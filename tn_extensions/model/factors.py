@@ -29,7 +29,6 @@ from tn_extensions.model.data import (
     check_choice,
     check_loss,
     check_samples,
-    generator_of,
     share_of_data,
 )
 from tn_extensions.model.parameters import (
@@ -143,7 +142,7 @@ def kfac_factors(
     check_loss(_OWNER, loss)
     parameters = trained_parameters(_OWNER, model, params)
     check_independent(_OWNER, model)
-    generator = generator_of(model, seed)
+    generator: torch.Generator | None = None
     sums: dict[str, _Sums] = {}
     total = 0
 
@@ -172,6 +171,8 @@ def kfac_factors(
                 uses[:] = [use.without_input() for use in uses]
             share = share_of_data(loss, len(terms.output), passes.num_data)
             total += passes.num_data
+            if generator is None:
+                generator = torch.Generator(terms.output.device).manual_seed(seed)
             vectors = terms.vectors(fisher_type, mc_samples, generator)
             for _ in passes.backward(terms.output, vectors):
                 pass
