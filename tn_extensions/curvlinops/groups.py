@@ -43,6 +43,7 @@ class ObservedParameters:
         params: The parameters by name.
         groups: How groups of channels are treated.
         is_separate: Whether a bias is a group of its own, apart from its kernel.
+        takes_transposed: Whether kernels of transposed convolutions may be among them.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class ObservedParameters:
         params: Mapping[str, Tensor],
         groups: Groups,
         is_separate: bool,
+        takes_transposed: bool = True,
     ) -> None:
         self._owner, self._groups, self._is_separate = owner, groups, is_separate
+        self._takes_transposed = takes_transposed
         # those of the model may have no gradients, and be used elsewhere
         self.tensors = {name: p.detach().requires_grad_() for name, p in params.items()}
         """What takes the parameters' place in the model."""
@@ -96,7 +99,8 @@ class ObservedParameters:
             ValueError: If a kernel is to be joined with a bias that it does not have in
                 all of its uses.
             NotImplementedError: If parameters are not used, used in other ways than
-                before, or a bias has several kernels.
+                before, or transposed kernels that are not taken; or if a bias has
+                several kernels.
         """
         seen = {name: {use.names for use in own} for name, own in uses.items()}
         if self._seen:
@@ -127,6 +131,12 @@ class ObservedParameters:
             if conv.transposed and "W" in group:
                 shape = self.tensors[group["W"]].shape
                 self.transposed[group["W"]] = conv.out_channels // shape[1]
+        if self.transposed and not self._takes_transposed:
+            rule = "hold no kernels of transposed convolutions"
+            names = ", ".join(self.transposed)
+            remedy = "Use the operators of tn_extensions.curvlinops"
+            message = describe(self._owner, "params", rule, names, remedy)
+            raise NotImplementedError(message)
 
     def sources(self, name: str) -> dict[Key, list[Key]]:
         """Groups of a name by the first one that has the same uses.

@@ -53,9 +53,13 @@ class KFACComputer(_BaseKFACComputer):
         self._groups = groups
         super().__init__(*args, **kwargs)
         # errors are to name what the user called
-        self._owner = name = type(self).__name__.replace("Computer", "LinearOperator")
+        name = type(self).__name__.replace("Computer", "LinearOperator")
         self.parameters = ObservedParameters(
-            name, self._params, groups or "average", self._separate_weight_and_bias
+            name,
+            self._params,
+            groups or "average",
+            self._separate_weight_and_bias,
+            takes_transposed=groups is not None,
         )
         passes = BackwardPasses(
             name,
@@ -100,19 +104,9 @@ class KFACComputer(_BaseKFACComputer):
         return self.groups.factors()
 
     def _for_operators(self, found: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Convert results to what curvlinops' operators take, if these asked for them.
-
-        Raises:
-            NotImplementedError: If there are transposed kernels.
-        """
+        """Convert results, if curvlinops' operators asked for them."""
         if self._groups is not None:
             return found
-        transposed = self.parameters.transposed
-        if transposed:
-            rule = "hold no kernels of transposed convolutions"
-            remedy = "Use the operators of tn_extensions.curvlinops"
-            owner, names = self._owner, ", ".join(transposed)
-            raise NotImplementedError(describe(owner, "params", rule, names, remedy))
         # reading makes matrices of low-rank factors
         dtype = self.dtype
         return tuple({key: own[key].to(dtype) for key in own} for own in found)
