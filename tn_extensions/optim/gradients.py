@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -10,19 +10,28 @@ from torch import Tensor
 from tn_extensions.layers.host import holds
 
 
-def not_finite(gradients: Mapping[str, Tensor]) -> list[str]:
-    """Names of gradients with an infinite entry or nan."""
+def not_finite(
+    gradients: Mapping[str, Tensor], all_agree: Callable[[list[bool]], list[bool]]
+) -> list[str]:
+    """Names of gradients with an infinite entry or nan.
+
+    Args:
+        gradients: The gradients, or this process's parts.
+        all_agree: Finds which conditions hold in all processes.
+    """
     # a sum is finite only if all of its terms are; there is one answer for all
     sums = [_sum(gradient).double() for gradient in gradients.values()]
     is_finite = torch.stack(sums).isfinite()
-    if holds(is_finite.all()):
+    if all_agree([holds(is_finite.all())]) == [True]:
         return []
-    both = zip(gradients, is_finite.tolist(), strict=True)
+    both = zip(gradients, all_agree(is_finite.tolist()), strict=True)
     return [name for name, is_fine in both if not is_fine]
 
 
 def replace_gradients(
-    pairs: Iterable[tuple[Tensor, Tensor]], clip_and_lr: tuple[float, float] | None
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    clip_and_lr: tuple[float, float] | None,
+    sum_over_processes: Callable[[Tensor], Tensor],
 ) -> bool:
     """Write preconditioned gradients over the former ones, scaled if that is asked.
 
@@ -32,6 +41,7 @@ def replace_gradients(
         pairs: Former gradients and the others.
         clip_and_lr: Bound on the squared learning rate times the sum of products of
             both, and the learning rate. ``None``: no bound.
+        sum_over_processes: Adds the sums of processes that have parts of gradients.
 
     Returns:
         Whether all are finite. If not, what has been written is of no use.
@@ -40,7 +50,7 @@ def replace_gradients(
     for own, new in pairs:
         products.append(_inner(own, new))
         written.append(own.copy_(new))
-    total = torch.stack(products).sum()
+    total = sum_over_processes(torch.stack(products).sum())
     if not holds(total.isfinite()):
         return False
     if clip_and_lr is not None:

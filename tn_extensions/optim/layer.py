@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from tn_extensions.kronecker.blocks import Cholesky, Matrix, Product, Rotated
@@ -106,6 +107,11 @@ class Layer:
         self.inverse: Product | Rotated | None = None
         self.is_inverted = False
         """Whether some process has tried to invert it."""
+        self.is_elsewhere = False
+        """Whether another process holds its averages and its inverse."""
+        self._shards = {
+            key: own for key, own in self.parameters.items() if isinstance(own, DTensor)
+        }
         self.gathered = Gathered()
         """The statistics since the last step."""
         self.period = 0
@@ -114,6 +120,8 @@ class Layer:
         """Gradients, and their versions, after a pass added to them or a step."""
         self._is_new = False
         """True once a pass has added to them since the last step."""
+        self._expected: set[str] = set()
+        """Parameters whose sharded gradients passes have added to since then."""
         self._damping = self._decay = 0.0
 
     @property
@@ -133,9 +141,27 @@ class Layer:
         return {k: own for k, own in found.items() if isinstance(own, nn.Parameter)}
 
     @property
+    def resting(self) -> dict[str, Tensor]:
+        """Its parameters as an optimizer has them: sharded ones, also during a pass."""
+        found = self.parameters
+        for key in self._shards.keys() & found.keys():
+            own = found[key]
+            if isinstance(own, DTensor):
+                self._shards[key] = own
+            else:
+                # a pass has gathered it
+                found[key] = self._shards[key]
+        return found
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process has but a part of its parameters between passes."""
+        return bool(self._shards)
+
+    @property
     def gradients(self) -> dict[str, Tensor]:
-        """Those gradients of its parameters that are there."""
-        found = {key: own.grad for key, own in self.parameters.items()}
+        """Those gradients of its parameters that are there; sharded as these."""
+        found = {key: own.grad for key, own in self.resting.items()}
         return {key: own for key, own in found.items() if own is not None}
 
     @property
@@ -169,11 +195,16 @@ class Layer:
     def note(self, parameter: Tensor) -> None:
         """Take note that a pass has added to a parameter's gradient."""
         self._is_new = True
-        self._note(key for key, own in self.parameters.items() if own is parameter)
+        keys = [key for key, own in self.parameters.items() if own is parameter]
+        if not self.is_sharded:
+            self._note(keys)
+        # parts of sharded gradients come later in the pass
+        self._expected.update(keys if self.is_sharded else ())
 
     def note_step(self) -> None:
         """Take note that the gradients are preconditioned."""
         self._is_new = False
+        self._expected.clear()
         self._note(self.keys)
 
     def _note(self, keys: Iterable[str]) -> None:
@@ -200,14 +231,27 @@ class Layer:
 
         To be called before a pass adds to the gradients.
         """
-        for key in self._noted if self.gathered.num_data else ():
-            gradient = self.gradients.get(key)
-            is_zero = gradient is not None and (
-                not self._is_as_noted(key) and not holds(gradient.any())
-            )
-            if gradient is None or is_zero:
-                self.forget()
-                return
+        if not self.gathered.num_data:
+            return
+        gone = self._is_shard_gone if self.is_sharded else self._is_gone
+        if any(map(gone, self._expected if self.is_sharded else self._noted)):
+            self._expected.clear()
+            self.forget()
+
+    def _is_gone(self, key: str) -> bool:
+        gradient = self.gradients.get(key)
+        return gradient is None or (
+            not self._is_as_noted(key) and not holds(gradient.any())
+        )
+
+    def _is_shard_gone(self, key: str) -> bool:
+        gradient: Any = self.gradients.get(key)
+        # without synchronisation, a pass leaves the gradient whole
+        whole = self.parameters[key].grad
+        if gradient is None or whole is not None:
+            return whole is None
+        own = gradient.to_local()
+        return bool(own.numel()) and not holds(own.any())
 
     # -- a step's statistics
 
@@ -308,6 +352,11 @@ class Layer:
         self._damping = number_at(self.owner, "damping", options.damping, step)
         self._decay = number_at(self.owner, "ema_decay", options.ema_decay, step)
 
+    @property
+    def has_averages(self) -> bool:
+        """Whether it has averages, here or in another process."""
+        return bool(self.averages) or self.is_elsewhere
+
     def average(self, new: Statistics) -> None:
         """Add a step's statistics to the averages."""
         decay = self._decay
@@ -362,6 +411,9 @@ class Layer:
         """Take another process's decomposition."""
         if not self.options.eigenvalue_correction:
             self.inverse = self._placed(decomposition)
+        elif self.is_elsewhere:
+            # its moments are in these bases, too
+            self.bases = decomposition
         elif decomposition is not None:
             self.bases = decomposition.left, decomposition.right
             self.averages["moments"] = decomposition.values
@@ -461,11 +513,16 @@ class Layer:
 
     # -- gradients
 
-    def preconditioned(self) -> dict[str, Tensor]:
-        """The inverse times the gradients of the parameters, shaped as these."""
+    def preconditioned(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse times the gradients of the parameters, shaped as these.
+
+        Args:
+            whole: The gradients, not sharded.
+        """
         # a frozen parameter's gradient is zero
+        like = next(iter(whole.values()))
         gradients = {
-            key: torch.zeros_like(own) if own.grad is None else own.grad
+            key: whole[key] if key in whole else like.new_zeros(own.shape)
             for key, own in self.parameters.items()
         }
         if self.inverse is None:

@@ -35,6 +35,8 @@ class _Pass:
         """Uses of the layers, until own backward passes have been made."""
         self.gathered: defaultdict[str, Gathered] = defaultdict(Gathered)
         """Statistics from own backward passes, by layer."""
+        self.parameters: dict[str, dict[str, Tensor]] = {}
+        """The layers' parameters; those that are sharded as they were gathered."""
 
 
 @dataclass(eq=False)
@@ -125,7 +127,10 @@ class Observer:
         for name, layer in layers.items():
             after = _Hook(partial(self._after, name))
             self._handles.append(
-                layer.module.register_forward_hook(after, with_kwargs=True)
+                # before the hook that shards the parameters again
+                layer.module.register_forward_hook(
+                    after, with_kwargs=True, prepend=layer.is_sharded
+                )
             )
             self._watch(layer)
         # comes last where the model is a layer itself
@@ -199,6 +204,7 @@ class Observer:
         node = engine.node_of(output)
         if not self.is_empirical:
             observed.uses[name].append(use)
+            observed.parameters[name] = layer.parameters
             # a node that holds a hook that holds the node would never be freed
             use.node = node
         node.register_hook(partial(self._on_gradient, use))
@@ -216,6 +222,7 @@ class Observer:
             for use in [use for uses in observed.uses.values() for use in uses]:
                 use.node = use.x = None
             observed.uses.clear()
+            observed.parameters.clear()
 
     # -- the backward pass that trains
 
@@ -288,11 +295,11 @@ class Observer:
         if self._loss.reduction == "mean":
             scale *= len(rows) ** 2
         # passes to the layers closest to the input reach all others on their way
-        inner = [self._layers[name] for name in innermost(output, uses)]
+        inner = [observed.parameters[name] for name in innermost(output, uses)]
         uses.clear()
         ends = [
-            [own for own in layer.parameters.values() if own.requires_grad][-1]
-            for layer in inner
+            [own for own in parameters.values() if own.requires_grad][-1]
+            for parameters in inner
         ]
         self._is_own_backward = True
         try:

@@ -11,6 +11,7 @@ from warnings import warn
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tn_extensions.errors import describe
 from tn_extensions.optim.distributed import Processes
@@ -30,6 +31,7 @@ from tn_extensions.optim.options import (
     check_loss,
     number_at,
 )
+from tn_extensions.optim.sharded import local_part, reshard
 from tn_extensions.optim.state import from_state, to_state
 
 LOG = getLogger("tn_extensions.optim")
@@ -112,7 +114,8 @@ class KFACPreconditioner:
             before ``step``; steps with overflows are skipped.
         grad_worker_fraction: Share of the processes that multiply by a layer's inverse
             (KAISA). 1: all, and inverses are sent. 0: one, and gradients are sent.
-        process_group: The processes. Default: all.
+            Default: 1; with sharded parameters (``fully_shard``) 0, the only choice.
+        process_group: The processes. Default: all, or those that share the parameters.
 
     Attributes:
         steps: Number of steps taken.
@@ -122,7 +125,8 @@ class KFACPreconditioner:
         TypeError: If an argument is of the wrong kind.
         ValueError: If it is of the right kind, but not what it must be; if the model
             has no supported layer; if models of processes differ.
-        NotImplementedError: If parameters are sharded, or shared between layers.
+        NotImplementedError: If parameters are shared between layers, or sharded
+            otherwise than by ``fully_shard`` on a mesh of one axis.
 
     References: Martens & Grosse, ICML 2015; Grosse & Martens, ICML 2016; Eschenhagen et
     al., NeurIPS 2023; Pauloski et al., SC 2021.
@@ -150,7 +154,7 @@ class KFACPreconditioner:
         mc_samples: int = 1,
         seed: int = 0,
         grad_scaler: Any = None,
-        grad_worker_fraction: float = 1.0,
+        grad_worker_fraction: float | None = None,
         process_group: Any = None,
     ) -> None:
         self._owner = type(self).__name__
@@ -183,6 +187,7 @@ class KFACPreconditioner:
         self._schedule = Schedule(**schedule)
         options = LayerOptions(**of_layers, eigenvalue_correction=eigenvalue_correction)
         model = unwrapped(model)
+        reshard(model)
         self._layers = find_layers(
             self._owner, model, options, skip_layers, overrides or {}
         )
@@ -237,7 +242,7 @@ class KFACPreconditioner:
             [
                 own
                 for own in layers.values()
-                if own.averages and (is_due or not own.is_inverted)
+                if own.has_averages and (is_due or not own.is_inverted)
             ]
         )
         self._write(layers, clip_and_lr)
@@ -273,6 +278,8 @@ class KFACPreconditioner:
     def _layers_to_precondition(self) -> dict[str, Layer]:
         """Layers with gradients that the last step has not preconditioned."""
         found = {name: own for name, own in self._layers.items() if own.gradients}
+        if not self._processes.is_sharded:
+            self._check_whole(found)
         reason = "no longer multiplies by its own parameters"
         self._warn_of({n: reason for n, own in found.items() if not own.is_intact})
         found = {name: own for name, own in found.items() if own.is_intact}
@@ -284,14 +291,21 @@ class KFACPreconditioner:
             raise RuntimeError(describe(self._owner, "step", rule, got, remedy))
         return layers
 
+    def _check_whole(self, layers: Mapping[str, Layer]) -> None:
+        for name, layer in layers.items():
+            if any(isinstance(own, DTensor) for own in layer.gradients.values()):
+                remedy = f"Construct {self._owner} after fully_shard"
+                rule, found = "be as it was", "sharded parameters"
+                raise RuntimeError(describe(self._owner, name, rule, found, remedy))
+
     def _check_gradients(self, layers: Mapping[str, Layer]) -> bool:
         """Tell whether gradients are finite."""
         gradients = {
-            f"{name}.{key}": own
+            f"{name}.{key}": local_part(own)
             for name, layer in layers.items()
             for key, own in layer.gradients.items()
         }
-        wrong = not_finite(gradients)
+        wrong = not_finite(gradients, self._processes.all_agree)
         if not wrong:
             return True
         self._observer.forget()
@@ -314,23 +328,27 @@ class KFACPreconditioner:
         }
         left_out = dict(self._observer.left_out)
         self._observer.forget()
-        known = [own for own in layers.values() if own.averages]
+        known = [own for own in layers.values() if own.has_averages]
         if not (any(found.values()) or known or left_out):
             rule = "follow a forward and backward pass in training mode"
             called = "" if is_empirical else "the model itself, and "
             remedy = f"Call model.train(), {called}loss.backward()"
             raise RuntimeError(describe(self._owner, "step", rule, "none", remedy))
         found = self._processes.average(found)
-        for name in list(found):
+        names = list(found)
+        are_finite = [not found[name] or all_finite(found[name]) for name in names]
+        for name, is_finite in zip(
+            names, self._processes.all_agree(are_finite), strict=True
+        ):
             layer, new = self._layers[name], found.pop(name)
-            if not new:
-                continue
-            if all_finite(new):
+            if not is_finite:
+                LOG.warning("Layer %s: factors not finite, left out", name)
+            elif new:
                 layer.average(new)
                 layer.correct()
-            else:
-                LOG.warning("Layer %s: factors not finite, left out", name)
-        without = [name for name, own in layers.items() if not own.averages]
+            elif self._processes.is_sharded:
+                layer.is_elsewhere = not self._processes.inverts(name)
+        without = [name for name, own in layers.items() if not own.has_averages]
         unseen = "was not called in the passes that made them"
         self._warn_of({name: left_out.get(name, unseen) for name in without})
 
@@ -357,6 +375,9 @@ class KFACPreconditioner:
             layer.invert()
         if self._processes.size == 1:
             return
+        if self._processes.is_sharded:
+            self._share_bases([own.name for own in layers])
+            return
         corrected = {
             layer.name for layer in layers if layer.options.eigenvalue_correction
         }
@@ -371,26 +392,53 @@ class KFACPreconditioner:
                 for name, state in self._processes.share(states, everywhere).items():
                     self._layers[name].receive(from_state(state))
 
+    def _share_bases(self, names: Sequence[str]) -> None:
+        """Send eigenbases to all processes, whose data have moments in them.
+
+        Args:
+            names: Of layers, the same in all processes.
+        """
+        layers = [self._layers[name] for name in names]
+        corrected = [own for own in layers if own.options.eigenvalue_correction]
+        if not corrected:
+            return
+        states = {
+            own.name: own.bases and dict(zip(("left", "right"), own.bases, strict=True))
+            for own in corrected
+            if self._processes.inverts(own.name)
+        }
+        for name, bases in self._processes.share(states, everywhere=True).items():
+            if not self._processes.inverts(name):
+                self._layers[name].receive(bases and (bases["left"], bases["right"]))
+
     def _write(
         self, layers: Mapping[str, Layer], clip_and_lr: tuple[float, float] | None
     ) -> None:
         pairs = (
-            (own, new[key])
+            (local_part(own), new[key])
             for name, new in self._preconditioned(layers)
             for key, own in layers[name].gradients.items()
         )
-        if not replace_gradients(pairs, clip_and_lr):
+        if not replace_gradients(pairs, clip_and_lr, self._processes.total):
             self.skipped += 1
             LOG.warning("Step %d skipped: its update is not finite", self.steps)
             for layer in layers.values():
-                for own in layer.parameters.values():
+                for own in layer.resting.values():
                     own.grad = None
 
     def _preconditioned(
         self, layers: Mapping[str, Layer]
     ) -> Iterable[tuple[str, Mapping[str, Tensor]]]:
+        if self._processes.is_sharded:
+            gradients = {name: layer.gradients for name, layer in layers.items()}
+            exchange = self._processes.exchange(gradients)
+            new = {
+                name: layers[name].preconditioned(whole)
+                for name, whole in exchange.gather().items()
+            }
+            return exchange.scatter(new).items()
         own = (
-            (name, layer.preconditioned())
+            (name, layer.preconditioned(layer.gradients))
             for name, layer in layers.items()
             if self._processes.multiplies(name)
         )
@@ -421,7 +469,19 @@ class KFACPreconditioner:
 
         Where inverses are split between processes, all of these must call it. It can be
         loaded in any number of processes.
+
+        Where parameters are sharded, it is of the layers that this process owns, for
+        ``torch.distributed.checkpoint.save``; :meth:`load_checkpoint` loads it in any
+        number of processes.
         """
+        if self._processes.is_sharded:
+            return self._state(
+                {
+                    name: to_state(layer.inverse)
+                    for name, layer in self._layers.items()
+                    if self._processes.inverts(name)
+                }
+            )
         inverses = {
             name: to_state(layer.inverse)
             for name, layer in self._layers.items()
@@ -429,8 +489,13 @@ class KFACPreconditioner:
         }
         if not self._processes.has_all_inverses:
             inverses = self._processes.share(inverses, everywhere=True)
+        return self._state(inverses)
+
+    def _state(self, inverses: Mapping[str, Any]) -> dict[str, Any]:
         layers = {
-            name: layer.state(inverses[name]) for name, layer in self._layers.items()
+            name: self._layers[name].state(inverses[name])
+            for name in self._layers
+            if name in inverses
         }
         return {
             "version": VERSION,
@@ -442,6 +507,9 @@ class KFACPreconditioner:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state. Statistics since the last step are dropped.
 
+        Where parameters are sharded, all processes must call it, each with a state of
+        the layers that it owns, or of all.
+
         Raises:
             ValueError: If it is of other layers or another version; nothing has changed
                 then.
@@ -451,20 +519,28 @@ class KFACPreconditioner:
             rule = f"be of version {VERSION}"
             raise ValueError(describe(self._owner, "state_dict", rule, version))
         states = state_dict["layers"]
+        is_sharded = self._processes.is_sharded
         wrong = [
             name
             for name in {**self._layers, **states}
-            if name not in states
+            if (name not in states and (not is_sharded or self._processes.inverts(name)))
             or name not in self._layers
-            or not self._layers[name].accepts(states[name])
+            or (name in states and not self._layers[name].accepts(states[name]))
         ]
-        if wrong:
+        (is_fine,) = self._processes.all_agree([not wrong])
+        if not is_fine:
             rule, found = "be of the same layers", f"others at {', '.join(wrong)}"
             raise ValueError(describe(self._owner, "state_dict", rule, found))
         self._observer.forget()
         self.steps, self.skipped = state_dict["steps"], state_dict["skipped"]
         self._seed_draws()
         for name, layer in self._layers.items():
+            if is_sharded and not self._processes.inverts(name):
+                layer.forget()
+                layer.is_elsewhere = layer.is_inverted = self.steps > 0
+                continue
             layer.load(states[name])
             if not self._processes.multiplies(name):
                 layer.inverse = None
+        if is_sharded:
+            self._share_bases(list(self._layers))

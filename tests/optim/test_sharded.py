@@ -1,0 +1,137 @@
+"""Sharded parameters (FSDP2): several processes do what one does with all data."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.testing import assert_close
+
+from tests.optim.support import (
+    assert_same_state,
+    batch,
+    identified,
+    loss_of,
+    network,
+    train,
+)
+from tests.optim.test_distributed import STEPS, launch, own_share, single, whole
+from tn_extensions.optim import KFACPreconditioner
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"approx": "reduce", "damping_method": "exact", "inverse_update_steps": 3},
+    {"fisher": "type-2", "factor_update_steps": 2},
+    {"eigenvalue_correction": True, "inverse_update_steps": 3},
+]
+
+pytestmark = pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo"
+)
+
+
+def sharded(model: nn.Sequential) -> nn.Sequential:
+    """Some layers on their own, the last one with the model."""
+    fully_shard(model[0])
+    fully_shard(model[2])
+    return fully_shard(model)
+
+
+def whole_parameters(model: nn.Module) -> list[Tensor]:
+    return [
+        own.full_tensor() if isinstance(own, DTensor) else own
+        for own in model.parameters()
+    ]
+
+
+def check_same_as_one(choices: list[dict[str, Any]]) -> None:
+    for options in choices:
+        is_corrected = options.get("eigenvalue_correction", False)
+        build = identified if is_corrected else network
+        model = build()
+        expected = train(model, single(model, options), range(STEPS), data=whole)
+        model = sharded(build())
+        found = KFACPreconditioner(model, **options)
+        train(model, found, range(STEPS), data=own_share)
+        assert_close(whole_parameters(model), expected, rtol=1e-10, atol=1e-10)
+        # an average is in one place
+        held = [name for name, own in found._layers.items() if own.averages]
+        assert held == [n for n in found._layers if found._processes.inverts(n)]
+
+
+def check_what_counts() -> None:
+    """Accumulated gradients count, those set to zero do not; overflow stops all."""
+    expected_model = network()
+    one = single(expected_model, {})
+    expected = train(expected_model, one, range(2), data=whole)
+    for set_to_none in (True, False):
+        model = sharded(network())
+        found = KFACPreconditioner(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        for number in range(2):
+            optimizer.zero_grad()
+            if number:
+                loss_of(model, batch(3, 5)).backward()
+                optimizer.zero_grad(set_to_none=set_to_none)
+            x, y = own_share(number)
+            for part in (slice(0, 3), slice(3, 6)):
+                if part.start:
+                    # a forward pass alone leaves the model's parameters gathered
+                    with torch.no_grad():
+                        model(x)
+                (loss_of(model, (x[part], y[part])) / 2).backward()
+            with torch.no_grad():
+                model(x)
+            found.step()
+            optimizer.step()
+        assert_close(whole_parameters(model), expected, rtol=1e-10, atol=1e-10)
+    state = copy.deepcopy(found.state_dict())
+    optimizer.zero_grad()
+    loss = loss_of(model, batch())
+    (loss * (torch.nan if dist.get_rank() else 1)).backward()
+    with pytest.raises(ValueError, match="gradients must be finite"):
+        found.step()
+    assert_same_state(found.state_dict(), state)
+
+
+def check_errors() -> None:
+    with pytest.raises(ValueError, match="grad_worker_fraction must be 0 or None"):
+        KFACPreconditioner(sharded(network()), grad_worker_fraction=1.0)
+    mixed = network()
+    fully_shard(mixed[2])
+    with pytest.raises(NotImplementedError, match=r"0\.weight must be sharded by"):
+        KFACPreconditioner(mixed)
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("copies", "parts"))
+    hybrid = fully_shard(network(), mesh=mesh)
+    with pytest.raises(NotImplementedError, match="a mesh of 2 axes"):
+        KFACPreconditioner(hybrid)
+    groups = [dist.new_group([rank]) for rank in range(2)]
+    with pytest.raises(ValueError, match="process_group must be that of"):
+        KFACPreconditioner(sharded(network()), process_group=groups[dist.get_rank()])
+    model = network()
+    early = KFACPreconditioner(model)
+    sharded(model)
+    loss_of(model, batch()).backward()
+    with pytest.raises(RuntimeError, match="Construct KFACPreconditioner after"):
+        early.step()
+
+
+def check_two() -> None:
+    check_what_counts()
+    check_errors()
+
+
+def test_what_counts_and_errors() -> None:
+    launch(2, check_two)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_same_as_one(size: int) -> None:
+    launch(size, check_same_as_one, OPTIONS)
