@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -90,6 +92,7 @@ def check_what_counts() -> None:
             with torch.no_grad():
                 model(x)
             found.step()
+            model.reshard()
             optimizer.step()
         assert_close(whole_parameters(model), expected, rtol=1e-10, atol=1e-10)
     state = copy.deepcopy(found.state_dict())
@@ -121,6 +124,48 @@ def check_errors() -> None:
     loss_of(model, batch()).backward()
     with pytest.raises(RuntimeError, match="Construct KFACPreconditioner after"):
         early.step()
+
+
+def save(folder: str, options: dict[str, Any]) -> None:
+    """Train a few steps and save all."""
+    model = sharded(identified())
+    found = KFACPreconditioner(model, **options)
+    train(model, found, range(4), data=own_share)
+    state = {"model": model.state_dict(), "curvature": found.state_dict()}
+    dcp.save(state, checkpoint_id=folder)
+
+
+def load(folder: str, options: dict[str, Any], is_sharded: bool) -> None:
+    """Go on from there, as one that was not interrupted."""
+    model = identified()
+    expected = train(model, single(model, options), range(7), data=whole)
+    model = sharded(identified()) if is_sharded else identified()
+    state = {"model": model.state_dict()}
+    dcp.load(state, checkpoint_id=folder)
+    model.load_state_dict(state["model"])
+    found = (
+        KFACPreconditioner(model, **options) if is_sharded else single(model, options)
+    )
+    found.load_checkpoint(folder, "curvature")
+    assert found.steps == 4
+    train(model, found, range(4, 7), data=own_share if is_sharded else whole)
+    assert_close(whole_parameters(model), expected, rtol=1e-10, atol=1e-10)
+    other = KFACPreconditioner(nn.Sequential(nn.Linear(3, 3)).double())
+    with pytest.raises(ValueError, match="state_dict must be of the same layers"):
+        other.load_checkpoint(folder, "curvature")
+    with pytest.raises(ValueError, match="key must be a key of the checkpoint"):
+        other.load_checkpoint(folder, "optimizer")
+
+
+@pytest.mark.parametrize("is_corrected", [False, True])
+def test_checkpoints_of_other_numbers_of_processes(
+    is_corrected: bool, tmp_path: Path
+) -> None:
+    # between two updates of the inverses
+    options = {"inverse_update_steps": 3, "eigenvalue_correction": is_corrected}
+    launch(4, save, str(tmp_path), options)
+    launch(2, load, str(tmp_path), options, True)
+    launch(1, load, str(tmp_path), options, False)
 
 
 def check_two() -> None:

@@ -459,8 +459,10 @@ class Layer:
 
         Of averages that are matrices, upper triangles count.
         """
+        # checkpoints split lists up, but not tuples
+        bases = list(self.bases) if self.is_sharded and self.bases else self.bases
         averages = dict(self.averages)
-        return {"averages": averages, "bases": self.bases, "inverse": inverse}
+        return {"averages": averages, "bases": bases, "inverse": inverse}
 
     def accepts(self, state: Mapping[str, Any]) -> bool:
         """Whether a state is that of such a layer."""

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import getLogger
+from os import PathLike
 from typing import Any
 from warnings import warn
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from tn_extensions.errors import describe
+from tn_extensions.optim.checkpoint import read_state
 from tn_extensions.optim.distributed import Processes
 from tn_extensions.optim.find import find_layers, unwrapped
 from tn_extensions.optim.gradients import not_finite, replace_gradients
@@ -490,6 +492,26 @@ class KFACPreconditioner:
         if not self._processes.has_all_inverses:
             inverses = self._processes.share(inverses, everywhere=True)
         return self._state(inverses)
+
+    def load_checkpoint(
+        self, checkpoint_id: str | PathLike[str], key: str = "preconditioner"
+    ) -> None:
+        """Load a state that ``torch.distributed.checkpoint.save`` has saved.
+
+        For instance by ``save({"preconditioner": preconditioner.state_dict()},
+        checkpoint_id=folder)``. The number of processes need not be the same, and
+        parameters may be sharded or not. All processes must call it.
+
+        Args:
+            checkpoint_id: Folder of the checkpoint.
+            key: The state's key in what was saved.
+
+        Raises:
+            ValueError: As :meth:`load_state_dict`, or if there is no such key.
+        """
+        is_sharded, inverts = self._processes.is_sharded, self._processes.inverts
+        names = [n for n in self._layers if inverts(n) or not is_sharded]
+        self.load_state_dict(read_state(self._owner, checkpoint_id, key, names))
 
     def _state(self, inverses: Mapping[str, Any]) -> dict[str, Any]:
         layers = {
