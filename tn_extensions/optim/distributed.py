@@ -21,6 +21,7 @@ from torch import Tensor
 from tn_extensions.errors import describe
 from tn_extensions.kronecker.factors import dense, is_low_rank
 from tn_extensions.optim.layer import RANK_LIMIT, Layer, Statistics
+from tn_extensions.optim.options import Distributed
 from tn_extensions.optim.sharded import Exchange, Gradients, sharding_group
 from tn_extensions.optim.state import Outline, attach_tensors, detach_tensors
 from tn_extensions.optim.triangles import pack, unpack
@@ -36,10 +37,7 @@ class Processes:
     Args:
         owner: Whom errors name.
         layers: The layers, the same in all processes.
-        worker_fraction: Share of the processes that multiply by a layer's inverse.
-            ``None``: all, or one where parameters are sharded.
-        group: The process group. ``None``: that of the sharded parameters, or the
-            default one, if there is one.
+        options: Which processes, and how many of them multiply by a layer's inverse.
 
     Raises:
         NotImplementedError: If parameters are sharded in a way that is not supported.
@@ -47,13 +45,10 @@ class Processes:
     """
 
     def __init__(
-        self,
-        owner: str,
-        layers: Sequence[Layer],
-        worker_fraction: float | None,
-        group: Any,
+        self, owner: str, layers: Sequence[Layer], options: Distributed
     ) -> None:
         self._owner = owner
+        group = options.process_group
         is_used = dist.is_available() and dist.is_initialized()
         sharding = sharding_group(owner, layers, group) if is_used else None
         self.is_sharded = sharding is not None
@@ -61,7 +56,7 @@ class Processes:
         self.group = sharding if self.is_sharded else group
         self.rank = dist.get_rank(group) if is_used else 0
         self.size = dist.get_world_size(group) if is_used else 1
-        self._workers = self._count_workers(worker_fraction)
+        self._workers = self._count_workers(options.grad_worker_fraction)
         self._columns = self.size // self._workers
         self._device = next(iter(layers[0].parameters.values())).device
         self._owners = _assignment([_cost(layer) for layer in layers], self.size)
@@ -287,7 +282,7 @@ class Processes:
             rule = "be 0 or None where parameters are sharded"
             raise ValueError(describe(self._owner, name, rule, fraction))
         is_whole = isclose(workers, round(workers))
-        if not (0 <= fraction <= 1 and is_whole) or self.size % round(workers):
+        if not is_whole or self.size % round(workers):
             rule = f"be a divisor of the number of processes, {self.size}, over it"
             raise ValueError(describe(self._owner, name, rule, fraction))
         return round(workers)

@@ -23,15 +23,20 @@ from tn_extensions.optim.layer import Layer, all_finite
 from tn_extensions.optim.observer import Observer
 from tn_extensions.optim.options import (
     Approx,
+    Clipping,
+    Curvature,
+    Damping,
     DampingMethod,
+    Distributed,
     Fisher,
+    G,
     LayerOptions,
     Number,
     Reduction,
     Schedule,
-    check,
     check_loss,
     number_at,
+    resolved,
 )
 from tn_extensions.optim.sharded import local_part, reshard
 from tn_extensions.optim.state import from_state, to_state
@@ -86,7 +91,8 @@ class KFACPreconditioner:
             ``"mc"``: of targets drawn from the model, ``mc_samples`` backward passes to
             the layers' outputs. ``"type-2"``: exact, as many passes as classes.
         damping: What is added to factors; see ``damping_method``. Numbers, here and
-            below, may be callables of the number of steps taken.
+            below, may be callables of the number of steps taken. Or a ``Damping``, with
+            its method.
         factor_update_steps: Steps between updates of the factors.
         inverse_update_steps: Steps between updates of the inverses.
         ema_decay: Weight of the former average.
@@ -118,6 +124,13 @@ class KFACPreconditioner:
             (KAISA). 1: all, and inverses are sent. 0: one, and gradients are sent.
             Default: 1; with sharded parameters (``fully_shard``) 0, the only choice.
         process_group: The processes. Default: all, or those that share the parameters.
+        curvature: ``approx``, ``fisher``, ``eigenvalue_correction``, ``keep``,
+            ``loss_func``, ``loss_reduction``, ``mc_samples`` and ``seed`` as a group.
+            Arguments, here and below, must not contradict the group.
+        schedule: ``factor_update_steps``, ``inverse_update_steps`` and ``ema_decay`` as
+            a group.
+        clipping: ``kl_clip`` and ``lr`` as a group.
+        distributed: ``grad_worker_fraction`` and ``process_group`` as a group.
 
     Attributes:
         steps: Number of steps taken.
@@ -140,7 +153,7 @@ class KFACPreconditioner:
         *,
         approx: Approx = "expand",
         fisher: Fisher = "empirical",
-        damping: Number = 1e-3,
+        damping: Number | Damping = 1e-3,
         factor_update_steps: Number = 1,
         inverse_update_steps: Number = 1,
         ema_decay: Number = 0.95,
@@ -158,63 +171,87 @@ class KFACPreconditioner:
         grad_scaler: Any = None,
         grad_worker_fraction: float | None = None,
         process_group: Any = None,
+        curvature: Curvature | None = None,
+        schedule: Schedule | None = None,
+        clipping: Clipping | None = None,
+        distributed: Distributed | None = None,
     ) -> None:
         self._owner = type(self).__name__
         if not isinstance(model, nn.Module):
             kind, remedy = type(model).__name__, "Pass the model, not its parameters"
             raise TypeError(describe(self._owner, "model", "be a module", kind, remedy))
-        schedule: dict[str, Any] = {
-            "factor_update_steps": factor_update_steps,
-            "inverse_update_steps": inverse_update_steps,
-            "kl_clip": kl_clip,
-            "lr": lr,
-        }
-        of_layers: dict[str, Any] = {
-            "approx": approx,
-            "damping": damping,
-            "damping_method": damping_method,
-            "ema_decay": ema_decay,
-            "keep": keep,
-        }
-        others: dict[str, Any] = {
-            "fisher": fisher,
-            "loss_reduction": loss_reduction,
-            "mc_samples": mc_samples,
-        }
-        for name, value in {**schedule, **of_layers, **others}.items():
-            check(self._owner, name, value)
-        loss = nn.CrossEntropyLoss() if loss_func is None else loss_func
-        if fisher != "empirical":
+        if isinstance(damping, Damping):
+            given, number = damping, Damping.value
+        else:
+            given, number = None, damping
+        own_damping = self._resolved(
+            Damping, "damping", given, damping=number, damping_method=damping_method
+        )
+        self._schedule = self._resolved(
+            Schedule,
+            "schedule",
+            schedule,
+            factor_update_steps=factor_update_steps,
+            inverse_update_steps=inverse_update_steps,
+            ema_decay=ema_decay,
+        )
+        self._clipping = self._resolved(
+            Clipping, "clipping", clipping, kl_clip=kl_clip, lr=lr
+        )
+        self._curvature = self._resolved(
+            Curvature,
+            "curvature",
+            curvature,
+            approx=approx,
+            fisher=fisher,
+            eigenvalue_correction=eigenvalue_correction,
+            keep=keep,
+            loss_func=loss_func,
+            loss_reduction=loss_reduction,
+            mc_samples=mc_samples,
+            seed=seed,
+        )
+        processes = self._resolved(
+            Distributed,
+            "distributed",
+            distributed,
+            grad_worker_fraction=grad_worker_fraction,
+            process_group=process_group,
+        )
+        loss = self._curvature.loss_func or nn.CrossEntropyLoss()
+        if self._curvature.fisher != "empirical":
             check_loss(self._owner, loss)
-        self._schedule = Schedule(**schedule)
-        options = LayerOptions(**of_layers, eigenvalue_correction=eigenvalue_correction)
+        self._damping = own_damping
+        options = LayerOptions.of(self._curvature, own_damping, self._schedule)
         model = unwrapped(model)
         reshard(model)
         self._layers = find_layers(
             self._owner, model, options, skip_layers, overrides or {}
         )
-        self._is_mean = loss_reduction == "mean"
+        self._is_mean = self._curvature.loss_reduction == "mean"
         self._loss_is_mean = getattr(loss, "reduction", "mean") == "mean"
         self._grad_scaler = grad_scaler
         self.steps = 0
         self.skipped = 0
-        layers, fraction = list(self._layers.values()), grad_worker_fraction
-        self._processes = Processes(self._owner, layers, fraction, process_group)
+        layers = list(self._layers.values())
+        self._processes = Processes(self._owner, layers, processes)
         self._warned: set[str] = set()
         device = next(iter(layers[0].parameters.values())).device
         self._generator = torch.Generator(device)
-        self._seed = seed
         self._seed_draws()
         self._observer = Observer(
             self._owner,
             model,
             self._layers,
-            fisher,
+            self._curvature.fisher,
             loss,
-            mc_samples,
+            self._curvature.mc_samples,
             self._generator,
             self._updates_factors,
         )
+
+    def _resolved(self, kind: type[G], argument: str, given: Any, **short: Any) -> G:
+        return resolved(self._owner, argument, kind, given, short)
 
     # -- a step
 
@@ -450,18 +487,18 @@ class KFACPreconditioner:
         return self._processes.share_gradients(dict(own), likes).items()
 
     def _clip_and_lr(self) -> tuple[float, float] | None:
-        schedule, step = self._schedule, self.steps
-        if schedule.kl_clip is None:
+        clipping, step = self._clipping, self.steps
+        if clipping.kl_clip is None:
             return None
-        clip = schedule.kl_clip
+        clip = clipping.kl_clip
         if callable(clip) and clip(step) is None:
             return None
         clip = number_at(self._owner, "kl_clip", clip, step)
-        return clip, number_at(self._owner, "lr", schedule.lr, step)
+        return clip, number_at(self._owner, "lr", clipping.lr, step)
 
     def _seed_draws(self) -> None:
         """Draw by step and process, so that a state needs not say how."""
-        per_step = self._seed + self.steps * self._processes.size
+        per_step = self._curvature.seed + self.steps * self._processes.size
         self._generator.manual_seed(per_step + self._processes.rank)
 
     # -- state
