@@ -21,7 +21,7 @@ from experiments.models import Subject
 from tn_extensions.kronecker.factors import dense, is_low_rank
 from tn_extensions.kronecker.square import mirrored
 from tn_extensions.layers.module import Pairs, Use
-from tn_extensions.optim import KFACPreconditioner
+from tn_extensions.optim import KFACPreconditioner, statistics
 from tn_extensions.optim import layer as layer_module
 from tn_extensions.optim.layer import Layer
 
@@ -141,8 +141,11 @@ class Training:
 
     def start(self, is_late: bool, with_step: bool = True) -> None:
         """The first step, or only its factors; see :class:`Case`."""
-        limit = 0.0 if is_late else layer_module.RANK_LIMIT
-        with patch.object(layer_module, "RANK_LIMIT", limit):
+        limit = 0.0 if is_late else statistics.RANK_LIMIT
+        with (
+            patch.object(layer_module, "RANK_LIMIT", limit),
+            patch.object(statistics, "RANK_LIMIT", limit),
+        ):
             if with_step:
                 self.step("inverses")
             else:

@@ -8,8 +8,7 @@ import pytest
 from torch.testing import assert_close
 
 from tests.messages import assert_in_form
-from tests.optim.support import loss_of, network, train
-from tests.optim.support import batch as batch_of
+from tests.optim.support import batch, loss_of, network, train
 from tn_extensions.optim import (
     KFAC,
     Clipping,
@@ -49,8 +48,7 @@ def test_groups_are_their_short_form(both: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "argument"),
     [
-        ({"damping": Damping(0.1, "exact"), "damping_method": "fixed"},) * 1
-        + ("damping_method",),
+        ({"damping": Damping(0.1), "damping_method": "fixed"}, "damping_method"),
         ({"curvature": Curvature(), "approx": "reduce"}, "approx"),
         ({"schedule": Schedule(2), "factor_update_steps": 3}, "factor_update_steps"),
         ({"clipping": Clipping(1e-2), "kl_clip": None}, "kl_clip"),
@@ -94,7 +92,7 @@ def test_groups_of_single_layers_and_in_the_optimizer() -> None:
     assert found._layers["0"].options.damping_method == "pi"
     kfac = KFAC(network(), lr=0.05, clipping=Clipping(1e-2))
     assert kfac.preconditioner._clip_and_lr() == (1e-2, 0.05)
-    with pytest.raises(ValueError, match="lr must not contradict clipping"):
+    with pytest.raises(ValueError, match="clipping.lr must be that of the optimizer"):
         KFAC(network(), lr=0.05, clipping=Clipping(1e-2, lr=0.3))
 
 
@@ -124,7 +122,7 @@ def test_metrics_of_a_step() -> None:
     for number in range(2):
         for each in (model, other):
             each.zero_grad()
-            loss_of(each, batch_of()).backward()
+            loss_of(each, batch()).backward()
         found.step()
         free.step()
         metrics = found.last_step
@@ -142,7 +140,7 @@ def test_metrics_of_a_step() -> None:
             assert_close(weight, metrics.clip_scale * whole)
     # nothing finite comes out: the step is skipped
     model.zero_grad()
-    loss_of(model, batch_of()).backward()
+    loss_of(model, batch()).backward()
     for parameter in model.parameters():
         assert parameter.grad is not None
         parameter.grad *= 1e200

@@ -6,6 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 from tn_extensions.optim.kfac import KFAC
+from tn_extensions.optim.metrics import StepMetrics
 from tn_extensions.optim.options import (
     Clipping,
     Curvature,
@@ -27,6 +28,7 @@ __all__ = [
     "Distributed",
     "KFACPreconditioner",
     "Schedule",
+    "StepMetrics",
 ]
 
 

@@ -7,8 +7,9 @@ from os import PathLike
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from tn_extensions.errors import describe
 
@@ -33,21 +34,22 @@ def read_state(
     Raises:
         ValueError: If the checkpoint has no such key.
     """
-    metadata = dcp.FileSystemReader(checkpoint_id).read_metadata()
+    metadata = FileSystemReader(checkpoint_id).read_metadata()
     state: dict[str, Any] = {}
     for name, path in (metadata.planner_data or {}).items():
         is_layers = path[:2] == (key, "layers")
         if path[0] != key or (is_layers and path[2] not in layers):
             continue
         saved = metadata.state_dict_metadata[name]
-        is_tensor = isinstance(saved, TensorStorageMetadata)
-        dtype = saved.properties.dtype if is_tensor else None
-        _put(state, path, torch.empty(saved.size, dtype=dtype) if is_tensor else None)
+        value = None
+        if isinstance(saved, TensorStorageMetadata):
+            value = torch.empty(saved.size, dtype=saved.properties.dtype)
+        _put(state, path, value)
     if not state:
         rule, found = "be a key of the checkpoint", repr(key)
         raise ValueError(describe(owner, "key", rule, found))
     # each process reads what it needs
-    dcp.load(state, checkpoint_id=checkpoint_id, no_dist=True)
+    load(state, checkpoint_id=checkpoint_id, no_dist=True)
     found = state[key]
     own = found.setdefault("layers", {})
     # empty containers are not saved

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from tn_extensions.errors import describe
 from tn_extensions.kronecker.factors import dense, is_low_rank
-from tn_extensions.optim.layer import RANK_LIMIT, Layer, Statistics
+from tn_extensions.optim.layer import Layer
 from tn_extensions.optim.options import Distributed
 from tn_extensions.optim.sharded import Exchange, Gradients, sharding_group
 from tn_extensions.optim.state import Outline, attach_tensors, detach_tensors
+from tn_extensions.optim.statistics import RANK_LIMIT, Statistics
 from tn_extensions.optim.triangles import pack, unpack
 
 BUCKET_BYTES = 25 * 2**20
@@ -322,16 +323,8 @@ class Processes:
 
 def _cost(layer: Layer) -> float:
     """Operations of inverting a layer's factors, to a constant."""
-    parameters = layer.parameters
-    sizes = []
-    if "weight" in parameters:
-        kernel = parameters["weight"]
-        groups = getattr(layer.module, "groups", 1)
-        out = layer.out_channels // groups
-        sizes = [kernel.numel() // groups // out + layer.is_joint, out]
-    else:
-        sizes = [parameters["bias"].numel()]
-    return float(sum(size**3 for size in sizes))
+    shapes = layer.factor_shapes.values()
+    return float(sum(groups * size**3 for groups, size, _ in shapes))
 
 
 def _assignment(costs: Sequence[float], size: int) -> list[int]:

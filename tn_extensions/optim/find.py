@@ -51,8 +51,8 @@ def find_layers(
     Raises:
         TypeError: If patterns are a single string.
         ValueError: If there are none, an override is of none, or has a wrong option.
-        NotImplementedError: If a parameter is of another kind of tensor, or belongs to two
-            layers.
+        NotImplementedError: If a parameter is another kind of tensor, or belongs to
+            two layers.
     """
     check_patterns(owner, "skip_layers", skip_layers, model)
     layers: dict[str, Layer] = {}

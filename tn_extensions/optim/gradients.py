@@ -32,7 +32,7 @@ def replace_gradients(
     pairs: Iterable[tuple[Tensor, Tensor]],
     clip_and_lr: tuple[float, float] | None,
     sum_over_processes: Callable[[Tensor], Tensor],
-) -> bool:
+) -> Tensor | None:
     """Write preconditioned gradients over the former ones, scaled if that is asked.
 
     Each is written as it comes, so that not all of them are held twice.
@@ -44,7 +44,7 @@ def replace_gradients(
         sum_over_processes: Adds the sums of processes that have parts of gradients.
 
     Returns:
-        Whether all are finite. If not, what has been written is of no use.
+        The scale. ``None``: not all are finite, and what has been written is of no use.
     """
     written, products = [], []
     for own, new in pairs:
@@ -52,13 +52,14 @@ def replace_gradients(
         written.append(own.copy_(new))
     total = sum_over_processes(torch.stack(products).sum())
     if not holds(total.isfinite()):
-        return False
-    if clip_and_lr is not None:
-        clip, lr = clip_and_lr
-        scale = (clip / (total.abs() * lr**2)).sqrt().clamp(max=1)
-        for own in written:  # by one, rather than asking whether it is less
-            own.mul_(scale)
-    return True
+        return None
+    if clip_and_lr is None:
+        return torch.ones_like(total)
+    clip, lr = clip_and_lr
+    scale = (clip / (total.abs() * lr**2)).sqrt().clamp(max=1)
+    for own in written:  # by one, rather than asking whether it is less
+        own.mul_(scale)
+    return scale
 
 
 def _sum(tensor: Tensor) -> Tensor:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from logging import getLogger
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from tn_extensions.kronecker.blocks import Cholesky, Matrix, Product, Rotated
@@ -22,22 +20,27 @@ from tn_extensions.kronecker.factors import (
     eigenbasis,
     is_low_rank,
     rescale,
-    squared_sums,
     trace,
 )
 from tn_extensions.kronecker.inverse import damped_inverse, split_damping
 from tn_extensions.kronecker.moments import bias_moments, kernel_moments
 from tn_extensions.kronecker.multiply import multiply
 from tn_extensions.kronecker.square import decompose, symmetrize
-from tn_extensions.layers.host import holds
-from tn_extensions.layers.module import Pairs, Use, out_channels, reason_against
+from tn_extensions.layers.module import (
+    SUPPORTED,
+    Pairs,
+    Use,
+    num_groups,
+    out_channels,
+    reason_against,
+)
 from tn_extensions.optim.options import LayerOptions, number_at
 from tn_extensions.optim.state import from_state
+from tn_extensions.optim.statistics import RANK_LIMIT, Gathered, Statistics
+from tn_extensions.optim.trained import Trained
 from tn_extensions.optim.triangles import Triangle
 from tn_extensions.sampling.samplers import draw, share_of_samples
 
-RANK_LIMIT = 0.5
-"""Rows of a low-rank factor, at most, as a part of its columns."""
 IN_PLACE = 1024
 """Columns from which on a matrix is decomposed below its average.
 
@@ -47,38 +50,6 @@ that size, and more than that with smaller ones, which take little memory.
 ATTEMPTS = 8
 """Times that damping grows tenfold before an inverse is given up."""
 LOG = getLogger("tn_extensions.optim")
-
-Statistics = dict[str, Tensor]
-"""A step's ``"inputs"`` and ``"gradients"`` (factors), and ``"moments"``."""
-
-
-@dataclass
-class Gathered:
-    """Statistics that are being summed.
-
-    Args:
-        sums: The sums.
-        num_data: Number of the data.
-        num_rows: Rows of outputs whose loss was differentiated in passes of their own.
-    """
-
-    sums: Statistics = field(default_factory=dict)
-    num_data: int = 0
-    num_rows: int = 0
-
-    def add(self, other: Gathered) -> None:
-        """Add other sums, which may be changed."""
-        self.num_data += other.num_data
-        self.num_rows += other.num_rows
-        for what, own in other.sums.items():
-            known = self.sums.get(what)
-            if known is None:
-                self.sums[what] = own
-            elif what == "moments":
-                known.add_(own)
-            else:
-                # twice the mean is the sum
-                self.sums[what] = rescale(averaged(known, own, 0.5, RANK_LIMIT), 2.0)
 
 
 @dataclass
@@ -100,6 +71,8 @@ class Layer:
     owner: str
 
     def __post_init__(self) -> None:
+        self.trained = Trained(self.module, self.keys)
+        """Its parameters and their gradients."""
         self.averages: Statistics = {}
         """Moving averages of the statistics."""
         self.bases: tuple[Tensor, Tensor | None] | None = None
@@ -109,20 +82,13 @@ class Layer:
         """Whether some process has tried to invert it."""
         self.is_elsewhere = False
         """Whether another process holds its averages and its inverse."""
-        self._shards = {
-            key: own for key, own in self.parameters.items() if isinstance(own, DTensor)
-        }
         self.gathered = Gathered()
         """The statistics since the last step."""
         self.period = 0
         """Number of times that gathering started afresh."""
-        self._noted: dict[str, tuple[weakref.ref[Tensor], int]] = {}
-        """Gradients, and their versions, after a pass added to them or a step."""
-        self._is_new = False
-        """True once a pass has added to them since the last step."""
-        self._expected: set[str] = set()
-        """Parameters whose sharded gradients passes have added to since then."""
         self._damping = self._decay = 0.0
+        self.damping_used: float | None = None
+        """Damping of the last inverse that this process computed."""
 
     @property
     def is_joint(self) -> bool:
@@ -135,34 +101,30 @@ class Layer:
         return out_channels(self.module)
 
     @property
-    def parameters(self) -> dict[str, Tensor]:
-        """Its trained parameters, as far as they still are parameters."""
-        found = {key: self.module._parameters.get(key) for key in self.keys}
-        return {k: own for k, own in found.items() if isinstance(own, nn.Parameter)}
-
-    @property
-    def resting(self) -> dict[str, Tensor]:
-        """Its parameters as an optimizer has them: sharded ones, also during a pass."""
-        found = self.parameters
-        for key in self._shards.keys() & found.keys():
-            own = found[key]
-            if isinstance(own, DTensor):
-                self._shards[key] = own
-            else:
-                # a pass has gathered it
-                found[key] = self._shards[key]
+    def factor_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """``[G, D, D]`` of ``"inputs"``, ``[G, CO, CO]`` of ``"gradients"``."""
+        groups = num_groups(self.module, "separate")
+        rows = self.out_channels // groups
+        found = {"gradients": (groups, rows, rows)}
+        if "weight" in self.keys:
+            columns = self.module.weight.numel() // groups // rows + self.is_joint
+            found = {"inputs": (groups, columns, columns), **found}
         return found
 
     @property
-    def is_sharded(self) -> bool:
-        """Whether each process has but a part of its parameters between passes."""
-        return bool(self._shards)
+    def parameters(self) -> dict[str, Tensor]:
+        """Its trained parameters, as far as they still are parameters."""
+        return self.trained.parameters
 
     @property
     def gradients(self) -> dict[str, Tensor]:
         """Those gradients of its parameters that are there; sharded as these."""
-        found = {key: own.grad for key, own in self.resting.items()}
-        return {key: own for key, own in found.items() if own is not None}
+        return self.trained.gradients
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process has but a part of its parameters between passes."""
+        return self.trained.is_sharded
 
     @property
     def is_intact(self) -> bool:
@@ -190,68 +152,11 @@ class Layer:
             )
         return None
 
-    # -- gradients that come and go
-
-    def note(self, parameter: Tensor) -> None:
-        """Take note that a pass has added to a parameter's gradient."""
-        self._is_new = True
-        keys = [key for key, own in self.parameters.items() if own is parameter]
-        if not self.is_sharded:
-            self._note(keys)
-        # parts of sharded gradients come later in the pass
-        self._expected.update(keys if self.is_sharded else ())
-
-    def note_step(self) -> None:
-        """Take note that the gradients are preconditioned."""
-        self._is_new = False
-        self._expected.clear()
-        self._note(self.keys)
-
-    def _note(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            gradient = self.gradients.get(key)
-            if gradient is None:
-                self._noted.pop(key, None)
-            else:
-                self._noted[key] = weakref.ref(gradient), gradient._version
-
-    def _is_as_noted(self, key: str) -> bool:
-        gradient = self.gradients.get(key)
-        known, version = self._noted.get(key, (None, 0))
-        is_same = known is not None and known() is gradient
-        return is_same and gradient is not None and gradient._version == version
-
-    @property
-    def is_preconditioned(self) -> bool:
-        """True if the gradients are those that the last step left."""
-        return not self._is_new and all(map(self._is_as_noted, self.gradients))
-
-    def drop_what_was_discarded(self) -> None:
-        """Drop statistics whose gradients are gone, or have been set to zero.
-
-        To be called before a pass adds to the gradients.
-        """
-        if not self.gathered.num_data:
-            return
-        gone = self._is_shard_gone if self.is_sharded else self._is_gone
-        if any(map(gone, self._expected if self.is_sharded else self._noted)):
-            self._expected.clear()
-            self.forget()
-
-    def _is_gone(self, key: str) -> bool:
-        gradient = self.gradients.get(key)
-        return gradient is None or (
-            not self._is_as_noted(key) and not holds(gradient.any())
-        )
-
-    def _is_shard_gone(self, key: str) -> bool:
-        gradient: Any = self.gradients.get(key)
-        # without synchronisation, a pass leaves the gradient whole
-        whole = self.parameters[key].grad
-        if gradient is None or whole is not None:
-            return whole is None
-        own = gradient.to_local()
-        return bool(own.numel()) and not holds(own.any())
+    def __str__(self) -> str:
+        kind = next(own.__name__ for own in SUPPORTED if isinstance(self.module, own))
+        letters = {"inputs": "A", "gradients": "B"}
+        factors = [f"{letters[w]} {[*own]}" for w, own in self.factor_shapes.items()]
+        return f"{self.name or 'model'}: {kind}, {', '.join(factors)}"
 
     # -- a step's statistics
 
@@ -318,6 +223,14 @@ class Layer:
         found = draw(num_data, share, "fixed", generator)
         return found.indices.to(self.module.weight.device), found.scale
 
+    def drop_what_was_discarded(self) -> None:
+        """Drop statistics whose gradients are gone, or have been set to zero.
+
+        To be called before a pass adds to the gradients.
+        """
+        if self.gathered.num_data and self.trained.are_discarded():
+            self.forget()
+
     def forget(self) -> None:
         """Drop the step's statistics."""
         self.gathered = Gathered()
@@ -383,6 +296,7 @@ class Layer:
                 continue
             if inverse.is_finite:
                 self.inverse = inverse
+                self.damping_used = damping
                 if attempt:
                     message = "Layer %s: damping %g instead of %g"
                     LOG.warning(message, self.name, damping, self._damping)
@@ -467,15 +381,7 @@ class Layer:
     def accepts(self, state: Mapping[str, Any]) -> bool:
         """Whether a state is that of such a layer."""
         sizes = {what: own.shape[-1] for what, own in state["averages"].items()}
-        kernel = self.module.weight
-        groups = getattr(self.module, "groups", 1)
-        rows = self.out_channels // groups
-        expected = {
-            "inputs": kernel.numel() // groups // rows + self.is_joint,
-            "gradients": rows,
-        }
-        if "weight" not in self.keys:
-            del expected["inputs"]
+        expected = {what: own[-1] for what, own in self.factor_shapes.items()}
         if not sizes:
             return state["inverse"] is None
         sizes.pop("moments", None)
@@ -533,15 +439,6 @@ class Layer:
         blocks = {"joint" if self.is_joint else self.keys[0]: self.inverse}
         found = multiply(self.module, "separate", blocks, vectors)
         return {key: own.squeeze(-1) for key, own in found.items()}
-
-
-def all_finite(statistics: Statistics) -> bool:
-    """Whether all of a step's statistics are."""
-    sums = [
-        (own if what == "moments" else squared_sums(own)).sum()
-        for what, own in statistics.items()
-    ]
-    return holds(torch.stack(sums).isfinite().all())
 
 
 def _whole(factor: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from tn_extensions.layers import engine, losses
 from tn_extensions.layers.host import is_finite
 from tn_extensions.layers.module import Pairs, Use
 from tn_extensions.layers.observe import innermost
-from tn_extensions.optim.layer import Gathered, Layer
+from tn_extensions.optim.layer import Layer
 from tn_extensions.optim.options import Fisher
+from tn_extensions.optim.statistics import Gathered
 
 
 class _Pass:
@@ -248,7 +249,7 @@ class Observer:
         arrived = self._arrived.pop((engine.current_pass(), layer.name), [])
         if not any(parameter is own for own in layer.parameters.values()):
             return
-        layer.note(parameter)
+        layer.trained.note(parameter)
         passes = {use.observed: None for use, _, _ in arrived}
         for observed in passes:
             if self.is_empirical:

@@ -58,6 +58,17 @@ class _Group:
         for name, own in self.short().items():
             check(type(self).__name__, name, own, self.SHORT.get(name, name))
 
+    def __repr__(self) -> str:
+        """Tell the values; what computes a number of the step tells nothing."""
+        values = {
+            each.name: getattr(self, each.name) for each in fields(cast(Any, self))
+        }
+        told = [
+            f"{name}={'callable' if _is_of_steps(own) else repr(own)}"
+            for name, own in values.items()
+        ]
+        return f"{type(self).__name__}({', '.join(told)})"
+
     def short(self) -> dict[str, Any]:
         """Return the values by the names of the keyword arguments."""
         shorts = {own: short for short, own in self.SHORT.items()}
@@ -67,7 +78,7 @@ class _Group:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Damping(_Group):
     """What is added to factors before they are inverted.
 
@@ -85,7 +96,7 @@ class Damping(_Group):
     method: DampingMethod = "pi"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Schedule(_Group):
     """When factors and inverses are updated.
 
@@ -100,7 +111,7 @@ class Schedule(_Group):
     ema_decay: Number = 0.95
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Clipping(_Group):
     """How far a step may lead.
 
@@ -114,7 +125,7 @@ class Clipping(_Group):
     lr: Number = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curvature(_Group):
     """What the factors are of.
 
@@ -139,7 +150,7 @@ class Curvature(_Group):
     seed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Distributed(_Group):
     """How several processes share the work.
 
@@ -186,6 +197,10 @@ def resolved(
             remedy = "Give it in one of both"
             raise ValueError(describe(owner, name, rule, repr(value), remedy))
     return given
+
+
+def _is_of_steps(value: Any) -> bool:
+    return callable(value) and not isinstance(value, nn.Module)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -247,8 +262,9 @@ def check(owner: str, name: str, value: Any, argument: str = "") -> None:
             rule = f"be {' or '.join(map(repr, CHOICES[name]))}"
             raise ValueError(describe(owner, argument or name, rule, repr(value)))
     elif name in RULES and not callable(value):
-        if value is not None or name not in OPTIONAL:
-            _check_number(owner, name, value, argument)
+        if value is None and name in OPTIONAL:
+            return
+        _check_number(owner, name, value, argument)
 
 
 def number_at(owner: str, name: str, value: Number, step: int) -> float:

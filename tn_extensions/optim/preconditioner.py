@@ -19,7 +19,8 @@ from tn_extensions.optim.checkpoint import read_state
 from tn_extensions.optim.distributed import Processes
 from tn_extensions.optim.find import find_layers, unwrapped
 from tn_extensions.optim.gradients import not_finite, replace_gradients
-from tn_extensions.optim.layer import Layer, all_finite
+from tn_extensions.optim.layer import Layer
+from tn_extensions.optim.metrics import StepMetrics
 from tn_extensions.optim.observer import Observer
 from tn_extensions.optim.options import (
     Approx,
@@ -40,6 +41,7 @@ from tn_extensions.optim.options import (
 )
 from tn_extensions.optim.sharded import local_part, reshard
 from tn_extensions.optim.state import from_state, to_state
+from tn_extensions.optim.statistics import all_finite
 
 LOG = getLogger("tn_extensions.optim")
 VERSION = 1
@@ -135,6 +137,7 @@ class KFACPreconditioner:
     Attributes:
         steps: Number of steps taken.
         skipped: Number of steps without preconditioning as something was not finite.
+        last_step: :class:`StepMetrics` of the last step; ``None`` before the first.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -184,7 +187,7 @@ class KFACPreconditioner:
             given, number = damping, Damping.value
         else:
             given, number = None, damping
-        own_damping = self._resolved(
+        self._damping = self._resolved(
             Damping, "damping", given, damping=number, damping_method=damping_method
         )
         self._schedule = self._resolved(
@@ -211,7 +214,7 @@ class KFACPreconditioner:
             mc_samples=mc_samples,
             seed=seed,
         )
-        processes = self._resolved(
+        self._distributed = self._resolved(
             Distributed,
             "distributed",
             distributed,
@@ -221,20 +224,20 @@ class KFACPreconditioner:
         loss = self._curvature.loss_func or nn.CrossEntropyLoss()
         if self._curvature.fisher != "empirical":
             check_loss(self._owner, loss)
-        self._damping = own_damping
-        options = LayerOptions.of(self._curvature, own_damping, self._schedule)
+        self._options = LayerOptions.of(self._curvature, self._damping, self._schedule)
         model = unwrapped(model)
         reshard(model)
         self._layers = find_layers(
-            self._owner, model, options, skip_layers, overrides or {}
+            self._owner, model, self._options, skip_layers, overrides or {}
         )
         self._is_mean = self._curvature.loss_reduction == "mean"
         self._loss_is_mean = getattr(loss, "reduction", "mean") == "mean"
         self._grad_scaler = grad_scaler
         self.steps = 0
         self.skipped = 0
+        self.last_step: StepMetrics | None = None
         layers = list(self._layers.values())
-        self._processes = Processes(self._owner, layers, processes)
+        self._processes = Processes(self._owner, layers, self._distributed)
         self._warned: set[str] = set()
         device = next(iter(layers[0].parameters.values())).device
         self._generator = torch.Generator(device)
@@ -253,6 +256,22 @@ class KFACPreconditioner:
     def _resolved(self, kind: type[G], argument: str, given: Any, **short: Any) -> G:
         return resolved(self._owner, argument, kind, given, short)
 
+    def __repr__(self) -> str:
+        """Tell the options, and the layers with the shapes of their factors."""
+        groups = {
+            "damping": self._damping,
+            "curvature": self._curvature,
+            "schedule": self._schedule,
+            "clipping": self._clipping,
+            "distributed": self._distributed,
+        }
+        lines = [f"{name}={own}" for name, own in groups.items()]
+        for layer in self._layers.values():
+            own, common = vars(layer.options), vars(self._options)
+            other = [f"{k}={v}" for k, v in own.items() if v != common[k]]
+            lines.append(", ".join([str(layer), *other]))
+        return "\n  ".join([f"{self._owner}(", *lines]) + "\n)"
+
     # -- a step
 
     @torch.no_grad()
@@ -270,23 +289,36 @@ class KFACPreconditioner:
         """
         layers = self._layers_to_precondition()
         if not self._check_gradients(layers):
+            self.last_step = StepMetrics(self.steps, True, None, {}, False, ())
             return
         for layer in layers.values():
             layer.resolve(self.steps)
         clip_and_lr = self._clip_and_lr()
-        if self._updates_factors():
+        updates_factors = self._updates_factors()
+        if updates_factors:
             self._update_factors(layers)
         is_due = self.steps % self._every("inverse_update_steps") == 0
-        self._update_inverses(
-            [
-                own
-                for own in layers.values()
-                if own.has_averages and (is_due or not own.is_inverted)
-            ]
+        due = [
+            own
+            for own in layers.values()
+            if own.has_averages and (is_due or not own.is_inverted)
+        ]
+        self._update_inverses(due)
+        scale = self._write(layers, clip_and_lr)
+        self.last_step = StepMetrics(
+            self.steps,
+            scale is None,
+            scale,
+            {
+                name: layer.damping_used
+                for name, layer in layers.items()
+                if layer.damping_used is not None
+            },
+            updates_factors,
+            tuple(layer.name for layer in due),
         )
-        self._write(layers, clip_and_lr)
         for layer in layers.values():
-            layer.note_step()
+            layer.trained.note_step()
         self.steps += 1
         self._seed_draws()
 
@@ -322,7 +354,9 @@ class KFACPreconditioner:
         reason = "no longer multiplies by its own parameters"
         self._warn_of({n: reason for n, own in found.items() if not own.is_intact})
         found = {name: own for name, own in found.items() if own.is_intact}
-        layers = {n: own for n, own in found.items() if not own.is_preconditioned}
+        layers = {
+            n: own for n, own in found.items() if not own.trained.are_preconditioned
+        }
         if not layers:
             self._observer.forget()
             rule, remedy = "follow a backward pass", "Call loss.backward() first"
@@ -452,18 +486,20 @@ class KFACPreconditioner:
 
     def _write(
         self, layers: Mapping[str, Layer], clip_and_lr: tuple[float, float] | None
-    ) -> None:
+    ) -> Tensor | None:
         pairs = (
             (local_part(own), new[key])
             for name, new in self._preconditioned(layers)
             for key, own in layers[name].gradients.items()
         )
-        if not replace_gradients(pairs, clip_and_lr, self._processes.total):
+        scale = replace_gradients(pairs, clip_and_lr, self._processes.total)
+        if scale is None:
             self.skipped += 1
             LOG.warning("Step %d skipped: its update is not finite", self.steps)
             for layer in layers.values():
-                for own in layer.resting.values():
+                for own in layer.trained.resting.values():
                     own.grad = None
+        return scale
 
     def _preconditioned(
         self, layers: Mapping[str, Layer]
@@ -582,7 +618,9 @@ class KFACPreconditioner:
         wrong = [
             name
             for name in {**self._layers, **states}
-            if (name not in states and (not is_sharded or self._processes.inverts(name)))
+            if (
+                name not in states and (not is_sharded or self._processes.inverts(name))
+            )
             or name not in self._layers
             or (name in states and not self._layers[name].accepts(states[name]))
         ]

@@ -7,11 +7,12 @@ parts of its gradient, multiplies, and sends the parts back, in one exchange eac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
 from tn_extensions.errors import describe
@@ -24,7 +25,7 @@ Gradients = Mapping[str, Mapping[str, Tensor]]
 def reshard(model: nn.Module) -> None:
     """Free parameters that a forward pass has left whole."""
     for module in model.modules():
-        if isinstance(module, dist.fsdp.FSDPModule):
+        if isinstance(module, FSDPModule):
             module.reshard()
 
 
@@ -48,7 +49,7 @@ def sharding_group(owner: str, layers: Sequence[Layer], group: Any) -> Any | Non
     parameters = {
         f"{layer.name}.{key}": own
         for layer in layers
-        for key, own in layer.resting.items()
+        for key, own in layer.trained.resting.items()
     }
     first = next((p for p in parameters.values() if isinstance(p, DTensor)), None)
     if first is None:
@@ -90,7 +91,7 @@ def local_part(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor
     with torch.no_grad():
-        return cast(Tensor, tensor.to_local())
+        return tensor.to_local()
 
 
 class Exchange:
@@ -176,14 +177,12 @@ class Exchange:
 
     def _sent(
         self, tensors: list[Tensor], sizes: list[int], sizes_received: list[int]
-    ) -> Sequence[Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Send a block to each process, and return the blocks from each."""
         like = local_part(next(iter(next(iter(self._gradients.values())).values())))
         flat = torch.cat(tensors) if tensors else like.new_empty(0)
         received = flat.new_empty(sum(sizes_received))
-        dist.all_to_all_single(
-            received, flat, sizes_received, sizes, group=self._group
-        )
+        dist.all_to_all_single(received, flat, sizes_received, sizes, group=self._group)
         return received.split(sizes_received)
 
 
