@@ -208,6 +208,7 @@ def _usual_factors() -> Iterator[None]:
         patch.object(layer_module, "add_input_factor", add_input_factor),
         patch.object(layer_module, "add_gradient_factor", add_gradient_factor),
         patch.object(layer_module, "RANK_LIMIT", 0.0),
+        patch.object(statistics, "RANK_LIMIT", 0.0),
     ):
         yield
 

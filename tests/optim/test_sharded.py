@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from tests.optim.support import (
     train,
 )
 from tests.optim.test_distributed import STEPS, launch, own_share, single, whole
-from tn_extensions.optim import KFACPreconditioner
+from tn_extensions.optim import KFAC, KFACPreconditioner
+from tn_extensions.optim.state import detach_tensors, to_state
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -124,6 +126,45 @@ def check_errors() -> None:
     loss_of(model, batch()).backward()
     with pytest.raises(RuntimeError, match="Construct KFACPreconditioner after"):
         early.step()
+
+
+def held_bytes(found: KFACPreconditioner) -> int:
+    """Size of averages and inverses; what shares memory counts once."""
+    tensors: list[Tensor] = []
+    for layer in found._layers.values():
+        detach_tensors(dict(layer.averages), tensors)
+        detach_tensors({"inverse": to_state(layer.inverse)}, tensors)
+    return sum(
+        each.nbytes for each in {each.data_ptr(): each for each in tensors}.values()
+    )
+
+
+def check_memory() -> None:
+    """Averages and inverses of a process, with four of them, are a third at most."""
+
+    def build() -> nn.Sequential:
+        sizes = (18, 24, 20, 24, 18, 24, 20, 24, 3)
+        layers = [nn.Linear(*own) for own in pairwise(sizes)]
+        return nn.Sequential(nn.Flatten(), *layers).double()
+
+    one = single(model := build(), {})
+    train(model, one, range(2), data=whole)
+    model = build()
+    for layer in model[1:]:
+        fully_shard(layer)
+    kfac = KFAC(fully_shard(model))
+    for number in range(2):
+        kfac.zero_grad()
+        loss_of(model, own_share(number)).backward()
+        kfac.step()
+    found = kfac.preconditioner
+    assert held_bytes(found) <= held_bytes(one) / 3
+    # what comes back has no other layer, either
+    assert len(found.state_dict()["layers"]) == 2
+
+
+def test_memory() -> None:
+    launch(4, check_memory)
 
 
 def save(folder: str, options: dict[str, Any]) -> None:

@@ -60,7 +60,9 @@ class Processes:
         self._workers = self._count_workers(options.grad_worker_fraction)
         self._columns = self.size // self._workers
         self._device = next(iter(layers[0].parameters.values())).device
-        self._owners = _assignment([_cost(layer) for layer in layers], self.size)
+        # who shards parameters is short of memory
+        costs = [_memory(own) if self.is_sharded else _cost(own) for own in layers]
+        self._owners = _assignment(costs, self.size)
         self._names = [layer.name for layer in layers]
         if self.size > 1:
             self._check_same(layers)
@@ -325,6 +327,12 @@ def _cost(layer: Layer) -> float:
     """Operations of inverting a layer's factors, to a constant."""
     shapes = layer.factor_shapes.values()
     return float(sum(groups * size**3 for groups, size, _ in shapes))
+
+
+def _memory(layer: Layer) -> float:
+    """Entries of a layer's factors."""
+    shapes = layer.factor_shapes.values()
+    return float(sum(groups * size**2 for groups, size, _ in shapes))
 
 
 def _assignment(costs: Sequence[float], size: int) -> list[int]:
