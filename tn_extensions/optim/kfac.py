@@ -28,7 +28,8 @@ class KFAC(torch.optim.SGD):
         weight_decay: Weight decay.
         nesterov: Whether momentum is Nesterov's.
         params: Parameters or groups of them. Default: all of the model.
-        **options: As :class:`KFACPreconditioner`, but for ``lr``.
+        **options: As :class:`KFACPreconditioner`, but for ``lr``, also that of a
+            ``Clipping``.
 
     Raises:
         TypeError: If the model is not a module.
