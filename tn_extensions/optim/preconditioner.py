@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import getLogger
 from os import PathLike
@@ -40,7 +40,14 @@ from tn_extensions.optim.options import (
     resolved,
 )
 from tn_extensions.optim.sharded import local_part, reshard
-from tn_extensions.optim.state import from_state, to_state
+from tn_extensions.optim.sharing import (
+    load_states,
+    needed,
+    preconditioned,
+    states_of,
+    unlike,
+    update_inverses,
+)
 from tn_extensions.optim.statistics import all_finite
 
 LOG = getLogger("tn_extensions.optim")
@@ -303,7 +310,7 @@ class KFACPreconditioner:
             for own in layers.values()
             if own.has_averages and (is_due or not own.is_inverted)
         ]
-        self._update_inverses(due)
+        update_inverses(self._layers, due, self._processes)
         scale = self._write(layers, clip_and_lr)
         self.last_step = StepMetrics(
             self.steps,
@@ -439,57 +446,12 @@ class KFACPreconditioner:
                 stacklevel=4,
             )
 
-    def _update_inverses(self, layers: list[Layer]) -> None:
-        inverts = self._processes.inverts
-        for layer in layers:
-            layer.is_inverted = True
-        own = {layer.name: layer for layer in layers if inverts(layer.name)}
-        for layer in own.values():
-            layer.invert()
-        if self._processes.size == 1:
-            return
-        if self._processes.is_sharded:
-            self._share_bases([own.name for own in layers])
-            return
-        corrected = {
-            layer.name for layer in layers if layer.options.eigenvalue_correction
-        }
-        # moments of all processes' data are in the same basis
-        for everywhere in (True, False):
-            states = {
-                name: to_state(layer.decomposition)
-                for name, layer in own.items()
-                if (name in corrected) == everywhere
-            }
-            if not everywhere or corrected:
-                for name, state in self._processes.share(states, everywhere).items():
-                    self._layers[name].receive(from_state(state))
-
-    def _share_bases(self, names: Sequence[str]) -> None:
-        """Send eigenbases to all processes, whose data have moments in them.
-
-        Args:
-            names: Of layers, the same in all processes.
-        """
-        layers = [self._layers[name] for name in names]
-        corrected = [own for own in layers if own.options.eigenvalue_correction]
-        if not corrected:
-            return
-        states = {
-            own.name: own.bases and dict(zip(("left", "right"), own.bases, strict=True))
-            for own in corrected
-            if self._processes.inverts(own.name)
-        }
-        for name, bases in self._processes.share(states, everywhere=True).items():
-            if not self._processes.inverts(name):
-                self._layers[name].receive(bases and (bases["left"], bases["right"]))
-
     def _write(
         self, layers: Mapping[str, Layer], clip_and_lr: tuple[float, float] | None
     ) -> Tensor | None:
         pairs = (
             (local_part(own), new[key])
-            for name, new in self._preconditioned(layers)
+            for name, new in preconditioned(layers, self._processes)
             for key, own in layers[name].gradients.items()
         )
         scale = replace_gradients(pairs, clip_and_lr, self._processes.total)
@@ -500,27 +462,6 @@ class KFACPreconditioner:
                 for own in layer.trained.resting.values():
                     own.grad = None
         return scale
-
-    def _preconditioned(
-        self, layers: Mapping[str, Layer]
-    ) -> Iterable[tuple[str, Mapping[str, Tensor]]]:
-        if self._processes.is_sharded:
-            gradients = {name: layer.gradients for name, layer in layers.items()}
-            exchange = self._processes.exchange(gradients)
-            new = {
-                name: layers[name].preconditioned(whole)
-                for name, whole in exchange.gather().items()
-            }
-            return exchange.scatter(new).items()
-        own = (
-            (name, layer.preconditioned(layer.gradients))
-            for name, layer in layers.items()
-            if self._processes.multiplies(name)
-        )
-        if self._processes.has_all_inverses:
-            return own
-        likes = {name: layer.parameters for name, layer in layers.items()}
-        return self._processes.share_gradients(dict(own), likes).items()
 
     def _clip_and_lr(self) -> tuple[float, float] | None:
         clipping, step = self._clipping, self.steps
@@ -549,22 +490,12 @@ class KFACPreconditioner:
         ``torch.distributed.checkpoint.save``; :meth:`load_checkpoint` loads it in any
         number of processes.
         """
-        if self._processes.is_sharded:
-            return self._state(
-                {
-                    name: to_state(layer.inverse)
-                    for name, layer in self._layers.items()
-                    if self._processes.inverts(name)
-                }
-            )
-        inverses = {
-            name: to_state(layer.inverse)
-            for name, layer in self._layers.items()
-            if self._processes.inverts(name) or self._processes.has_all_inverses
+        return {
+            "version": VERSION,
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "layers": states_of(self._layers, self._processes),
         }
-        if not self._processes.has_all_inverses:
-            inverses = self._processes.share(inverses, everywhere=True)
-        return self._state(inverses)
 
     def load_checkpoint(
         self, checkpoint_id: str | PathLike[str], key: str = "preconditioner"
@@ -582,22 +513,8 @@ class KFACPreconditioner:
         Raises:
             ValueError: As :meth:`load_state_dict`, or if there is no such key.
         """
-        is_sharded, inverts = self._processes.is_sharded, self._processes.inverts
-        names = [n for n in self._layers if inverts(n) or not is_sharded]
+        names = needed(self._layers, self._processes)
         self.load_state_dict(read_state(self._owner, checkpoint_id, key, names))
-
-    def _state(self, inverses: Mapping[str, Any]) -> dict[str, Any]:
-        layers = {
-            name: self._layers[name].state(inverses[name])
-            for name in self._layers
-            if name in inverses
-        }
-        return {
-            "version": VERSION,
-            "steps": self.steps,
-            "skipped": self.skipped,
-            "layers": layers,
-        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state. Statistics since the last step are dropped.
@@ -614,30 +531,13 @@ class KFACPreconditioner:
             rule = f"be of version {VERSION}"
             raise ValueError(describe(self._owner, "state_dict", rule, version))
         states = state_dict["layers"]
-        is_sharded = self._processes.is_sharded
-        wrong = [
-            name
-            for name in {**self._layers, **states}
-            if (
-                name not in states and (not is_sharded or self._processes.inverts(name))
-            )
-            or name not in self._layers
-            or (name in states and not self._layers[name].accepts(states[name]))
-        ]
+        wrong = unlike(self._layers, states, self._processes)
         (is_fine,) = self._processes.all_agree([not wrong])
         if not is_fine:
-            rule, found = "be of the same layers", f"others at {', '.join(wrong)}"
+            others = ", ".join(wrong) or "some layers of another process"
+            rule, found = "be of the same layers", f"others at {others}"
             raise ValueError(describe(self._owner, "state_dict", rule, found))
         self._observer.forget()
         self.steps, self.skipped = state_dict["steps"], state_dict["skipped"]
         self._seed_draws()
-        for name, layer in self._layers.items():
-            if is_sharded and not self._processes.inverts(name):
-                layer.forget()
-                layer.is_elsewhere = layer.is_inverted = self.steps > 0
-                continue
-            layer.load(states[name])
-            if not self._processes.multiplies(name):
-                layer.inverse = None
-        if is_sharded:
-            self._share_bases(list(self._layers))
+        load_states(self._layers, states, self._processes, self.steps > 0)
