@@ -21,9 +21,10 @@ from experiments.models import Subject
 from tn_extensions.kronecker.factors import dense, is_low_rank
 from tn_extensions.kronecker.square import mirrored
 from tn_extensions.layers.module import Pairs, Use
-from tn_extensions.optim import KFACPreconditioner
+from tn_extensions.optim import KFACPreconditioner, statistics
 from tn_extensions.optim import layer as layer_module
 from tn_extensions.optim.layer import Layer
+from tn_extensions.optim.sharing import update_inverses
 
 LR = 1e-3
 MOMENTUM = 0.9
@@ -141,8 +142,11 @@ class Training:
 
     def start(self, is_late: bool, with_step: bool = True) -> None:
         """The first step, or only its factors; see :class:`Case`."""
-        limit = 0.0 if is_late else layer_module.RANK_LIMIT
-        with patch.object(layer_module, "RANK_LIMIT", limit):
+        limit = 0.0 if is_late else statistics.RANK_LIMIT
+        with (
+            patch.object(layer_module, "RANK_LIMIT", limit),
+            patch.object(statistics, "RANK_LIMIT", limit),
+        ):
             if with_step:
                 self.step("inverses")
             else:
@@ -150,7 +154,8 @@ class Training:
 
     def invert(self) -> None:
         """Update all inverses, as a step does where they are due."""
-        self.preconditioner._update_inverses(list(self.layers.values()))
+        layers = self.layers
+        update_inverses(layers, list(layers.values()), self.preconditioner._processes)
 
     def _every(self, *kinds: Kind) -> int:
         return 1 if self._kind in kinds else NEVER
@@ -205,6 +210,7 @@ def _usual_factors() -> Iterator[None]:
         patch.object(layer_module, "add_input_factor", add_input_factor),
         patch.object(layer_module, "add_gradient_factor", add_gradient_factor),
         patch.object(layer_module, "RANK_LIMIT", 0.0),
+        patch.object(statistics, "RANK_LIMIT", 0.0),
     ):
         yield
 

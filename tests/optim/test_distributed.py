@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
@@ -147,8 +146,6 @@ def check_errors() -> None:
         KFACPreconditioner(model)
     with pytest.raises(ValueError, match="grad_worker_fraction must"):
         KFACPreconditioner(network(), grad_worker_fraction=0.7)
-    with pytest.raises(NotImplementedError, match="DistributedDataParallel in place"):
-        KFACPreconditioner(fully_shard(network()))
     # of unlike numbers of data, too, all get the same
     model = network()
     distributed = DistributedDataParallel(model)

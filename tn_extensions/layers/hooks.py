@@ -35,13 +35,18 @@ class Hook:
         return partial, (logging.getLogger("tn_extensions").log, -1)
 
 
-def on_call(module: nn.Module, call: Callable[[nn.Module, Tensor, Any], None]) -> Any:
+def on_call(
+    module: nn.Module,
+    call: Callable[[nn.Module, Tensor, Any], None],
+    first: bool = False,
+) -> Any:
     """Be told of a layer's calls.
 
     Args:
         module: The layer.
         call: Called after each with the module (a replica of it has its hooks, too),
             its input and its output.
+        first: Whether to be told before the hooks that the layer has.
 
     Returns:
         A handle, whose ``remove`` ends it.
@@ -53,7 +58,7 @@ def on_call(module: nn.Module, call: Callable[[nn.Module, Tensor, Any], None]) -
         # a transposed convolution takes the size of its output, too
         call(own, args[0] if args else named["input"], output)
 
-    return module.register_forward_hook(Hook(after), with_kwargs=True)
+    return module.register_forward_hook(Hook(after), with_kwargs=True, prepend=first)
 
 
 def on_gradient(output: Tensor, call: Callable[[Tensor | None], None]) -> None:

@@ -6,12 +6,30 @@
 from typing import TYPE_CHECKING, Any
 
 from tn_extensions.optim.kfac import KFAC
+from tn_extensions.optim.metrics import StepMetrics
+from tn_extensions.optim.options import (
+    Clipping,
+    Curvature,
+    Damping,
+    Distributed,
+    Schedule,
+)
 from tn_extensions.optim.preconditioner import KFACPreconditioner
 
 if TYPE_CHECKING:
     from tn_extensions.optim.singd import SINGD
 
-__all__ = ["KFAC", "SINGD", "KFACPreconditioner"]
+__all__ = [
+    "KFAC",
+    "SINGD",
+    "Clipping",
+    "Curvature",
+    "Damping",
+    "Distributed",
+    "KFACPreconditioner",
+    "Schedule",
+    "StepMetrics",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,8 @@ The work is split as by KAISA (Pauloski et al., SC 2021): each layer is inverted
 process, by cost. A share of the processes multiplies by its inverse, and each of these
 sends the gradients to some of the others. Processes form a grid; those of a column work
 on the same layers, those of a row get the gradients from each other.
+
+Where parameters are sharded, one process has a layer's averages and its inverse.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ from torch import Tensor
 
 from tn_extensions.errors import describe
 from tn_extensions.kronecker.factors import dense, is_low_rank
-from tn_extensions.optim.layer import RANK_LIMIT, Layer, Statistics
+from tn_extensions.optim.layer import Layer
+from tn_extensions.optim.options import Distributed
+from tn_extensions.optim.sharded import Exchange, Gradients, sharding_group
 from tn_extensions.optim.state import Outline, attach_tensors, detach_tensors
+from tn_extensions.optim.statistics import RANK_LIMIT, Statistics
 from tn_extensions.optim.triangles import pack, unpack
 
 BUCKET_BYTES = 25 * 2**20
@@ -33,25 +38,31 @@ class Processes:
     Args:
         owner: Whom errors name.
         layers: The layers, the same in all processes.
-        worker_fraction: Share of the processes that multiply by a layer's inverse.
-        group: The process group. ``None``: the default one, if there is one.
+        options: Which processes, and how many of them multiply by a layer's inverse.
 
     Raises:
+        NotImplementedError: If parameters are sharded in a way that is not supported.
         ValueError: If the share is not one of the processes, or layers differ.
     """
 
     def __init__(
-        self, owner: str, layers: Sequence[Layer], worker_fraction: float, group: Any
+        self, owner: str, layers: Sequence[Layer], options: Distributed
     ) -> None:
         self._owner = owner
+        group = options.process_group
         is_used = dist.is_available() and dist.is_initialized()
-        self.group = group
+        sharding = sharding_group(owner, layers, group) if is_used else None
+        self.is_sharded = sharding is not None
+        """Whether processes have parts of parameters, and of the gradients."""
+        self.group = sharding if self.is_sharded else group
         self.rank = dist.get_rank(group) if is_used else 0
         self.size = dist.get_world_size(group) if is_used else 1
-        self._workers = self._count_workers(worker_fraction)
+        self._workers = self._count_workers(options.grad_worker_fraction)
         self._columns = self.size // self._workers
         self._device = next(iter(layers[0].parameters.values())).device
-        self._owners = _assignment([_cost(layer) for layer in layers], self.size)
+        # who shards parameters is short of memory
+        costs = [_memory(own) if self.is_sharded else _cost(own) for own in layers]
+        self._owners = _assignment(costs, self.size)
         self._names = [layer.name for layer in layers]
         if self.size > 1:
             self._check_same(layers)
@@ -76,8 +87,28 @@ class Processes:
 
     # -- statistics
 
+    def all_agree(self, conditions: list[bool]) -> list[bool]:
+        """Conditions that hold in all processes, where these have parts of gradients.
+
+        Otherwise, all see the same.
+        """
+        if not self.is_sharded:
+            return conditions
+        held = torch.tensor(conditions, dtype=torch.int32, device=self._device)
+        dist.all_reduce(held, dist.ReduceOp.MIN, group=self.group)
+        return [bool(each) for each in held.tolist()]
+
+    def total(self, summand: Tensor) -> Tensor:
+        """Sum over the processes, where these have parts of gradients."""
+        if self.is_sharded:
+            dist.all_reduce(summand, group=self.group)
+        return summand
+
     def average(self, found: Mapping[str, Statistics]) -> dict[str, Statistics]:
-        """Averages over the processes, of those layers that all of them used."""
+        """Averages over the processes, of those layers that all of them used.
+
+        Where parameters are sharded, a layer's owner has them, and others none.
+        """
         if self.size == 1:
             return dict(found)
         flat = {
@@ -89,27 +120,41 @@ class Processes:
         }
         everywhere: list[dict[Key, int]] = self._all_objects(num_rows)
         keys = [key for key in everywhere[0] if all(key in own for own in everywhere)]
-        result: dict[str, Statistics] = {}
+        result: dict[str, Statistics] = {name: {} for name, _ in keys}
         dense_ones: dict[Key, Tensor] = {}
         for key in keys:
             rows = [own[key] for own in everywhere]
             tensor = flat[key]
             if all(rows) and sum(rows) <= RANK_LIMIT * tensor.shape[2]:
                 name, what = key
-                result.setdefault(name, {})[what] = self._gathered(tensor, rows)
+                gathered = self._gathered(tensor, rows, self._receiver(name))
+                if gathered is not None:
+                    result[name][what] = gathered
             else:
                 dense_ones[key] = tensor
         for (name, what), tensor in self._reduced(dense_ones):
-            result.setdefault(name, {})[what] = tensor
+            result[name][what] = tensor
         return result
 
-    def _gathered(self, factor: Tensor, rows: list[int]) -> Tensor:
+    def _receiver(self, name: str) -> int | None:
+        """Who gets a layer's averages; ``None``: all."""
+        return self.owner_of(name) if self.is_sharded else None
+
+    def _gathered(
+        self, factor: Tensor, rows: list[int], receiver: int | None
+    ) -> Tensor | None:
         """Rows of all processes; unlike numbers are padded with zeros."""
         factor = factor.mul(self.size**-0.5)
         padding = (0, 0, 0, max(rows) - factor.shape[1])
         own = torch.nn.functional.pad(factor, padding).contiguous()
         parts = [torch.empty_like(own) for _ in rows]
-        dist.all_gather(parts, own, group=self.group)
+        if receiver is None:
+            dist.all_gather(parts, own, group=self.group)
+        elif receiver == self.rank:
+            dist.gather(own, parts, self._global_rank(receiver), self.group)
+        else:
+            dist.gather(own, None, self._global_rank(receiver), self.group)
+            return None
         return torch.cat([p[:, :r] for p, r in zip(parts, rows, strict=True)], 1)
 
     def _reduced(self, tensors: dict[Key, Tensor]) -> Iterator[tuple[Key, Tensor]]:
@@ -118,19 +163,34 @@ class Processes:
             key: own if key[1] == "moments" else pack(dense(own))
             for key, own in tensors.items()
         }
-        pending: list[tuple[list[Key], Tensor, Any]] = []
-        for keys in _buckets(packed):
-            flat = torch.cat([packed[key].flatten() for key in keys]).div_(self.size)
-            work = dist.all_reduce(flat, group=self.group, async_op=True)
-            pending.append((keys, flat, work))
-        for keys, flat, work in pending:
+        pending: list[tuple[list[Key], int | None, Tensor, Any]] = []
+        receivers = {name: self._receiver(name) for name, _ in packed}
+        for receiver in dict.fromkeys(receivers.values()):
+            own = {k: t for k, t in packed.items() if receivers[k[0]] == receiver}
+            for keys in _buckets(own):
+                flat = torch.cat([own[key].flatten() for key in keys]).div_(self.size)
+                pending.append((keys, receiver, flat, self._reduce(flat, receiver)))
+        for keys, receiver, flat, work in pending:
             work.wait()
+            if receiver not in (None, self.rank):
+                continue
             parts = flat.split([packed[key].numel() for key in keys])
             for key, part in zip(keys, parts, strict=True):
                 shaped = part.view_as(packed[key])
                 yield key, shaped if key[1] == "moments" else unpack(shaped)
 
+    def _reduce(self, flat: Tensor, receiver: int | None) -> Any:
+        if receiver is None:
+            return dist.all_reduce(flat, group=self.group, async_op=True)
+        destination = self._global_rank(receiver)
+        return dist.reduce(flat, destination, group=self.group, async_op=True)
+
     # -- inverses and gradients
+
+    def exchange(self, gradients: Gradients) -> Exchange:
+        """Parts of sharded gradients, to be sent to the layers' owners and back."""
+        owners = dict(zip(self._names, self._owners, strict=True))
+        return Exchange(gradients, owners, self.rank, self.group)
 
     def share(self, states: Mapping[str, Any], everywhere: bool) -> dict[str, Any]:
         """States of layers, from those who own them.
@@ -215,13 +275,18 @@ class Processes:
     def _column(self) -> int:
         return self.rank % self._columns
 
-    def _count_workers(self, fraction: float) -> int:
+    def _count_workers(self, fraction: float | None) -> int:
+        name = "grad_worker_fraction"
+        if fraction is None:
+            fraction = 0.0 if self.is_sharded else 1.0
         # less than one process is one
         workers = max(1.0, fraction * self.size)
+        if self.is_sharded and workers > 1:
+            rule = "be 0 or None where parameters are sharded"
+            raise ValueError(describe(self._owner, name, rule, fraction))
         is_whole = isclose(workers, round(workers))
-        if not (0 <= fraction <= 1 and is_whole) or self.size % round(workers):
+        if not is_whole or self.size % round(workers):
             rule = f"be a divisor of the number of processes, {self.size}, over it"
-            name = "grad_worker_fraction"
             raise ValueError(describe(self._owner, name, rule, fraction))
         return round(workers)
 
@@ -260,16 +325,14 @@ class Processes:
 
 def _cost(layer: Layer) -> float:
     """Operations of inverting a layer's factors, to a constant."""
-    parameters = layer.parameters
-    sizes = []
-    if "weight" in parameters:
-        kernel = parameters["weight"]
-        groups = getattr(layer.module, "groups", 1)
-        out = layer.out_channels // groups
-        sizes = [kernel.numel() // groups // out + layer.is_joint, out]
-    else:
-        sizes = [parameters["bias"].numel()]
-    return float(sum(size**3 for size in sizes))
+    shapes = layer.factor_shapes.values()
+    return float(sum(groups * size**3 for groups, size, _ in shapes))
+
+
+def _memory(layer: Layer) -> float:
+    """Entries of a layer's factors."""
+    shapes = layer.factor_shapes.values()
+    return float(sum(groups * size**2 for groups, size, _ in shapes))
 
 
 def _assignment(costs: Sequence[float], size: int) -> list[int]:

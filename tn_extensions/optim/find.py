@@ -10,6 +10,7 @@ from warnings import warn
 import torch
 from torch import nn
 from torch._subclasses import FakeTensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils.parametrize import ParametrizationList
 
 from tn_extensions.errors import describe
@@ -38,7 +39,8 @@ def find_layers(
     Raises:
         TypeError: If patterns are a single string.
         ValueError: If there are none, an override is of none, or has a wrong option.
-        NotImplementedError: If a parameter is sharded, or belongs to two layers.
+        NotImplementedError: If a parameter is another kind of tensor, or belongs to
+            two layers.
     """
     check_patterns(owner, "skip_layers", skip_layers, model)
     layers: dict[str, Layer] = {}
@@ -62,7 +64,7 @@ def find_layers(
         if reason is not None:
             reasons[name] = reason
             continue
-        _check_whole(owner, {f"{name}.{key}": own[key] for key in keys})
+        _check_kind(owner, {f"{name}.{key}": own[key] for key in keys})
         patterns = [each for each in overrides if matches(each, name, module)]
         used.update(patterns)
         mine = options
@@ -94,16 +96,15 @@ def find_layers(
     return layers
 
 
-def _check_whole(owner: str, parameters: Mapping[str, Any]) -> None:
+def _check_kind(owner: str, parameters: Mapping[str, Any]) -> None:
     for name, parameter in parameters.items():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             remedy = "Pass a batch through the model first"
             raise ValueError(describe(owner, name, "have a shape", "none", remedy))
-        # a plain tensor knows no sharding
-        if type(parameter.data) not in (torch.Tensor, FakeTensor):
+        if type(parameter.data) not in (torch.Tensor, FakeTensor, DTensor):
             kind = type(parameter.data).__name__
-            rule = "be held whole by each process"
-            remedy = "Use DistributedDataParallel in place of sharding"
+            rule = "be a plain or sharded tensor"
+            remedy = "Name the layer in skip_layers"
             raise NotImplementedError(describe(owner, name, rule, kind, remedy))
 
 

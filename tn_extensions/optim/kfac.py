@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from tn_extensions.errors import describe
+from tn_extensions.optim.options import Clipping
 from tn_extensions.optim.preconditioner import KFACPreconditioner
 
 
@@ -26,7 +28,8 @@ class KFAC(torch.optim.SGD):
         weight_decay: Weight decay.
         nesterov: Whether momentum is Nesterov's.
         params: Parameters or groups of them. Default: all of the model.
-        **options: As :class:`KFACPreconditioner`, but for ``lr``.
+        **options: As :class:`KFACPreconditioner`, but for ``lr``, also that of a
+            ``Clipping``.
 
     Raises:
         TypeError: If the model is not a module.
@@ -46,6 +49,13 @@ class KFAC(torch.optim.SGD):
         if not isinstance(model, nn.Module):
             kind, remedy = type(model).__name__, "Pass the model, not its parameters"
             raise TypeError(describe("KFAC", "model", "be a module", kind, remedy))
+        clipping = options.get("clipping")
+        if isinstance(clipping, Clipping):
+            if clipping.lr not in (Clipping().lr, lr):
+                rule, remedy = "be that of the optimizer", "Leave it out"
+                message = describe("KFAC", "clipping.lr", rule, clipping.lr, remedy)
+                raise ValueError(message)
+            options["clipping"] = replace(clipping, lr=self._lr_at)
         super().__init__(
             list(model.parameters()) if params is None else params,
             lr=lr,
@@ -54,6 +64,10 @@ class KFAC(torch.optim.SGD):
             nesterov=nesterov,
         )
         self.preconditioner = KFACPreconditioner(model, lr=self._lr_at, **options)
+
+    def __repr__(self) -> str:
+        """Tell the parameter groups, and the preconditioner."""
+        return f"{super().__repr__()}\n{self.preconditioner!r}"
 
     def _lr_at(self, step: int) -> float:
         return float(self.param_groups[0]["lr"])

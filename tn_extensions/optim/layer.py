@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from logging import getLogger
 from math import prod
 from typing import Any
@@ -21,22 +20,27 @@ from tn_extensions.kronecker.factors import (
     eigenbasis,
     is_low_rank,
     rescale,
-    squared_sums,
     trace,
 )
 from tn_extensions.kronecker.inverse import damped_inverse, split_damping
 from tn_extensions.kronecker.moments import bias_moments, kernel_moments
 from tn_extensions.kronecker.multiply import multiply
 from tn_extensions.kronecker.square import decompose, symmetrize
-from tn_extensions.layers.host import holds
-from tn_extensions.layers.module import Pairs, Use, out_channels, reason_against
+from tn_extensions.layers.module import (
+    SUPPORTED,
+    Pairs,
+    Use,
+    num_groups,
+    out_channels,
+    reason_against,
+)
 from tn_extensions.optim.options import LayerOptions, number_at
 from tn_extensions.optim.state import from_state
+from tn_extensions.optim.statistics import RANK_LIMIT, Gathered, Statistics
+from tn_extensions.optim.trained import Trained
 from tn_extensions.optim.triangles import Triangle
 from tn_extensions.sampling.samplers import draw, share_of_samples
 
-RANK_LIMIT = 0.5
-"""Rows of a low-rank factor, at most, as a part of its columns."""
 IN_PLACE = 1024
 """Columns from which on a matrix is decomposed below its average.
 
@@ -46,38 +50,6 @@ that size, and more than that with smaller ones, which take little memory.
 ATTEMPTS = 8
 """Times that damping grows tenfold before an inverse is given up."""
 LOG = getLogger("tn_extensions.optim")
-
-Statistics = dict[str, Tensor]
-"""A step's ``"inputs"`` and ``"gradients"`` (factors), and ``"moments"``."""
-
-
-@dataclass
-class Gathered:
-    """Statistics that are being summed.
-
-    Args:
-        sums: The sums.
-        num_data: Number of the data.
-        num_rows: Rows of outputs whose loss was differentiated in passes of their own.
-    """
-
-    sums: Statistics = field(default_factory=dict)
-    num_data: int = 0
-    num_rows: int = 0
-
-    def add(self, other: Gathered) -> None:
-        """Add other sums, which may be changed."""
-        self.num_data += other.num_data
-        self.num_rows += other.num_rows
-        for what, own in other.sums.items():
-            known = self.sums.get(what)
-            if known is None:
-                self.sums[what] = own
-            elif what == "moments":
-                known.add_(own)
-            else:
-                # twice the mean is the sum
-                self.sums[what] = rescale(averaged(known, own, 0.5, RANK_LIMIT), 2.0)
 
 
 @dataclass
@@ -99,6 +71,8 @@ class Layer:
     owner: str
 
     def __post_init__(self) -> None:
+        self.trained = Trained(self.module, self.keys)
+        """Its parameters and their gradients."""
         self.averages: Statistics = {}
         """Moving averages of the statistics."""
         self.bases: tuple[Tensor, Tensor | None] | None = None
@@ -106,15 +80,15 @@ class Layer:
         self.inverse: Product | Rotated | None = None
         self.is_inverted = False
         """Whether some process has tried to invert it."""
+        self.is_elsewhere = False
+        """Whether another process holds its averages and its inverse."""
         self.gathered = Gathered()
         """The statistics since the last step."""
         self.period = 0
         """Number of times that gathering started afresh."""
-        self._noted: dict[str, tuple[weakref.ref[Tensor], int]] = {}
-        """Gradients, and their versions, after a pass added to them or a step."""
-        self._is_new = False
-        """True once a pass has added to them since the last step."""
         self._damping = self._decay = 0.0
+        self.damping_used: float | None = None
+        """Damping of the last inverse that this process computed."""
 
     @property
     def is_joint(self) -> bool:
@@ -127,16 +101,30 @@ class Layer:
         return out_channels(self.module)
 
     @property
+    def factor_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """``[G, D, D]`` of ``"inputs"``, ``[G, CO, CO]`` of ``"gradients"``."""
+        groups = num_groups(self.module, "separate")
+        rows = self.out_channels // groups
+        found = {"gradients": (groups, rows, rows)}
+        if "weight" in self.keys:
+            columns = self.module.weight.numel() // groups // rows + self.is_joint
+            found = {"inputs": (groups, columns, columns), **found}
+        return found
+
+    @property
     def parameters(self) -> dict[str, Tensor]:
         """Its trained parameters, as far as they still are parameters."""
-        found = {key: self.module._parameters.get(key) for key in self.keys}
-        return {k: own for k, own in found.items() if isinstance(own, nn.Parameter)}
+        return self.trained.parameters
 
     @property
     def gradients(self) -> dict[str, Tensor]:
-        """Those gradients of its parameters that are there."""
-        found = {key: own.grad for key, own in self.parameters.items()}
-        return {key: own for key, own in found.items() if own is not None}
+        """Those gradients of its parameters that are there; sharded as these."""
+        return self.trained.gradients
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process has but a part of its parameters between passes."""
+        return self.trained.is_sharded
 
     @property
     def is_intact(self) -> bool:
@@ -164,50 +152,11 @@ class Layer:
             )
         return None
 
-    # -- gradients that come and go
-
-    def note(self, parameter: Tensor) -> None:
-        """Take note that a pass has added to a parameter's gradient."""
-        self._is_new = True
-        self._note(key for key, own in self.parameters.items() if own is parameter)
-
-    def note_step(self) -> None:
-        """Take note that the gradients are preconditioned."""
-        self._is_new = False
-        self._note(self.keys)
-
-    def _note(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            gradient = self.gradients.get(key)
-            if gradient is None:
-                self._noted.pop(key, None)
-            else:
-                self._noted[key] = weakref.ref(gradient), gradient._version
-
-    def _is_as_noted(self, key: str) -> bool:
-        gradient = self.gradients.get(key)
-        known, version = self._noted.get(key, (None, 0))
-        is_same = known is not None and known() is gradient
-        return is_same and gradient is not None and gradient._version == version
-
-    @property
-    def is_preconditioned(self) -> bool:
-        """True if the gradients are those that the last step left."""
-        return not self._is_new and all(map(self._is_as_noted, self.gradients))
-
-    def drop_what_was_discarded(self) -> None:
-        """Drop statistics whose gradients are gone, or have been set to zero.
-
-        To be called before a pass adds to the gradients.
-        """
-        for key in self._noted if self.gathered.num_data else ():
-            gradient = self.gradients.get(key)
-            is_zero = gradient is not None and (
-                not self._is_as_noted(key) and not holds(gradient.any())
-            )
-            if gradient is None or is_zero:
-                self.forget()
-                return
+    def __str__(self) -> str:
+        kind = next(own.__name__ for own in SUPPORTED if isinstance(self.module, own))
+        letters = {"inputs": "A", "gradients": "B"}
+        factors = [f"{letters[w]} {[*own]}" for w, own in self.factor_shapes.items()]
+        return f"{self.name or 'model'}: {kind}, {', '.join(factors)}"
 
     # -- a step's statistics
 
@@ -274,6 +223,14 @@ class Layer:
         found = draw(num_data, share, "fixed", generator)
         return found.indices.to(self.module.weight.device), found.scale
 
+    def drop_what_was_discarded(self) -> None:
+        """Drop statistics whose gradients are gone, or have been set to zero.
+
+        To be called before a pass adds to the gradients.
+        """
+        if self.gathered.num_data and self.trained.are_discarded():
+            self.forget()
+
     def forget(self) -> None:
         """Drop the step's statistics."""
         self.gathered = Gathered()
@@ -308,6 +265,11 @@ class Layer:
         self._damping = number_at(self.owner, "damping", options.damping, step)
         self._decay = number_at(self.owner, "ema_decay", options.ema_decay, step)
 
+    @property
+    def has_averages(self) -> bool:
+        """Whether it has averages, here or in another process."""
+        return bool(self.averages) or self.is_elsewhere
+
     def average(self, new: Statistics) -> None:
         """Add a step's statistics to the averages."""
         decay = self._decay
@@ -334,6 +296,7 @@ class Layer:
                 continue
             if inverse.is_finite:
                 self.inverse = inverse
+                self.damping_used = damping
                 if attempt:
                     message = "Layer %s: damping %g instead of %g"
                     LOG.warning(message, self.name, damping, self._damping)
@@ -362,6 +325,9 @@ class Layer:
         """Take another process's decomposition."""
         if not self.options.eigenvalue_correction:
             self.inverse = self._placed(decomposition)
+        elif self.is_elsewhere:
+            # its moments are in these bases, too
+            self.bases = decomposition
         elif decomposition is not None:
             self.bases = decomposition.left, decomposition.right
             self.averages["moments"] = decomposition.values
@@ -407,21 +373,15 @@ class Layer:
 
         Of averages that are matrices, upper triangles count.
         """
+        # checkpoints split lists up, but not tuples
+        bases = list(self.bases) if self.is_sharded and self.bases else self.bases
         averages = dict(self.averages)
-        return {"averages": averages, "bases": self.bases, "inverse": inverse}
+        return {"averages": averages, "bases": bases, "inverse": inverse}
 
     def accepts(self, state: Mapping[str, Any]) -> bool:
         """Whether a state is that of such a layer."""
         sizes = {what: own.shape[-1] for what, own in state["averages"].items()}
-        kernel = self.module.weight
-        groups = getattr(self.module, "groups", 1)
-        rows = self.out_channels // groups
-        expected = {
-            "inputs": kernel.numel() // groups // rows + self.is_joint,
-            "gradients": rows,
-        }
-        if "weight" not in self.keys:
-            del expected["inputs"]
+        expected = {what: own[-1] for what, own in self.factor_shapes.items()}
         if not sizes:
             return state["inverse"] is None
         sizes.pop("moments", None)
@@ -461,11 +421,16 @@ class Layer:
 
     # -- gradients
 
-    def preconditioned(self) -> dict[str, Tensor]:
-        """The inverse times the gradients of the parameters, shaped as these."""
+    def preconditioned(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse times the gradients of the parameters, shaped as these.
+
+        Args:
+            whole: The gradients, not sharded.
+        """
         # a frozen parameter's gradient is zero
+        like = next(iter(whole.values()))
         gradients = {
-            key: torch.zeros_like(own) if own.grad is None else own.grad
+            key: whole[key] if key in whole else like.new_zeros(own.shape)
             for key, own in self.parameters.items()
         }
         if self.inverse is None:
@@ -474,15 +439,6 @@ class Layer:
         blocks = {"joint" if self.is_joint else self.keys[0]: self.inverse}
         found = multiply(self.module, "separate", blocks, vectors)
         return {key: own.squeeze(-1) for key, own in found.items()}
-
-
-def all_finite(statistics: Statistics) -> bool:
-    """Whether all of a step's statistics are."""
-    sums = [
-        (own if what == "moments" else squared_sums(own)).sum()
-        for what, own in statistics.items()
-    ]
-    return holds(torch.stack(sums).isfinite().all())
 
 
 def _whole(factor: Tensor) -> Tensor:

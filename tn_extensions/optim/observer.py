@@ -18,8 +18,9 @@ from tn_extensions.layers.losses import LossTerms, scale_of_sum
 from tn_extensions.layers.module import Pairs, Use
 from tn_extensions.layers.observe import innermost
 from tn_extensions.layers.passes import backpropagate, cheapest
-from tn_extensions.optim.layer import Gathered, Layer
+from tn_extensions.optim.layer import Layer
 from tn_extensions.optim.options import Fisher
+from tn_extensions.optim.statistics import Gathered
 
 
 class _Pass:
@@ -35,6 +36,8 @@ class _Pass:
         """Uses of the layers, until own backward passes have been made."""
         self.gathered: defaultdict[str, Gathered] = defaultdict(Gathered)
         """Statistics from own backward passes, by layer."""
+        self.parameters: dict[str, dict[str, Tensor]] = {}
+        """The layers' parameters; those that are sharded as they were gathered."""
 
 
 @dataclass(eq=False)
@@ -123,7 +126,9 @@ class Observer:
             model.register_forward_pre_hook(before, with_kwargs=True)
         ]
         for name, layer in layers.items():
-            self._handles.append(on_call(layer.module, partial(self._after, name)))
+            # before the hook that shards the parameters again
+            after, first = partial(self._after, name), layer.is_sharded
+            self._handles.append(on_call(layer.module, after, first))
             self._watch(layer)
         # comes last where the model is a layer itself
         self._handles.append(
@@ -192,6 +197,7 @@ class Observer:
         use = _Use(layer, observed, kept, output.shape)
         if not self.is_empirical:
             observed.uses[name].append(use)
+            observed.parameters[name] = layer.parameters
             # a node that holds a hook that holds the node would never be freed
             use.node = engine.node_of(output)
         on_gradient(output, partial(self._on_gradient, use))
@@ -209,6 +215,7 @@ class Observer:
             for use in [use for uses in observed.uses.values() for use in uses]:
                 use.node = use.x = None
             observed.uses.clear()
+            observed.parameters.clear()
 
     # -- the backward pass that trains
 
@@ -231,7 +238,7 @@ class Observer:
         arrived = self._arrived.pop((engine.current_pass(), layer.name), [])
         if not any(parameter is own for own in layer.parameters.values()):
             return
-        layer.note(parameter)
+        layer.trained.note(parameter)
         passes = {use.observed: None for use, _, _ in arrived}
         for observed in passes:
             if self.is_empirical:
@@ -274,7 +281,7 @@ class Observer:
         scale = scale_of_sum(self._loss, num_rows, self._mc_samples)
         # passes to the layers closest to the input reach all others on their way
         inner = innermost(terms.output, uses)
-        ends = [cheapest(self._layers[name].parameters) for name in inner]
+        ends = [cheapest(observed.parameters[name]) for name in inner]
         uses.clear()
         vectors = terms.vectors(self._fisher, self._mc_samples, self._generator)
         self._is_own_backward = True

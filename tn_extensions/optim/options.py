@@ -1,11 +1,16 @@
-"""Options of the preconditioner, checked once; numbers may depend on the step."""
+"""Options of the preconditioner, checked once; numbers may depend on the step.
+
+Each group is a dataclass. Its fields are keyword arguments of the preconditioner, too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from math import isfinite
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast, get_args
+
+from torch import nn
 
 from tn_extensions.errors import describe
 from tn_extensions.layers.losses import LIKELIHOODS
@@ -19,6 +24,8 @@ Reduction = Literal["mean", "sum"]
 Number = float | Callable[[int], float]
 """A number, or what computes it of the number of steps taken."""
 
+G = TypeVar("G", bound="_Group")
+
 RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "damping": ("be positive", lambda value: value > 0),
     "factor_update_steps": ("be a positive integer", lambda v: v >= 1 and v == int(v)),
@@ -27,14 +34,178 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "kl_clip": ("be positive or None", lambda value: value > 0),
     "mc_samples": ("be a positive integer", lambda v: v >= 1 and v == int(v)),
     "lr": ("be non-negative", lambda value: value >= 0),
+    "grad_worker_fraction": ("be in [0, 1] or None", lambda value: 0 <= value <= 1),
 }
 """What numbers must be."""
+OPTIONAL = ("kl_clip", "grad_worker_fraction")
+"""Numbers that may be ``None``."""
 CHOICES: dict[str, tuple[Any, ...]] = {
     "approx": get_args(Approx),
     "fisher": get_args(Fisher),
     "damping_method": get_args(DampingMethod),
     "loss_reduction": get_args(Reduction),
 }
+
+
+class _Group:
+    """A group of options that checks itself."""
+
+    SHORT: ClassVar[Mapping[str, str]] = {}
+    """Keyword arguments whose names differ from those of the fields."""
+
+    def __post_init__(self) -> None:
+        """Refuse what an option cannot be."""
+        for name, own in self.short().items():
+            check(type(self).__name__, name, own, self.SHORT.get(name, name))
+
+    def __repr__(self) -> str:
+        """Tell the values; what computes a number of the step tells nothing."""
+        values = {
+            each.name: getattr(self, each.name) for each in fields(cast(Any, self))
+        }
+        told = [
+            f"{name}={'callable' if _is_of_steps(own) else repr(own)}"
+            for name, own in values.items()
+        ]
+        return f"{type(self).__name__}({', '.join(told)})"
+
+    def short(self) -> dict[str, Any]:
+        """Return the values by the names of the keyword arguments."""
+        shorts = {own: short for short, own in self.SHORT.items()}
+        return {
+            shorts.get(each.name, each.name): getattr(self, each.name)
+            for each in fields(cast(Any, self))
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class Damping(_Group):
+    """What is added to factors before they are inverted.
+
+    Args:
+        value: The damping; or what computes it of the number of steps taken.
+        method: ``"pi"``, ``"fixed"`` or ``"exact"``; see ``KFACPreconditioner``.
+    """
+
+    SHORT: ClassVar[Mapping[str, str]] = {
+        "damping": "value",
+        "damping_method": "method",
+    }
+
+    value: Number = 1e-3
+    method: DampingMethod = "pi"
+
+
+@dataclass(frozen=True, repr=False)
+class Schedule(_Group):
+    """When factors and inverses are updated.
+
+    Args:
+        factor_update_steps: Steps between updates of the factors.
+        inverse_update_steps: Steps between updates of the inverses.
+        ema_decay: Weight of the former average.
+    """
+
+    factor_update_steps: Number = 1
+    inverse_update_steps: Number = 1
+    ema_decay: Number = 0.95
+
+
+@dataclass(frozen=True, repr=False)
+class Clipping(_Group):
+    """How far a step may lead.
+
+    Args:
+        kl_clip: Bound on ``lr^2`` times the sum of products of gradients and their
+            preconditioned ones. ``None``: none.
+        lr: Learning rate.
+    """
+
+    kl_clip: Number | None = 1e-3
+    lr: Number = 0.1
+
+
+@dataclass(frozen=True, repr=False)
+class Curvature(_Group):
+    """What the factors are of.
+
+    Args:
+        approx: ``"expand"`` or ``"reduce"``.
+        fisher: ``"empirical"``, ``"mc"`` or ``"type-2"``.
+        eigenvalue_correction: Whether to use EKFAC's eigenvalues.
+        keep: ``{"n": share}`` of the data to estimate factors from.
+        loss_func: The loss that ``"mc"`` and ``"type-2"`` are of.
+        loss_reduction: Whether the loss that trains is a ``"mean"`` or a ``"sum"``.
+        mc_samples: Draws per datum and step.
+        seed: Of the draws.
+    """
+
+    approx: Approx = "expand"
+    fisher: Fisher = "empirical"
+    eigenvalue_correction: bool = False
+    keep: Mapping[str, float] | None = None
+    loss_func: nn.Module | None = None
+    loss_reduction: Reduction = "mean"
+    mc_samples: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True, repr=False)
+class Distributed(_Group):
+    """How several processes share the work.
+
+    Args:
+        grad_worker_fraction: Share of the processes that multiply by a layer's inverse.
+            ``None``: all, or one where parameters are sharded.
+        process_group: The processes. ``None``: all, or those of the sharded parameters.
+    """
+
+    grad_worker_fraction: float | None = None
+    process_group: Any = None
+
+
+def resolved(
+    owner: str, argument: str, kind: type[G], given: Any, short: Mapping[str, Any]
+) -> G:
+    """Join a group of options with the keyword arguments that are its short form.
+
+    Args:
+        owner: Whom errors name.
+        argument: The argument that takes the group.
+        kind: The group's class.
+        given: The group, if one was given.
+        short: The keyword arguments. Those left at their defaults say nothing.
+
+    Returns:
+        The group.
+
+    Raises:
+        TypeError: If it is no such group.
+        ValueError: If a keyword argument contradicts it, or cannot be what it is.
+    """
+    for name, value in short.items():
+        check(owner, name, value)
+    if given is None:
+        return kind(**{kind.SHORT.get(name, name): own for name, own in short.items()})
+    if not isinstance(given, kind):
+        rule = f"be a {kind.__name__} or None"
+        raise TypeError(describe(owner, argument, rule, type(given).__name__))
+    known, defaults = given.short(), kind().short()
+    for name, value in short.items():
+        if not (_same(value, defaults[name]) or _same(value, known[name])):
+            rule = f"not contradict {argument}={kind.__name__}(...)"
+            remedy = "Give it in one of both"
+            raise ValueError(describe(owner, name, rule, repr(value), remedy))
+    return given
+
+
+def _is_of_steps(value: Any) -> bool:
+    return callable(value) and not isinstance(value, nn.Module)
+
+
+def _same(one: Any, other: Any) -> bool:
+    # process groups and modules are compared by identity
+    return one is other or bool(one == other)
 
 
 @dataclass(frozen=True)
@@ -48,9 +219,21 @@ class LayerOptions:
     eigenvalue_correction: bool
     keep: Mapping[str, float] | None = None
 
+    @classmethod
+    def of(cls, curvature: Curvature, damping: Damping, schedule: Schedule) -> Self:
+        """Return those of all layers."""
+        groups = (curvature, damping, schedule)
+        values = {name: own for group in groups for name, own in group.short().items()}
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
     def overridden(self, owner: str, own: Mapping[str, Any]) -> LayerOptions:
         """With a layer's own options, checked."""
         names = [field.name for field in fields(self)]
+        own = dict(own)
+        if isinstance(own.get("damping"), Damping):
+            short = {k: v for k, v in own.items() if k == "damping_method"}
+            damping = own.pop("damping")
+            own |= resolved(owner, "damping", Damping, damping, short).short()
         for name, value in own.items():
             if name not in names:
                 rule = f"be among {', '.join(names)}"
@@ -59,18 +242,14 @@ class LayerOptions:
         return replace(self, **own)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Numbers that concern all layers at once; see ``KFACPreconditioner``."""
-
-    factor_update_steps: Number
-    inverse_update_steps: Number
-    kl_clip: Number | None
-    lr: Number
-
-
-def check(owner: str, name: str, value: Any) -> None:
+def check(owner: str, name: str, value: Any, argument: str = "") -> None:
     """Refuse a value that an option cannot have.
+
+    Args:
+        owner: Whom errors name.
+        name: The option, by its keyword argument.
+        value: The value.
+        argument: What errors call the option. Default: by its name.
 
     Raises:
         TypeError: If it is of the wrong kind.
@@ -81,11 +260,11 @@ def check(owner: str, name: str, value: Any) -> None:
     elif name in CHOICES:
         if value not in CHOICES[name]:
             rule = f"be {' or '.join(map(repr, CHOICES[name]))}"
-            raise ValueError(describe(owner, name, rule, repr(value)))
-    elif name in RULES and not callable(value) and value is not None:
-        _check_number(owner, name, value)
-    elif name in RULES and value is None and name != "kl_clip":
-        raise TypeError(describe(owner, name, "be a number or a callable", None))
+            raise ValueError(describe(owner, argument or name, rule, repr(value)))
+    elif name in RULES and not callable(value):
+        if value is None and name in OPTIONAL:
+            return
+        _check_number(owner, name, value, argument)
 
 
 def number_at(owner: str, name: str, value: Number, step: int) -> float:
@@ -101,13 +280,14 @@ def number_at(owner: str, name: str, value: Number, step: int) -> float:
     return value
 
 
-def _check_number(owner: str, name: str, value: Any) -> None:
+def _check_number(owner: str, name: str, value: Any, argument: str = "") -> None:
     rule, holds = RULES[name]
+    argument = argument or name
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-        kind = type(value).__name__
-        raise TypeError(describe(owner, name, "be a number or a callable", kind))
+        kind = None if value is None else type(value).__name__
+        raise TypeError(describe(owner, argument, "be a number or a callable", kind))
     if not (isfinite(value) and holds(value)):
-        raise ValueError(describe(owner, name, rule, value))
+        raise ValueError(describe(owner, argument, rule, value))
 
 
 def check_loss(owner: str, loss: Any) -> None:

@@ -3,35 +3,53 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import getLogger
+from os import PathLike
 from typing import Any
 from warnings import warn
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tn_extensions.errors import describe
 from tn_extensions.layers.hooks import unwrapped
+from tn_extensions.optim.checkpoint import read_state
 from tn_extensions.optim.distributed import Processes
 from tn_extensions.optim.find import find_layers
 from tn_extensions.optim.gradients import not_finite, replace_gradients
-from tn_extensions.optim.layer import Layer, all_finite
+from tn_extensions.optim.layer import Layer
+from tn_extensions.optim.metrics import StepMetrics
 from tn_extensions.optim.observer import Observer
 from tn_extensions.optim.options import (
     Approx,
+    Clipping,
+    Curvature,
+    Damping,
     DampingMethod,
+    Distributed,
     Fisher,
+    G,
     LayerOptions,
     Number,
     Reduction,
     Schedule,
-    check,
     check_loss,
     number_at,
+    resolved,
 )
-from tn_extensions.optim.state import from_state, to_state
+from tn_extensions.optim.sharded import local_part, reshard
+from tn_extensions.optim.sharing import (
+    load_states,
+    needed,
+    preconditioned,
+    states_of,
+    unlike,
+    update_inverses,
+)
+from tn_extensions.optim.statistics import all_finite
 
 LOG = getLogger("tn_extensions.optim")
 VERSION = 1
@@ -83,7 +101,8 @@ class KFACPreconditioner:
             ``"mc"``: of targets drawn from the model, ``mc_samples`` backward passes to
             the layers' outputs. ``"type-2"``: exact, as many passes as classes.
         damping: What is added to factors; see ``damping_method``. Numbers, here and
-            below, may be callables of the number of steps taken.
+            below, may be callables of the number of steps taken. Or a ``Damping``, with
+            its method.
         factor_update_steps: Steps between updates of the factors.
         inverse_update_steps: Steps between updates of the inverses.
         ema_decay: Weight of the former average.
@@ -113,17 +132,27 @@ class KFACPreconditioner:
             before ``step``; steps with overflows are skipped.
         grad_worker_fraction: Share of the processes that multiply by a layer's inverse
             (KAISA). 1: all, and inverses are sent. 0: one, and gradients are sent.
-        process_group: The processes. Default: all.
+            Default: 1; with sharded parameters (``fully_shard``) 0, the only choice.
+        process_group: The processes. Default: all, or those that share the parameters.
+        curvature: ``approx``, ``fisher``, ``eigenvalue_correction``, ``keep``,
+            ``loss_func``, ``loss_reduction``, ``mc_samples`` and ``seed`` as a group.
+            Arguments, here and below, must not contradict the group.
+        schedule: ``factor_update_steps``, ``inverse_update_steps`` and ``ema_decay`` as
+            a group.
+        clipping: ``kl_clip`` and ``lr`` as a group.
+        distributed: ``grad_worker_fraction`` and ``process_group`` as a group.
 
     Attributes:
         steps: Number of steps taken.
         skipped: Number of steps without preconditioning as something was not finite.
+        last_step: :class:`StepMetrics` of the last step; ``None`` before the first.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If it is of the right kind, but not what it must be; if the model
             has no supported layer; if models of processes differ.
-        NotImplementedError: If parameters are sharded, or shared between layers.
+        NotImplementedError: If parameters are shared between layers, or sharded
+            otherwise than by ``fully_shard`` on a mesh of one axis.
 
     References: Martens & Grosse, ICML 2015; Grosse & Martens, ICML 2016; Eschenhagen et
     al., NeurIPS 2023; Pauloski et al., SC 2021.
@@ -135,7 +164,7 @@ class KFACPreconditioner:
         *,
         approx: Approx = "expand",
         fisher: Fisher = "empirical",
-        damping: Number = 1e-3,
+        damping: Number | Damping = 1e-3,
         factor_update_steps: Number = 1,
         inverse_update_steps: Number = 1,
         ema_decay: Number = 0.95,
@@ -151,64 +180,105 @@ class KFACPreconditioner:
         mc_samples: int = 1,
         seed: int = 0,
         grad_scaler: Any = None,
-        grad_worker_fraction: float = 1.0,
+        grad_worker_fraction: float | None = None,
         process_group: Any = None,
+        curvature: Curvature | None = None,
+        schedule: Schedule | None = None,
+        clipping: Clipping | None = None,
+        distributed: Distributed | None = None,
     ) -> None:
         self._owner = type(self).__name__
         if not isinstance(model, nn.Module):
             kind, remedy = type(model).__name__, "Pass the model, not its parameters"
             raise TypeError(describe(self._owner, "model", "be a module", kind, remedy))
-        schedule: dict[str, Any] = {
-            "factor_update_steps": factor_update_steps,
-            "inverse_update_steps": inverse_update_steps,
-            "kl_clip": kl_clip,
-            "lr": lr,
-        }
-        of_layers: dict[str, Any] = {
-            "approx": approx,
-            "damping": damping,
-            "damping_method": damping_method,
-            "ema_decay": ema_decay,
-            "keep": keep,
-        }
-        others: dict[str, Any] = {
-            "fisher": fisher,
-            "loss_reduction": loss_reduction,
-            "mc_samples": mc_samples,
-        }
-        for name, value in {**schedule, **of_layers, **others}.items():
-            check(self._owner, name, value)
-        loss = nn.CrossEntropyLoss() if loss_func is None else loss_func
-        if fisher != "empirical":
-            check_loss(self._owner, loss)
-        self._schedule = Schedule(**schedule)
-        options = LayerOptions(**of_layers, eigenvalue_correction=eigenvalue_correction)
-        model = unwrapped(model)
-        self._layers = find_layers(
-            self._owner, model, options, skip_layers, overrides or {}
+        if isinstance(damping, Damping):
+            given, number = damping, Damping.value
+        else:
+            given, number = None, damping
+        self._damping = self._resolved(
+            Damping, "damping", given, damping=number, damping_method=damping_method
         )
-        self._is_mean = loss_reduction == "mean"
+        self._schedule = self._resolved(
+            Schedule,
+            "schedule",
+            schedule,
+            factor_update_steps=factor_update_steps,
+            inverse_update_steps=inverse_update_steps,
+            ema_decay=ema_decay,
+        )
+        self._clipping = self._resolved(
+            Clipping, "clipping", clipping, kl_clip=kl_clip, lr=lr
+        )
+        self._curvature = self._resolved(
+            Curvature,
+            "curvature",
+            curvature,
+            approx=approx,
+            fisher=fisher,
+            eigenvalue_correction=eigenvalue_correction,
+            keep=keep,
+            loss_func=loss_func,
+            loss_reduction=loss_reduction,
+            mc_samples=mc_samples,
+            seed=seed,
+        )
+        self._distributed = self._resolved(
+            Distributed,
+            "distributed",
+            distributed,
+            grad_worker_fraction=grad_worker_fraction,
+            process_group=process_group,
+        )
+        loss = self._curvature.loss_func or nn.CrossEntropyLoss()
+        if self._curvature.fisher != "empirical":
+            check_loss(self._owner, loss)
+        self._options = LayerOptions.of(self._curvature, self._damping, self._schedule)
+        model = unwrapped(model)
+        reshard(model)
+        self._layers = find_layers(
+            self._owner, model, self._options, skip_layers, overrides or {}
+        )
+        self._is_mean = self._curvature.loss_reduction == "mean"
         self._loss_is_mean = getattr(loss, "reduction", "mean") == "mean"
         self._grad_scaler = grad_scaler
         self.steps = 0
         self.skipped = 0
-        layers, fraction = list(self._layers.values()), grad_worker_fraction
-        self._processes = Processes(self._owner, layers, fraction, process_group)
+        self.last_step: StepMetrics | None = None
+        layers = list(self._layers.values())
+        self._processes = Processes(self._owner, layers, self._distributed)
         self._warned: set[str] = set()
         device = next(iter(layers[0].parameters.values())).device
         self._generator = torch.Generator(device)
-        self._seed = seed
         self._seed_draws()
         self._observer = Observer(
             self._owner,
             model,
             self._layers,
-            fisher,
+            self._curvature.fisher,
             loss,
-            mc_samples,
+            self._curvature.mc_samples,
             self._generator,
             self._updates_factors,
         )
+
+    def _resolved(self, kind: type[G], argument: str, given: Any, **short: Any) -> G:
+        return resolved(self._owner, argument, kind, given, short)
+
+    def __repr__(self) -> str:
+        """Tell the options, and the layers with the shapes of their factors."""
+        groups = {
+            "damping": self._damping,
+            "curvature": self._curvature,
+            "schedule": self._schedule,
+            "clipping": self._clipping,
+            "distributed": self._distributed,
+        }
+        lines = [f"{name}={own}" for name, own in groups.items()]
+        for layer in self._layers.values():
+            own, common = vars(layer.options), vars(self._options)
+            other = [f"{k}={v}" for k, v in own.items() if v != common[k]]
+            lines.append(", ".join([str(layer), *other]))
+        return "\n  ".join([f"{self._owner}(", *lines]) + "\n)"
 
     # -- a step
 
@@ -227,23 +297,36 @@ class KFACPreconditioner:
         """
         layers = self._layers_to_precondition()
         if not self._check_gradients(layers):
+            self.last_step = StepMetrics(self.steps, True, None, {}, False, ())
             return
         for layer in layers.values():
             layer.resolve(self.steps)
         clip_and_lr = self._clip_and_lr()
-        if self._updates_factors():
+        updates_factors = self._updates_factors()
+        if updates_factors:
             self._update_factors(layers)
         is_due = self.steps % self._every("inverse_update_steps") == 0
-        self._update_inverses(
-            [
-                own
-                for own in layers.values()
-                if own.averages and (is_due or not own.is_inverted)
-            ]
+        due = [
+            own
+            for own in layers.values()
+            if own.has_averages and (is_due or not own.is_inverted)
+        ]
+        update_inverses(self._layers, due, self._processes)
+        scale = self._write(layers, clip_and_lr)
+        self.last_step = StepMetrics(
+            self.steps,
+            scale is None,
+            scale,
+            {
+                name: layer.damping_used
+                for name, layer in layers.items()
+                if layer.damping_used is not None
+            },
+            updates_factors,
+            tuple(layer.name for layer in due),
         )
-        self._write(layers, clip_and_lr)
         for layer in layers.values():
-            layer.note_step()
+            layer.trained.note_step()
         self.steps += 1
         self._seed_draws()
 
@@ -274,10 +357,14 @@ class KFACPreconditioner:
     def _layers_to_precondition(self) -> dict[str, Layer]:
         """Layers with gradients that the last step has not preconditioned."""
         found = {name: own for name, own in self._layers.items() if own.gradients}
+        if not self._processes.is_sharded:
+            self._check_whole(found)
         reason = "no longer multiplies by its own parameters"
         self._warn_of({n: reason for n, own in found.items() if not own.is_intact})
         found = {name: own for name, own in found.items() if own.is_intact}
-        layers = {n: own for n, own in found.items() if not own.is_preconditioned}
+        layers = {
+            n: own for n, own in found.items() if not own.trained.are_preconditioned
+        }
         if not layers:
             self._observer.forget()
             rule, remedy = "follow a backward pass", "Call loss.backward() first"
@@ -285,14 +372,21 @@ class KFACPreconditioner:
             raise RuntimeError(describe(self._owner, "step", rule, got, remedy))
         return layers
 
+    def _check_whole(self, layers: Mapping[str, Layer]) -> None:
+        for name, layer in layers.items():
+            if any(isinstance(own, DTensor) for own in layer.gradients.values()):
+                remedy = f"Construct {self._owner} after fully_shard"
+                rule, found = "be as it was", "sharded parameters"
+                raise RuntimeError(describe(self._owner, name, rule, found, remedy))
+
     def _check_gradients(self, layers: Mapping[str, Layer]) -> bool:
         """Tell whether gradients are finite."""
         gradients = {
-            f"{name}.{key}": own
+            f"{name}.{key}": local_part(own)
             for name, layer in layers.items()
             for key, own in layer.gradients.items()
         }
-        wrong = not_finite(gradients)
+        wrong = not_finite(gradients, self._processes.all_agree)
         if not wrong:
             return True
         self._observer.forget()
@@ -315,23 +409,27 @@ class KFACPreconditioner:
         }
         left_out = dict(self._observer.left_out)
         self._observer.forget()
-        known = [own for own in layers.values() if own.averages]
+        known = [own for own in layers.values() if own.has_averages]
         if not (any(found.values()) or known or left_out):
             rule = "follow a forward and backward pass in training mode"
             called = "" if is_empirical else "the model itself, and "
             remedy = f"Call model.train(), {called}loss.backward()"
             raise RuntimeError(describe(self._owner, "step", rule, "none", remedy))
         found = self._processes.average(found)
-        for name in list(found):
+        names = list(found)
+        are_finite = [not found[name] or all_finite(found[name]) for name in names]
+        for name, is_finite in zip(
+            names, self._processes.all_agree(are_finite), strict=True
+        ):
             layer, new = self._layers[name], found.pop(name)
-            if not new:
-                continue
-            if all_finite(new):
+            if not is_finite:
+                LOG.warning("Layer %s: factors not finite, left out", name)
+            elif new:
                 layer.average(new)
                 layer.correct()
-            else:
-                LOG.warning("Layer %s: factors not finite, left out", name)
-        without = [name for name, own in layers.items() if not own.averages]
+            elif self._processes.is_sharded:
+                layer.is_elsewhere = not self._processes.inverts(name)
+        without = [name for name, own in layers.items() if not own.has_averages]
         unseen = "was not called in the passes that made them"
         self._warn_of({name: left_out.get(name, unseen) for name in without})
 
@@ -349,70 +447,36 @@ class KFACPreconditioner:
                 stacklevel=4,
             )
 
-    def _update_inverses(self, layers: list[Layer]) -> None:
-        inverts = self._processes.inverts
-        for layer in layers:
-            layer.is_inverted = True
-        own = {layer.name: layer for layer in layers if inverts(layer.name)}
-        for layer in own.values():
-            layer.invert()
-        if self._processes.size == 1:
-            return
-        corrected = {
-            layer.name for layer in layers if layer.options.eigenvalue_correction
-        }
-        # moments of all processes' data are in the same basis
-        for everywhere in (True, False):
-            states = {
-                name: to_state(layer.decomposition)
-                for name, layer in own.items()
-                if (name in corrected) == everywhere
-            }
-            if not everywhere or corrected:
-                for name, state in self._processes.share(states, everywhere).items():
-                    self._layers[name].receive(from_state(state))
-
     def _write(
         self, layers: Mapping[str, Layer], clip_and_lr: tuple[float, float] | None
-    ) -> None:
+    ) -> Tensor | None:
         pairs = (
-            (own, new[key])
-            for name, new in self._preconditioned(layers)
+            (local_part(own), new[key])
+            for name, new in preconditioned(layers, self._processes)
             for key, own in layers[name].gradients.items()
         )
-        if not replace_gradients(pairs, clip_and_lr):
+        scale = replace_gradients(pairs, clip_and_lr, self._processes.total)
+        if scale is None:
             self.skipped += 1
             LOG.warning("Step %d skipped: its update is not finite", self.steps)
             for layer in layers.values():
-                for own in layer.parameters.values():
+                for own in layer.trained.resting.values():
                     own.grad = None
-
-    def _preconditioned(
-        self, layers: Mapping[str, Layer]
-    ) -> Iterable[tuple[str, Mapping[str, Tensor]]]:
-        own = (
-            (name, layer.preconditioned())
-            for name, layer in layers.items()
-            if self._processes.multiplies(name)
-        )
-        if self._processes.has_all_inverses:
-            return own
-        likes = {name: layer.parameters for name, layer in layers.items()}
-        return self._processes.share_gradients(dict(own), likes).items()
+        return scale
 
     def _clip_and_lr(self) -> tuple[float, float] | None:
-        schedule, step = self._schedule, self.steps
-        if schedule.kl_clip is None:
+        clipping, step = self._clipping, self.steps
+        if clipping.kl_clip is None:
             return None
-        clip = schedule.kl_clip
+        clip = clipping.kl_clip
         if callable(clip) and clip(step) is None:
             return None
         clip = number_at(self._owner, "kl_clip", clip, step)
-        return clip, number_at(self._owner, "lr", schedule.lr, step)
+        return clip, number_at(self._owner, "lr", clipping.lr, step)
 
     def _seed_draws(self) -> None:
         """Draw by step and process, so that a state needs not say how."""
-        per_step = self._seed + self.steps * self._processes.size
+        per_step = self._curvature.seed + self.steps * self._processes.size
         self._generator.manual_seed(per_step + self._processes.rank)
 
     # -- state
@@ -422,26 +486,42 @@ class KFACPreconditioner:
 
         Where inverses are split between processes, all of these must call it. It can be
         loaded in any number of processes.
+
+        Where parameters are sharded, it is of the layers that this process owns, for
+        ``torch.distributed.checkpoint.save``; :meth:`load_checkpoint` loads it in any
+        number of processes.
         """
-        inverses = {
-            name: to_state(layer.inverse)
-            for name, layer in self._layers.items()
-            if self._processes.inverts(name) or self._processes.has_all_inverses
-        }
-        if not self._processes.has_all_inverses:
-            inverses = self._processes.share(inverses, everywhere=True)
-        layers = {
-            name: layer.state(inverses[name]) for name, layer in self._layers.items()
-        }
         return {
             "version": VERSION,
             "steps": self.steps,
             "skipped": self.skipped,
-            "layers": layers,
+            "layers": states_of(self._layers, self._processes),
         }
+
+    def load_checkpoint(
+        self, checkpoint_id: str | PathLike[str], key: str = "preconditioner"
+    ) -> None:
+        """Load a state that ``torch.distributed.checkpoint.save`` has saved.
+
+        For instance by ``save({"preconditioner": preconditioner.state_dict()},
+        checkpoint_id=folder)``. The number of processes need not be the same, and
+        parameters may be sharded or not. All processes must call it.
+
+        Args:
+            checkpoint_id: Folder of the checkpoint.
+            key: The state's key in what was saved.
+
+        Raises:
+            ValueError: As :meth:`load_state_dict`, or if there is no such key.
+        """
+        names = needed(self._layers, self._processes)
+        self.load_state_dict(read_state(self._owner, checkpoint_id, key, names))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state. Statistics since the last step are dropped.
+
+        Where parameters are sharded, all processes must call it, each with a state of
+        the layers that it owns, or of all.
 
         Raises:
             ValueError: If it is of other layers or another version; nothing has changed
@@ -452,20 +532,13 @@ class KFACPreconditioner:
             rule = f"be of version {VERSION}"
             raise ValueError(describe(self._owner, "state_dict", rule, version))
         states = state_dict["layers"]
-        wrong = [
-            name
-            for name in {**self._layers, **states}
-            if name not in states
-            or name not in self._layers
-            or not self._layers[name].accepts(states[name])
-        ]
-        if wrong:
-            rule, found = "be of the same layers", f"others at {', '.join(wrong)}"
+        wrong = unlike(self._layers, states, self._processes)
+        (is_fine,) = self._processes.all_agree([not wrong])
+        if not is_fine:
+            others = ", ".join(wrong) or "some layers of another process"
+            rule, found = "be of the same layers", f"others at {others}"
             raise ValueError(describe(self._owner, "state_dict", rule, found))
         self._observer.forget()
         self.steps, self.skipped = state_dict["steps"], state_dict["skipped"]
         self._seed_draws()
-        for name, layer in self._layers.items():
-            layer.load(states[name])
-            if not self._processes.multiplies(name):
-                layer.inverse = None
+        load_states(self._layers, states, self._processes, self.steps > 0)

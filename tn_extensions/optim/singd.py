@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tn_extensions.kronecker.factors import add_input_factor, is_low_rank
 from tn_extensions.layers.module import Use
-from tn_extensions.optim.layer import RANK_LIMIT
+from tn_extensions.optim.statistics import RANK_LIMIT
 
 
 class SINGD(stock.SINGD):
