@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tn_extensions.curvlinops.backward import BackwardPasses
-from tn_extensions.kronecker.blocks import Rotated
+from tn_extensions.kronecker.eigendecomposed import EigendecomposedMatrix
 from tn_extensions.kronecker.factors import (
     add_gradient_factor,
     add_input_factor,
@@ -38,7 +38,7 @@ class FactorPasses(BackwardPasses):
         if not (self._input_covariances or self._gradient_covariances):
             self.compute_kronecker_factors()
 
-    def _rotated_of(self, name: str) -> Mapping[str, Rotated] | None:
+    def _rotated_of(self, name: str) -> Mapping[str, EigendecomposedMatrix] | None:
         """Return a layer's blocks if they are kept in a basis."""
         return None
 
