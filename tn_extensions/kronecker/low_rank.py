@@ -88,6 +88,8 @@ class LowRank:
     def trace(self) -> Tensor:
         """Compute the trace of each group, ``[G]``."""
         squares = self._root.square().sum((1, 2))
+        if self._is_plain:
+            return squares
         return self.factor.shape[2] * self._shifts + self.sign * squares
 
     def det(self) -> Tensor:
@@ -104,6 +106,8 @@ class LowRank:
 
     def frobenius_norm(self) -> Tensor:
         """Compute the Frobenius norm of each group, ``[G]``."""
+        if self._is_plain:
+            return self._compact.square().sum((1, 2)).sqrt()
         rest = self._missing * self._shifts.square()
         return (self._compact.square().sum((1, 2)) + rest).sqrt()
 
@@ -122,7 +126,7 @@ class LowRank:
 
     @property
     def _is_plain(self) -> bool:
-        return isinstance(self.shift, float) and not self.shift
+        return self.sign == 1 and isinstance(self.shift, float) and not self.shift
 
     @property
     def _root(self) -> Tensor:
@@ -146,13 +150,16 @@ class LowRank:
     def _compact(self) -> Tensor:
         """``[G, r, r]`` with all eigenvalues but for the missing ones."""
         root = self._root
-        found = self.sign * (root @ root.mT)
+        found = root @ root.mT
+        if self._is_plain:
+            return found
+        found.mul_(self.sign)
         diagonal(found).add_(self._shifts.unsqueeze(1))
         return found
 
     def _add(self, matrices: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Add a product to the shifted matrices."""
-        if self.sign == 1 and self._is_plain:
+        if self._is_plain:
             return left @ right
         shifted = self.shift * matrices
         add = shifted.addmm_ if shifted.dim() == 2 else shifted.baddbmm_
