@@ -9,7 +9,6 @@ from torch.testing import assert_close
 
 from tests.strategies import noise_tensor
 from tn_extensions.kronecker import square
-from tn_extensions.kronecker.blocks import LowRank
 from tn_extensions.kronecker.factors import (
     averaged,
     completed,
@@ -17,6 +16,7 @@ from tn_extensions.kronecker.factors import (
     logdet,
 )
 from tn_extensions.kronecker.inverse import damped_inverse, split_damping
+from tn_extensions.kronecker.low_rank import LowRank
 from tn_extensions.kronecker.square import symmetrize
 
 G, D = 2, 6

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from tests.strategies import noise_tensor
 from tn_extensions.kronecker import square
-from tn_extensions.kronecker.blocks import Cholesky
+from tn_extensions.kronecker.cholesky_inverse import CholeskyInverse
 from tn_extensions.kronecker.square import (
     above,
     decompose,
@@ -74,7 +74,7 @@ def test_decomposition(is_transposed: bool) -> None:
     # and again, whatever the former decomposition was
     assert torch.equal(decompose(matrices, DAMPING), pivots)
 
-    inverse = Cholesky(matrices, pivots)
+    inverse = CholeskyInverse(matrices, pivots)
     assert inverse.is_finite
     vectors = noise_tensor([G, D, 4])
     expected = torch.linalg.solve(damped, vectors)
@@ -88,10 +88,12 @@ def test_solves_for_a_basis_of_rows_of_low_rank() -> None:
     matrices = average()
     identity = torch.eye(D, dtype=torch.float64)
     damped = mirrored(matrices) + DAMPING[:, None, None] * identity
-    inverse = Cholesky(matrices, decompose(matrices, DAMPING))
+    inverse = CholeskyInverse(matrices, decompose(matrices, DAMPING))
     low = noise_tensor([G, 40, 2]) @ noise_tensor([G, 2, D])
-    solved = Cholesky._solved
-    with patch.object(Cholesky, "_solved", autospec=True, side_effect=solved) as calls:
+    solved = CholeskyInverse._solved
+    with patch.object(
+        CholeskyInverse, "_solved", autospec=True, side_effect=solved
+    ) as calls:
         found = inverse.times(low)
     assert calls.call_args.args[1].shape == (G, 18, D)
     assert_close(found, torch.linalg.solve(damped, low.mT).mT)
@@ -123,4 +125,4 @@ def test_infinite_pivot() -> None:
     matrices = torch.eye(D).unsqueeze(0)
     matrices[0, -1, -1] = torch.inf
     pivots = decompose(matrices, torch.zeros(1))
-    assert not Cholesky(matrices, pivots).is_finite
+    assert not CholeskyInverse(matrices, pivots).is_finite

@@ -9,7 +9,7 @@ from curvlinops.kfac import KFACLinearOperator
 from torch import Tensor
 
 from tn_extensions.curvlinops.factors import compute_factors
-from tn_extensions.kronecker.blocks import Rotated
+from tn_extensions.kronecker.eigendecomposed import EigendecomposedMatrix
 from tn_extensions.kronecker.multiply import Blocks, multiply
 from tn_extensions.layers.module import Groups
 from tn_extensions.layers.passes import BackwardPasses, ObservedLayers
@@ -30,7 +30,7 @@ class FactorPasses(KFACLinearOperator):
         if not (self._input_covariances or self._gradient_covariances):
             self.compute_kronecker_factors()
 
-    def _rotated_of(self, name: str) -> Mapping[str, Rotated] | None:
+    def _rotated_of(self, name: str) -> Mapping[str, EigendecomposedMatrix] | None:
         """Return a layer's blocks if they are kept in a basis."""
         return None
 

@@ -21,7 +21,7 @@ from tn_extensions.curvlinops.stored import (
     unstacked,
 )
 from tn_extensions.curvlinops.text import tensor_text
-from tn_extensions.kronecker.blocks import Rotated
+from tn_extensions.kronecker.eigendecomposed import EigendecomposedMatrix
 from tn_extensions.kronecker.factors import eigenbasis
 from tn_extensions.kronecker.moments import bias_moments, kernel_moments
 from tn_extensions.layers.module import Pairs
@@ -71,7 +71,7 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
         right = kept(self._input_covariances_eigenvectors).get(name)
         return stacked(left), None if right is None else stacked(right)
 
-    def _rotated_of(self, name: str) -> Mapping[str, Rotated]:
+    def _rotated_of(self, name: str) -> Mapping[str, EigendecomposedMatrix]:
         left, right = self._bases(name)
         found = kept(self._corrected_eigenvalues)[name]
         positions, groups = self._mapping[name], len(left)
@@ -85,7 +85,7 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
             )
             # bases may have been completed since, by reading them
             values = padded(values, [left.shape[2], columns])
-            blocks[key] = Rotated(left, basis, values)
+            blocks[key] = EigendecomposedMatrix(left, basis, values)
         return blocks
 
     _blocks_of = _rotated_of

@@ -16,10 +16,12 @@ from tn_extensions.curvlinops.compute import FactorPasses
 from tn_extensions.curvlinops.stored import kept
 from tn_extensions.curvlinops.text import operator_text
 from tn_extensions.errors import describe
-from tn_extensions.kronecker.blocks import Matrix, Product, Rotated
 from tn_extensions.kronecker.cholesky import cholesky
+from tn_extensions.kronecker.eigendecomposed import EigendecomposedMatrix
 from tn_extensions.kronecker.factors import eigenbasis
 from tn_extensions.kronecker.inverse import damped_inverse, split_damping
+from tn_extensions.kronecker.kronecker_product import KroneckerProduct
+from tn_extensions.kronecker.matrices import Matrix
 from tn_extensions.kronecker.multiply import Blocks
 
 
@@ -90,7 +92,8 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
             right, left = self._inverses(name)
             keys = self._A._keys(name)
             return {
-                key: Product(left, None if key == "bias" else right) for key in keys
+                key: KroneckerProduct(left, None if key == "bias" else right)
+                for key in keys
             }
         # always anew: EKFAC's eigenvalues may change, and products take far longer
         rotated = self._A._rotated_of(name) or self._eigenbases(name)
@@ -114,7 +117,7 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
             self._keep(name, right, left)
         return right, left
 
-    def _eigenbases(self, name: str) -> Mapping[str, Rotated]:
+    def _eigenbases(self, name: str) -> Mapping[str, EigendecomposedMatrix]:
         right, left = self._cached(name)
         if left is None:
             right, left = (
@@ -123,7 +126,9 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
             )
             self._keep(name, right, left)
         return {
-            key: Rotated.of_eigenbases(left, None if key == "bias" else right)
+            key: EigendecomposedMatrix.of_eigenbases(
+                left, None if key == "bias" else right
+            )
             for key in self._A._keys(name)
         }
 

@@ -17,7 +17,8 @@ from tn_extensions.curvlinops.inverse import KFACInverseLinearOperator
 from tn_extensions.curvlinops.stored import Factors, kept, state
 from tn_extensions.curvlinops.text import operator_text, plain, tensor_text
 from tn_extensions.errors import describe
-from tn_extensions.kronecker.blocks import Block, Kronecker
+from tn_extensions.kronecker.kronecker_product import KroneckerProduct
+from tn_extensions.kronecker.multiply import Block
 from tn_extensions.layers import losses
 from tn_extensions.layers.module import (
     SUPPORTED,
@@ -178,7 +179,7 @@ class KFACLinearOperator(FactorPasses):
         left = kept(self._gradient_covariances)[name]
         right = kept(self._input_covariances).get(name)
         return {
-            key: Kronecker(left, None if key == "bias" else right)
+            key: KroneckerProduct(left, None if key == "bias" else right)
             for key in self._keys(name)
         }
 

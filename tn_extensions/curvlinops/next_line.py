@@ -24,10 +24,11 @@ from tn_extensions.curvlinops.nearest import check_iteration
 from tn_extensions.curvlinops.stored import Factors, kept, stacked
 from tn_extensions.curvlinops.text import operator_text, plain, tensor_text
 from tn_extensions.errors import describe
-from tn_extensions.kronecker.blocks import Kronecker, Product, Rotated
 from tn_extensions.kronecker.cholesky import cholesky
+from tn_extensions.kronecker.eigendecomposed import EigendecomposedMatrix
 from tn_extensions.kronecker.factors import completed, eigenbasis
 from tn_extensions.kronecker.inverse import damped_inverse, split_damping
+from tn_extensions.kronecker.kronecker_product import KroneckerProduct
 from tn_extensions.layers import losses
 from tn_extensions.layers.module import Groups, kernel_matrices, kernel_of_matrices
 from tn_extensions.layers.passes import BackwardPasses
@@ -208,7 +209,7 @@ class BlockOperator(PyTorchLinearOperator):
 class EigenOperator(BlockOperator):
     """An eigendecomposed block of a group of parameters."""
 
-    block: Rotated
+    block: EigendecomposedMatrix
 
     def __repr__(self) -> str:
         return tensor_text(Q_A=self.block.right, Q_B=self.block.left)
@@ -222,7 +223,7 @@ class EigenOperator(BlockOperator):
             known, rows, columns = values, *values.shape[1:]
             values = known.new_full(self._shape, self.block.rest)
             values[:, :rows, :columns] = known
-            self.block = Rotated(left, right, values, self.block.rest)
+            self.block = EigendecomposedMatrix(left, right, values, self.block.rest)
         return values.flatten()
 
     @eigenvalues.setter
@@ -248,13 +249,13 @@ class KroneckerOperator(BlockOperator):
     """
 
     @property
-    def block(self) -> Kronecker:
+    def block(self) -> KroneckerProduct:
         """The product."""
         left, *right = map(stacked, self._held)
-        return Kronecker(left, right[0] if right else None)
+        return KroneckerProduct(left, right[0] if right else None)
 
     @block.setter
-    def block(self, block: Kronecker) -> None:
+    def block(self, block: KroneckerProduct) -> None:
         factors = block.left, block.right
         self._held = [factor for factor in factors if factor is not None]
 
@@ -263,7 +264,7 @@ class KroneckerOperator(BlockOperator):
         """Make it of factors, which may be low-rank ones."""
         columns = 1 if right is None else right.shape[2]
         shape = (len(left), left.shape[2], columns)
-        return cls(Kronecker(left, right), shape, like)
+        return cls(KroneckerProduct(left, right), shape, like)
 
     def __repr__(self) -> str:
         return tensor_text(A=self.block.right, B=self.block.left)
@@ -300,7 +301,9 @@ class KroneckerOperator(BlockOperator):
             if use_heuristic_damping:
                 owner, rule = "KFACLinearOperator.inverse", "be heuristic or exact"
                 raise ValueError(describe(owner, "damping", rule, "both"))
-            rotated = Rotated.of_eigenbases(*map(eigenbasis, factors), *self._end)
+            rotated = EigendecomposedMatrix.of_eigenbases(
+                *map(eigenbasis, factors), *self._end
+            )
             rotated = rotated.inverse(damping)
             return EigenOperator(rotated, self._shape, self._like)
         dampings: tuple[Any, ...] = (damping, damping)
@@ -314,7 +317,7 @@ class KroneckerOperator(BlockOperator):
             damped_inverse(factor, own, decompose)
             for factor, own in zip(factors, dampings, strict=False)
         ]
-        product = Product(*inverses, *self._end)
+        product = KroneckerProduct(*inverses, *self._end)
         return BlockOperator(product, self._shape, self._like)
 
     @property
@@ -505,7 +508,7 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
         left, right = lefts[key], rights.get(key)
         columns = 1 if right is None else right.shape[1]
         rows, rank = left.shape[2], 1 if right is None else right.shape[2]
-        block = Rotated(left, right, values[key].reshape(-1, rows, rank))
+        block = EigendecomposedMatrix(left, right, values[key].reshape(-1, rows, rank))
         return EigenOperator(block, (len(left), left.shape[1], columns), like)
 
     inverse = ekfac.EKFACLinearOperator.inverse

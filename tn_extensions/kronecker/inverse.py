@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from tn_extensions.kronecker.blocks import LowRank, Matrix
-from tn_extensions.kronecker.factors import compact, diagonal, is_low_rank, trace
-from tn_extensions.layers.host import holds
+from tn_extensions.kronecker.dense import DenseMatrix
+from tn_extensions.kronecker.factors import is_low_rank, trace
+from tn_extensions.kronecker.low_rank import LowRank
 
 Damping = float | Tensor
 """Of all groups, or of each one, ``[G]``."""
@@ -20,17 +19,12 @@ def damped_inverse(
     factor: Tensor,
     damping: Damping,
     cholesky: Callable[[Tensor], Tensor] = torch.linalg.cholesky,
-) -> Matrix:
-    """``(factor + damping I)^-1`` of each group.
-
-    Low-rank factors ``R``, those of few data, are inverted by their Gram matrix, which
-    is smaller (Woodbury). The inverse goes on to use ``R``::
-
-        (R^T R + d I)^-1 = (I - R^T (R R^T + d I)^-1 R) / d
+) -> Tensor | LowRank:
+    """Compute ``(factor + damping I)^-1`` of each group.
 
     Args:
         factor: A matrix or a low-rank factor.
-        damping: The damping ``d``.
+        damping: The damping.
         cholesky: The decomposition.
 
     Returns:
@@ -39,19 +33,9 @@ def damped_inverse(
     Raises:
         torch.linalg.LinAlgError: If the damped factor is singular.
     """
-    if not isinstance(damping, Tensor):
-        damping = factor.new_full((1,), float(damping))
-    damping = damping.to(factor.dtype).unsqueeze(1)
-    if is_low_rank(factor) and not holds((damping > 0).all()):
-        raise LinAlgError("a factor of few data is singular without damping")
-    matrix = compact(factor).clone()
-    diagonal(matrix).add_(damping)
-    # by the same name, so that one is gone before the inverse takes as much memory
-    matrix = cholesky(matrix)
-    if not is_low_rank(factor):
-        return torch.cholesky_inverse(matrix)
-    damping = damping.unsqueeze(2)
-    return LowRank(factor, -1, 1 / damping, matrix.mul_(damping.sqrt()))
+    if is_low_rank(factor):
+        return LowRank(factor).inverse(damping, cholesky)
+    return DenseMatrix(factor).inverse(damping, cholesky)
 
 
 def split_damping(
@@ -69,6 +53,13 @@ def split_damping(
         minimum: The least value of each.
     """
     a, b = (trace(factor) / factor.shape[-1] for factor in (right, left))
+    return split_by_means(a, b, damping, minimum)
+
+
+def split_by_means(
+    a: Tensor, b: Tensor, damping: float, minimum: float
+) -> tuple[Tensor, Tensor]:
+    """Split damping as :func:`split_damping` does, by the mean eigenvalues, ``[G]``."""
     ratio = (a / b).sqrt()
     root = damping**0.5
     is_defined = (a >= 0) & (b > 0)

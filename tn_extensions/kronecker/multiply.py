@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tn_extensions.kronecker.blocks import Block, Product
+from tn_extensions.kronecker.eigendecomposed import EigendecomposedMatrix
+from tn_extensions.kronecker.kronecker_product import KroneckerProduct
 from tn_extensions.layers.module import (
     Groups,
     kernel_matrices,
@@ -18,7 +19,8 @@ from tn_extensions.layers.module import (
     transposed_groups,
 )
 
-Blocks = Mapping[str, Block | Product]
+Block = KroneckerProduct | EigendecomposedMatrix
+Blocks = Mapping[str, Block]
 """A layer's blocks: of ``"joint"`` weight and bias, or of ``"weight"``, ``"bias"``."""
 
 

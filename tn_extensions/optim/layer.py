@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from tn_extensions.kronecker.blocks import Cholesky, Matrix, Product, Rotated
+from tn_extensions.kronecker.cholesky_inverse import CholeskyInverse
+from tn_extensions.kronecker.eigendecomposed import EigendecomposedMatrix
 from tn_extensions.kronecker.factors import (
     add_gradient_factor,
     add_input_factor,
@@ -23,6 +24,8 @@ from tn_extensions.kronecker.factors import (
     trace,
 )
 from tn_extensions.kronecker.inverse import damped_inverse, split_damping
+from tn_extensions.kronecker.kronecker_product import KroneckerProduct
+from tn_extensions.kronecker.matrices import Matrix
 from tn_extensions.kronecker.moments import bias_moments, kernel_moments
 from tn_extensions.kronecker.multiply import multiply
 from tn_extensions.kronecker.square import decompose, symmetrize
@@ -77,7 +80,7 @@ class Layer:
         """Moving averages of the statistics."""
         self.bases: tuple[Tensor, Tensor | None] | None = None
         """Eigenvectors ``Q_B`` and ``Q_A``, if eigenvalues are corrected."""
-        self.inverse: Product | Rotated | None = None
+        self.inverse: KroneckerProduct | EigendecomposedMatrix | None = None
         self.is_inverted = False
         """Whether some process has tried to invert it."""
         self.is_elsewhere = False
@@ -301,7 +304,7 @@ class Layer:
                     message = "Layer %s: damping %g instead of %g"
                     LOG.warning(message, self.name, damping, self._damping)
                 return
-        if isinstance(self.inverse, Product) and self.inverse.is_in_place:
+        if isinstance(self.inverse, KroneckerProduct) and self.inverse.is_in_place:
             self.inverse = None
         kept = "none" if self.inverse is None else "the former one"
         LOG.warning("Layer %s: no inverse, %s stays", self.name, kept)
@@ -315,11 +318,13 @@ class Layer:
         return epsilon * (prod(means) if product else max(means))
 
     @property
-    def decomposition(self) -> Product | Rotated | None:
+    def decomposition(self) -> KroneckerProduct | EigendecomposedMatrix | None:
         """What takes long to make: the inverse, or what a corrected one is made of."""
         if not self.options.eigenvalue_correction:
             return self.inverse
-        return self.bases and Rotated(*self.bases, self.averages["moments"])
+        return self.bases and EigendecomposedMatrix(
+            *self.bases, self.averages["moments"]
+        )
 
     def receive(self, decomposition: Any) -> None:
         """Take another process's decomposition."""
@@ -338,7 +343,7 @@ class Layer:
         if self.bases is not None:
             self.inverse = self._corrected(self._damping)
 
-    def _inverted(self, damping: float) -> Product | Rotated:
+    def _inverted(self, damping: float) -> KroneckerProduct | EigendecomposedMatrix:
         right, left = self.averages.get("inputs"), self.averages["gradients"]
         is_corrected = self.options.eigenvalue_correction
         if is_corrected or self.options.damping_method == "exact":
@@ -347,7 +352,7 @@ class Layer:
                 for factor in (left, right)
             ]
             assert bases[0] is not None
-            rotated = Rotated.of_eigenbases(bases[0], bases[1])
+            rotated = EigendecomposedMatrix.of_eigenbases(bases[0], bases[1])
             if not is_corrected:
                 return rotated.inverse(damping)
             if not rotated.is_finite:
@@ -360,11 +365,13 @@ class Layer:
             dampings = split_damping(right, left, damping, 1e-8)[::-1]
         of_left, of_right = dampings
         of_inputs = None if right is None else _damped_inverse(right, of_right)
-        return Product(_damped_inverse(left, of_left), of_inputs)
+        return KroneckerProduct(_damped_inverse(left, of_left), of_inputs)
 
-    def _corrected(self, damping: float) -> Rotated:
+    def _corrected(self, damping: float) -> EigendecomposedMatrix:
         assert self.bases is not None
-        return Rotated(*self.bases, self.averages["moments"]).inverse(damping)
+        return EigendecomposedMatrix(*self.bases, self.averages["moments"]).inverse(
+            damping
+        )
 
     # -- state
 
@@ -407,9 +414,9 @@ class Layer:
         self.inverse = self._placed(from_state(copied(state["inverse"])))
         self.is_inverted = self.inverse is not None
 
-    def _placed(self, inverse: Any) -> Product | Rotated | None:
+    def _placed(self, inverse: Any) -> KroneckerProduct | EigendecomposedMatrix | None:
         """An inverse that has its triangles below the averages."""
-        if not isinstance(inverse, Product):
+        if not isinstance(inverse, KroneckerProduct):
             return inverse
 
         def placed(part: Any, what: str) -> Any:
@@ -417,7 +424,7 @@ class Layer:
             return part.below(self.averages[what]) if is_apart else part
 
         left, right = inverse.left, inverse.right
-        return Product(placed(left, "gradients"), placed(right, "inputs"))
+        return KroneckerProduct(placed(left, "gradients"), placed(right, "inputs"))
 
     # -- gradients
 
@@ -455,4 +462,4 @@ def _eigenbasis(factor: Tensor, complete: bool) -> tuple[Tensor, Tensor]:
 def _damped_inverse(factor: Tensor, damping: Tensor) -> Matrix:
     if is_low_rank(factor) or factor.shape[-1] < IN_PLACE:
         return damped_inverse(_whole(factor), damping)
-    return Cholesky(factor, decompose(factor, damping))
+    return CholeskyInverse(factor, decompose(factor, damping))

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tn_extensions.kronecker.blocks import Cholesky, LowRank, Product, Rotated
+from tn_extensions.kronecker.cholesky_inverse import CholeskyInverse
+from tn_extensions.kronecker.eigendecomposed import EigendecomposedMatrix
+from tn_extensions.kronecker.kronecker_product import KroneckerProduct
+from tn_extensions.kronecker.low_rank import LowRank
 from tn_extensions.optim.triangles import Triangle
 
 
@@ -20,7 +23,12 @@ class Outline(NamedTuple):
     dtype: torch.dtype
 
 
-_TYPES = {kind.__name__: kind for kind in (LowRank, Product, Rotated, Triangle)}
+_TYPES: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (LowRank, KroneckerProduct, EigendecomposedMatrix, Triangle)
+}
+# as earlier versions named them
+_TYPES |= {"Product": KroneckerProduct, "Rotated": EigendecomposedMatrix}
 
 
 def to_state(value: Any) -> Any:
@@ -28,7 +36,7 @@ def to_state(value: Any) -> Any:
 
     Decompositions that share a square with another matrix are taken out of it.
     """
-    if isinstance(value, Cholesky):
+    if isinstance(value, CholeskyInverse):
         value = Triangle.of(value)
     if not is_dataclass(value):
         return value

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tn_extensions.kronecker.blocks import Cholesky
+from tn_extensions.kronecker.cholesky_inverse import CholeskyInverse
 from tn_extensions.kronecker.square import put_below
 
 
@@ -24,13 +24,13 @@ class Triangle:
     pivots: Tensor
 
     @classmethod
-    def of(cls, inverse: Cholesky) -> Triangle:
+    def of(cls, inverse: CholeskyInverse) -> Triangle:
         """That of an inverse."""
         return cls(pack(inverse.square.mT), inverse.pivots)
 
-    def below(self, matrices: Tensor) -> Cholesky:
+    def below(self, matrices: Tensor) -> CholeskyInverse:
         """The inverse, put below the diagonals of matrices, in place."""
-        return Cholesky(put_below(matrices, unpack(self.rows)), self.pivots)
+        return CholeskyInverse(put_below(matrices, unpack(self.rows)), self.pivots)
 
 
 def pack(matrices: Tensor) -> Tensor:

@@ -1,0 +1,97 @@
+"""Inverses by Cholesky decompositions that share a square with their averages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.linalg import solve_triangular
+
+from tn_extensions.kronecker.dense import DenseMatrix
+from tn_extensions.kronecker.low_rank import LowRank
+from tn_extensions.kronecker.span import Span
+from tn_extensions.layers.host import is_finite
+
+
+@dataclass(frozen=True)
+class CholeskyInverse:
+    """``(L diag(pivots) L^T)^-1`` of each group.
+
+    Args:
+        square: ``L`` below the diagonals of ``[G, D, D]``, where it has ones; the rest
+            is not read. See :mod:`tn_extensions.kronecker.square`.
+        pivots: ``[G, D]``.
+        span: How rows of low rank are found, of which a basis is solved for.
+    """
+
+    square: Tensor
+    pivots: Tensor
+    span: Span = field(default_factory=Span, repr=False, compare=False)
+
+    def __matmul__(self, matrices: Tensor) -> Tensor:
+        return self.times(matrices.mT).mT
+
+    def times(
+        self, matrices: Tensor, left: Tensor | LowRank | CholeskyInverse | None = None
+    ) -> Tensor:
+        """``left @ matrices @ self``; without ``left``, ``matrices @ self``."""
+        split = self.span.split(matrices)
+        if split is not None:
+            basis, inner = split
+            return (basis if left is None else left @ basis) @ self._solved(inner)
+        if left is None:
+            return self._solved(matrices.clone(memory_format=torch.contiguous_format))
+        return self._solved((left @ matrices).contiguous())
+
+    def inverse(self, damping: float | Tensor = 0.0) -> Tensor:
+        """Compute ``(self + damping I)^-1``, ``[G, D, D]``."""
+        return DenseMatrix(self.dense()).inverse(damping)
+
+    def dense(self) -> Tensor:
+        """Compute the matrices, ``[G, D, D]``."""
+        size = self.pivots.shape[1]
+        one = torch.eye(size, dtype=self.pivots.dtype, device=self.pivots.device)
+        found = self._solved(one.repeat(len(self.pivots), 1, 1))
+        return (found + found.mT).mul_(0.5)
+
+    def trace(self) -> Tensor:
+        """Compute the trace of each group, ``[G]``."""
+        return DenseMatrix(self.dense()).trace()
+
+    def det(self) -> Tensor:
+        """Compute the determinant of each group, ``[G]``."""
+        return self.pivots.prod(1).reciprocal()
+
+    def logdet(self) -> Tensor:
+        """Compute the logarithm of the determinant of each group, ``[G]``."""
+        return -self.pivots.log().sum(1)
+
+    def frobenius_norm(self) -> Tensor:
+        """Compute the Frobenius norm of each group, ``[G]``."""
+        return DenseMatrix(self.dense()).frobenius_norm()
+
+    def eigh(self) -> tuple[Tensor, Tensor]:
+        """Compute eigenvalues ``[G, D]`` and eigenvectors ``[G, D, D]``."""
+        return DenseMatrix(self.dense()).eigh()
+
+    def _solved(self, found: Tensor) -> Tensor:
+        # in place, in the memory layout of LAPACK
+        self._solve(found.mT, upper=False)
+        found.div_(self.pivots.unsqueeze(-2))
+        self._solve(found.mT, upper=True)
+        return found
+
+    def _solve(self, columns: Tensor, upper: bool) -> None:
+        triangle = self.square.mT if upper else self.square
+        solve_triangular(
+            triangle, columns, upper=upper, unitriangular=True, out=columns
+        )
+
+    def __getitem__(self, group: int) -> CholeskyInverse:
+        return CholeskyInverse(self.square[group], self.pivots[group], self.span)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all entries are: what overflows below makes a later pivot do so."""
+        return is_finite(self.pivots)

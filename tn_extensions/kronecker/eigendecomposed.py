@@ -1,0 +1,111 @@
+"""Matrices of a layer by their eigenvalues, in a Kronecker product of bases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite
+
+from torch import Tensor
+
+from tn_extensions.kronecker.matrices import both_sides
+from tn_extensions.layers.host import holds, is_finite
+
+Eigenbasis = tuple[Tensor, Tensor]
+"""Eigenvalues ``[G, r]`` and eigenvectors ``[G, D, r]``."""
+
+
+@dataclass(frozen=True)
+class EigendecomposedMatrix:
+    """``(Q_B (x) Q_A) diag(values) (Q_B (x) Q_A)^T + rest`` outside of the bases' span.
+
+    Args:
+        left: Basis ``Q_B``, ``[G, CO, s]``.
+        right: Basis ``Q_A``, ``[G, D, r]``. ``None``: one by one (a bias).
+        values: Eigenvalues, ``[G, s, r]``.
+        rest: Eigenvalue of what is orthogonal to the bases.
+    """
+
+    left: Tensor
+    right: Tensor | None
+    values: Tensor
+    rest: float = 0.0
+
+    @classmethod
+    def of_eigenbases(
+        cls, left: Eigenbasis, right: Eigenbasis | None
+    ) -> EigendecomposedMatrix:
+        """``B (x) A`` of the eigenvalues and eigenvectors of its factors."""
+        values, basis = left
+        if right is None:
+            return cls(basis, None, values.unsqueeze(2))
+        return cls(basis, right[1], values.unsqueeze(2) * right[0].unsqueeze(1))
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether the bases leave a rest."""
+        bases = [self.left] if self.right is None else [self.left, self.right]
+        return any(basis.shape[1] > basis.shape[2] for basis in bases)
+
+    def __matmul__(self, matrices: Tensor) -> Tensor:
+        """Multiply onto vectors of a kernel, ``[G, CO, D, V]``."""
+        has_rest = self.rest != 0 and self.is_thin
+        values = (self.values - self.rest if has_rest else self.values).unsqueeze(3)
+        rotated = both_sides(self.left.mT, matrices, self.right).mul_(values)
+        back = None if self.right is None else self.right.mT
+        result = both_sides(self.left, rotated, back)
+        return result.add_(matrices, alpha=self.rest) if has_rest else result
+
+    def inverse(self, damping: float) -> EigendecomposedMatrix:
+        """The inverse of this plus ``damping`` times the identity."""
+        values = (self.values + damping).reciprocal()
+        rest = self.rest + damping
+        return EigendecomposedMatrix(
+            self.left, self.right, values, 1 / rest if rest else inf
+        )
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all eigenvalues are finite."""
+        return is_finite(self.values) and (not self.is_thin or isfinite(self.rest))
+
+    @property
+    def is_definite(self) -> bool:
+        """True if all eigenvalues are finite and positive."""
+        rest = not self.is_thin or self.rest > 0
+        return rest and self.is_finite and holds((self.values > 0).all())
+
+    def eigh(self) -> EigendecomposedMatrix:
+        """Return itself."""
+        return self
+
+    @property
+    def _num_missing(self) -> int:
+        """Number of eigenvalues that equal the rest, of all groups."""
+        columns = 1 if self.right is None else self.right.shape[1]
+        return len(self.left) * self.left.shape[1] * columns - self.values.numel()
+
+    @property
+    def _rest(self) -> Tensor:
+        return self.values.new_tensor(self.rest)
+
+    def trace(self) -> Tensor:
+        """Compute the sum of the eigenvalues of all groups."""
+        return self.values.sum() + self._num_missing * self.rest
+
+    def det(self) -> Tensor:
+        """Compute the product of the eigenvalues of all groups."""
+        return self.values.prod() * self._rest.pow(self._num_missing)
+
+    def logdet(self) -> Tensor:
+        """Compute the sum of the eigenvalues' logarithms."""
+        found = self.values.log().sum()
+        number = self._num_missing
+        return found + number * self._rest.log() if number else found
+
+    def squared_norm(self) -> Tensor:
+        """Compute the sum of the squared eigenvalues."""
+        return self.values.square().sum() + self._num_missing * self.rest**2
+
+    def frobenius_norm(self) -> Tensor:
+        """Compute the Frobenius norm of the block diagonal of all groups."""
+        return self.squared_norm().sqrt()

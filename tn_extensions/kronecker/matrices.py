@@ -1,0 +1,50 @@
+"""What a factor of a Kronecker product may be."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tn_extensions.kronecker.cholesky_inverse import CholeskyInverse
+from tn_extensions.kronecker.dense import DenseMatrix
+from tn_extensions.kronecker.factors import is_low_rank
+from tn_extensions.kronecker.low_rank import LowRank
+
+Matrix = Tensor | LowRank | CholeskyInverse
+"""A tensor is a dense matrix ``[G, D, D]``, which torch multiplies fastest."""
+
+
+def matrix(factor: Tensor) -> Tensor | LowRank:
+    """Return what multiplies by a factor, as it is stored."""
+    return LowRank(factor) if is_low_rank(factor) else factor
+
+
+def structured(part: Matrix) -> DenseMatrix | LowRank | CholeskyInverse:
+    """Return a matrix with its functions; tensors as ``DenseMatrix`` or ``LowRank``."""
+    if not isinstance(part, Tensor):
+        return part
+    return LowRank(part) if is_low_rank(part) else DenseMatrix(part)
+
+
+def both_sides(left: Matrix, matrices: Tensor, right: Matrix | None) -> Tensor:
+    """Compute ``left X right`` of matrices ``X``, ``[G, CO, D, V]``."""
+    groups, _, columns, vectors = matrices.shape
+    if groups == vectors == 1:
+        # without the batch axis: of one matrix, a batched product takes longer
+        one = matrices[0, :, :, 0]
+        if isinstance(right, CholeskyInverse):
+            one = right[0].times(one, left[0])
+        else:
+            one = left[0] @ one
+            if right is not None:
+                one = _times(one, right[0])
+        return one[None, :, :, None]
+    product = (left @ matrices.flatten(2)).unflatten(2, (columns, vectors))
+    if right is None:
+        return product
+    product = product.movedim(3, 1)
+    rows = _times(product.reshape(groups, -1, columns), right)
+    return rows.unflatten(1, product.shape[1:3]).movedim(1, 3)
+
+
+def _times(matrices: Tensor, right: Matrix) -> Tensor:
+    return matrices @ right if isinstance(right, Tensor) else right.times(matrices)
