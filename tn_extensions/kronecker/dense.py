@@ -45,7 +45,9 @@ class DenseMatrix:
         Raises:
             torch.linalg.LinAlgError: If a damped matrix is not positive definite.
         """
-        shift = torch.as_tensor(damping).to(self.entries).reshape(-1, 1)
+        shift = torch.as_tensor(
+            damping, dtype=self.entries.dtype, device=self.entries.device
+        ).reshape(-1, 1)
         damped = self.entries.clone()
         factors.diagonal(damped).add_(shift)
         # by the same name, so that one is gone before the inverse takes as much memory

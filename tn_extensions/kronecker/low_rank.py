@@ -75,7 +75,9 @@ class LowRank:
         Raises:
             torch.linalg.LinAlgError: If a damped matrix is not positive definite.
         """
-        damping = torch.as_tensor(damping).to(self.factor).reshape(-1, 1, 1)
+        damping = torch.as_tensor(
+            damping, dtype=self.factor.dtype, device=self.factor.device
+        ).reshape(-1, 1, 1)
         shift = damping + self.shift
         if not holds((shift > 0).all()):
             raise LinAlgError("a factor of few data is singular without damping")
@@ -138,7 +140,9 @@ class LowRank:
     @property
     def _shifts(self) -> Tensor:
         """The shift of each group, ``[G]``."""
-        shift = torch.as_tensor(self.shift).to(self.factor)
+        shift = torch.as_tensor(
+            self.shift, dtype=self.factor.dtype, device=self.factor.device
+        )
         return shift.reshape(-1).expand(len(self.factor))
 
     @property
