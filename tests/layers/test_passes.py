@@ -185,7 +185,8 @@ def wrong() -> Iterator[tuple[str, dict[str, Any], str, type[Exception]]]:
 
 
 @pytest.mark.parametrize(
-    ("change", "argument", "kind"), [own[1:] for own in wrong()], ids=str
+    ("change", "argument", "kind"),
+    [pytest.param(*own, id=name) for name, *own in wrong()],
 )
 def test_check_of_the_model(
     change: dict[str, Any], argument: str, kind: type[Exception]

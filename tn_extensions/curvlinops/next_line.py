@@ -257,7 +257,8 @@ class KroneckerOperator(BlockOperator):
     @block.setter
     def block(self, block: KroneckerProduct) -> None:
         factors = block.left, block.right
-        self._held = [factor for factor in factors if factor is not None]
+        # what multiplies only, as inverses do, is not read
+        self._held = [own for own in factors if isinstance(own, Tensor)]
 
     @classmethod
     def of(cls, left: Tensor, right: Tensor | None, like: Tensor) -> KroneckerOperator:
@@ -267,7 +268,8 @@ class KroneckerOperator(BlockOperator):
         return cls(KroneckerProduct(left, right), shape, like)
 
     def __repr__(self) -> str:
-        return tensor_text(A=self.block.right, B=self.block.left)
+        left, *right = map(stacked, self._held)
+        return tensor_text(A=right[0] if right else None, B=left)
 
     def __len__(self) -> int:
         return len(self._held)
