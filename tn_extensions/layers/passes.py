@@ -23,6 +23,7 @@ from tn_extensions.layers.host import is_finite
 from tn_extensions.layers.losses import Fisher, LossTerms
 from tn_extensions.layers.module import SUPPORTED, Groups, Pairs, reason_against
 from tn_extensions.layers.observe import OnGradient, Uses, innermost, observed
+from tn_extensions.layers.order import sort_rows
 
 
 class Observed(Protocol):
@@ -281,7 +282,8 @@ class BackwardPasses:
                 if by_datum and num_data > 1 and (is_long or uses.as_cat):
                     if len(terms.output) % num_data:
                         self._refuse_rows(len(terms.output), num_data)
-                    self._sort_rows([*probe(terms, ends)], uses, is_long)
+                    first, scaled = [*probe(terms, ends)] or ({}, {})
+                    sort_rows(self.owner, uses, first, scaled, is_long)
                 uses.as_cat.clear()
                 with exactly(self.device):
                     on_uses(uses)
@@ -388,34 +390,6 @@ class BackwardPasses:
     def _refuse_rows(self, num_rows: int, num_data: int) -> None:
         rule = f"have rows for each of the {num_data} data"
         raise ValueError(describe(self.owner, "outputs", rule, f"{num_rows} rows"))
-
-    def _sort_rows(
-        self, gradients: Sequence[_Gradients], uses: Uses, is_long: bool
-    ) -> None:
-        """Find which rows belong to which datum, where the first axis does not say.
-
-        Args:
-            gradients: Of the outputs of uses, for each of the probes.
-            uses: The uses, in which those of another order are replaced.
-            is_long: Whether outputs have several rows on the first axis for each datum.
-        """
-        first, scaled = gradients or ({}, {})
-        num_data = cast(int, uses.num_data)
-        for key, gradient in first.items():
-            if not (is_long or key in uses.as_cat):
-                continue
-            name, number = key
-            is_cat = rows.is_cat(gradient, scaled[key], num_data)
-            if is_cat is None:
-                argument = f"rows of the input of layer {name!r}"
-                rule = (
-                    "belong to one datum each, those of a datum next to each other "
-                    f"(as after flatten(0, 1)) or {num_data} apart (as after cat)"
-                )
-                found = f"{len(gradient)} rows of another order"
-                raise ValueError(describe(self.owner, argument, rule, found))
-            if is_cat:
-                uses[name][number] = uses.as_cat[key]()
 
 
 _Gradients = dict[tuple[str, int], Tensor]
