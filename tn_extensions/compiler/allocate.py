@@ -52,7 +52,7 @@ def reshaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
         return tensor.reshape(shape)
     try:
         return tensor.view(shape)
-    except (RuntimeError, ValueError):  # its strides do not allow it (of a fake one)
+    except RuntimeError:  # its strides do not allow it
         return contiguous(tensor).view(shape)
 
 
