@@ -14,12 +14,12 @@ LOG = logging.getLogger("tn_extensions")
 _SHORTEST = 5e-4
 """Seconds below which a call is repeated, so that the clock resolves it."""
 
-_ROUNDS = 5
+_ROUNDS = 9
 
-_PATIENCE = 2.0
-"""Seconds after which no further round begins."""
+_PATIENCE = 40
+"""Times the fastest call, or a tenth of a second, after which no round begins."""
 
-_BEHIND = (3.0, 1.5, 1.2)
+_BEHIND = (3.0, 1.5, 1.2, 1.2, 1.1)
 """Times that a candidate may take of the fastest one after the first, second, ... round
 to stay in."""
 
@@ -54,11 +54,10 @@ def measure(
         repeats[name] = max(1, ceil(_SHORTEST / max(seconds, 1e-7)))
     start = perf_counter()
     for number in range(_ROUNDS):
-        if number > 1 and perf_counter() - start > _PATIENCE:
+        best = min(fastest.values(), default=0.0)
+        if number > 1 and perf_counter() - start > _PATIENCE * max(best, 0.1):
             break
-        limit = _BEHIND[min(number, len(_BEHIND) - 1)] * min(
-            fastest.values(), default=0
-        )
+        limit = _BEHIND[min(number, len(_BEHIND) - 1)] * best
         left = {name: call for name, call in left.items() if fastest[name] <= limit}
         if len(left) < 2:
             break
