@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from math import ceil
+from statistics import median
 from time import perf_counter
 
 import torch
@@ -37,10 +38,11 @@ def measure(
         device: Where they run.
 
     Returns:
-        The least seconds of a call, of each that did not raise.
+        The median of the seconds of a call, of each that did not raise. The least would
+        favour calls whose time varies, as that of fresh memory does.
     """
     left = dict(calls)
-    fastest: dict[str, float] = {}
+    times: dict[str, list[float]] = {}
     repeats: dict[str, int] = {}
     for name, call in calls.items():
         try:
@@ -50,21 +52,21 @@ def measure(
             LOG.warning("Candidate %s is left out: %s", name, reason)
             del left[name]
             continue
-        fastest[name] = seconds
+        times[name] = [seconds]
         repeats[name] = max(1, ceil(_SHORTEST / max(seconds, 1e-7)))
     start = perf_counter()
     for number in range(_ROUNDS):
-        best = min(fastest.values(), default=0.0)
+        typical = {name: median(own) for name, own in times.items()}
+        best = min(typical.values(), default=0.0)
         if number > 1 and perf_counter() - start > _PATIENCE * max(best, 0.1):
             break
         limit = _BEHIND[min(number, len(_BEHIND) - 1)] * best
-        left = {name: call for name, call in left.items() if fastest[name] <= limit}
+        left = {name: call for name, call in left.items() if typical[name] <= limit}
         if len(left) < 2:
             break
         for name, call in left.items():
-            seconds = _time(call, repeats[name], device)
-            fastest[name] = min(fastest[name], seconds)
-    return fastest
+            times[name].append(_time(call, repeats[name], device))
+    return {name: median(own) for name, own in times.items()}
 
 
 def _time(call: Callable[[], object], repeats: int, device: torch.device) -> float:
