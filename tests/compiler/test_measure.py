@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -63,3 +65,17 @@ def test_what_raises_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
         assert list(measure({"broken": broken, "fine": lambda: None}, CPU)) == ["fine"]
     assert "broken" in caplog.text and "no kernel" in caplog.text
     assert measure({"broken": broken}, CPU) == {}
+
+
+def test_times_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"steady": [1.0], "varying": [0.8, 1.05, 1.05]}
+    counts = dict.fromkeys(seconds, 0)
+
+    def time_call(call: Callable[[], str], repeats: int, device: torch.device) -> float:
+        name = call()
+        counts[name] += 1
+        return seconds[name][counts[name] % len(seconds[name])]
+
+    monkeypatch.setattr(sys.modules[measure.__module__], "_time", time_call)
+    times = measure({name: partial(str, name) for name in seconds}, CPU)
+    assert times == {"steady": 1.0, "varying": 1.05}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -142,3 +143,15 @@ def model_and_data(make: Any, num_data: int = 3) -> Any:
     model = make().double()
     x = noise_tensor((num_data, *model.shape))
     return model, x, torch.arange(num_data) % 3
+
+
+MODELS: dict[str, Any] = {
+    "shared": Shared,
+    "adjacent": partial(Frames, "adjacent"),
+    "cat": partial(Frames, "cat"),
+    "tied": Tied,
+    "checkpointed": Checkpointed,
+    "functional": Functional,
+    "normalised": Normalised,
+}
+"""Models that use layers several times, or other parameters than layers' own."""

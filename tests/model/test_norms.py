@@ -16,9 +16,8 @@ from torch.testing import assert_close
 from tests.messages import assert_in_form
 from tests.model import reference
 from tests.model.networks import (
-    Checkpointed,
+    MODELS,
     Frames,
-    Functional,
     Normalised,
     Shared,
     Tied,
@@ -47,17 +46,6 @@ def test_every_convolution(case: st.DataObject) -> None:
     with torch.no_grad():
         y = noise_tensor(model(x).shape)
     check(model, nn.MSELoss(), x, y)
-
-
-MODELS: dict[str, Any] = {
-    "shared": Shared,
-    "adjacent": partial(Frames, "adjacent"),
-    "cat": partial(Frames, "cat"),
-    "tied": Tied,
-    "checkpointed": Checkpointed,
-    "functional": Functional,
-    "normalised": Normalised,
-}
 
 
 @pytest.mark.parametrize("budget", [1, 2**28])

@@ -153,7 +153,7 @@ class Layer:
 
     @property
     def _use(self) -> Use:
-        """What the layer did to its input."""
+        """The layer's use of its input."""
         module = self._module
         return Use.of(module, module.input0, module.output, "separate")
 

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -29,7 +30,7 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     """
     result = like.new_empty(tuple(shape))
     advise = _madvise()
-    if advise is not None and _is_large(result):
+    if advise is not None and is_large(result):
         size = result.numel() * result.element_size()
         begin = result.data_ptr()
         first = -(-begin // _HUGE_PAGE) * _HUGE_PAGE
@@ -40,15 +41,15 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def contiguous(tensor: Tensor) -> Tensor:
-    """The tensor, or a contiguous copy of it in memory like that of :func:`empty`."""
-    if tensor.is_contiguous() or not _is_large(tensor) or is_traced([tensor]):
+    """Make a tensor contiguous; a copy lies in memory like that of :func:`empty`."""
+    if tensor.is_contiguous() or not is_large(tensor) or is_traced([tensor]):
         return tensor.contiguous()
     return empty(tensor.shape, tensor).copy_(tensor)
 
 
 def reshaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """The tensor in another shape; if that takes a copy, as :func:`contiguous`."""
-    if not _is_large(tensor) or is_traced([tensor]):
+    """Reshape a tensor; a copy, if it takes one, is as of :func:`contiguous`."""
+    if not is_large(tensor) or is_traced([tensor]):
         return tensor.reshape(shape)
     try:
         return tensor.view(shape)
@@ -56,11 +57,11 @@ def reshaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
         return contiguous(tensor).view(shape)
 
 
-def _is_large(tensor: Tensor) -> bool:
-    """Tell whether so much memory of a CPU is always fresh."""
-    size = tensor.numel() * tensor.element_size()
-    is_on_cpu = tensor.device.type == "cpu" and holds_data(tensor)
-    return size > _ALWAYS_FRESH and is_on_cpu
+def is_large(like: Tensor, shape: Sequence[int] | None = None) -> bool:
+    """Tell whether memory of a tensor's size, or a shape's, is fresh on its device."""
+    numel = like.numel() if shape is None else prod(shape)
+    is_on_cpu = like.device.type == "cpu" and holds_data(like)
+    return numel * like.element_size() > _ALWAYS_FRESH and is_on_cpu
 
 
 def memory_of(tensor: Tensor) -> int:

@@ -18,7 +18,7 @@ _SHORTEST = 5e-4
 _ROUNDS = 9
 
 _PATIENCE = 40
-"""Times the fastest call, or a tenth of a second, after which no round begins."""
+"""Calls of the fastest, of a tenth of a second at least, whose time all rounds get."""
 
 _BEHIND = (3.0, 1.5, 1.2, 1.2, 1.1)
 """Times that a candidate may take of the fastest one after the first, second, ... round

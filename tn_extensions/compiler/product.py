@@ -13,7 +13,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from tn_extensions.compiler.allocate import contiguous, empty
+from tn_extensions.compiler.allocate import contiguous, empty, is_large
 from tn_extensions.compiler.tracing import holds_data, is_traced
 
 _SMALL = 2**19
@@ -45,10 +45,12 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _into_new(left: Tensor, right: Tensor) -> Tensor:
-    """Product ``left @ right``, in memory that is quick to write to."""
-    if is_traced((left, right)) or left.shape[:-2] != right.shape[:-2]:
-        return left @ right
+    """Multiply ``left @ right``; large results lie in memory of :func:`empty`."""
     shape = (*left.shape[:-1], right.shape[-1])
+    if not is_large(left, shape) or is_traced((left, right)):
+        return left @ right
+    if left.shape[:-2] != right.shape[:-2]:  # they are broadcast
+        return left @ right
     return torch.matmul(left, right, out=empty(shape, left))
 
 
@@ -81,7 +83,7 @@ def _in_pieces(left: Tensor, right: Tensor) -> Tensor:
 
 
 def uses_onednn(left: Tensor, right: Tensor, fewest: int = FEW) -> bool:
-    """Whether a product of at least so many terms is better left to oneDNN."""
+    """Tell whether a product of at least so many terms is better left to oneDNN."""
     if left.dim() != 2 or left.dtype != torch.float32 or left.device.type != "cpu":
         return False
     if not holds_data(left) or is_traced((left, right)):

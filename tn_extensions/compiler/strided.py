@@ -28,7 +28,7 @@ class Layout(NamedTuple):
         return tensor.as_strided(self.shape, self.strides, start)
 
     def merges(self, groups: Iterable[int]) -> bool:
-        """Whether groups of so many consecutive axes merge without a copy."""
+        """Tell whether groups of so many consecutive axes merge without a copy."""
         start = 0
         for length in groups:
             axes = zip(

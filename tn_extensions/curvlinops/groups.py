@@ -58,7 +58,7 @@ class ObservedParameters:
         self._takes_transposed = takes_transposed
         # those of the model may have no gradients, and be used elsewhere
         self.tensors = {name: p.detach().requires_grad_() for name, p in params.items()}
-        """What takes the parameters' place in the model."""
+        """Tensors that take the parameters' place in the model."""
         self.mapping: list[Group] = []
         """Groups, in the order of the parameters; known after the first batch."""
         self.transposed: dict[str, int] = {}

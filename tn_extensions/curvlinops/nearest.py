@@ -19,7 +19,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Block(NamedTuple):
-    """What the gradients of a block are made of.
+    """A block of the Fisher or GGN, and the uses that make its gradients.
 
     Args:
         layer: Name of the layer, or of the uses.
@@ -95,9 +95,7 @@ def nearest_factors(
         passes.check_results("gradients", names, _texts(factors))
         return found
 
-    like = torch.empty(0, dtype=torch.promote_types(like.dtype, torch.float32)).to(
-        like.device
-    )
+    like = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
     biases = {key: like for key, block in blocks.items() if not block.has_kernel}
     gradients = sweep(biases, True) if biases else {}
     sizes = {

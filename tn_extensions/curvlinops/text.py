@@ -1,4 +1,4 @@
-"""How operators print: sizes and options on top, a line for each block."""
+"""Texts of operators: sizes and options on top, a line for each block."""
 
 from __future__ import annotations
 

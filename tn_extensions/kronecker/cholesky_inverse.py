@@ -93,5 +93,8 @@ class CholeskyInverse:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all entries are: what overflows below makes a later pivot do so."""
+        """Tell whether all entries are finite.
+
+        What overflows below the diagonal makes a later pivot do so.
+        """
         return is_finite(self.pivots)

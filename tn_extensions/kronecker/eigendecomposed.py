@@ -34,7 +34,7 @@ class EigendecomposedMatrix:
     def of_eigenbases(
         cls, left: Eigenbasis, right: Eigenbasis | None
     ) -> EigendecomposedMatrix:
-        """``B (x) A`` of the eigenvalues and eigenvectors of its factors."""
+        """Make ``B (x) A`` of the eigenvalues and eigenvectors of its factors."""
         values, basis = left
         if right is None:
             return cls(basis, None, values.unsqueeze(2))
@@ -42,7 +42,7 @@ class EigendecomposedMatrix:
 
     @property
     def is_thin(self) -> bool:
-        """Whether the bases leave a rest."""
+        """Tell whether the bases leave a rest."""
         bases = [self.left] if self.right is None else [self.left, self.right]
         return any(basis.shape[1] > basis.shape[2] for basis in bases)
 
@@ -56,7 +56,7 @@ class EigendecomposedMatrix:
         return result.add_(matrices, alpha=self.rest) if has_rest else result
 
     def inverse(self, damping: float) -> EigendecomposedMatrix:
-        """The inverse of this plus ``damping`` times the identity."""
+        """Compute the inverse of this plus ``damping`` times the identity."""
         values = (self.values + damping).reciprocal()
         rest = self.rest + damping
         return EigendecomposedMatrix(
@@ -65,12 +65,12 @@ class EigendecomposedMatrix:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all eigenvalues are finite."""
+        """Tell whether all eigenvalues are finite."""
         return is_finite(self.values) and (not self.is_thin or isfinite(self.rest))
 
     @property
     def is_definite(self) -> bool:
-        """True if all eigenvalues are finite and positive."""
+        """Tell whether all eigenvalues are finite and positive."""
         rest = not self.is_thin or self.rest > 0
         return rest and self.is_finite and holds((self.values > 0).all())
 

@@ -46,7 +46,7 @@ class KroneckerProduct:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all entries are finite."""
+        """Tell whether all entries are finite."""
         return all(
             is_finite(part) if isinstance(part, Tensor) else part.is_finite
             for part in (self.left, self.right)
@@ -55,7 +55,7 @@ class KroneckerProduct:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether a part of it lies in a square that another matrix is in, too."""
+        """Tell whether a part of it lies in a square that another matrix is in, too."""
         parts = self.left, self.right
         return any(isinstance(part, CholeskyInverse) for part in parts)
 

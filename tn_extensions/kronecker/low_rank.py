@@ -50,7 +50,7 @@ class LowRank:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all entries are finite."""
+        """Tell whether all entries are finite."""
         parts = [part for part in (self.factor, self.cholesky) if part is not None]
         return is_finite(*parts)
 

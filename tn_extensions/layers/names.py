@@ -11,7 +11,7 @@ from tn_extensions.errors import describe
 
 
 def matches(pattern: str, name: str, module: nn.Module) -> bool:
-    """Whether a pattern is a module's name, that of one around it, or of its class.
+    """Tell whether a pattern is the name of a module, of its class or one around it.
 
     Args:
         pattern: A regular expression of the whole name.

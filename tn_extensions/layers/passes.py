@@ -23,7 +23,7 @@ from tn_extensions.layers.host import is_finite
 from tn_extensions.layers.losses import Fisher, LossTerms
 from tn_extensions.layers.module import SUPPORTED, Groups, Pairs, reason_against
 from tn_extensions.layers.observe import OnGradient, Uses, innermost, observed
-from tn_extensions.layers.order import sort_rows
+from tn_extensions.layers.order import Gradients, sort_rows
 
 
 class Observed(Protocol):
@@ -259,7 +259,7 @@ class BackwardPasses:
             else:
                 pending[name].append(pair)
 
-        def probe(terms: LossTerms, ends: Sequence[Tensor]) -> Iterator[_Gradients]:
+        def probe(terms: LossTerms, ends: Sequence[Tensor]) -> Iterator[Gradients]:
             nonlocal probed
             vectors = rows.probes(terms.output.detach(), cast(int, uses.num_data))
             try:
@@ -274,14 +274,16 @@ class BackwardPasses:
         with self.observed.observed(on_gradient) as uses:
             for X, y in self.batches(purpose):
                 uses.num_data = num_data = self.batch_size_fn(X)
-                found = self.model(X)
-                terms = self.terms(found, y)
+                output = self.model(X)
+                terms = self.terms(output, y)
                 self.observed.check(terms.output)
                 ends = self.observed.ends(terms.output, uses)
-                is_long = len(found) != num_data
+                is_long = len(output) != num_data
                 if by_datum and num_data > 1 and (is_long or uses.as_cat):
                     if len(terms.output) % num_data:
-                        self._refuse_rows(len(terms.output), num_data)
+                        rule = f"have rows for each of the {num_data} data"
+                        found = f"{len(terms.output)} rows"
+                        raise ValueError(describe(self.owner, "outputs", rule, found))
                     first, scaled = [*probe(terms, ends)] or ({}, {})
                     sort_rows(self.owner, uses, first, scaled, is_long)
                 uses.as_cat.clear()
@@ -322,7 +324,7 @@ class BackwardPasses:
 
     @property
     def splits_terms(self) -> bool:
-        """Whether gradients by term are those of single loss terms."""
+        """Tell whether gradients by term are those of single loss terms."""
         return self.terms_per_datum > 1 and self.fisher == "type-2"
 
     def scale(self, batch_size: int) -> float:
@@ -384,13 +386,3 @@ class BackwardPasses:
         remedy = "Leave out the parameters of layers that are not"
         argument = f"layer {name!r}"
         raise ValueError(describe(self.owner, argument, rule, "no call", remedy))
-
-    # -- rows of a first axis that is not that of the data
-
-    def _refuse_rows(self, num_rows: int, num_data: int) -> None:
-        rule = f"have rows for each of the {num_data} data"
-        raise ValueError(describe(self.owner, "outputs", rule, f"{num_rows} rows"))
-
-
-_Gradients = dict[tuple[str, int], Tensor]
-"""Gradients of outputs by layer and number of the use."""

@@ -73,16 +73,16 @@ class Processes:
         return self._owners[self._names.index(name)]
 
     def inverts(self, name: str) -> bool:
-        """Whether this process inverts a layer."""
+        """Tell whether this process inverts a layer."""
         return self.owner_of(name) == self.rank
 
     def multiplies(self, name: str) -> bool:
-        """Whether this process multiplies by a layer's inverse."""
+        """Tell whether this process multiplies by a layer's inverse."""
         return self.owner_of(name) % self._columns == self.rank % self._columns
 
     @property
     def has_all_inverses(self) -> bool:
-        """Whether each process has the inverses of all layers."""
+        """Tell whether each process has the inverses of all layers."""
         return self._columns == 1
 
     # -- statistics

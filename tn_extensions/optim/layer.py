@@ -95,7 +95,7 @@ class Layer:
 
     @property
     def is_joint(self) -> bool:
-        """Whether weight and bias share a block."""
+        """Tell whether weight and bias share a block."""
         return len(self.keys) == 2
 
     @property
@@ -126,7 +126,7 @@ class Layer:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether each process has but a part of its parameters between passes."""
+        """Tell whether each process has but a part of its parameters between passes."""
         return self.trained.is_sharded
 
     @property
@@ -270,7 +270,7 @@ class Layer:
 
     @property
     def has_averages(self) -> bool:
-        """Whether it has averages, here or in another process."""
+        """Tell whether it has averages, here or in another process."""
         return bool(self.averages) or self.is_elsewhere
 
     def average(self, new: Statistics) -> None:
@@ -386,7 +386,7 @@ class Layer:
         return {"averages": averages, "bases": bases, "inverse": inverse}
 
     def accepts(self, state: Mapping[str, Any]) -> bool:
-        """Whether a state is that of such a layer."""
+        """Tell whether a state is that of such a layer."""
         sizes = {what: own.shape[-1] for what, own in state["averages"].items()}
         expected = {what: own[-1] for what, own in self.factor_shapes.items()}
         if not sizes:

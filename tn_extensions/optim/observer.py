@@ -142,7 +142,7 @@ class Observer:
 
     @property
     def is_empirical(self) -> bool:
-        """Whether statistics come from the backward pass that trains."""
+        """Tell whether statistics come from the backward pass that trains."""
         return self._fisher == "empirical"
 
     def forget(self) -> None:

@@ -47,7 +47,7 @@ class Gathered:
 
 
 def all_finite(statistics: Statistics) -> bool:
-    """Whether all of a step's statistics are."""
+    """Tell whether all of a step's statistics are."""
     sums = [
         (own if what == "moments" else squared_sums(own)).sum()
         for what, own in statistics.items()

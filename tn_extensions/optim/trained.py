@@ -57,7 +57,7 @@ class Trained:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether each process has but a part of them between passes."""
+        """Tell whether each process has but a part of them between passes."""
         return bool(self._shards)
 
     @property

@@ -196,7 +196,7 @@ def _cost(
 
 
 def _has_axis(operand: Operand, indices: Sequence[str]) -> bool:
-    """Whether one of some indices has an axis of its own, as the batch has."""
+    """Tell whether one of some indices has an axis of its own, as the batch has."""
     own = [axis.position.indices for axis in operand.axes]
     return any((index,) in own for index in indices)
 
