@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -68,6 +69,16 @@ def _enter(rank: int, row: ProcessesRow, rounds: int, port: int, path: Path) -> 
     dist.init_process_group(
         "gloo", rank=rank, world_size=row.processes, timeout=TIMEOUT
     )
+    seconds = _time(rank, row, rounds)
+    gc.collect()  # models that outlive the processes' group abort at exit, at times
+    if rank == 0:
+        storage.write_json(path, {"rounds": rounds, "seconds": seconds})
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _time(rank: int, row: ProcessesRow, rounds: int) -> dict[str, float]:
+    """Time steps side by side, medians by name."""
     sgd = Training(_network(), _batch(rank), "sgd")
     ours = Training(_network(), _batch(rank), "ours", grad_worker_fraction=row.fraction)
     calls: dict[str, Call] = {"sgd": partial(sgd.step, "plain")}
@@ -78,9 +89,7 @@ def _enter(rank: int, row: ProcessesRow, rounds: int, port: int, path: Path) -> 
     wait: dict[str, Call] = dict.fromkeys(calls, dist.barrier)
     times = time_side_by_side(calls, rounds, min_seconds=0.0, setup=wait)
     _check_same(ours)
-    if rank == 0:
-        storage.write_json(path, {"rounds": rounds, "seconds": medians(times)})
-    dist.destroy_process_group()
+    return medians(times)
 
 
 def _check_same(training: Training) -> None:

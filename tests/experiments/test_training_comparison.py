@@ -119,7 +119,7 @@ def test_trials_and_runs_of_all(setting: Setting) -> None:
     content = compare(setting, grids, seeds=[4, 5])
     assert [trial["kind"] for trial in content["search"]] == ["SGD"] * 2 + ["EKFAC"] * 2
     ends = [[last["step"] for last in trial["lasts"]] for trial in content["search"]]
-    assert ends == [[6, 6]] * 4
+    assert ends == [[6] * 4] * 4
     runs = [(run["kind"], run["seed"]) for run in content["runs"]]
     assert runs == [("SGD", 4), ("EKFAC", 4), ("SGD", 5), ("EKFAC", 5)]
     assert content["metadata"]["training images"] == 160
