@@ -23,6 +23,8 @@ from tn_extensions.compiler.wisdom import find, key_of, record
 from tn_extensions.network import TensorNetwork
 from tn_extensions.recognise import recognise
 
+Row = tuple[str, str, str, str]
+
 _APART = "each on its own"
 
 _WORTH = 0.9
@@ -178,15 +180,14 @@ class JointPlan:
             if is_wanted or prod(part.shape) <= fits:
                 yield Sharing(Cuts(part), 1, at_once, planner)
             cuts, members = self._cut(part)
-            if cuts is None:
+            if is_wanted or cuts is None:
                 continue
-            total = cuts.chunks.total
+            total, elements = cuts.chunks.total, max(prod(part.shape), 1)
             cached = int(rates(self._device).cache) // (2 * self._dtype.itemsize)
-            for limit in sorted({cached} if is_wanted else {cached, fits}):
-                size = min(total, limit * total // max(prod(part.shape), 1))
-                size = ceil(total / ceil(total / max(size, 1)))  # balanced
-                if size < total and (is_wanted or size * prod(part.shape) <= fits * total):
-                    yield Sharing(cuts, size, members, planner)
+            sizes = {min(total, limit * total // elements) for limit in (fits, cached)}
+            for size in sizes - {0, total}:
+                balanced = ceil(total / ceil(total / size))
+                yield Sharing(cuts, balanced, members, planner)
 
     def _members(self, part: TensorNetwork, index: str = "") -> dict[int, Cuts]:
         found = (member(one, part, index) for one in self.networks)
@@ -199,8 +200,9 @@ class JointPlan:
             for index in part.output_indices
             if (cuts := Cuts.along(part, index)) is not None
         ]
-        cut = max(found, key=lambda one: len(one[1]), default=(None, {}))
-        return cut if len(cut[1]) > 1 else (None, {})
+        best = max((len(members) for _, members in found), default=0)
+        usable = (one for one in found if len(one[1]) == best > 1)
+        return next(usable, (None, {}))
 
     def _worth(self, sharing: Sharing) -> Sharing | None:
         """Leave out what is faster on its own; None if nothing is to be shared."""
@@ -237,11 +239,13 @@ class JointPlan:
 
     __repr__ = __str__
 
-    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
+    def _rows(self) -> Iterator[Row]:
         sharing = self._chosen
         if sharing is None:
             for own in self.plans:
-                yield _row(in_a_line(own.network), own.candidate.name, 1, own.cost.seconds)
+                yield _row(
+                    in_a_line(own.network), own.candidate.name, 1, own.cost.seconds
+                )
             return
         part, members = sharing.plans(sharing.size)
         number = sharing.number
@@ -265,7 +269,7 @@ def _title(sharing: Sharing | None) -> str:
     return _APART if sharing is None else sharing.title
 
 
-def _row(network: str, candidate: str, times: int, seconds: float) -> tuple[str, ...]:
+def _row(network: str, candidate: str, times: int, seconds: float) -> Row:
     return network, candidate, str(times), milli(seconds)
 
 

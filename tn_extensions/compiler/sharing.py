@@ -140,8 +140,8 @@ class Sharing:
         """The part, and how much of it at a time."""
         network, index = self.part.network, self.part.chunks.index
         operands = " ".join(sorted({one.name for one in network.operands}))
-        name = recognise(network)
-        name = name or f"{operands} -> [{' '.join(network.output_indices)}]"
+        kept = " ".join(network.output_indices)
+        name = recognise(network) or f"{operands} -> [{kept}]"
         return f"{name}, {self.size} {index} at a time" if index else f"{name}, at once"
 
     def is_part(self, number: int) -> bool:
@@ -181,27 +181,23 @@ class Sharing:
         """
         like = next(iter(tensors.values()))
         plain = [k for k in self.members if self.is_part(k) and wanted[k] == Wanted()]
-        direct = plain[0] if plain else None
+        # evaluated at once, the part is the result of the first that wants it so
+        direct = plain[0] if plain and self.number == 1 else None
         results = {
-            number: empty(one.network.shape, like) if own.out is None else own.out
+            number: empty(one.network.shape, like) if out is None else out
             for number, one in self.members.items()
-            for own in [wanted[number]]
-            if number != direct or self.number > 1
+            for out in [wanted[number].out]
+            if number != direct
         }
         total = self.part.chunks.total
         for start in range(0, total, self.size):
             count = min(self.size, total - start)
             part, members = self.plans(count)
             given = self.part.operands(tensors, start, count)
-            target = None
-            if direct in results:
-                target = _narrowed(results[direct], self.part.result, start, count)
-            value = part.run(given, out=target, accumulate=False)
-            if target is None:
-                value = contiguous(value)
+            value = contiguous(part.run(given))
             for number, one in self.members.items():
                 if number == direct:
-                    results.setdefault(number, value)
+                    results[number] = value
                     continue
                 operands = one.operands(tensors, start, count) | {_PART: value}
                 scale, out, accumulate = wanted[number]

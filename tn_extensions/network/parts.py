@@ -73,7 +73,10 @@ def _occurrence(
         others = list(network.nodes)
         for node in found:
             others.remove(node)
-        needed = {*network.output_indices, *(j for node in others for j in node.indices)}
+        needed = {
+            *network.output_indices,
+            *(j for node in others for j in node.indices),
+        }
         kept = {names[index] for index in part.output_indices}
         is_apart = len(summed) == len(part.summed_indices)
         if is_apart and not summed & (needed | kept):
