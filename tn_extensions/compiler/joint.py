@@ -27,8 +27,11 @@ Row = tuple[str, str, str, str]
 
 _APART = "each on its own"
 
-_WORTH = 0.9
-"""Share of the time on their own that networks may take together, by estimate."""
+_WORTH = 1.1
+"""Times that networks must take on their own of the time from a common part.
+
+By estimate, which is not exact.
+"""
 
 _MEASURED = 3
 """Sharings that are measured, the best by estimate."""
@@ -85,6 +88,12 @@ class JointPlan:
         shared = sum(map(sharing.seconds, (None, *members))) if sharing else 0.0
         others = (p for k, p in enumerate(self.plans) if k not in members)
         return shared + sum(own.cost.seconds for own in others)
+
+    def _gain(self, sharing: Sharing) -> float:
+        """Estimate how often a sharing is done in the time of its members' plans."""
+        apart = sum(self.plans[k].cost.seconds for k in sharing.members)
+        together = sum(map(sharing.seconds, (None, *sharing.members)))
+        return apart / max(together, 1e-12)
 
     def run(
         self, tensors: Tensors, wanted: Sequence[Wanted] | None = None
@@ -160,8 +169,8 @@ class JointPlan:
         known = [title for title in self.measured if title in by_title]
         if known:
             return by_title[min(known, key=self.measured.__getitem__)]
-        best = next(iter(self.sharings), None)
-        return best if self.seconds(best) < _WORTH * self.seconds() else None
+        worth = (one for one in self.sharings if self._gain(one) > _WORTH)
+        return next(worth, None)
 
     # -- what may be shared
 

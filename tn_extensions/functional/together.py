@@ -265,7 +265,7 @@ def _check_options(owner: str, name: str, options: Mapping[str, Any]) -> None:
     for option, value in options.items():
         if option not in known:
             rule = f"be left out: {name!r} takes {known or 'no options'}"
-            raise TypeError(describe(owner, repr(option), rule, repr(value)))
+            raise TypeError(describe(owner, option, rule, repr(value)))
 
 
 def _check_operands(
