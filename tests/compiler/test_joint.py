@@ -15,7 +15,7 @@ from tn_extensions import Conv, TensorNetwork, planning, quantities, wisdom
 from tn_extensions.compiler import plan
 from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.joint import JointPlan, joint_plan
-from tn_extensions.compiler.sharing import Wanted
+from tn_extensions.compiler.sharing import Cuts, Sharing, member
 
 CONV = Conv.make(8, 8, 3, (12, 12), padding=1)
 N = 4
@@ -59,18 +59,15 @@ def test_values(conv: Conv, batch_size: int, with_part: bool) -> None:
     asked = networks(conv, batch_size)
     if with_part:
         asked.append(quantities.per_sample_grad(conv, batch_size, 2))
-    found, wanted = planned(asked), [Wanted()] * len(asked)
-    expected = apart(asked)
+    found, expected = planned(asked), apart(asked)
     for sharing in (None, *found.sharings):
-        assert_close(found._execute(sharing, tensors(asked), wanted), expected)
+        assert_close(found._execute(sharing, tensors(asked)), expected)
 
 
 @pytest.mark.parametrize("index", ["n", "v", "co"])
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_chunks(index: str, size: int) -> None:
     """Samples are no chunks of a Gram matrix, channels are."""
-    from tn_extensions.compiler.sharing import Cuts, Sharing, member
-
     asked = networks()
     part = quantities.per_sample_grad(CONV, N, 2)
     cuts = Cuts.along(part, index)
@@ -80,15 +77,9 @@ def test_chunks(index: str, size: int) -> None:
     assert (3 in members) == (index == "co") and 4 not in members
     assert {0, 1, 2} <= {*members}
     sharing = Sharing(cuts, size, members, lambda one: plan(one, torch.float64))
-    given, expected = tensors(asked), apart(asked)
-    out = expected[1].clone()
-    wanted = [Wanted()] * len(asked)
-    wanted[1] = Wanted(2.0, out)
-    results = sharing.run(given, wanted)
-    assert results[1] is out
-    assert_close(out, 3 * expected[1])
-    for number in {*results} - {1}:
-        assert_close(results[number], expected[number])
+    expected = apart(asked)
+    for number, result in sharing.run(tensors(asked)).items():
+        assert_close(result, expected[number])
 
 
 def test_budget() -> None:

@@ -138,6 +138,14 @@ def test_layouts_and_gradients() -> None:
     assert all(one.is_contiguous() and not one.requires_grad for one in found)
 
 
+def test_what_is_not_needed_does_not_matter() -> None:
+    given = operands(CONV)
+    (found,) = functional.together(
+        "bias_vjp", x=torch.ones(1), g=given["g"], S=torch.ones(1), conv=CONV
+    )
+    assert_close(found, given["g"].sum((0, 2, 3)))
+
+
 def test_nothing() -> None:
     assert functional.together(conv=CONV) == []
 

@@ -16,7 +16,7 @@ from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.measure import MEASURING, can_measure, measure
 from tn_extensions.compiler.plan import plan, to_forget
 from tn_extensions.compiler.planning import Mode, current_mode
-from tn_extensions.compiler.sharing import Cuts, Sharing, Wanted, member
+from tn_extensions.compiler.sharing import Cuts, Sharing, member
 from tn_extensions.compiler.table import aligned, in_a_line, milli, ruled
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.compiler.wisdom import find, key_of, record
@@ -95,37 +95,21 @@ class JointPlan:
         together = sum(map(sharing.seconds, (None, *sharing.members)))
         return apart / max(together, 1e-12)
 
-    def run(
-        self, tensors: Tensors, wanted: Sequence[Wanted] | None = None
-    ) -> list[Tensor]:
-        """Evaluate all networks on tensors.
-
-        Args:
-            tensors: The operands' tensors, by name.
-            wanted: What to do with each network's result. Default: to return it.
-
-        Returns:
-            The networks' results.
-        """
-        wanted = [Wanted()] * len(self.networks) if wanted is None else wanted
+    def run(self, tensors: Tensors) -> list[Tensor]:
+        """Evaluate all networks on tensors, by operand name; the networks' results."""
         if is_traced(tensors.values()):
-            return self._execute(None, tensors, wanted)
+            return self._execute(None, tensors)
         if not self._is_settled:
-            self._measure(tensors, wanted)
-        return self._execute(self._chosen, tensors, wanted)
+            self._measure(tensors)
+        return self._execute(self._chosen, tensors)
 
-    def _execute(
-        self, sharing: Sharing | None, tensors: Tensors, wanted: Sequence[Wanted]
-    ) -> list[Tensor]:
-        results = {} if sharing is None else sharing.run(tensors, wanted)
+    def _execute(self, sharing: Sharing | None, tensors: Tensors) -> list[Tensor]:
+        if sharing is None:
+            return [own.run(Cuts(own.network).operands(tensors)) for own in self.plans]
+        results = sharing.run(tensors)
         others = [k for k in range(len(self.networks)) if k not in results]
-        if sharing is not None and others:
-            found = self._rest(sharing).run(tensors, [wanted[k] for k in others])
-            results |= dict(zip(others, found, strict=True))
-            others = []
-        for number in others:
-            own = Cuts(self.networks[number]).operands(tensors)
-            results[number] = self.plans[number].run(own, *wanted[number])
+        found = self._rest(sharing).run(tensors) if others else []
+        results |= dict(zip(others, found, strict=True))
         return [results[number] for number in range(len(self.networks))]
 
     def _rest(self, sharing: Sharing) -> JointPlan:
@@ -133,7 +117,7 @@ class JointPlan:
         others = (n for k, n in enumerate(self.networks) if k not in sharing.members)
         return joint_plan(tuple(others), self._dtype, self._device, self._budget)
 
-    def _measure(self, tensors: Tensors, wanted: Sequence[Wanted]) -> None:
+    def _measure(self, tensors: Tensors) -> None:
         """Run what is best by estimate, and keep to the fastest from now on."""
         like = next(iter(tensors.values()))
         if not can_measure(like):
@@ -141,16 +125,8 @@ class JointPlan:
         with MEASURING, torch.no_grad():
             if self._is_settled:
                 return
-            # what is written to, and whether it is added, does not matter
-            scratch = [
-                one._replace(out=None if one.out is None else one.out.clone())
-                for one in wanted
-            ]
             best = (None, *self.sharings[:_MEASURED])
-            calls = {
-                _title(one): partial(self._execute, one, tensors, scratch)
-                for one in best
-            }
+            calls = {_title(one): partial(self._execute, one, tensors) for one in best}
             self.measured = measure(calls, like.device)
             if self.measured:
                 entry = {

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil, prod
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -21,20 +20,6 @@ _PART, _RESULT = "shared part", "own result"
 """Names of operands: the part's result, and a network's own."""
 
 Planner = Callable[[TensorNetwork], Plan]
-
-
-class Wanted(NamedTuple):
-    """What to do with a network's result.
-
-    Args:
-        scale: Factor of the result.
-        out: Where to write it. Default: a new tensor.
-        accumulate: Whether to add to ``out`` rather than to replace it.
-    """
-
-    scale: float = 1.0
-    out: Tensor | None = None
-    accumulate: bool = True
 
 
 @dataclass(frozen=True)
@@ -169,43 +154,27 @@ class Sharing:
         """Return the same for some of the members."""
         return replace(self, members=members)
 
-    def run(self, tensors: Tensors, wanted: Sequence[Wanted]) -> dict[int, Tensor]:
-        """Evaluate the members.
-
-        Args:
-            tensors: Operands by name.
-            wanted: What to do with the result of each network.
-
-        Returns:
-            Results by number.
-        """
+    def run(self, tensors: Tensors) -> dict[int, Tensor]:
+        """Evaluate the members on operands by name; their results by number."""
         like = next(iter(tensors.values()))
-        plain = [k for k in self.members if self.is_part(k) and wanted[k] == Wanted()]
-        # evaluated at once, the part is the result of the first that wants it so
-        direct = plain[0] if plain and self.number == 1 else None
-        results = {
-            number: empty(one.network.shape, like) if out is None else out
-            for number, one in self.members.items()
-            for out in [wanted[number].out]
-            if number != direct
-        }
         total = self.part.chunks.total
+        # evaluated at once, the part is a result itself
+        results = {
+            number: empty(one.network.shape, like)
+            for number, one in self.members.items()
+            if self.number > 1 or not self.is_part(number)
+        }
         for start in range(0, total, self.size):
             count = min(self.size, total - start)
             part, members = self.plans(count)
-            given = self.part.operands(tensors, start, count)
-            value = contiguous(part.run(given))
+            value = contiguous(part.run(self.part.operands(tensors, start, count)))
             for number, one in self.members.items():
-                if number == direct:
+                if number not in results:
                     results[number] = value
                     continue
                 operands = one.operands(tensors, start, count) | {_PART: value}
-                scale, out, accumulate = wanted[number]
-                if start and one.result is None:
-                    accumulate = True
-                elif out is None:
-                    accumulate = False
                 target = _narrowed(results[number], one.result, start, count)
-                members[number].run(operands, scale, target, accumulate)
+                is_added = start > 0 and one.result is None
+                members[number].run(operands, out=target, accumulate=is_added)
             del value  # before there is another one
         return results

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -92,7 +92,7 @@ def together(
     """
     asked = _asked("together", quantities, conv, {"x": x, "g": g, "S": S})
     with torch.no_grad():
-        operands, conv = _prepared(conv, {"x": x, "g": g, "S": S})
+        operands, conv = _prepared(asked, conv, {"x": x, "g": g, "S": S})
         joint = {
             number: _network(name, options, operands, conv)
             for number, (name, options) in enumerate(asked)
@@ -144,7 +144,7 @@ def plan_together(
             raise ValueError(
                 describe("plan_together", "quantities", rule, repr(name), remedy)
             )
-    operands, conv = _prepared(conv, {"x": x, "g": g, "S": S})
+    operands, conv = _prepared(asked, conv, {"x": x, "g": g, "S": S})
     found = [_network(name, options, operands, conv) for name, options in asked]
     return _joint_plan(list(dict.fromkeys(found)), operands)
 
@@ -172,11 +172,16 @@ def _run(
 
 
 def _prepared(
-    conv: Conv, given: Mapping[str, Tensor | None]
+    asked: Sequence[tuple[str, Any]], conv: Conv, given: Mapping[str, Tensor | None]
 ) -> tuple[dict[str, Tensor], Conv]:
-    """Operands in the result's dtype, the input padded where that holds data."""
-    operands = {k: t.detach() for k, t in given.items() if t is not None}
-    if operands.get("S") is operands.get("g"):
+    """What is needed, in the result's dtype, with padding that holds data."""
+    needed = {"g", *(operand for name, _ in asked for operand in _operands(name))}
+    operands = {
+        key: tensor.detach()
+        for key, tensor in given.items()
+        if tensor is not None and key in needed
+    }
+    if given["S"] is given["g"]:
         operands.pop("S", None)
     for name, tensor in operands.items():
         is_input = name == "x"
