@@ -277,16 +277,16 @@ def _check_operands(
     owner: str, name: str, conv: Conv, given: Mapping[str, Tensor | None]
 ) -> None:
     """Refuse tensors that are missing or do not fit."""
-    x, g, S = (given[key] for key in ("x", "g", "S"))
-    vectors, argument = (g, "g") if S is None else (S, "S")
-    if "S" not in _operands(name):
-        vectors, argument = g, "g"
-    if "x" in _operands(name):
+    takes = _operands(name)
+    x = given["x"] if "x" in takes else None
+    argument = "S" if "S" in takes and given["S"] is not None else "g"
+    vectors = given[argument]
+    if "x" in takes:
         if x is None:
             rule = f"be given for {name!r}"
             raise TypeError(describe(owner, "x", rule, None))
         check_input(owner, x, conv)
-    if {"g", "S"} & {*_operands(name)}:
+    if takes != ["x"]:
         if vectors is None:
             rule = f"be given for {name!r}"
             raise TypeError(describe(owner, argument, rule, None))
@@ -296,5 +296,3 @@ def _check_operands(
         check_vectors(owner, vectors, conv, argument, leading, number)
         if x is not None:
             check_like(owner, argument, vectors, x.dtype, x)
-        elif g is not None:
-            check_like(owner, argument, vectors, g.dtype, g, "g")
