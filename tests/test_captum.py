@@ -44,7 +44,10 @@ def check(model: Any, x: Tensor) -> None:
     expected = expected_gradients(model, x)
     wrapper = sample_gradient.SampleGradientWrapper(model)
     wrapper.add_hooks()
-    wrapper.compute_param_sample_gradients(losses_of(model(x)).mean(), "mean")
+    # captum hooks inputs, which must require a gradient
+    wrapper.compute_param_sample_gradients(
+        losses_of(model(x.requires_grad_())).mean(), "mean"
+    )
     wrapper.remove_hooks()
     found = {name: p.sample_grad for name, p in model.named_parameters()}
     assert_close(found, expected)
