@@ -106,7 +106,9 @@ def measure(
         "threads": torch.get_num_threads(),
         "seconds": seconds,
         "speed": {name: seconds[name] / seconds["tn"] for name in backends},
-        "over_gradient": {name: seconds[name] / seconds["gradient"] for name in backends},
+        "over_gradient": {
+            name: seconds[name] / seconds["gradient"] for name in backends
+        },
     }
 
 

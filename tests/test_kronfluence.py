@@ -71,7 +71,10 @@ def test_gradients_and_scores_of_every_convolution(
         g = noise_tensor(layer(x).shape)
     module, each = tracked(layer), sample_gradients(layer, x, g)
     queries = noise_tensor((2, *each.shape[1:]))
-    left, right = noise_tensor((2, each.shape[1], 3)), noise_tensor((2, 3, each.shape[2]))
+    left, right = (
+        noise_tensor((2, each.shape[1], 3)),
+        noise_tensor((2, 3, each.shape[2])),
+    )
     with memory_budget(budget), torch.no_grad():
         assert_close(module.compute_per_sample_gradient(x, g), each)
         assert_close(module.compute_summed_gradient(x, g), each.sum(0)[None])

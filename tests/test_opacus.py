@@ -41,7 +41,9 @@ def loss_of(output: Tensor) -> Tensor:
 
 
 def expected_gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    each = [torch.autograd.grad(loss_of(model(one[None])), model.parameters()) for one in x]
+    each = [
+        torch.autograd.grad(loss_of(model(one[None])), model.parameters()) for one in x
+    ]
     names = [name for name, _ in model.named_parameters()]
     return dict(zip(names, map(torch.stack, zip(*each, strict=True)), strict=True))
 
@@ -111,7 +113,9 @@ def test_half_precision_keeps_the_dtype_of_parameters() -> None:
 
 
 def test_gradients_that_are_zero_have_norm_zero() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding_mode="circular", padding=1)).double()
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding_mode="circular", padding=1)
+    ).double()
     wrapped = GradSampleModuleFastGradientClipping(model)
     (wrapped(torch.randn(3, 1, 4, 4, dtype=torch.float64)) * 0).sum().backward()
     assert not wrapped.get_norm_sample().any()

@@ -105,7 +105,9 @@ class TrackedConvolution(TrackedModule):  # type: ignore[misc]
         """Compute ``sum_{n, o} U[n, o] U[n, o]^T``, ``[D, D]``; of groups, the mean."""
         layer, has_bias = self.original_module, self.original_module.bias is not None
         conv = Conv.from_module(layer, x.shape[2:], self._output_size)
-        return functional.kfac_expand(x, conv, bias=has_bias, scale=1 / conv.groups).sum(0)
+        return functional.kfac_expand(
+            x, conv, bias=has_bias, scale=1 / conv.groups
+        ).sum(0)
 
     def gradient_factor(self, g: Tensor) -> Tensor:
         """Compute ``sum_{n, o} g[n, o] g[n, o]^T``, ``[C_out, C_out]``, by group."""
