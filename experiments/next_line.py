@@ -1,7 +1,7 @@
 """How fast is KFAC of curvlinops' next line, with our backend and with its own?
 
-``python -m experiments.next_line --help`` lists the options. Writes JSON and, beside it,
-a table. Needs curvlinops from its repository, as it is not released yet.
+``python -m experiments.next_line --help`` lists the options. Writes JSON. Needs
+curvlinops from its repository, as it is not released yet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from curvlinops import EKFACLinearOperator, KFACLinearOperator
 from torch import Tensor, nn
 
 from experiments import machine, storage
-from experiments.measure import MIN_ROUNDS, medians, number_of_rounds, time_side_by_side
+from experiments.measure import MIN_ROUNDS, medians, time_side_by_side
 from experiments.models import Subject
 from tn_extensions.kronecker.factors import trace
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,6 @@ from experiments.images import Images, digits
 from experiments.markdown import number, table
 from experiments.measure import (
     MIN_ROUNDS,
-    Call,
     medians,
     number_of_rounds,
     peak_memory,
@@ -72,7 +71,9 @@ QUICK_WORKLOADS = ((Subject("3c3d"), 2),)
 """Networks and batch sizes."""
 
 
-def step(subject: Subject, batch_size: int, contender: Contender) -> Call:
+def step(
+    subject: Subject, batch_size: int, contender: Contender
+) -> Callable[[], Tensor]:
     """Return a step of training on a batch; its value is the loss."""
     x, y = subject.batch(batch_size)
     loader = DataLoader(TensorDataset(x, y), batch_size=batch_size)
@@ -144,7 +145,7 @@ def train(data: Images, contender: Contender, epochs: int) -> dict[str, float]:
 
 def _prepare_for_memory(
     subject: Subject, batch_size: int, contender: Contender
-) -> tuple[Call, Call]:
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     warnings.filterwarnings("ignore")
     return step(subject, 1, contender), step(subject, batch_size, contender)
 

@@ -56,7 +56,7 @@ def unregister() -> None:
     _REGISTRATION.take_back()
 
 
-class TrackedConvolution(TrackedModule):  # type: ignore[misc]
+class TrackedConvolution(TrackedModule):
     """A convolution of any kind, for influence functions.
 
     Gradients are matrices ``[C_out, D]`` with ``D = CI * K`` columns, and one more if
@@ -143,7 +143,7 @@ class TrackedConvolution(TrackedModule):  # type: ignore[misc]
         input_activation: Tensor,
         output_gradient: Tensor,
     ) -> Tensor:
-        """Compute inner products of preconditioned and samples' gradients, ``[Q, N]``."""
+        """Compute products of preconditioned and samples' gradients, ``[Q, N]``."""
 
         def scores(gradients: Tensor) -> Tensor:
             if isinstance(preconditioned_gradient, list):
@@ -161,7 +161,7 @@ class TrackedConvolution(TrackedModule):  # type: ignore[misc]
         input_activation: Tensor,
         output_gradient: Tensor,
     ) -> Tensor:
-        """Compute each sample's inner product with its own preconditioned one, ``[N]``."""
+        """Compute the product of each sample's gradient with its own, ``[N]``."""
         chunks = self._chunks(
             input_activation, output_gradient, preconditioned_gradient
         )
@@ -198,7 +198,7 @@ class TrackedConvolution(TrackedModule):  # type: ignore[misc]
             yield tuple(tensor[start : start + step] for tensor in tensors)
 
 
-class _Covariances(CovarianceTracker):  # type: ignore[misc]
+class _Covariances(CovarianceTracker):
     """Adds factors, which the module computes from tensors as they are."""
 
     def _update_activation_covariance_matrix(

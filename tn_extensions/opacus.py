@@ -29,9 +29,8 @@ Values = dict[nn.Parameter, Tensor]
 def register(*, norms: bool = True) -> None:
     """Let Opacus compute convolutions' per-sample gradients and norms with ours.
 
-    It holds for ``Conv1d`` to ``Conv3d`` and ``ConvTranspose1d`` to ``ConvTranspose3d``,
-    in models that exist already, too, with ``grad_sample_mode="hooks"`` and
-    ``"ghost"``. Opacus looks samplers up by the exact class: subclasses stay as they
+    It holds for all convolutions and transposed ones, in models that exist already,
+    too, with ``grad_sample_mode="hooks"`` and ``"ghost"``. Opacus looks samplers up by the exact class: subclasses stay as they
     were. Doing it twice changes nothing.
 
     Args:
