@@ -145,7 +145,7 @@ def train(data: Images, contender: Contender, epochs: int) -> dict[str, float]:
 
 def _prepare_for_memory(
     subject: Subject, batch_size: int, contender: Contender
-) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+) -> tuple[Step, Step]:
     warnings.filterwarnings("ignore")
     return step(subject, 1, contender), step(subject, batch_size, contender)
 

@@ -30,8 +30,8 @@ def register(*, norms: bool = True) -> None:
     """Let Opacus compute convolutions' per-sample gradients and norms with ours.
 
     It holds for all convolutions and transposed ones, in models that exist already,
-    too, with ``grad_sample_mode="hooks"`` and ``"ghost"``. Opacus looks samplers up by the exact class: subclasses stay as they
-    were. Doing it twice changes nothing.
+    too, with ``grad_sample_mode="hooks"`` and ``"ghost"``. Opacus looks samplers up by
+    the exact class: subclasses stay as they were. Doing it twice changes nothing.
 
     Args:
         norms: Whether to register norms, too. With them, ghost clipping never forms a
