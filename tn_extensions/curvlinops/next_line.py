@@ -80,54 +80,37 @@ class KFACComputer(_BaseKFACComputer):
         return num_data, num_per_example_loss_terms
 
     def compute(self) -> Any:
-        """Compute the factors.
+        """Compute what makes blocks.
 
         Returns:
-            Input factors, gradient factors, and groups of parameters by role.
+            Input factors, gradient factors, and groups of parameters by role; EKFAC's
+            are eigenvectors, and corrected eigenvalues follow.
         """
-        return *self._for_operators(self._factors()), self.parameters.mapping
+        found = self._results()
+        if self._groups is None:
+            # reading makes what curvlinops' operators know
+            dtype = self.dtype
+            found = tuple({key: own[key].to(dtype) for key in own} for own in found)
+        return *found, self.parameters.mapping
 
-    def _factors(self) -> tuple[Factors, Factors]:
+    def _results(self) -> tuple[Any, ...]:
         return self.groups.factors()
-
-    def _for_operators(self, found: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Convert results, if curvlinops' operators asked for them."""
-        if self._groups is not None:
-            return found
-        # reading makes matrices of low-rank factors
-        dtype = self.dtype
-        return tuple({key: own[key].to(dtype) for key in own} for own in found)
 
 
 class EKFACComputer(_EKFACMixin, KFACComputer):
-    """Compute EKFAC's eigenvectors and eigenvalues.
-
-    Arguments are those of :class:`KFACComputer`.
-    """
+    """Compute EKFAC's eigenvectors and eigenvalues."""
 
     _RANK_LIMIT = 0.7
     """Its singular vectors take no more time than the eigenvectors of a matrix."""
 
-    def compute(self) -> Any:
-        """Compute eigenvectors and eigenvalues.
+    compute = KFACComputer.compute
 
-        Returns:
-            Eigenvectors of input factors and of gradient factors, corrected
-            eigenvalues, and groups of parameters by role.
-        """
-        found = self._for_operators(self.groups.corrected())
-        return *found, self.parameters.mapping
+    def _results(self) -> tuple[Any, ...]:
+        return self.groups.corrected()
 
 
 class KFOCComputer(KFACComputer):
-    """Compute the factors of the closest Kronecker products.
-
-    Args:
-        *args: As :class:`KFACComputer`.
-        tolerance: As :class:`KFOCLinearOperator`.
-        max_sweeps: As :class:`KFOCLinearOperator`.
-        **kwargs: As :class:`KFACComputer`.
-    """
+    """Compute the factors of the closest products, see :class:`KFOCLinearOperator`."""
 
     def __init__(
         self, *args: Any, tolerance: float = 1e-4, max_sweeps: int = 100, **kwargs: Any
@@ -135,7 +118,7 @@ class KFOCComputer(KFACComputer):
         self._iteration = tolerance, max_sweeps
         super().__init__(*args, **kwargs)
 
-    def _factors(self) -> tuple[Factors, Factors]:
+    def _results(self) -> tuple[Any, ...]:
         return self.groups.nearest(*self._iteration)
 
 
@@ -472,25 +455,13 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
 class KFOCLinearOperator(KFACLinearOperator):
     """The Kronecker product that is closest to each block of the Fisher/GGN.
 
-    Definitions are those of the release line 3.0's
-    :class:`~tn_extensions.curvlinops.kfoc.KFOCLinearOperator`.
+    Definitions, ``tolerance`` and ``max_sweeps`` are those of the release line 3.0's
+    :class:`~tn_extensions.curvlinops.kfoc.KFOCLinearOperator`; other arguments and
+    errors are those of :class:`curvlinops.KFOCLinearOperator` and of
+    :class:`KFACLinearOperator`.
 
     Beyond curvlinops: several batches, empirical gradients, and all that
     :class:`KFACLinearOperator` has. Factors are positive semi-definite.
-
-    Args:
-        model_func: As :class:`curvlinops.KFOCLinearOperator`.
-        loss_func: As :class:`curvlinops.KFOCLinearOperator`.
-        params: As :class:`curvlinops.KFOCLinearOperator`.
-        data: Batches ``(X, y)``.
-        tolerance: Iterations end when a factor of unit norm changes by no more.
-        max_sweeps: Most passes over the data; a warning tells if they did not suffice.
-        **options: As :class:`curvlinops.KFOCLinearOperator`.
-
-    Raises:
-        ValueError: As :class:`KFACLinearOperator`; or if there is no curvature to
-            approximate (``fisher_type="forward-only"``).
-        NotImplementedError: As :class:`KFACLinearOperator`.
 
     Reference: Schnaus, Lee and Triebel, "Kronecker-Factored Optimal Curvature",
     Bayesian Deep Learning Workshop, NeurIPS 2021.
@@ -500,11 +471,7 @@ class KFOCLinearOperator(KFACLinearOperator):
 
     def __init__(
         self,
-        model_func: Any,
-        loss_func: Any,
-        params: dict[str, Tensor],
-        data: Any,
-        *,
+        *args: Any,
         tolerance: float = 1e-4,
         max_sweeps: int = 100,
         **options: Any,
@@ -512,8 +479,7 @@ class KFOCLinearOperator(KFACLinearOperator):
         check_iteration(type(self).__name__, tolerance, max_sweeps, options)
         iteration: dict[str, Any] = {"tolerance": tolerance, "max_sweeps": max_sweeps}
         self._BACKENDS = {BACKEND: partial(KFOCComputer, **iteration)}
-        plain: dict[str, Any] = {"kfac_approx": "expand", "groups": "separate"}
-        super().__init__(model_func, loss_func, params, data, **plain, **options)
+        super().__init__(*args, kfac_approx="expand", groups="separate", **options)
 
 
 for _stock, _own in (

@@ -350,7 +350,7 @@ class Layer:
             left, right = _whole(left), None if right is None else _whole(right)
         product = KroneckerProduct(left, right)
         if not is_corrected:
-            return product.inverse(damping, method, invert=_inverted)
+            return product.inverse(damping, method, invert=_damped_inverse)
         # a former basis must hold later gradients, too
         rotated = product.eigh(complete=True)
         if not rotated.is_finite:
@@ -445,7 +445,7 @@ def _whole(factor: Tensor) -> Tensor:
     return factor if is_low_rank(factor) else symmetrize(factor)
 
 
-def _inverted(factor: Structured, damping: Damping) -> Matrix:
+def _damped_inverse(factor: Structured, damping: Damping) -> Matrix:
     """Invert an average; a large matrix in place."""
     if isinstance(factor, DenseMatrix):
         if factor.entries.shape[-1] >= IN_PLACE:
