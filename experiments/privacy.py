@@ -71,9 +71,10 @@ QUICK_WORKLOADS = ((Subject("3c3d"), 2),)
 """Networks and batch sizes."""
 
 
-def step(
-    subject: Subject, batch_size: int, contender: Contender
-) -> Callable[[], Tensor]:
+Step = Callable[[], Tensor]
+
+
+def step(subject: Subject, batch_size: int, contender: Contender) -> Step:
     """Return a step of training on a batch; its value is the loss."""
     x, y = subject.batch(batch_size)
     loader = DataLoader(TensorDataset(x, y), batch_size=batch_size)
