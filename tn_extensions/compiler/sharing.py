@@ -156,7 +156,7 @@ class Sharing:
 
     def run(self, tensors: Tensors) -> dict[int, Tensor]:
         """Evaluate the members on operands by name; their results by number."""
-        like = next(iter(tensors.values()))
+        like = tensors[self.part.network.operands[0].name]
         total = self.part.chunks.total
         # evaluated at once, the part is a result itself
         results = {
