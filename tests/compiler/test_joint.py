@@ -84,9 +84,9 @@ def test_chunks(index: str, size: int) -> None:
 
 def test_budget() -> None:
     """Parts that exceed half of it are cut; plans on their own have all of it."""
-    conv = Conv.make(16, 16, 3, (24, 24), padding=1)
+    conv = Conv.make(32, 32, 3, (5, 5), padding=1)
     asked = networks(conv, 8)[:4]
-    part_bytes = 2 * 8 * 16 * 16 * 9 * 8
+    part_bytes = 2 * 8 * 32 * 32 * 9 * 8
     for budget in (4 * part_bytes, part_bytes):
         found = planned(asked, budget)
         assert found.sharings

@@ -183,7 +183,7 @@ class JointPlan:
         found = [
             (cuts, self._members(part, index))
             for index in part.output_indices
-            if (cuts := Cuts.along(part, index)) is not None
+            if part.sizes[index] > 1 and (cuts := Cuts.along(part, index)) is not None
         ]
         best = max((len(members) for _, members in found), default=0)
         usable = (one for one in found if len(one[1]) == best > 1)
