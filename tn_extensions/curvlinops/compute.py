@@ -65,7 +65,7 @@ class FactorPasses(KFACLinearOperator):
         )
 
     def _observed_layers(self) -> ObservedLayers:
-        return ObservedLayers.of_model(
+        return ObservedLayers(
             type(self).__name__,
             self._model_func,
             self._params,

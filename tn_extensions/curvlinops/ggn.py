@@ -110,7 +110,7 @@ class GGNOperator(CurvatureLinearOperator):
 
     @cached_property
     def _layers(self) -> ObservedLayers:
-        return ObservedLayers.of_model(
+        return ObservedLayers(
             type(self).__name__,
             self._model_func,
             self._params,
