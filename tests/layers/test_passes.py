@@ -73,11 +73,14 @@ class Classes(nn.Module):
 def made(model: nn.Module, loss: Any, data: Any, **options: Any) -> BackwardPasses:
     inner = model.model if isinstance(model, Classes) else model
     assert isinstance(inner, nn.Module)
-    modules = dict(inner.named_children())
-    parameters = {name: dict(own.named_parameters()) for name, own in modules.items()}
+    params = [*inner.parameters()]
+    mapping: dict[str, dict[str, int]] = {}
+    for position, (path, _) in enumerate(inner.named_parameters()):
+        name, key = path.split(".")
+        mapping.setdefault(name, {})[key] = position
     arguments: dict[str, Any] = {
         "batches": lambda purpose: iter(data),
-        "observed": ObservedLayers("test", modules, parameters, "separate"),
+        "observed": ObservedLayers("test", inner, params, mapping, "separate"),
         "fisher": "type-2",
         "mc_samples": 1,
         "seed": 0,
