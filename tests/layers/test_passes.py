@@ -143,6 +143,31 @@ def test_ggn(loss: Any, is_compiled: bool) -> None:
         assert_close(found[name], expected)
 
 
+class Outside(Tokens):
+    """What a layer multiplies by and adds is used outside of it, too."""
+
+    has_bias = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.inner.bias if self.has_bias else None
+        y = nn.functional.linear(torch.sigmoid(self.inner(x)), self.inner.weight, bias)
+        return torch.as_tensor(self.last(torch.relu_(y)))
+
+
+def test_uses_outside_of_a_layer() -> None:
+    model, loss = Outside().double(), nn.MSELoss(reduction="sum")
+    data = batches(loss)
+    found = matrices(made(model, loss, data))["inner"]
+    J = torch.cat([jacobian(model, "inner", x) for x, _ in data])
+    assert_close(found, 2 * J.T @ J)
+    with torch.no_grad():
+        assert_close(matrices(made(model, loss, data))["inner"], found)
+    model.has_bias = False
+    with pytest.raises(NotImplementedError, match="in each of its uses") as error:
+        matrices(made(model, loss, data))
+    assert_in_form(error.value, "test", "layer 'inner'")
+
+
 @pytest.mark.parametrize("fisher", ["mc", "empirical", "forward-only"])
 def test_number_of_passes(fisher: Fisher) -> None:
     """Of each batch, and the same at the second go."""
