@@ -18,7 +18,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from tn_extensions.conv import Conv, ConvDim
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+SUPPORTED = (nn.Linear, *CONVOLUTIONS)
 
 Groups = Literal["separate", "average"]
 

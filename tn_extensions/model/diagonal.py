@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from tn_extensions.compiler.budget import current_budget
+from tn_extensions.errors import check_choice
 from tn_extensions.layers.hooks import exactly, unwrapped
 from tn_extensions.layers.losses import LossTerms, each_term, scale_of_sum
 from tn_extensions.layers.module import Pairs
@@ -17,7 +18,6 @@ from tn_extensions.layers.squares import diagonal
 from tn_extensions.model.data import (
     Data,
     batches,
-    check_choice,
     check_loss,
     check_samples,
 )
