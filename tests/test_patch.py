@@ -6,6 +6,7 @@ import configparser
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import backpack.extensions
@@ -29,6 +30,8 @@ from tn_extensions import patch, unpatch
 from tn_extensions.patch import TOOLKITS
 
 ROOT = Path(__file__).parents[1]
+MODULE = sys.modules["tn_extensions.patch"]
+"""Not the function of this name."""
 
 
 @pytest.fixture(autouse=True)
@@ -83,22 +86,20 @@ def test_bad_input() -> None:
     stock = looked_up()
     with pytest.raises(TypeError) as caught:
         patch(only="backpack")
-    assert_in_form(caught.value)
+    assert_in_form(caught.value, "patch", "only")
     with pytest.raises(ValueError, match="'backpac'") as wrong:
         patch(only=["captum", "backpac"])
-    assert_in_form(wrong.value)
+    assert_in_form(wrong.value, "patch", "only")
     assert looked_up() == stock
 
 
 def test_releases_that_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    from importlib.metadata import version
-
     releases = {"opacus": "9.1", "captum": "0.90"}
 
     def pretended(name: str) -> str:
         return releases.get(name) or version(name)
 
-    monkeypatch.setattr("tn_extensions.patch.version", pretended)
+    monkeypatch.setattr(MODULE, "version", pretended)
     with pytest.warns(UserWarning, match="release") as warned:
         patched = patch()
     assert patched == tuple(name for name in TOOLKITS if name not in releases)
@@ -110,12 +111,10 @@ def test_releases_that_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_toolkits_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from importlib.metadata import PackageNotFoundError
-
     def absent(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("tn_extensions.patch.version", absent)
+    monkeypatch.setattr(MODULE, "version", absent)
     assert patch() == ()
     with pytest.raises(ImportError, match=r"tn-extensions\[kronfluence\]"):
         patch(only=["kronfluence"])
@@ -141,7 +140,8 @@ import torch
 model = extend(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten()))
 with backpack(BatchGrad()):
     model(torch.ones(2, 1, 3, 3)).sum().backward()
-print(sys.argv[1:], BatchGrad.__module__.split(".")[0], model[0].weight.grad_batch.shape)
+where = BatchGrad.__module__.split(".")[0]
+print(sys.argv[1:], where, model[0].weight.grad_batch.shape)
 """
 
 
