@@ -15,16 +15,15 @@ from tn_extensions.compiler.candidate import Candidate, Target, Tensors, as_defi
 from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.primitives.blocks import stored
 from tn_extensions.network import Operand, TensorNetwork
+from tn_extensions.network.index import prime
+from tn_extensions.network.rules.mirror import exchange
 from tn_extensions.network.nodes import Node
 
 
 @as_defined
 def pairwise(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Contract each two operands that share what is summed before the others."""
-    names = {operand.name for operand in network.operands}
-    if len(names) < 3 or network.pairs or 0 in network.sizes.values():
-        return
-    if len(names) < len(network.operands):  # products are named by their operands
+    if len(network.operands) < 3 or network.pairs or 0 in network.sizes.values():
         return
     if Half.of(network) is not None:  # one half would be evaluated twice
         return
@@ -34,7 +33,8 @@ def pairwise(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     for one, two in combinations(network.operands, 2):
         product = _product(network, one, two)
         if product is not None and prod(product.shape) <= limit:
-            yield _candidate(network, product, target)
+            copy = _copy(network, product, one, two)
+            yield _candidate(network, product, copy, target)
 
 
 def _product(
@@ -59,12 +59,32 @@ def _product(
     return TensorNetwork(own, [(index,) for index in kept], network.sizes)
 
 
+def _copy(
+    network: TensorNetwork, product: TensorNetwork, one: Operand, two: Operand
+) -> TensorNetwork | None:
+    """The primed copy of a product, of the same value, if the network has it, too."""
+    image = exchange(network)
+    copies = one.rename(image), two.rename(image)
+    if not {*copies} <= {*network.operands} - {one, two}:
+        return None
+    copy, expected = _product(network, *copies), product.relabel(image)
+    if copy is None or copy.replace(output=expected.output) != expected:
+        return None
+    return expected
+
+
 def _candidate(
-    network: TensorNetwork, product: TensorNetwork, target: Target
+    network: TensorNetwork,
+    product: TensorNetwork,
+    copy: TensorNetwork | None,
+    target: Target,
 ) -> Candidate:
-    names = [operand.name for operand in product.operands]
-    name = " ".join(names)
+    name = " ".join(operand.name for operand in product.operands)
+    while any(operand.name == name for operand in network.operands):
+        name = prime(name)  # of a copy, whose product goes by that name already
     rest = network.replace(product.nodes, [stored(name, product)])
+    if copy is not None:
+        rest = rest.replace(copy.nodes, [stored(name, copy)])
     first, second = target.best(product), target.best(rest)
 
     def multiplied(tensors: Tensors) -> Tensors:
