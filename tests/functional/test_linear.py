@@ -279,7 +279,7 @@ class TestBadInput:
             ("input_vjp", {"g": torch.tensor(1.0)}, "g.shape", ValueError),
             ("input_vjp", {"g": None}, "g", TypeError),
             ("diagonal_backward", {"h": X}, "h.shape", ValueError),
-            ("diagonal_backward", {"h": G.float()}, "h.dtype", ValueError),
+            ("diagonal_backward", {"h": G.float()}, "weight.dtype", ValueError),
             ("diagonal_backward", {"weight": X}, "weight.shape", ValueError),
             ("diagonal_backward", {"conv": None}, "conv", TypeError),
             ("input_vjp", {"weight": WEIGHT[:1]}, "weight.shape", ValueError),
@@ -301,6 +301,7 @@ class TestBadInput:
         arguments = {
             "weight_vjp": {"x": self.X, "g": self.G},
             "input_vjp": {"weight": self.WEIGHT, "g": self.G},
+            "diagonal_backward": {"weight": self.WEIGHT, "h": self.G},
             "input_jvp": {"weight": self.WEIGHT, "x_dot": self.X},
             "weight_jvp": {"x": self.X, "weight_dot": self.WEIGHT},
             "unfold_weight": {"weight": self.WEIGHT},

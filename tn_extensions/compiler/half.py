@@ -7,6 +7,7 @@ contracted. Primitives read that off a :class:`Half`, never off a quantity's nam
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -76,9 +77,10 @@ class Half:
             node for node in network.nodes if not any(map(is_primed, node.indices))
         ]
         operands = tuple(node for node in nodes if isinstance(node, Operand))
-        copied = len(network.nodes) - len(network.pairs)
-        axes = _columns_apart(network)
-        if 2 * len(nodes) != copied or axes is None:
+        image, axes = exchange(network), _columns_apart(network)
+        copies = (node.rename(image) for node in nodes)
+        both = Counter([*nodes, *copies, *network.pairs])
+        if both != Counter(network.nodes) or axes is None:
             return None
         batch, columns = axes
         dims: list[PairedDim] = []

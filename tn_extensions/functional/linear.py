@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import groupby, product
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ from tn_extensions.functional.evaluate import (
     run,
     run_compiled,
 )
-from tn_extensions.padding import source_positions, unpad
+from tn_extensions.padding import source_position, unpad
 from tn_extensions.quantities import Quantity
 
 
@@ -201,21 +201,23 @@ class _Stretch(NamedTuple):
 
 @lru_cache(maxsize=512)
 def _stretches(dim: ConvDim, mode: PaddingMode) -> tuple[_Stretch, ...]:
-    source = source_positions(dim.input_size, dim.padding, mode).tolist()
-    entries = range(dim.kernel_size)
-
-    def first_readers(output: int) -> tuple[int, ...]:
-        start = dim.stride * output
-        read = [source[start + dim.dilation * entry] for entry in entries]
-        return tuple(map(read.index, read))
-
-    found = []
-    for first, outputs in groupby(range(dim.output_size), first_readers):
-        start, *others = outputs
-        span = dim.stride * len(others) + dim.dilation * (dim.kernel_size - 1) + 1
+    found: list[tuple[int, tuple[int, ...]]] = []
+    for output in range(dim.output_size):
+        first = dim.stride * output - dim.padding[0]
+        read = [
+            source_position(first + dim.dilation * entry, dim.input_size, mode)
+            for entry in range(dim.kernel_size)
+        ]
+        readers = tuple(map(read.index, read))
+        if not found or readers != found[-1][1]:
+            found.append((output, readers))
+    ends = [*(start for start, _ in found[1:]), dim.output_size]
+    result = []
+    for (start, readers), end in zip(found, ends, strict=True):
+        span = dim.stride * (end - start - 1) + dim.dilation * (dim.kernel_size - 1) + 1
         own = ConvDim(span, dim.kernel_size, dim.stride, dim.dilation)
-        found.append(_Stretch(start, own, first))
-    return tuple(found)
+        result.append(_Stretch(start, own, readers))
+    return tuple(result)
 
 
 def _summed(weight: Tensor, axis: int, first_readers: tuple[int, ...]) -> Tensor:

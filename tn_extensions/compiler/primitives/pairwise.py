@@ -7,6 +7,7 @@ evaluated by whatever is best for it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from itertools import combinations
 from math import prod
@@ -48,7 +49,9 @@ def _product(
     # a pattern that reads a single index of theirs would only unfold it
     between = [p for p in network.patterns if len(carried & {*p.indices}) > 1]
     own: list[Node] = [one, two, *between]
-    others = [node for node in network.nodes if node not in own]
+    others = [*network.nodes]
+    for node in own:  # once: an operand may occur twice
+        others.remove(node)
     needed = {*network.output_indices, *(j for node in others for j in node.indices)}
     indices = dict.fromkeys(index for node in own for index in node.indices)
     if needed.issuperset(indices):
@@ -64,13 +67,14 @@ def _copy(
 ) -> TensorNetwork | None:
     """The primed copy of a product, of the same value, if the network has it, too."""
     image = exchange(network)
-    copies = one.rename(image), two.rename(image)
-    if not {*copies} <= {*network.operands} - {one, two}:
+    copy, both = product.relabel(image), Counter(product.nodes)
+    both.update(copy.nodes)
+    if not both <= Counter(network.nodes):
         return None
-    copy, expected = _product(network, *copies), product.relabel(image)
-    if copy is None or copy.replace(output=expected.output) != expected:
+    found = _product(network, one.rename(image), two.rename(image))
+    if found is None or found.replace(output=copy.output) != copy:
         return None
-    return expected
+    return copy if {*found.output_indices} == {*copy.output_indices} else None
 
 
 def _candidate(
