@@ -48,9 +48,7 @@ def assert_as_reference(
     found: Any = run_copy(model, EXTENSIONS[name](), x, y=y, loss=loss)
     assert found.keys() == wanted.keys()
     for key, diagonal in wanted.items():
-        assert_close(
-            found[key], diagonal, rtol=1e-9, atol=1e-11, msg=f"{key} ".__add__
-        )
+        assert_close(found[key], diagonal, rtol=1e-9, atol=1e-11, msg=f"{key} ".__add__)
         assert found[key].is_contiguous()
 
 

@@ -50,6 +50,7 @@ from tn_extensions.backpack.derivatives import (
 from tn_extensions.backpack.extension import Extension
 from tn_extensions.backpack.layer import Layer
 from tn_extensions.backpack.modules import (
+    AVERAGE_POOLS,
     BATCH_NORMS,
     CONVOLUTIONS,
     MAX_POOLS,
@@ -281,7 +282,7 @@ class _Loss(_Step):
     """A loss, where a diagonal begins."""
 
     def backpropagate(
-        self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: None
+        self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
     ) -> Tensor:
         """The diagonal of the loss's Hessian."""
         x, own = module.input0.detach(), self.derivatives
@@ -310,13 +311,3 @@ def _windows(module: Any, axis: int, inputs: int, outputs: int) -> list[range]:
     )
     starts = [o * stride - padding for o in range(outputs)]
     return [range(max(at, 0), min(at + size, inputs)) for at in starts]
-
-
-AVERAGE_POOLS: tuple[type[Module], ...] = (
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
-)

@@ -17,8 +17,8 @@ from tn_extensions.compiler.half import Half
 from tn_extensions.compiler.primitives.blocks import stored
 from tn_extensions.network import Operand, TensorNetwork
 from tn_extensions.network.index import prime
-from tn_extensions.network.rules.mirror import exchange
 from tn_extensions.network.nodes import Node
+from tn_extensions.network.rules.mirror import exchange
 
 
 @as_defined
