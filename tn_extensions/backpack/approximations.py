@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from backpack.core.derivatives.basederivatives import BaseDerivatives
 from backpack.core.derivatives.bcewithlogitsloss import BCELossWithLogitsDerivatives
 from backpack.core.derivatives.crossentropyloss import CrossEntropyLossDerivatives
@@ -149,7 +148,9 @@ class DiagHessianBL89(_Approximation):
         """The same of the classes that are aimed at."""
         targets = module.input1
         if not targets.is_floating_point():
-            targets = F.one_hot(targets, probabilities.shape[1]).movedim(-1, 1)
+            classes = torch.arange(probabilities.shape[1], device=targets.device)
+            chosen = targets.unsqueeze(-1) == classes
+            targets = chosen.to(probabilities.dtype).movedim(-1, 1)
         smoothing = module.label_smoothing
         targets = (1 - smoothing) * targets + smoothing / probabilities.shape[1]
         return targets * super().of_cross_entropy(module, probabilities)
@@ -221,13 +222,10 @@ class _Average(_Step):
         """Multiply with the Jacobian and, for each output, with its entries."""
         one = module.input0[:1]
         sums = self.derivatives.input_jvp(module, torch.ones_like(one))
-        for axis, (inputs, outputs) in enumerate(
-            zip(one.shape[2:], sums.shape[2:], strict=True)
-        ):
+        for axis, inputs in enumerate(one.shape[2:]):
             shape = [1] * sums.dim()
-            shape[axis + 2] = outputs
-            counts = [len(window) for window in _windows(module, axis, inputs, outputs)]
-            sums = sums / sums.new_tensor(counts).view(shape)
+            shape[axis + 2] = -1
+            sums = sums / _counts(module, axis, inputs, sums).view(shape)
         return self._times_jacobian(module, g_inp, g_out, h * sums)
 
 
@@ -299,15 +297,17 @@ class _Loss(_Step):
         return h / max(count, 1) if module.reduction == "mean" else h
 
 
-def _windows(module: Any, axis: int, inputs: int, outputs: int) -> list[range]:
-    """Positions along an axis that each output of a pool averages, without padding."""
-    if not hasattr(module, "kernel_size"):  # adaptive
-        starts = [o * inputs // outputs for o in range(outputs)]
-        ends = [-(-(o + 1) * inputs // outputs) for o in range(outputs)]
-        return list(map(range, starts, ends))
-    size, stride, padding = (
-        value if isinstance(value, int) else value[axis]
-        for value in (module.kernel_size, module.stride, module.padding)
-    )
-    starts = [o * stride - padding for o in range(outputs)]
-    return [range(max(at, 0), min(at + size, inputs)) for at in starts]
+def _counts(module: Any, axis: int, inputs: int, sums: Tensor) -> Tensor:
+    """Count along an axis the inputs that each output of a pool averages."""
+    outputs = torch.arange(sums.shape[axis + 2], device=sums.device)
+    if hasattr(module, "kernel_size"):
+        size, stride, padding = (
+            value if isinstance(value, int) else value[axis]
+            for value in (module.kernel_size, module.stride, module.padding)
+        )
+        start = outputs * stride - padding
+        end = start + size
+    else:  # adaptive
+        start = outputs * inputs // len(outputs)
+        end = ((outputs + 1) * inputs + len(outputs) - 1) // len(outputs)
+    return end.clamp(max=inputs) - start.clamp(min=0)
