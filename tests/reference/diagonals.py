@@ -81,7 +81,7 @@ def _pulled(
     return squared + own.diagonal().view_as(x)
 
 
-def _vjp(function: Function, x: Tensor, g: Tensor) -> tuple[Tensor]:
+def _vjp(function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> tuple[Tensor]:
     _, vjp = torch.func.vjp(function, x)
     found: tuple[Tensor] = vjp(g)
     return found
