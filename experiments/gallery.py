@@ -40,6 +40,8 @@ FORMULAS = {
     "per_sample_grad_norm": "`sum_{co, ci, k} (sum_o g U)^2`",
     "ggn_diagonal": "`sum_{v, n} (sum_o S U)^2`",
     "ggn_gram": "`sum_{co, ci, k} (sum_o S U) (sum_o S U)'`",
+    "ggn_matvec": "`sum_{v, n} (sum_o S U) <sum_o S U, W_dot>`",
+    "diagonal_backward": "`sum_{co, o, k} h P W^2`",
     "bias_vjp": "`sum_{n, o} g`",
     "bias_per_sample_grad": "`sum_o g`",
     "bias_per_sample_grad_norm": "`sum_co (sum_o g)^2`",
@@ -56,7 +58,13 @@ FORMULAS = {
 }
 """Without their scales, as the networks are."""
 
-_WITH_VECTORS = ("ggn_diagonal", "ggn_gram", "bias_ggn_diagonal", "bias_ggn_gram")
+_WITH_VECTORS = (
+    "ggn_diagonal",
+    "ggn_gram",
+    "ggn_matvec",
+    "bias_ggn_diagonal",
+    "bias_ggn_gram",
+)
 
 
 def network(name: str) -> TensorNetwork:
@@ -192,6 +200,18 @@ pattern's terms are not ordered. [How a quantity is evaluated](plans.md) has the
 ## GGN: diagonal and Gram matrix
 
 ![diagonal and Gram matrix of the GGN](figures/ggn.png)
+
+## Products with the GGN
+
+A vector meets one half: its `J_vn` may be formed once for both, or go forward and back.
+
+![products with the GGN](figures/matvec.png)
+
+## Diagonals of Hessians
+
+Backpropagated from the output's `h` to the input, with the kernel squared.
+
+![backpropagation of a diagonal](figures/diagonal.png)
 
 ## Sums of patches
 

@@ -117,6 +117,10 @@ def pictures() -> dict[str, Scene]:
             ],
             2,
         ),
+        "matvec": scene([Panel("ggn_matvec", quantities.ggn_matvec(CONV, N, V, 3))], 1),
+        "diagonal": scene(
+            [Panel("diagonal_backward", quantities.diagonal_backward(CONV, N))], 1
+        ),
         "patches": scene(
             [
                 Panel("patch_sum", quantities.patch_sum(CONV, N)),

@@ -23,6 +23,9 @@ QUANTITIES: dict[str, Quantity] = {
         x, S, conv, per_sample=True
     ),
     "ggn_gram": functional.ggn_gram,
+    "ggn_matvec": lambda x, S, conv: functional.ggn_matvec(
+        x, S, noise_tensor((2, *conv.weight_shape)), conv
+    ),
     "kfac_expand": lambda x, S, conv: functional.kfac_expand(x, conv),
     "kfac_expand, bias": lambda x, S, conv: functional.kfac_expand(x, conv, bias=True),
     "kfac_reduce": lambda x, S, conv: functional.kfac_reduce(x, conv),

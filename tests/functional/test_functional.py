@@ -742,6 +742,8 @@ def test_without_output_positions_all_is_zero(name: str, empty: int) -> None:
         "S": torch.ones(3, 2, 6, *conv.output_size),
         "weight": torch.ones(conv.weight_shape, requires_grad=True),
         "weight_dot": torch.ones(conv.weight_shape),
+        "vectors": torch.ones(conv.weight_shape),
+        "h": torch.ones(2, 6, *conv.output_size),
         "QA": torch.ones(2, 36, 4),
         "QB": torch.ones(2, 3, 2),
     }

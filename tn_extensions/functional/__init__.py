@@ -28,11 +28,13 @@ from tn_extensions.functional.factors import (
 from tn_extensions.functional.gradients import (
     ggn_diagonal,
     ggn_gram,
+    ggn_matvec,
     per_sample_grad,
     per_sample_grad_norm,
 )
 from tn_extensions.functional.linear import (
     conv,
+    diagonal_backward,
     input_jvp,
     input_vjp,
     unfold_input,
@@ -50,8 +52,10 @@ __all__ = [
     "bias_per_sample_grad_norm",
     "bias_vjp",
     "conv",
+    "diagonal_backward",
     "ggn_diagonal",
     "ggn_gram",
+    "ggn_matvec",
     "gradient_factor_expand",
     "gradient_factor_reduce",
     "input_jvp",

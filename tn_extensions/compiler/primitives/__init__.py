@@ -15,6 +15,7 @@ from tn_extensions.compiler.primitives.matmul import matmul
 from tn_extensions.compiler.primitives.pairwise import pairwise
 from tn_extensions.compiler.primitives.patch_gram import patch_gram
 from tn_extensions.compiler.primitives.pixel import pixel
+from tn_extensions.compiler.primitives.squared import squared
 from tn_extensions.compiler.primitives.unfold import unfold
 from tn_extensions.compiler.primitives.window import window
 
@@ -26,6 +27,7 @@ PRIMITIVES: tuple[Primitive, ...] = (
     lag,
     gram,
     factored,
+    squared,
     crossed,
     khatri_rao,
     patch_gram,
