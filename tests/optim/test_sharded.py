@@ -242,15 +242,6 @@ def test_checkpoints_of_other_numbers_of_processes(
     launch(1, load, str(tmp_path), options, False)
 
 
-def check_two() -> None:
-    check_what_counts()
-    check_errors()
-
-
-def test_what_counts_and_errors() -> None:
-    launch(2, check_two)
-
-
 def offloaded() -> nn.Sequential:
     policy = CPUOffloadPolicy(pin_memory=False)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -278,8 +269,14 @@ def check_offloaded() -> None:
         assert torch.equal(before[key], own)
 
 
-def test_offloaded_parameters() -> None:
-    launch(1, check_offloaded)
+def check_two() -> None:
+    check_what_counts()
+    check_errors()
+    check_offloaded()
+
+
+def test_what_counts_errors_and_offloaded_parameters() -> None:
+    launch(2, check_two)
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -121,14 +121,13 @@ class Processes:
         dense_ones: dict[Key, Tensor] = {}
         for key in keys:
             rows = [own[key] for own in everywhere]
-            tensor = flat[key]
-            if all(rows) and sum(rows) <= RANK_LIMIT * tensor.shape[2]:
-                name, what = key
-                gathered = self._gathered(tensor, rows, self._receiver(name))
-                if gathered is not None:
-                    result[name][what] = gathered
-            else:
+            tensor, (name, what) = flat[key], key
+            if not (all(rows) and sum(rows) <= RANK_LIMIT * tensor.shape[2]):
                 dense_ones[key] = tensor
+                continue
+            gathered = self._gathered(tensor, rows, name)
+            if self.holds(name):
+                result[name][what] = gathered
         for (name, what), tensor in self._reduced(dense_ones):
             result[name][what] = tensor
         return result
@@ -137,50 +136,65 @@ class Processes:
         """Who gets a layer's averages; ``None``: all."""
         return None
 
-    def _gathered(
-        self, factor: Tensor, rows: list[int], receiver: int | None
-    ) -> Tensor | None:
-        """Rows of all processes; unlike numbers are padded with zeros."""
+    def _gathered(self, factor: Tensor, rows: list[int], name: str) -> Tensor:
+        """Rows of all processes, where they are held; else this one's."""
         factor = factor.mul(self.size**-0.5)
+        # unlike numbers are padded with zeros
         padding = (0, 0, 0, max(rows) - factor.shape[1])
         own = torch.nn.functional.pad(factor, padding).contiguous()
-        parts = [torch.empty_like(own) for _ in rows]
-        if receiver is None:
-            dist.all_gather(parts, own, group=self.group)
-        elif receiver == self.rank:
+        parts = [torch.empty_like(own) for _ in rows] if self.holds(name) else None
+        receiver = self._receiver(name)
+        if receiver is not None:
             dist.gather(own, parts, self._global_rank(receiver), self.group)
-        else:
-            dist.gather(own, None, self._global_rank(receiver), self.group)
-            return None
+        elif parts is not None:
+            dist.all_gather(parts, own, group=self.group)
+        if parts is None:
+            return factor
         return torch.cat([p[:, :r] for p, r in zip(parts, rows, strict=True)], 1)
 
     def _reduced(self, tensors: dict[Key, Tensor]) -> Iterator[tuple[Key, Tensor]]:
-        """Matrices are sent as triangles, in buckets that overlap."""
+        """Means over the processes, where they are held.
+
+        Matrices are sent as triangles, in buckets that overlap.
+        """
         packed = {
             key: own if key[1] == "moments" else pack(dense(own))
             for key, own in tensors.items()
         }
-        pending: list[tuple[list[Key], int | None, Tensor, Any]] = []
-        receivers = {name: self._receiver(name) for name, _ in packed}
-        for receiver in dict.fromkeys(receivers.values()):
-            own = {k: t for k, t in packed.items() if receivers[k[0]] == receiver}
-            for keys in _buckets(own):
-                flat = torch.cat([own[key].flatten() for key in keys]).div_(self.size)
-                pending.append((keys, receiver, flat, self._reduce(flat, receiver)))
-        for keys, receiver, flat, work in pending:
+        pending: list[tuple[list[Key], Tensor, Any]] = []
+        for keys in self._buckets(packed):
+            flat = torch.cat([packed[key].flatten() for key in keys]).div_(self.size)
+            receiver = self._receiver(keys[0][0])
+            work: Any
+            if receiver is None:
+                work = dist.all_reduce(flat, group=self.group, async_op=True)
+            else:
+                receiver = self._global_rank(receiver)
+                work = dist.reduce(flat, receiver, group=self.group, async_op=True)
+            pending.append((keys, flat, work))
+        for keys, flat, work in pending:
             work.wait()
-            if receiver not in (None, self.rank):
-                continue
             parts = flat.split([packed[key].numel() for key in keys])
             for key, part in zip(keys, parts, strict=True):
-                shaped = part.view_as(packed[key])
-                yield key, shaped if key[1] == "moments" else unpack(shaped)
+                if self.holds(key[0]):
+                    shaped = part.view_as(packed[key])
+                    yield key, shaped if key[1] == "moments" else unpack(shaped)
 
-    def _reduce(self, flat: Tensor, receiver: int | None) -> Any:
-        if receiver is None:
-            return dist.all_reduce(flat, group=self.group, async_op=True)
-        destination = self._global_rank(receiver)
-        return dist.reduce(flat, destination, group=self.group, async_op=True)
+    def _buckets(self, tensors: Mapping[Key, Tensor]) -> Iterator[list[Key]]:
+        """Keys of tensors of one type, for the same processes, that fill a bucket."""
+        kinds = {
+            key: (self._receiver(key[0]), own.dtype) for key, own in tensors.items()
+        }
+        for kind in dict.fromkeys(kinds.values()):
+            held: list[Key] = []
+            num_bytes = 0
+            for key in [own for own in kinds if kinds[own] == kind]:
+                if held and num_bytes + tensors[key].nbytes > BUCKET_BYTES:
+                    yield held
+                    held, num_bytes = [], 0
+                held.append(key)
+                num_bytes += tensors[key].nbytes
+            yield held
 
     # -- inverses and gradients
 
@@ -408,20 +422,3 @@ def _assignment(costs: Sequence[float], size: int) -> list[int]:
         owners[index] = owner
         loads[owner] += costs[index]
     return owners
-
-
-def _buckets(
-    tensors: Mapping[Key, Tensor],
-) -> Iterator[list[Key]]:
-    """Keys of tensors of one type that fill a bucket together."""
-    held: list[Key] = []
-    num_bytes = 0
-    for key, tensor in tensors.items():
-        is_other = held and tensors[held[0]].dtype != tensor.dtype
-        if held and (is_other or num_bytes + tensor.nbytes > BUCKET_BYTES):
-            yield held
-            held, num_bytes = [], 0
-        held.append(key)
-        num_bytes += tensor.nbytes
-    if held:
-        yield held
