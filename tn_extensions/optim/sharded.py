@@ -215,7 +215,8 @@ class ShardedProcesses(Processes):
             gathered = [next(from_rank) for from_rank in received]
             axis = _axis(gradients[name, key])
             whole.setdefault(name, {})[key] = torch.cat(gathered, axis)
-        new = {name: layers[name].preconditioned(each) for name, each in whole.items()}
+        del received  # whole gradients are held once
+        new = {name: layers[name].preconditioned(whole.pop(name)) for name in [*whole]}
         chunks = [
             new[name][key].split([shape[axis] for shape in each], axis)
             for (name, key), each in zip(own, shapes, strict=True)
