@@ -33,6 +33,7 @@ from tn_extensions.functional.gradients import (
 )
 from tn_extensions.functional.linear import (
     conv,
+    fold_output,
     input_jvp,
     input_vjp,
     unfold_input,
@@ -49,6 +50,7 @@ __all__ = [
     "bias_per_sample_grad_norm",
     "bias_vjp",
     "conv",
+    "fold_output",
     "ggn_diagonal",
     "ggn_gram",
     "gradient_factor_expand",

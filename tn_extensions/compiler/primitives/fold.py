@@ -1,0 +1,210 @@
+"""Fold: patches added up where they overlap, the adjoint of unfolding.
+
+A single operand whose patterns tie two of its indices, which are summed, to one of the
+result. For each value of one of the two (the kernel's, as a rule), what the other one
+enumerates is a slice of the operand, and goes to a slice of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tn_extensions.compiler.candidate import (
+    MOST_CALLS,
+    Candidate,
+    Operation,
+    Target,
+    Tensors,
+    as_defined,
+)
+from tn_extensions.compiler.roles import Geometry
+from tn_extensions.compiler.strided import grouped, view
+from tn_extensions.network import Pattern, TensorNetwork
+
+_TRAFFIC = 1.5
+"""Copies of the operand that adding it up is worth: the result is read, too."""
+
+_SCATTERED = 4
+"""Torch's kernel is about as fast as a copy of runs of so many elements."""
+
+
+class FoldedDim(NamedTuple):
+    """A pattern to fold: the index of the result, and the operand's two.
+
+    Args:
+        place: The index of the result.
+        free: The operand's index of which each value is added on its own, if any.
+        shared: The operand's other index.
+        slices: For each value of ``free``, slices of ``place`` and ``shared``.
+    """
+
+    place: str
+    free: str | None
+    shared: str
+    slices: tuple[tuple[slice, slice], ...]
+
+
+def folded_dim(pattern: Pattern, network: TensorNetwork) -> FoldedDim | None:
+    """Read a pattern as a sum over windows; None if it is not of that form."""
+    kept = set(network.output_indices)
+    places = [j for j in pattern.indices if j in kept]
+    own = [j for j in pattern.indices if j not in kept]
+    alone = all(len(network.carriers(j)) == 1 for j in places)
+    joined = all(len(network.carriers(j)) == 2 for j in own)
+    if len(places) != 1 or not 1 <= len(own) <= 2 or pattern.summed:
+        return None
+    if not alone or not joined:
+        return None
+    (place,), sizes = places, network.sizes
+    hits = place == pattern.index
+    if hits:
+        own.sort(key=lambda index: sizes[index])
+        shared = own[-1]
+    else:
+        shared = pattern.index
+    free = next((index for index in own if index != shared), None)
+    stride = 1 if hits else pattern.position.stride(place)
+    slices = []
+    for reads in pattern.progressions(place, shared, sizes):
+        count = reads.end - reads.begin
+        first = reads.offset + reads.step * reads.begin
+        partner = reads.residue + stride * reads.begin
+        hit, read = (
+            slice(start, start + step * (count - 1) + 1, step) if count else slice(0)
+            for start, step in ((first, reads.step), (partner, stride))
+        )
+        slices.append((hit, read))
+    return FoldedDim(place, free, shared, tuple(slices))
+
+
+def fold(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
+    """Add slices of the operand to slices of the result."""
+    if len(network.operands) != 1 or not network.patterns or network.pairs:
+        return
+    (operand,), sizes = network.operands, network.sizes
+    found = [folded_dim(pattern, network) for pattern in network.patterns]
+    dims = [dim for dim in found if dim is not None]
+    if len(dims) != len(found) or 0 in sizes.values():
+        return
+    places = [dim.place for dim in dims]
+    kept = [j for j in network.output_indices if j not in places]
+    free = [dim.free for dim in dims if dim.free is not None]
+    order = (*free, *kept, *(dim.shared for dim in dims))
+    if {*order} != {*operand.indices} or len({*order}) < len(order):
+        return
+    calls = prod(sizes[j] for j in free)
+    if calls > MOST_CALLS:
+        return
+    arranged = [sizes[j] for j in network.output_indices]
+    permutation = [network.output_indices.index(j) for j in (*kept, *places)]
+    lengths = [len(axis) for axis in network.output]
+
+    def compute(tensors: Tensors) -> Tensor:
+        value = view(tensors[operand.name], operand, order, sizes)
+        result = value.new_zeros(arranged)
+        targets = result.permute(permutation)
+        parts = _unbound(value, len(free))
+        for part, chosen in zip(
+            parts, product(*(dim.slices for dim in dims)), strict=True
+        ):
+            where, what = zip(*chosen, strict=True)
+            targets[(..., *where)].add_(part[(..., *what)])
+        return grouped(result, lengths)
+
+    elements = prod(sizes[j] for j in order)
+    moved = target.rates.move(_TRAFFIC * elements / calls, target.itemsize)
+    zeros = target.rates.move(prod(network.shape) / 2, target.itemsize)
+    shape = " x ".join(str(sizes[j]) for j in (*kept, *(dim.shared for dim in dims)))
+    operations = (
+        Operation("zeros", "", zeros),
+        Operation(f"add {operand.name}", shape, moved, calls),
+    )
+    yield Candidate(
+        "fold",
+        operations,
+        0,
+        lambda tensors, into: into.put(into.out, compute(tensors)),
+        compute,
+    )
+
+
+def _unbound(value: Tensor, axes: int) -> Iterator[Tensor]:
+    """All entries along some leading axes; a single node each in autograd's graph."""
+    if not axes:
+        yield value
+        return
+    for part in value.unbind(0):
+        yield from _unbound(part, axes - 1)
+
+
+@as_defined
+def fold_natively(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
+    """Call torch's kernel, which folds one dimension or two."""
+    count = len(network.patterns)
+    if len(network.operands) != 1 or network.pairs or not 1 <= count <= 2:
+        return
+    (operand,), sizes = network.operands, network.sizes
+    kept, places = network.output_indices[:-count], network.output_indices[-count:]
+    read = operand.indices[len(kept) :]
+    hit = {pattern.index: pattern for pattern in network.patterns}
+    dims = []
+    for place, kernel, output in zip(places, read, read[count:], strict=False):
+        pattern = hit.get(place)
+        if pattern is None or {*pattern.position.indices} != {kernel, output}:
+            return
+        dims.append(
+            Geometry(
+                sizes[place],
+                sizes[kernel],
+                sizes[output],
+                pattern.position.stride(output),
+                pattern.position.stride(kernel),
+                -pattern.position.start,
+            )
+        )
+    in_order = operand.indices[: len(kept)] == kept and len(read) == 2 * count
+    whole = all(axis.whole(sizes) is not None for axis in operand.axes)
+    summed = any(pattern.summed for pattern in network.patterns)
+    if not in_order or not whole or summed or 0 in sizes.values():
+        return
+    kernels, outputs = (
+        prod(sizes[j] for j in half) for half in (read[:count], read[count:])
+    )
+
+    def compute(tensors: Tensors) -> Tensor:
+        columns = tensors[operand.name].reshape(-1, kernels, outputs)
+        return _fold(columns, dims).reshape(network.shape)
+
+    moved = target.rates.move(prod(operand.shape), target.itemsize, _SCATTERED)
+    yield Candidate(
+        "native fold",
+        (Operation("fold", f"{operand.name} {list(operand.shape)}", moved),),
+        0,
+        lambda tensors, into: into.put(into.out, compute(tensors)),
+        compute,
+    )
+
+
+def _fold(columns: Tensor, dims: Sequence[Geometry]) -> Tensor:
+    """Fold ``[B, K, O]`` to ``[B, 1, I1, I2]``."""
+    two = [Geometry(1, 1, 1, 1, 1, 0), *dims][-2:]
+    fits = all(dim.fits for dim in two)
+    # else all positions that are hit, of which some are cropped or missing
+    sizes = [dim.image if fits else dim.image + dim.left + dim.right for dim in two]
+    result = F.fold(
+        columns,
+        sizes,
+        [dim.kernel for dim in two],
+        [dim.dilation for dim in two],
+        [dim.left if fits else 0 for dim in two],
+        [dim.stride for dim in two],
+    )
+    if fits:
+        return result
+    return F.pad(result, [-side for dim in two[::-1] for side in (dim.left, dim.right)])
