@@ -151,13 +151,19 @@ def fold_natively(network: TensorNetwork, target: Target) -> Iterable[Candidate]
         return
     (operand,), sizes = network.operands, network.sizes
     kept, places = network.output_indices[:-count], network.output_indices[-count:]
-    read = operand.indices[len(kept) :]
     hit = {pattern.index: pattern for pattern in network.patterns}
-    dims = []
-    for place, kernel, output in zip(places, read, read[count:], strict=False):
+    axes = [axis.whole(sizes) for axis in operand.axes]
+    dims, kernels, outputs = [], [], []
+    for place in places:
         pattern = hit.get(place)
-        if pattern is None or {*pattern.position.indices} != {kernel, output}:
+        terms = pattern.position.indices if pattern else ()
+        if pattern is None or pattern.summed or not {*terms} <= {*operand.indices}:
             return
+        if len(terms) != 2 or 0 in sizes.values():
+            return
+        kernel, output = sorted(terms, key=operand.indices.index)
+        kernels.append(kernel)
+        outputs.append(output)
         dims.append(
             Geometry(
                 sizes[place],
@@ -168,18 +174,17 @@ def fold_natively(network: TensorNetwork, target: Target) -> Iterable[Candidate]
                 -pattern.position.start,
             )
         )
-    in_order = operand.indices[: len(kept)] == kept and len(read) == 2 * count
-    whole = all(axis.whole(sizes) is not None for axis in operand.axes)
-    summed = any(pattern.summed for pattern in network.patterns)
-    if not in_order or not whole or summed or 0 in sizes.values():
+    wanted = [*kept, *kernels, *outputs]
+    read = [index for axis in axes for index in axis or ()]
+    # where indices of size one are does not matter
+    in_order = [[j for j in own if sizes[j] > 1] for own in (wanted, read)]
+    if None in axes or {*wanted} != {*read} or in_order[0] != in_order[1]:
         return
-    kernels, outputs = (
-        prod(sizes[j] for j in half) for half in (read[:count], read[count:])
-    )
+    columns = [prod(sizes[j] for j in own) for own in (kernels, outputs)]
 
     def compute(tensors: Tensors) -> Tensor:
-        columns = tensors[operand.name].reshape(-1, kernels, outputs)
-        return _fold(columns, dims).reshape(network.shape)
+        patches = tensors[operand.name].reshape(-1, *columns)
+        return _fold(patches, dims).reshape(network.shape)
 
     moved = target.rates.move(prod(operand.shape), target.itemsize, _SCATTERED)
     yield Candidate(
@@ -191,19 +196,19 @@ def fold_natively(network: TensorNetwork, target: Target) -> Iterable[Candidate]
     )
 
 
-def _fold(columns: Tensor, dims: Sequence[Geometry]) -> Tensor:
+def _fold(patches: Tensor, dims: Sequence[Geometry]) -> Tensor:
     """Fold ``[B, K, O]`` to ``[B, 1, I1, I2]``."""
     two = [Geometry(1, 1, 1, 1, 1, 0), *dims][-2:]
     fits = all(dim.fits for dim in two)
     # else all positions that are hit, of which some are cropped or missing
     sizes = [dim.image if fits else dim.image + dim.left + dim.right for dim in two]
     result = F.fold(
-        columns,
-        sizes,
-        [dim.kernel for dim in two],
-        [dim.dilation for dim in two],
-        [dim.left if fits else 0 for dim in two],
-        [dim.stride for dim in two],
+        patches,
+        (sizes[0], sizes[1]),
+        (two[0].kernel, two[1].kernel),
+        (two[0].dilation, two[1].dilation),
+        (two[0].left, two[1].left) if fits else 0,
+        (two[0].stride, two[1].stride),
     )
     if fits:
         return result
