@@ -32,6 +32,7 @@ FORMULAS = {
     "conv": "`Y = sum_{ci, k} U W`",
     "unfold_input": "`U = sum_i X P`",
     "unfold_weight": "`sum_k P W`",
+    "fold_output": "`sum_{k, o} P u`",
     "weight_vjp": "`sum_{n, o} g U`",
     "input_vjp": "`sum_{co, o, k} g P W`",
     "weight_jvp": "`sum_{ci, k} U W_dot`",
@@ -153,11 +154,13 @@ Groups are a line that both carry and the result keeps.
 
 ![convolution](figures/convolution.png)
 
-## Unfolded input and kernel
+## Unfolded input and kernel, folded output
 
-Sub-networks: convolution is a matrix product of either with what is left.
+Sub-networks: convolution is a matrix product of either with what is left. Cutting the
+input out of the unfolded input leaves its adjoint, which adds up patches `u`. A
+transposed convolution has the same patterns, which hit its output.
 
-![unfolded input and kernel](figures/unfolded.png)
+![unfolded input and kernel, folded output](figures/unfolded.png)
 
 ## Jacobians, VJPs and JVPs
 

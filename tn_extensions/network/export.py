@@ -58,9 +58,9 @@ def export(
     """Write a network as an einsum expression in NumPy's syntax.
 
     ``numpy.einsum``, ``torch.einsum``, ``jax.numpy.einsum``, ``opt_einsum.contract``
-    and ``cotengra.einsum`` evaluate it. Index patterns become arrays of zeros and ones, or
-    of counts where terms have been summed. If a convolution's padding holds data, its
-    network is that of the padded input: pad ``x`` first.
+    and ``cotengra.einsum`` evaluate it. Index patterns become arrays of zeros and ones,
+    or of counts where terms have been summed. If a convolution's padding holds data,
+    its network is that of the padded input: pad ``x`` first.
 
     Args:
         network: What to write.
@@ -136,8 +136,8 @@ def _split(
 ) -> tuple[tuple[str, ...], tuple[slice, ...], list[Pattern]]:
     """Indices of an operand, slices of its axes, and patterns for what is no slice.
 
-    An axis that no slice splits into its indices gets an index of its own, whose size is
-    added to ``sizes``, and a pattern that ties it to the others.
+    An axis that no slice splits into its indices gets an index of its own, whose size
+    is added to ``sizes``, and a pattern that ties it to the others.
     """
     indices: list[str] = []
     slices: list[slice] = []
@@ -155,7 +155,7 @@ def _split(
 
 
 def _slice(axis: Axis, sizes: Sizes) -> tuple[tuple[str, ...], slice] | None:
-    """The indices that a slice of an axis splits into, and the slice, if there is one."""
+    """Indices that a slice of an axis splits into, and the slice; None without one."""
     whole = axis.whole(sizes)
     if whole is not None:
         return whole, slice(None)

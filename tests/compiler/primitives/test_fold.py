@@ -76,7 +76,7 @@ def test_adds_as_often_as_the_smaller_index_says() -> None:
     wide = quantities.fold_output(layer(1, kernel_size=5, padding=0), 2)
     (few,) = fold(wide, target())
     assert few.operations[-1].times == 2
-    many = quantities.fold_output(Conv.make(1, 1, MOST_CALLS, 3 * MOST_CALLS), 2)
+    many = quantities.fold_output(Conv.make(1, 1, 2 * MOST_CALLS, 5 * MOST_CALLS), 2)
     assert not list(fold(many, target()))
 
 
