@@ -106,6 +106,7 @@ class Case(NamedTuple):
             "weight_dot": conv.weight_shape,
             "g": outputs,
             "S": (self.num_vectors, *outputs),
+            "u": (*batch, conv.groups * inner, prod(conv.output_size)),
             "QA": (conv.groups, inner, inner),
             "QB": (conv.groups, outer, outer),
         }

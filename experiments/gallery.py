@@ -208,6 +208,33 @@ pattern's terms are not ordered. [How a quantity is evaluated](plans.md) has the
 
 ![one and three dimensions](figures/dimensions.png)
 
+## Operations of the paper
+
+What [Dangel, 2024](https://arxiv.org/abs/2307.02275) writes as einsums, and where it is
+here. All take transposed convolutions, which are the rows marked "transposed" there.
+
+| operation | function | picture |
+|-|-|-|
+| convolution, transposed convolution | `conv` | [convolution] |
+| unfolded input (im2col), transposed | `unfold_input` | [unfolded] |
+| unfolded kernel (Toeplitz), transposed | `unfold_weight` | [unfolded] |
+| folded output (col2im), transposed | `fold_output` | [unfolded] |
+| weight VJP, transposed | `weight_vjp` | [derivatives] |
+| input VJP, transposed | `input_vjp` | [derivatives] |
+| weight JVP, input JVP | `weight_jvp`, `input_jvp` | [derivatives] |
+| per-sample weight VJP | `per_sample_grad` | [gradients] |
+| KFC, KFAC-expand, transposed | `kfac_expand` | [factors] |
+| KFAC-reduce, transposed | `kfac_reduce` | [factors] |
+| GGN Gram matrix | `ggn_gram` | [GGN] |
+| GGN or Fisher diagonal | `ggn_diagonal` | [GGN] |
+
+[convolution]: #convolution
+[unfolded]: #unfolded-input-and-kernel-folded-output
+[derivatives]: #jacobians-vjps-and-jvps
+[gradients]: #per-sample-gradients
+[factors]: #kronecker-factors
+[GGN]: #ggn-diagonal-and-gram-matrix
+
 ## Formulas and costs
 
 For 64 to 64 channels, 3x3 kernel, padding 1, 28x28 pixels, batch {n}, {v} vectors per

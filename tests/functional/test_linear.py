@@ -217,7 +217,7 @@ class TestFoldOutput:
             {"padding_mode": "reflect"},
             {"padding": ((0, 2), (2, 1)), "stride": 2},
             {"transposed": True, "stride": 2, "output_padding": 1},
-            {"input_size": (4, 3, 2), "dilation": (1, 1, 2), "padding": (1, 0, 1)},
+            {"input_size": (4, 3, 2), "stride": (1, 2, 1), "padding": 1},
             {"input_size": 5},
             {"kernel_size": 1, "padding": 0},
         ],

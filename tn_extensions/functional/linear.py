@@ -219,7 +219,8 @@ def fold_output(u: Tensor, conv: Conv) -> Tensor:
 
 def _new(result: Tensor, operand: Tensor) -> Tensor:
     """A result with memory of its own, also where a view of its operand suffices."""
-    if is_traced((operand, result)):  # a view may have no storage to compare
+    # what records operations may have no storage to compare
+    if torch.compiler.is_compiling() or is_traced((operand, result)):
         return result.clone()
     return result.clone() if memory_of(result) == memory_of(operand) else result
 
