@@ -752,6 +752,7 @@ def test_without_output_positions_all_is_zero(name: str, empty: int) -> None:
         "x": torch.ones(2, 4, *sizes),
         "x_dot": torch.ones(2, 4, *sizes),
         "g": torch.ones(2, 6, *conv.output_size),
+        "u": torch.ones(2, 4 * 18, 0),
         "S": torch.ones(3, 2, 6, *conv.output_size),
         "weight": torch.ones(conv.weight_shape, requires_grad=True),
         "weight_dot": torch.ones(conv.weight_shape),

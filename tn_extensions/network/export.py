@@ -86,7 +86,7 @@ def export(
     ...     ["n", ("g", "o")], sizes, [hit])
     >>> equation, operands, shape = network.export(x=np.ones((2, 12, 9)))
     >>> equation, operands[0].shape, shape
-    ('abc,def,dgeb->gdc', (3, 4, 3), (2, 21))
+    ('abc,dabe,ecf->daf', (3, 4, 3), (2, 21))
     """
     if not network.nodes:
         raise ValueError(describe(_NAME, "network", "have a node", "none"))

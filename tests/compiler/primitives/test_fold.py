@@ -88,3 +88,11 @@ def test_large_patches_are_added_and_small_ones_left_to_torch() -> None:
     assert large.candidate.name == "fold"
     assert small.candidate.name == "native fold"
     assert large.cost.peak == small.cost.peak == 0
+
+
+@pytest.mark.parametrize("options", USUAL)
+def test_long_kernels_are_folded_a_dimension_at_a_time(options: dict[str, Any]) -> None:
+    conv = layer(2, **({"kernel_size": 6, "input_size": (16, 15)} | options))
+    (found,) = fold(quantities.fold_output(conv, 2), target())
+    assert sum(op.times for op in found.operations) < 25
+    assert assert_all_evaluate(fold, quantities.fold_output(conv, 2)) == 1

@@ -7,7 +7,7 @@ enumerates is a slice of the operand, and goes to a slice of the result.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
 from typing import NamedTuple
@@ -29,6 +29,9 @@ from tn_extensions.network import Pattern, TensorNetwork
 
 _TRAFFIC = 1.5
 """Copies of the operand that adding it up is worth: the result is read, too."""
+
+_MOST_TOGETHER = 32
+"""Kernel entries up to which all dimensions are folded at once."""
 
 _SCATTERED = 4
 """Torch's kernel is about as fast as a copy of runs of so many elements."""
@@ -98,40 +101,76 @@ def fold(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     order = (*free, *kept, *(dim.shared for dim in dims))
     if {*order} != {*operand.indices} or len({*order}) < len(order):
         return
+    # together, no intermediate result is held; one by one, long kernels are fewer calls
     calls = prod(sizes[j] for j in free)
-    if calls > MOST_CALLS:
+    rounds = [dims] if calls <= _MOST_TOGETHER else [[dim] for dim in dims]
+    if sum(prod(len(dim.slices) for dim in own) for own in rounds) > MOST_CALLS:
         return
-    arranged = [sizes[j] for j in network.output_indices]
-    permutation = [network.output_indices.index(j) for j in (*kept, *places)]
+    present = (*kept, *places)
+    permutation = [present.index(j) for j in network.output_indices]
     lengths = [len(axis) for axis in network.output]
 
     def compute(tensors: Tensors) -> Tensor:
         value = view(tensors[operand.name], operand, order, sizes)
-        result = value.new_zeros(arranged)
-        targets = result.permute(permutation)
-        parts = _unbound(value, len(free))
-        for part, chosen in zip(
-            parts, product(*(dim.slices for dim in dims)), strict=True
-        ):
-            where, what = zip(*chosen, strict=True)
-            targets[(..., *where)].add_(part[(..., *what)])
-        return grouped(result, lengths)
+        space = [dim.shared for dim in dims]
+        for own in rounds:
+            value = _folded(value, dims, own, space, sizes)
+        return grouped(value.permute(permutation), lengths)
 
+    operations, held = [], 0
     elements = prod(sizes[j] for j in order)
-    moved = target.rates.move(_TRAFFIC * elements / calls, target.itemsize)
-    zeros = target.rates.move(prod(network.shape) / 2, target.itemsize)
-    shape = " x ".join(str(sizes[j]) for j in (*kept, *(dim.shared for dim in dims)))
-    operations = (
-        Operation("zeros", "", zeros),
-        Operation(f"add {operand.name}", shape, moved, calls),
-    )
+    for own in rounds:
+        read = elements
+        for dim in own:
+            elements = elements // sizes[dim.shared] * sizes[dim.place]
+            elements //= len(dim.slices)
+        times = prod(len(dim.slices) for dim in own)
+        moved = target.rates.move(_TRAFFIC * read / times, target.itemsize)
+        zeros = target.rates.move(elements / 2, target.itemsize)
+        text = ", ".join(dim.place for dim in own)
+        operations.append(Operation("zeros", text, zeros))
+        operations.append(Operation(f"add {operand.name}", f"to {text}", moved, times))
+        held += elements
     yield Candidate(
         "fold",
-        operations,
-        0,
+        tuple(operations),
+        held - elements,
         lambda tensors, into: into.put(into.out, compute(tensors)),
         compute,
     )
+
+
+def _folded(
+    value: Tensor,
+    dims: Sequence[FoldedDim],
+    own: Sequence[FoldedDim],
+    space: list[str],
+    sizes: Mapping[str, int],
+) -> Tensor:
+    """Fold some dimensions, whose free indices are the first axes.
+
+    Args:
+        value: The operand, its axes of space last.
+        dims: All dimensions.
+        own: Those to be folded.
+        space: Indices of the axes of space, which are changed to the result's.
+        sizes: Sizes of indices.
+    """
+    parts = _unbound(value, sum(dim.free is not None for dim in own))
+    at = [dims.index(dim) for dim in own]
+    for axis, dim in zip(at, own, strict=True):
+        space[axis] = dim.place
+    result = None
+    for part, chosen in zip(parts, product(*(dim.slices for dim in own)), strict=True):
+        if result is None:
+            lead = part.shape[: part.dim() - len(dims)]
+            result = value.new_zeros((*lead, *(sizes[j] for j in space)))
+        where, what = [slice(None)] * len(dims), [slice(None)] * len(dims)
+        for axis, (hit, read) in zip(at, chosen, strict=True):
+            where[axis], what[axis] = hit, read
+        result[(..., *where)].add_(part[(..., *what)])
+    assert result is not None
+    return result
 
 
 def _unbound(value: Tensor, axes: int) -> Iterator[Tensor]:
