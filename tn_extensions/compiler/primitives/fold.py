@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -165,7 +165,8 @@ def _folded(
         if result is None:
             lead = part.shape[: part.dim() - len(dims)]
             result = value.new_zeros((*lead, *(sizes[j] for j in space)))
-        where, what = [slice(None)] * len(dims), [slice(None)] * len(dims)
+        where: list[Any] = [slice(None)] * len(dims)
+        what = [*where]
         for axis, (hit, read) in zip(at, chosen, strict=True):
             where[axis], what[axis] = hit, read
         result[(..., *where)].add_(part[(..., *what)])
