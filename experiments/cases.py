@@ -111,6 +111,7 @@ class Case(NamedTuple):
             "h": outputs,
             "vectors": conv.weight_shape,
             "S": (self.num_vectors, *outputs),
+            "u": (*batch, conv.groups * inner, prod(conv.output_size)),
             "QA": (conv.groups, inner, inner),
             "QB": (conv.groups, outer, outer),
         }

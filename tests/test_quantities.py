@@ -27,6 +27,13 @@ def unfolded(conv: Conv, x: Array) -> Array:
     return u.reshape(len(x), -1, u.shape[-1])
 
 
+def folded(conv: Conv, x: Array) -> Array:
+    """Inner products with the patches of all unit inputs."""
+    u, size = noise(unfolded(conv, x).shape), x[0].size
+    images = unfolded(conv, np.eye(size).reshape(size, *x.shape[1:]))
+    return np.einsum("ncp,zcp->nz", u, images).reshape(x.shape)
+
+
 def outer(u: Array) -> Array:
     """Sum of outer products over data and columns, per group."""
     return np.einsum("ngap,ngbp->gab", u, u)
@@ -146,6 +153,7 @@ DEFINITIONS: dict[str, Callable[[Conv, Array], Array]] = {
     "weight_vjp": weight_gradient,
     "unfold_weight": toeplitz,
     "unfold_input": unfolded,
+    "fold_output": folded,
     "patch_sum": lambda conv, x: dense.patches(conv, x).sum(-1),
     "patch_total": lambda conv, x: dense.patches(conv, x).sum((0, -1)),
     "kfac_expand": lambda conv, x: outer(dense.patches(conv, x)),
@@ -168,6 +176,7 @@ def test_network_is_the_definition(name: str, conv: Conv, batch_size: int) -> No
     x = noise((batch_size, conv.in_channels, *conv.input_size))
     weight = noise(conv.weight_shape)
     arrays = {"x": x, "x_dot": x, "weight": weight, "weight_dot": weight}
+    arrays["u"] = noise(unfolded(conv, x).shape)
     g = vectors(conv, x) if arguments else gradient(conv, x)
     result = dense.evaluate(network, {**arrays, "g": g, "h": g, **bases(conv)})
     expected = DEFINITIONS[name](conv, x)
@@ -183,7 +192,7 @@ def test_names_are_those_of_the_quantity_type(name: str) -> None:
     base = {index.rstrip("p") for index in network.indices}
     names = {"v", "n", "g", "ci", "co", "i1", "i2", "k1", "k2", "o1", "o2", "a", "b"}
     assert base <= names
-    operands = {"x", "weight", "g", "h", "x_dot", "weight_dot", "QA", "QB"}
+    operands = {"x", "weight", "g", "h", "x_dot", "weight_dot", "u", "QA", "QB"}
     assert {operand.name for operand in network.operands} <= operands
 
 

@@ -28,6 +28,7 @@ Quantity = Literal[
     "conv",
     "unfold_input",
     "unfold_weight",
+    "fold_output",
     "weight_vjp",
     "input_vjp",
     "weight_jvp",
@@ -166,6 +167,14 @@ def unfold_weight(conv: Conv, batch_size: int = 1) -> TensorNetwork:
     merged = (tuple(j for axis in axes for j in axis) for axes in (output, operand))
     one_sample = (p for p in jacobian.patterns if p.index == prime("n"))
     return jacobian.replace(one_sample, output=merged)
+
+
+def fold_output(conv: Conv, batch_size: int) -> TensorNetwork:
+    """Patches ``u`` added up where they come from, ``[N, C_in, I1, ...]``.
+
+    The adjoint of :func:`unfold_input`, whose shape ``u`` has.
+    """
+    return unfold_input(conv, batch_size).vjp("x", "u")
 
 
 def weight_vjp(conv: Conv, batch_size: int) -> TensorNetwork:

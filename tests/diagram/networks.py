@@ -16,6 +16,7 @@ DEFINED: dict[str, Define] = {
     "conv": lambda conv: quantities.conv(conv, 2),
     "unfold_input": lambda conv: quantities.unfold_input(conv, 2),
     "unfold_weight": lambda conv: quantities.unfold_weight(conv),
+    "fold_output": lambda conv: quantities.fold_output(conv, 2),
     "weight_vjp": lambda conv: quantities.weight_vjp(conv, 2),
     "input_vjp": lambda conv: quantities.input_vjp(conv, 2),
     "weight_jvp": lambda conv: quantities.weight_jvp(conv, 2),

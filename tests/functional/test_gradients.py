@@ -222,6 +222,7 @@ def test_function_transforms(options: dict[str, Any]) -> None:
         (functional.bias_per_sample_grad, (vectors,)),
         (functional.bias_vjp, (g,)),
         (functional.unfold_input, (x,)),
+        (functional.fold_output, (functional.unfold_input(x, conv),)),
         (functional.patch_mean, (x,)),
     ]
     for call, arguments in cases:

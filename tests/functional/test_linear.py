@@ -259,6 +259,90 @@ def test_compiled_in_one_graph(number: int, options: dict[str, Any]) -> None:
     assert_close(call(*arguments), expected.detach())
 
 
+class TestFoldOutput:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"padding_mode": "reflect"},
+            {"padding": ((0, 2), (2, 1)), "stride": 2},
+            {"transposed": True, "stride": 2, "output_padding": 1},
+            {"input_size": (4, 3, 2), "stride": (1, 2, 1), "padding": 1},
+            {"input_size": 5},
+            {"kernel_size": 1, "padding": 0},
+        ],
+        ids=str,
+    )
+    def test_is_differentiable_and_its_derivative_unfolds(
+        self, options: dict[str, Any]
+    ) -> None:
+        given = {"kernel_size": 3, "input_size": (4, 3), "padding": 1} | options
+        conv = Conv.make(2, 2, **given)
+        x = noise_tensor((2, 2, *conv.input_size))
+        unfolded = functional.unfold_input(x, conv)
+        u = noise_tensor(unfolded.shape).requires_grad_()
+
+        def function(u: Tensor) -> Tensor:
+            return functional.fold_output(u, conv)
+
+        (gradient,) = torch.autograd.grad(function(u), u, x)
+        assert_close(gradient, unfolded)
+        assert gradcheck(function, u, fast_mode=True)
+        assert gradgradcheck(lambda u: function(u).square(), u, fast_mode=True)
+
+    @pytest.mark.parametrize("kernel_size", [1, 2, 3])
+    def test_is_a_new_tensor(self, kernel_size: int) -> None:
+        conv = Conv.make(2, 2, kernel_size, (6, 6), stride=min(kernel_size, 2))
+        x = noise_tensor((3, 2, 6, 6))
+        u = functional.unfold_input(x, conv)
+        before = u.clone()
+        functional.fold_output(u, conv).add_(1)
+        assert torch.equal(u, before)
+
+    @pytest.mark.parametrize("mode", ["zeros", "circular"])
+    def test_compiled_in_one_graph(self, mode: Any) -> None:
+        conv = Conv.make(2, 2, 3, (6, 5), padding=1, padding_mode=mode)
+        u = noise_tensor((2, 18, 30))
+        torch.compiler.reset()
+
+        def call(u: Tensor) -> Tensor:
+            return 2 * functional.fold_output(u, conv)
+
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        assert_close(compiled(u), call(u))
+
+    def test_empty_and_half_precision(self) -> None:
+        conv = Conv.make(2, 2, 3, (6, 5), padding=1)
+        assert functional.fold_output(noise_tensor((0, 18, 30)), conv).shape[0] == 0
+        u = noise_tensor((2, 18, 30), torch.bfloat16)
+        result = functional.fold_output(u, conv)
+        assert result.dtype == torch.float32
+        exact = functional.fold_output(u.double(), conv)
+        assert_close(result.double(), exact, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("change", "argument", "error"),
+        [
+            ({"u": noise_tensor((2, 18, 29))}, "u.shape", ValueError),
+            ({"u": noise_tensor((2, 17, 30))}, "u.shape", ValueError),
+            ({"u": noise_tensor((18, 30))}, "u.shape", ValueError),
+            ({"u": torch.tensor(1.0)}, "u.shape", ValueError),
+            ({"u": torch.ones(2, 18, 30, dtype=torch.int64)}, "u", TypeError),
+            ({"u": None}, "u", TypeError),
+            ({"conv": None}, "conv", TypeError),
+        ],
+        ids=["positions", "entries", "axes", "scalar", "integers", "none", "conv"],
+    )
+    def test_refused(
+        self, change: dict[str, Any], argument: str, error: type[Exception]
+    ) -> None:
+        conv = Conv.make(2, 2, 3, (6, 5), padding=1)
+        given = {"u": noise_tensor((2, 18, 30)), "conv": conv} | change
+        with pytest.raises(error) as caught:
+            functional.fold_output(**given)
+        assert_in_form(caught.value, "fold_output", argument)
+
+
 class TestBadInput:
     X, CONV = noise_tensor((3, 4, 6, 5)), Conv.make(4, 2, 3, (6, 5), padding=1)
     G, WEIGHT = noise_tensor((3, 2, 6, 5)), noise_tensor((2, 4, 3, 3))

@@ -35,6 +35,7 @@ from tn_extensions.functional.gradients import (
 from tn_extensions.functional.linear import (
     conv,
     diagonal_backward,
+    fold_output,
     input_jvp,
     input_vjp,
     unfold_input,
@@ -53,6 +54,7 @@ __all__ = [
     "bias_vjp",
     "conv",
     "diagonal_backward",
+    "fold_output",
     "ggn_diagonal",
     "ggn_gram",
     "ggn_matvec",

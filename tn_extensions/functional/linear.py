@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import product
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -275,10 +276,43 @@ def unfold_input(x: Tensor, conv: Conv) -> Tensor:
         ValueError: If the shape of ``x`` does not fit ``conv``.
     """
     check_input("unfold_input", x, conv)
-    result = run("unfold_input", {"x": prepare(x, conv)}, conv)
-    if is_traced((x, result)):  # a view may have no storage to compare
+    return _new(run("unfold_input", {"x": prepare(x, conv)}, conv), x)
+
+
+def fold_output(u: Tensor, conv: Conv) -> Tensor:
+    """Fold patches (col2im): ``X[n, ci, i] = sum_{k, o} P[k, o, i] u[n, (ci, k), o]``.
+
+    The adjoint of :func:`unfold_input`: patches are added up where they come from. Like
+    ``torch.nn.functional.fold``, for any number of dimensions, transposed convolutions,
+    and all padding modes (padding that holds data adds up at the positions that it was
+    copied from). Differentiable.
+
+    Args:
+        u: Patches, ``[N, C_in * K, O]``, in the order of torch's unfold.
+        conv: Hyper-parameters.
+
+    Returns:
+        Sums of patches, ``[N, C_in, I1, ...]``; a new tensor.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If the shape of ``u`` does not fit ``conv``.
+    """
+    check_conv("fold_output", conv)
+    check_tensor("fold_output", "u", u)
+    batch_size = u.shape[0] if u.dim() else 0
+    patch = conv.in_channels * prod(conv.kernel_size)
+    shape = (batch_size, patch, prod(conv.output_size))
+    check_shaped("fold_output", "u", u, shape)
+    return _new(unpad(_plain("fold_output", {"u": u}, conv, batch_size), conv), u)
+
+
+def _new(result: Tensor, operand: Tensor) -> Tensor:
+    """A result with memory of its own, also where a view of its operand suffices."""
+    # what records operations may have no storage to compare
+    if torch.compiler.is_compiling() or is_traced((operand, result)):
         return result.clone()
-    return result.clone() if memory_of(result) == memory_of(x) else result
+    return result.clone() if memory_of(result) == memory_of(operand) else result
 
 
 def _plain(

@@ -7,6 +7,7 @@ from tn_extensions.compiler.primitives.einsum import einsum
 from tn_extensions.compiler.primitives.embed import embed
 from tn_extensions.compiler.primitives.factored import factored
 from tn_extensions.compiler.primitives.fill import fill
+from tn_extensions.compiler.primitives.fold import fold, fold_natively
 from tn_extensions.compiler.primitives.gather import gather
 from tn_extensions.compiler.primitives.gram import gram
 from tn_extensions.compiler.primitives.khatri_rao import khatri_rao
@@ -22,6 +23,8 @@ from tn_extensions.compiler.primitives.window import window
 PRIMITIVES: tuple[Primitive, ...] = (
     convolve,
     unfold,
+    fold_natively,
+    fold,
     window,
     matmul,
     lag,
