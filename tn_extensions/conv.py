@@ -261,6 +261,41 @@ class Conv:
         )
         return replace(self, dims=dims)
 
+    @classmethod
+    def from_ints(cls, numbers: Sequence[int]) -> Conv:
+        """Make a convolution of what :meth:`to_ints` lists.
+
+        Args:
+            numbers: The list.
+
+        Returns:
+            The convolution.
+
+        Raises:
+            TypeError: If an entry is not an integer.
+            ValueError: If no convolution with these hyper-parameters exists.
+        """
+        return _of_ints(tuple(numbers))
+
+    def to_ints(self) -> list[int]:
+        """List the hyper-parameters as integers, as ``torch.ops.tn_extensions`` does.
+
+        Returns:
+            Input and output channels, groups, position in ``PADDING_MODES`` and whether
+            the convolution is transposed; then, for each dimension, sizes of input and
+            kernel, stride, dilation, padding on the left and right, output padding.
+
+        >>> Conv.make(4, 6, 3, 8, padding=1).to_ints()
+        [4, 6, 1, 0, 0, 8, 3, 1, 1, 1, 1, 0]
+        """
+        mode = PADDING_MODES.index(self.padding_mode)
+        numbers = [self.in_channels, self.out_channels, self.groups, mode]
+        numbers.append(int(self.transposed))
+        for dim in self.dims:
+            numbers += (dim.input_size, dim.kernel_size, dim.stride, dim.dilation)
+            numbers += (*dim.padding, dim.output_padding)
+        return numbers
+
     @property
     def num_dims(self) -> int:
         """Number ``D`` of spatial dimensions."""
@@ -325,6 +360,34 @@ class Conv:
         """The same convolution on an input that carries its padding already."""
         dims = tuple(dim.explicitly_padded for dim in self.dims)
         return replace(self, dims=dims, padding_mode="zeros")
+
+
+_OF_ALL, _OF_EACH = 5, 7
+"""How many integers describe a convolution, and each of its dimensions."""
+
+
+@lru_cache(maxsize=4096)
+def _of_ints(numbers: tuple[int, ...]) -> Conv:
+    """Operators get the same integers for every batch."""
+    name = "Conv.from_ints"
+    num_dims, rest = divmod(len(numbers) - _OF_ALL, _OF_EACH)
+    if rest or num_dims < 1:
+        rule = f"have {_OF_ALL} entries and {_OF_EACH} for each dimension"
+        remedy = "Pass conv.to_ints()"
+        raise ValueError(describe(name, "numbers", rule, list(numbers), remedy))
+    inputs, outputs, groups, mode, transposed, *sizes = numbers
+    for entry, value, end in (
+        ("mode", mode, len(PADDING_MODES)),
+        ("transposed", transposed, 2),
+    ):
+        if value not in range(end):
+            raise ValueError(describe(name, entry, f"be below {end}", value))
+    each = (sizes[start : start + _OF_EACH] for start in range(0, len(sizes), _OF_EACH))
+    dims = tuple(
+        ConvDim(*dim, (left, right), bool(transposed), output_padding)
+        for *dim, left, right, output_padding in each
+    )
+    return Conv(inputs, outputs, dims, groups, PADDING_MODES[mode])
 
 
 _FROM_MODULE = "Conv.from_module"

@@ -10,9 +10,11 @@ from torch import Tensor
 from tn_extensions.conv import Conv
 from tn_extensions.functional.checks import check_input, check_like, check_vectors
 from tn_extensions.functional.evaluate import prepare, result_dtype, run
+from tn_extensions.functional.operators import operator
 from tn_extensions.quantities import Quantity
 
 
+@operator(differentiable=True)
 def per_sample_grad(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
     """Gradients of the kernel: ``sum_o g[n, co, o] U[n, (ci, k), o]`` for each sample.
 
@@ -37,6 +39,7 @@ def per_sample_grad(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
     return _run("per_sample_grad", x, g, conv, (num_vectors,))
 
 
+@operator(differentiable=False)
 def per_sample_grad_norm(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
     """Squared norms of per-sample gradients, ``sum_{co, ci, k} (sum_o g U)^2``.
 
@@ -62,6 +65,7 @@ def per_sample_grad_norm(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
         return _run("per_sample_grad_norm", x, g, conv, (num_vectors,))
 
 
+@operator(differentiable=False)
 def ggn_diagonal(x: Tensor, S: Tensor, conv: Conv, per_sample: bool = False) -> Tensor:
     """Diagonal of the kernel's GGN: ``sum_{v, n} (sum_o S[v, n, co, o] U[n, o])^2``.
 
@@ -87,6 +91,7 @@ def ggn_diagonal(x: Tensor, S: Tensor, conv: Conv, per_sample: bool = False) -> 
         return _run("ggn_diagonal", x, S, conv, (num_vectors, bool(per_sample)))
 
 
+@operator(differentiable=False)
 def ggn_gram(x: Tensor, S: Tensor, conv: Conv) -> Tensor:
     """Inner products of all ``sum_o S[v, n, co, o] U[n, (ci, k), o]``.
 

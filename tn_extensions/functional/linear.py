@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from tn_extensions.compiler.allocate import memory_of
@@ -15,16 +14,13 @@ from tn_extensions.functional.checks import (
     check_shaped,
     check_tensor,
 )
-from tn_extensions.functional.evaluate import (
-    prepare,
-    result_dtype,
-    run,
-    run_compiled,
-)
+from tn_extensions.functional.evaluate import prepare, result_dtype, run
+from tn_extensions.functional.operators import operator
 from tn_extensions.padding import unpad
 from tn_extensions.quantities import Quantity
 
 
+@operator(differentiable=True)
 def conv(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
     """Convolve: ``Y = sum_{ci, k} U[ci, k] W[co, ci, k]``, differentiable.
 
@@ -45,9 +41,10 @@ def conv(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
     check_input("conv", x, conv)
     check_shaped("conv", "weight", weight, conv.weight_shape)
     check_like("conv", "weight", weight, x.dtype, x)
-    return _plain("conv", {"x": x, "weight": weight}, conv, len(x))
+    return _plain("conv", {"x": x, "weight": weight}, conv, x.shape[0])
 
 
+@operator(differentiable=True)
 def input_jvp(weight: Tensor, x_dot: Tensor, conv: Conv) -> Tensor:
     """Change of the output with the input: ``Y_dot = sum_{ci, k} U_dot W``.
 
@@ -69,9 +66,10 @@ def input_jvp(weight: Tensor, x_dot: Tensor, conv: Conv) -> Tensor:
     check_shaped("input_jvp", "weight", weight, conv.weight_shape)
     check_like("input_jvp", "weight", weight, x_dot.dtype, x_dot, "x_dot")
     operands = {"x_dot": x_dot, "weight": weight}
-    return _plain("input_jvp", operands, conv, len(x_dot))
+    return _plain("input_jvp", operands, conv, x_dot.shape[0])
 
 
+@operator(differentiable=True)
 def weight_jvp(x: Tensor, weight_dot: Tensor, conv: Conv) -> Tensor:
     """Change of the output with the kernel: ``Y_dot = sum_{ci, k} U W_dot``.
 
@@ -90,9 +88,10 @@ def weight_jvp(x: Tensor, weight_dot: Tensor, conv: Conv) -> Tensor:
     check_input("weight_jvp", x, conv)
     check_shaped("weight_jvp", "weight_dot", weight_dot, conv.weight_shape)
     check_like("weight_jvp", "weight_dot", weight_dot, x.dtype, x)
-    return _plain("weight_jvp", {"x": x, "weight_dot": weight_dot}, conv, len(x))
+    return _plain("weight_jvp", {"x": x, "weight_dot": weight_dot}, conv, x.shape[0])
 
 
+@operator(differentiable=True)
 def weight_vjp(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
     """Gradient of the kernel: ``sum_{n, o} g[n, co, o] U[n, (ci, k), o]``.
 
@@ -109,11 +108,12 @@ def weight_vjp(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
         ValueError: If shapes, dtypes or devices do not fit.
     """
     check_input("weight_vjp", x, conv)
-    check_shaped("weight_vjp", "g", g, _output_shape(conv, len(x)))
+    check_shaped("weight_vjp", "g", g, _output_shape(conv, x.shape[0]))
     check_like("weight_vjp", "g", g, x.dtype, x)
-    return _plain("weight_vjp", {"x": x, "g": g}, conv, len(x))
+    return _plain("weight_vjp", {"x": x, "g": g}, conv, x.shape[0])
 
 
+@operator(differentiable=True)
 def input_vjp(weight: Tensor, g: Tensor, conv: Conv) -> Tensor:
     """Gradient of the input: ``sum_{co, o, k} P[k, o, i] g[n, co, o] W[co, ci, k]``.
 
@@ -137,9 +137,12 @@ def input_vjp(weight: Tensor, g: Tensor, conv: Conv) -> Tensor:
     check_shaped("input_vjp", "g", g, _output_shape(conv, batch_size))
     check_shaped("input_vjp", "weight", weight, conv.weight_shape)
     check_like("input_vjp", "weight", weight, g.dtype, g, "g")
-    return unpad(_plain("input_vjp", {"weight": weight, "g": g}, conv, len(g)), conv)
+    return unpad(
+        _plain("input_vjp", {"weight": weight, "g": g}, conv, g.shape[0]), conv
+    )
 
 
+@operator(differentiable=True)
 def unfold_weight(weight: Tensor, conv: Conv) -> Tensor:
     """Toeplitz matrix of the kernel: the Jacobian of a sample's output by its input.
 
@@ -164,6 +167,7 @@ def unfold_weight(weight: Tensor, conv: Conv) -> Tensor:
     return unpad(split, conv).flatten(1)
 
 
+@operator(differentiable=True)
 def unfold_input(x: Tensor, conv: Conv) -> Tensor:
     """Unfold the input (im2col): ``U[n, (ci, k), o]``, differentiable.
 
@@ -202,8 +206,6 @@ def _plain(
         else tensor.to(dtype)
         for operand, tensor in operands.items()
     }
-    if torch.compiler.is_compiling():
-        return run_compiled(name, operands, conv, batch_size)
     return run(name, operands, conv, batch_size=batch_size)
 
 
