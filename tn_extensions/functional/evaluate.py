@@ -96,7 +96,7 @@ def run(
     like = next(iter(operands.values()))
     if batch_size is None:
         batch_size = operands["x"].shape[0]
-    if _only_shapes.get():
+    if needs_shapes_only():
         return like.new_empty(_shape(name, operands, conv, arguments))
     defined = network(name, conv, batch_size, *arguments)
     if 0 in defined.sizes.values():  # no data, or no output
@@ -116,6 +116,11 @@ def run(
 
 
 _only_shapes = ContextVar("only_shapes", default=False)
+
+
+def needs_shapes_only() -> bool:
+    """Tell whether a function runs within :func:`only_shapes`."""
+    return _only_shapes.get()
 
 
 def only_shapes(function: Callable[P, T]) -> Callable[P, T]:

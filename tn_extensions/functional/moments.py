@@ -18,7 +18,12 @@ from tn_extensions.functional.checks import (
     check_tensor,
     check_vectors,
 )
-from tn_extensions.functional.evaluate import prepare, result_dtype, run
+from tn_extensions.functional.evaluate import (
+    needs_shapes_only,
+    prepare,
+    result_dtype,
+    run,
+)
 from tn_extensions.functional.linear import unfold_input
 from tn_extensions.functional.operators import operator
 
@@ -65,6 +70,8 @@ def kfac_moments(
         moments = QA.new_zeros(
             conv.groups, QB.shape[2], QA.shape[2], dtype=result_dtype(QA)
         )
+        if needs_shapes_only():  # the number of samples may be a symbol
+            return moments
         each = moments.numel() * moments.element_size()
         for chunk in slices(x.shape[0], each):
             rotated = rotated_grad(x[chunk], g[chunk], QA, QB, conv, bias=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tn_extensions.compiler.allocate import memory_of
-from tn_extensions.compiler.tracing import holds_data, is_recorded
+from tn_extensions.compiler.tracing import holds_data, is_recorded, is_traced
 from tn_extensions.conv import Conv
 from tn_extensions.functional.checks import check_like, check_shaped
 from tn_extensions.functional.evaluate import only_shapes
@@ -96,15 +96,14 @@ class _Operator:
         self._function = function
         self._names = [parameter.name for parameter in parameters]
         self.tensors = [at for at, p in enumerate(parameters) if p.annotation is Tensor]
-        compute, gradients = self._compute, self._gradients
-        fake = only_shapes(compute)
-        self.overload = _define(f"{name}({schema}) -> Tensor", compute, fake)
+        fake = only_shapes(self._compute)
+        self.overload = _define(f"{name}({schema}) -> Tensor", self._compute, fake)
         if not differentiable:
             _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
             return
-        _LIBRARY.impl(name, self._differentiable, "Autograd")
+        _LIBRARY.impl(name, torch.compiler.disable(self._differentiable), "Autograd")
         schema = f"{name}_backward(Tensor grad, bool[] wanted, {schema}) -> Tensor[]"
-        self.backward = _define(schema, gradients, self._empty_gradients)
+        self.backward = _define(schema, self._gradients, self._empty_gradients)
 
     def _call(self, *args: Any) -> Tensor:
         """Call the function with what the operator is given, some defaults left out."""
@@ -115,10 +114,12 @@ class _Operator:
     def _compute(self, *args: Any) -> Tensor:
         """Compute a result that is contiguous and has memory of its own."""
         result = self._call(*args).contiguous()
-        memory = memory_of(result)
-        if any(memory_of(args[at]) == memory for at in self.tensors):
+        tensors = [args[at] for at in self.tensors]
+        if is_traced(tensors):  # a view may have no storage to compare
             return result.clone()
-        return result
+        memory = memory_of(result)
+        shared = any(memory_of(tensor) == memory for tensor in tensors)
+        return result.clone() if shared else result
 
     def _differentiable(self, *args: Any) -> Tensor:
         """Let autograd see what the function does, or a compiler the operator only."""
@@ -158,7 +159,9 @@ def _define(schema: str, compute: Callable[..., Any], fake: Callable[..., Any]) 
     """Define an operator by what it does, with data and without."""
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
+    # a compiler that gave up on the caller must not trace what an operator does
+    kernel = torch.compiler.disable(compute)
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     overload = getattr(torch.ops.tn_extensions, name).default
     path = f"tn_extensions::{name}"
     torch.library.register_fake(path, fake, lib=_LIBRARY)
