@@ -384,8 +384,8 @@ def _of_ints(numbers: tuple[int, ...]) -> Conv:
             raise ValueError(describe(name, entry, f"be below {end}", value))
     each = (sizes[start : start + _OF_EACH] for start in range(0, len(sizes), _OF_EACH))
     dims = tuple(
-        ConvDim(*dim, (left, right), bool(transposed), output_padding)
-        for *dim, left, right, output_padding in each
+        ConvDim(i, k, s, d, (left, right), bool(transposed), output_padding)
+        for i, k, s, d, left, right, output_padding in each
     )
     return Conv(inputs, outputs, dims, groups, PADDING_MODES[mode])
 

@@ -1,4 +1,4 @@
-"""The benchmark of what is compiled, on few layers and by a backend that does little."""
+"""The benchmark of what is compiled, with few layers and an eager backend."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ class _Operator:
             given = dict(enumerate(args)) | dict(zip(chosen, tensors, strict=True))
             return self._call(*given.values())
 
-        _, vjp = torch.func.vjp(function, *(args[at] for at in chosen))
+        vjp: Any = torch.func.vjp(function, *(args[at] for at in chosen))[1]
         return [gradient.contiguous() for gradient in vjp(grad)]
 
     def _empty_gradients(
