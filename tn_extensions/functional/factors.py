@@ -209,7 +209,8 @@ def _factor(
     with torch.set_grad_enabled(torch.is_grad_enabled() and out is None):
         column = run("patch_total", operands, conv, scale * ones).unsqueeze(2)
         corner = scale * x.shape[0] * num_outputs * ones
-        row = torch.nn.functional.pad(column.mT, (0, 1), value=corner)
+        # the number of samples may be a symbol, which padding would not take
+        row = torch.cat([column.mT, column.new_full((conv.groups, 1, 1), corner)], 2)
     if out is None and is_traced((x,)):
         factor = run(name, operands, conv, scale)
         return torch.cat([torch.cat([factor, column], 2), row], 1)

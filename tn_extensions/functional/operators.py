@@ -172,14 +172,12 @@ def _define(schema: str, compute: Callable[..., Any], fake: Callable[..., Any]) 
 def _vmap(overload: Any) -> Callable[..., tuple[Any, Any]]:
     """Call an operator for each entry of a batch."""
 
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        each = zip(
-            *(
-                (value,) * info.batch_size if axis is None else value.unbind(axis)
-                for value, axis in zip(args, in_dims, strict=True)
-            ),
-            strict=True,
-        )
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        columns = [
+            value.unbind(axis) if isinstance(axis, int) else (value,) * info.batch_size
+            for value, axis in zip(args, in_dims, strict=True)
+        ]
+        each = zip(*columns, strict=True)
         results = [overload(*given) for given in each]
         if isinstance(results[0], Tensor):
             return torch.stack(results), 0
