@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import index
 from typing import Any, Literal, get_args
 
 from tn_extensions.conv_dim import (
@@ -442,7 +443,12 @@ def _hashable(name: str, value: Any) -> Any:
         return value
     if is_scalar(value):
         return as_int(_FROM_MODULE, name, value, minimum=0)
-    return tuple(value)
+    values = tuple(value)
+    try:
+        hash(values)
+    except TypeError:  # symbols that a compiler traces with are no keys
+        return tuple(map(index, values))
+    return values
 
 
 @lru_cache(maxsize=4096)

@@ -24,5 +24,5 @@ def test_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert [*tiny["seconds"]] == ["eager", "operators"]
     assert factors["graphs"] == {"eager": 0, "operators": 0, "compiled": 1}
     assert passes["graphs"]["compiled"] == 1
-    assert passes["graphs"]["compiled with hooks"] > 1
+    assert passes["graphs"]["compiled with hooks"] != 1
     assert output.with_suffix(".md").read_text("utf-8").count("\n## ") == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from math import prod
+from shutil import which
 from typing import Any
 
 import pytest
@@ -266,9 +267,16 @@ class TestRecorded:
             assert_close(compiled(x), network(x))
         assert backend.frame_count == 1
 
-    def test_compiled_by_the_default_backend(self, network: Network) -> None:
-        x = batch(3)
-        assert_close(torch.compile(network, fullgraph=True)(x), network(x))
+    @pytest.mark.skipif(which("g++") is None, reason="the backend compiles C++")
+    def test_compiled_by_the_default_backend(self) -> None:
+        torch.compiler.reset()
+        conv = CONVS["same, uneven"]
+        (x,) = tensors("kfac_expand", conv, 2)
+
+        def call(x: Tensor) -> Tensor:
+            return functional.kfac_expand(x, conv) + 1
+
+        assert_close(torch.compile(call, fullgraph=True)(x), call(x))
 
     def test_compiled_gradients(self, network: Network) -> None:
         compiled = torch.compile(

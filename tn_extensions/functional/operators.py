@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec
 
 import torch
@@ -57,22 +57,26 @@ def operator(
             if not is_recorded():
                 return function(*args, **kwargs)
             out: Any = kwargs.pop("out", None)
-            given = [_encoded(value) for value in args]
-            named = {key: _encoded(value) for key, value in kwargs.items()}
+            encode = partial(_encoded, detached=out is not None)
+            result: Tensor = own.overload(
+                *map(encode, args),
+                **{key: encode(value) for key, value in kwargs.items()},
+            )
             if out is None:
-                return own.overload(*given, **named)
-            with torch.no_grad():
-                result = own.overload(*given, **named)
-                check_shaped(name, "out", out, tuple(result.shape))
-                check_like(name, "out", out, result.dtype, result)
-                return out.add_(result)
+                return result
+            check_shaped(name, "out", out, tuple(result.shape))
+            check_like(name, "out", out, result.dtype, result)
+            out.detach().add_(result)
+            return out
 
         return call
 
     return decorate
 
 
-def _encoded(value: Any) -> Any:
+def _encoded(value: Any, detached: bool) -> Any:
+    if detached and isinstance(value, Tensor):
+        return value.detach()
     return value.to_ints() if isinstance(value, Conv) else value
 
 
