@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor
 
@@ -55,17 +55,6 @@ def check_loss(owner: str, loss: Any) -> None:
         raise ValueError(describe(owner, "loss", rule, repr(loss.reduction)))
 
 
-def check_choice(owner: str, argument: str, value: Any, choices: Any) -> None:
-    """Refuse a value that is none of a literal type's.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if value not in get_args(choices):
-        rule = f"be one of {', '.join(map(repr, get_args(choices)))}"
-        raise ValueError(describe(owner, argument, rule, repr(value)))
-
-
 def check_samples(owner: str, fisher_type: Fisher, mc_samples: Any) -> None:
     """Refuse a number of draws that is not positive, or has no meaning.
 
@@ -79,16 +68,3 @@ def check_samples(owner: str, fisher_type: Fisher, mc_samples: Any) -> None:
     if mc_samples < 1 or (fisher_type != "mc" and mc_samples != 1):
         rule = "be positive, and 1 unless fisher_type is 'mc'"
         raise ValueError(describe(owner, "mc_samples", rule, mc_samples))
-
-
-def share_of_data(loss: Any, num_rows: int, num_data: int) -> float:
-    """Compute what makes outer products of a batch's vectors a sum over data.
-
-    Args:
-        loss: The loss. The vectors of a mean are divided by the number of rows; what
-            is found for a batch is then multiplied by the number of its data, so that
-            it can be divided by that of all.
-        num_rows: Number of rows of outputs, one for each loss term.
-        num_data: Number of data.
-    """
-    return float(num_rows * num_data) if loss.reduction == "mean" else 1.0
