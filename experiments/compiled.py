@@ -72,6 +72,15 @@ def tiny() -> dict[str, Call]:
     }
 
 
+def in_training(subject: Subject) -> nn.Module:
+    """Build the model; averages over all batches would break the graph."""
+    model = subject.plain().train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1
+    return model
+
+
 def passes(subject: Subject, batch_size: int, backend: str) -> dict[str, Call]:
     """Forward and backward passes of a model, with hooks that want no statistics."""
     images, labels = subject.batch(batch_size)
@@ -83,13 +92,13 @@ def passes(subject: Subject, batch_size: int, backend: str) -> dict[str, Call]:
         return loss.detach()
 
     def with_hooks() -> nn.Module:
-        model = subject.plain().train()
+        model = in_training(subject)
         preconditioner = KFACPreconditioner(model, factor_update_steps=10**6)
         call(model)
         preconditioner.step()  # the only one that updates factors
         return model
 
-    models = {"": subject.plain().train(), " with hooks": with_hooks()}
+    models = {"": in_training(subject), " with hooks": with_hooks()}
     compiled = {
         name: torch.compile(model, backend=backend) for name, model in models.items()
     }
