@@ -403,7 +403,7 @@ def _of_module(module: Any, input_size: Any, output_size: Any) -> Conv:
     )
     return _of_attributes(
         type(module).__name__,
-        _kernel_shape(module, transposed),
+        _hashable("module.weight.shape", _kernel_shape(module, transposed)),
         _hashable("input_size", input_size),
         _hashable("module.stride", module.stride),
         _hashable("module.padding", padding),
@@ -439,9 +439,9 @@ def _kernel_shape(module: Any, transposed: bool) -> tuple[int, ...]:
 
 def _hashable(name: str, value: Any) -> Any:
     """An attribute that may be an array, a list or a number of any kind."""
-    if type(value) in (tuple, int, str):
+    if type(value) in (int, str):
         return value
-    if is_scalar(value):
+    if type(value) is not tuple and is_scalar(value):
         return as_int(_FROM_MODULE, name, value, minimum=0)
     values = tuple(value)
     try:
