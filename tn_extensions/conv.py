@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import index
 from typing import Any, ClassVar, Literal, get_args
 
 from tn_extensions.conv_dim import (
@@ -264,6 +265,41 @@ class Conv:
         )
         return replace(self, dims=dims)
 
+    @classmethod
+    def from_ints(cls, numbers: Sequence[int]) -> Conv:
+        """Make a convolution of what :meth:`to_ints` lists.
+
+        Args:
+            numbers: The list.
+
+        Returns:
+            The convolution.
+
+        Raises:
+            TypeError: If an entry is not an integer.
+            ValueError: If no convolution with these hyper-parameters exists.
+        """
+        return _of_ints(tuple(numbers))
+
+    def to_ints(self) -> list[int]:
+        """List the hyper-parameters as integers, as ``torch.ops.tn_extensions`` does.
+
+        Returns:
+            Input and output channels, groups, position in ``PADDING_MODES`` and whether
+            the convolution is transposed; then, for each dimension, sizes of input and
+            kernel, stride, dilation, padding on the left and right, output padding.
+
+        >>> Conv.make(4, 6, 3, 8, padding=1).to_ints()
+        [4, 6, 1, 0, 0, 8, 3, 1, 1, 1, 1, 0]
+        """
+        mode = PADDING_MODES.index(self.padding_mode)
+        numbers = [self.in_channels, self.out_channels, self.groups, mode]
+        numbers.append(int(self.transposed))
+        for dim in self.dims:
+            numbers += (dim.input_size, dim.kernel_size, dim.stride, dim.dilation)
+            numbers += (*dim.padding, dim.output_padding)
+        return numbers
+
     @property
     def num_dims(self) -> int:
         """Number ``D`` of spatial dimensions."""
@@ -330,6 +366,34 @@ class Conv:
         return replace(self, dims=dims, padding_mode="zeros")
 
 
+_OF_ALL, _OF_EACH = 5, 7
+"""How many integers describe a convolution, and each of its dimensions."""
+
+
+@lru_cache(maxsize=4096)
+def _of_ints(numbers: tuple[int, ...]) -> Conv:
+    """Operators get the same integers for every batch."""
+    name = "Conv.from_ints"
+    num_dims, rest = divmod(len(numbers) - _OF_ALL, _OF_EACH)
+    if rest or num_dims < 1:
+        rule = f"have {_OF_ALL} entries and {_OF_EACH} for each dimension"
+        remedy = "Pass conv.to_ints()"
+        raise ValueError(describe(name, "numbers", rule, list(numbers), remedy))
+    inputs, outputs, groups, mode, transposed, *sizes = numbers
+    for entry, value, end in (
+        ("mode", mode, len(PADDING_MODES)),
+        ("transposed", transposed, 2),
+    ):
+        if value not in range(end):
+            raise ValueError(describe(name, entry, f"be below {end}", value))
+    each = (sizes[start : start + _OF_EACH] for start in range(0, len(sizes), _OF_EACH))
+    dims = tuple(
+        ConvDim(i, k, s, d, (left, right), bool(transposed), output_padding)
+        for i, k, s, d, left, right, output_padding in each
+    )
+    return Conv(inputs, outputs, dims, groups, PADDING_MODES[mode])
+
+
 _FROM_MODULE = "Conv.from_module"
 
 
@@ -342,7 +406,7 @@ def _of_module(module: Any, input_size: Any, output_size: Any) -> Conv:
     )
     return _of_attributes(
         type(module).__name__,
-        _kernel_shape(module, transposed),
+        _hashable("module.weight.shape", _kernel_shape(module, transposed)),
         _hashable("input_size", input_size),
         _hashable("module.stride", module.stride),
         _hashable("module.padding", padding),
@@ -378,11 +442,16 @@ def _kernel_shape(module: Any, transposed: bool) -> tuple[int, ...]:
 
 def _hashable(name: str, value: Any) -> Any:
     """An attribute that may be an array, a list or a number of any kind."""
-    if type(value) in (tuple, int, str):
+    if type(value) in (int, str):
         return value
-    if is_scalar(value):
+    if type(value) is not tuple and is_scalar(value):
         return as_int(_FROM_MODULE, name, value, minimum=0)
-    return tuple(value)
+    values = tuple(value)
+    try:
+        hash(values)
+    except TypeError:  # symbols that a compiler traces with are no keys
+        return tuple(map(index, values))
+    return values
 
 
 @lru_cache(maxsize=4096)

@@ -45,3 +45,10 @@ def holds_data(tensor: Tensor) -> bool:
 def is_capturing(tensor: Tensor) -> bool:
     """Tell whether operations go into a CUDA graph instead of being done."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def is_recorded() -> bool:
+    """Tell whether a compiler, an export or ``make_fx`` records operators."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._get_dispatch_mode(_PROXY) is not None

@@ -10,9 +10,11 @@ from torch import Tensor
 from tn_extensions.conv import Conv
 from tn_extensions.functional.checks import check_conv, check_vectors
 from tn_extensions.functional.evaluate import result_dtype, run
+from tn_extensions.functional.operators import operator
 from tn_extensions.quantities import Quantity
 
 
+@operator(differentiable=True)
 def bias_vjp(g: Tensor, conv: Conv) -> Tensor:
     """Gradient of a bias: ``sum_{n, o} g[n, co, o]``, differentiable.
 
@@ -30,6 +32,7 @@ def bias_vjp(g: Tensor, conv: Conv) -> Tensor:
     return _run("bias_vjp", g, conv, "g", (1,))
 
 
+@operator(differentiable=True)
 def bias_per_sample_grad(g: Tensor, conv: Conv) -> Tensor:
     """Gradients of a bias: ``sum_o g[n, co, o]`` for each sample, differentiable.
 
@@ -47,6 +50,7 @@ def bias_per_sample_grad(g: Tensor, conv: Conv) -> Tensor:
     return _run("bias_per_sample_grad", g, conv, "g", (1, 2))
 
 
+@operator(differentiable=False)
 def bias_per_sample_grad_norm(g: Tensor, conv: Conv) -> Tensor:
     """Squared norms of a bias's per-sample gradients, ``sum_co (sum_o g)^2``.
 
@@ -68,6 +72,7 @@ def bias_per_sample_grad_norm(g: Tensor, conv: Conv) -> Tensor:
         return _run("bias_per_sample_grad_norm", g, conv, "g", (1, 2))
 
 
+@operator(differentiable=False)
 def bias_ggn_diagonal(S: Tensor, conv: Conv, per_sample: bool = False) -> Tensor:
     """Diagonal of a bias's GGN: ``sum_{v, n} (sum_o S[v, n, co, o])^2``.
 
@@ -89,6 +94,7 @@ def bias_ggn_diagonal(S: Tensor, conv: Conv, per_sample: bool = False) -> Tensor
         return _run("bias_ggn_diagonal", S, conv, "S", (2,), bool(per_sample))
 
 
+@operator(differentiable=False)
 def bias_ggn_gram(S: Tensor, conv: Conv) -> Tensor:
     """Inner products of all ``sum_o S[v, n, co, o]``.
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from functools import lru_cache
-from typing import Any, get_args
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import lru_cache, wraps
+from math import prod
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -12,13 +15,16 @@ from torch import Tensor
 from tn_extensions import quantities
 from tn_extensions.compiler import Plan
 from tn_extensions.compiler import plan as plan_network
-from tn_extensions.conv import Conv, PaddingMode
-from tn_extensions.conv_dim import ConvDim, as_int
+from tn_extensions.conv import Conv
+from tn_extensions.conv_dim import as_int
 from tn_extensions.errors import describe
 from tn_extensions.functional.checks import check_input
 from tn_extensions.network import TensorNetwork
 from tn_extensions.padding import pad
 from tn_extensions.quantities import Quantity
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def plan(quantity: Quantity, x: Tensor, conv: Conv, **arguments: Any) -> Plan:
@@ -90,6 +96,8 @@ def run(
     like = next(iter(operands.values()))
     if batch_size is None:
         batch_size = operands["x"].shape[0]
+    if needs_shapes_only():
+        return like.new_empty(_shape(name, operands, conv, arguments))
     defined = network(name, conv, batch_size, *arguments)
     if 0 in defined.sizes.values():  # no data, or no output
         return _zero(defined, operands, out, accumulate)
@@ -105,6 +113,54 @@ def run(
     if name in _SYMMETRIC and result.mT.is_contiguous():
         return result.mT
     return result.contiguous()
+
+
+_only_shapes = ContextVar("only_shapes", default=False)
+
+
+def needs_shapes_only() -> bool:
+    """Tell whether a function runs within :func:`only_shapes`."""
+    return _only_shapes.get()
+
+
+def only_shapes(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function compute shapes only, of tensors without data, whatever they are.
+
+    Args:
+        function: What calls :func:`run`.
+
+    Returns:
+        The function. Where it calls :func:`run`, it gets tensors that are not
+        initialised. Sizes may be symbols that a compiler traces with.
+    """
+
+    @wraps(function)
+    def shaped(*args: P.args, **kwargs: P.kwargs) -> T:
+        token = _only_shapes.set(True)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _only_shapes.reset(token)
+
+    return shaped
+
+
+def _shape(
+    name: Quantity,
+    operands: dict[str, Tensor],
+    conv: Conv,
+    arguments: tuple[Any, ...],
+) -> list[int]:
+    """Shape of a quantity's network, whose own sizes are those of the operands."""
+    known = (1 if isinstance(value, torch.SymInt) else value for value in arguments)
+    defined = network(name, conv, 1, *known)
+    sizes = dict(defined.sizes)
+    for operand in defined.operands:
+        shape = operands[operand.name].shape
+        for axis, size in zip(operand.axes, shape, strict=True):
+            if len(axis.position.terms) == 1:
+                sizes[axis.position.terms[0][0]] = size
+    return [prod(sizes[index] for index in axis) for axis in defined.output]
 
 
 _LAID_OUT_BY_TORCH = (
@@ -138,44 +194,6 @@ def _zero(
         return out if accumulate else out.zero_()
     nothing = torch.stack([tensor[:0].sum() for tensor in operands.values()]).sum()
     return nothing.expand(network.shape).clone()
-
-
-def run_compiled(
-    name: Quantity, operands: dict[str, Tensor], conv: Conv, batch_size: int
-) -> Tensor:
-    """What :func:`run` does, inside of ``torch.compile``: no break of the graph."""
-    dims = tuple(
-        (
-            dim.input_size,
-            dim.kernel_size,
-            dim.stride,
-            dim.dilation,
-            dim.padding,
-            dim.transposed,
-            dim.output_padding,
-        )
-        for dim in conv.dims
-    )
-    rest = (conv.in_channels, conv.out_channels, conv.groups, conv.padding_mode)
-    return _run_opaque(name, operands, dims, rest, batch_size)
-
-
-@torch.compiler.nonstrict_trace
-def _run_opaque(
-    name: Quantity,
-    operands: dict[str, Tensor],
-    dims: tuple[tuple[Any, ...], ...],
-    rest: tuple[int, int, int, PaddingMode],
-    batch_size: int,
-) -> Tensor:
-    """The compiler records the operations of a plan but does not look into it.
-
-    It takes tensors and plain values only.
-    """
-    inputs, outputs, groups, mode = rest
-    spatial = tuple(ConvDim(*dim) for dim in dims)
-    conv = Conv(inputs, outputs, spatial, groups, mode)
-    return run(name, operands, conv, batch_size=batch_size)
 
 
 @lru_cache(maxsize=4096)

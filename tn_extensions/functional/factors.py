@@ -20,9 +20,11 @@ from tn_extensions.functional.checks import (
     check_vectors,
 )
 from tn_extensions.functional.evaluate import prepare, result_dtype, run
+from tn_extensions.functional.operators import operator
 from tn_extensions.quantities import Quantity
 
 
+@operator(differentiable=True)
 def patch_mean(x: Tensor, conv: Conv) -> Tensor:
     """Average the patches over output positions: ``1/O sum_o U``, differentiable.
 
@@ -42,6 +44,7 @@ def patch_mean(x: Tensor, conv: Conv) -> Tensor:
     return run("patch_sum", {"x": prepare(x, conv)}, conv, scale)
 
 
+@operator(differentiable=True)
 def kfac_expand(
     x: Tensor,
     conv: Conv,
@@ -84,6 +87,7 @@ def kfac_expand(
     return _factor("kfac_expand", x, conv, bias, scale, out)
 
 
+@operator(differentiable=True)
 def kfac_reduce(
     x: Tensor,
     conv: Conv,
@@ -119,6 +123,7 @@ def kfac_reduce(
     return _factor("kfac_reduce", x, conv, bias, scale, out)
 
 
+@operator(differentiable=True)
 def gradient_factor_expand(
     g: Tensor, conv: Conv, *, scale: float | None = None, out: Tensor | None = None
 ) -> Tensor:
@@ -145,6 +150,7 @@ def gradient_factor_expand(
     return _gradient_factor("gradient_factor_expand", g, conv, scale, out)
 
 
+@operator(differentiable=True)
 def gradient_factor_reduce(
     g: Tensor, conv: Conv, *, scale: float | None = None, out: Tensor | None = None
 ) -> Tensor:
@@ -194,7 +200,7 @@ def _factor(
     num_outputs = prod(conv.output_size)
     # a reduced patch is a sum over the output positions, and so is its one
     ones = num_outputs if name == "kfac_reduce" else 1
-    default = 1 / (max(len(x), 1) * max(ones, 1) ** 2)
+    default = 1 / (max(x.shape[0], 1) * max(ones, 1) ** 2)
     size = conv.in_channels // conv.groups * prod(conv.kernel_size) + bias
     scale = _check(name, x, (conv.groups, size, size), scale, default, out)
     operands = {"x": prepare(x, conv)}
@@ -202,8 +208,9 @@ def _factor(
         return _run(name, operands, conv, scale, out)
     with torch.set_grad_enabled(torch.is_grad_enabled() and out is None):
         column = run("patch_total", operands, conv, scale * ones).unsqueeze(2)
-        corner = scale * len(x) * num_outputs * ones
-        row = torch.nn.functional.pad(column.mT, (0, 1), value=corner)
+        corner = scale * x.shape[0] * num_outputs * ones
+        # the number of samples may be a symbol, which padding would not take
+        row = torch.cat([column.mT, column.new_full((conv.groups, 1, 1), corner)], 2)
     if out is None and is_traced((x,)):
         factor = run(name, operands, conv, scale)
         return torch.cat([torch.cat([factor, column], 2), row], 1)

@@ -16,9 +16,11 @@ from tn_extensions.functional.checks import (
     check_vectors,
 )
 from tn_extensions.functional.evaluate import prepare, result_dtype, run
+from tn_extensions.functional.operators import operator
 from tn_extensions.quantities import Quantity
 
 
+@operator(differentiable=True)
 def per_sample_grad(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
     """Gradients of the kernel: ``sum_o g[n, co, o] U[n, (ci, k), o]`` for each sample.
 
@@ -43,6 +45,7 @@ def per_sample_grad(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
     return _run("per_sample_grad", x, g, conv, (num_vectors,))
 
 
+@operator(differentiable=False)
 def per_sample_grad_norm(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
     """Squared norms of per-sample gradients, ``sum_{co, ci, k} (sum_o g U)^2``.
 
@@ -68,6 +71,7 @@ def per_sample_grad_norm(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
         return _run("per_sample_grad_norm", x, g, conv, (num_vectors,))
 
 
+@operator(differentiable=False)
 def ggn_diagonal(x: Tensor, S: Tensor, conv: Conv, per_sample: bool = False) -> Tensor:
     """Diagonal of the kernel's GGN: ``sum_{v, n} (sum_o S[v, n, co, o] U[n, o])^2``.
 
@@ -93,6 +97,7 @@ def ggn_diagonal(x: Tensor, S: Tensor, conv: Conv, per_sample: bool = False) -> 
         return _run("ggn_diagonal", x, S, conv, (num_vectors, bool(per_sample)))
 
 
+@operator(differentiable=False)
 def ggn_gram(x: Tensor, S: Tensor, conv: Conv) -> Tensor:
     """Inner products of all ``sum_o S[v, n, co, o] U[n, (ci, k), o]``.
 
@@ -117,6 +122,7 @@ def ggn_gram(x: Tensor, S: Tensor, conv: Conv) -> Tensor:
         return _run("ggn_gram", x.detach(), S.detach(), conv, (num_vectors,))
 
 
+@operator(differentiable=False)
 def ggn_matvec(x: Tensor, S: Tensor, vectors: Tensor, conv: Conv) -> Tensor:
     """Multiply the kernel's GGN with vectors: ``sum_{v, n} J_vn <J_vn, vector>``.
 
@@ -149,7 +155,7 @@ def ggn_matvec(x: Tensor, S: Tensor, vectors: Tensor, conv: Conv) -> Tensor:
         shape = list(vectors.shape)
         raise ValueError(describe("ggn_matvec", "vectors.shape", rule, shape))
     check_like("ggn_matvec", "vectors", vectors, x.dtype, x)
-    arguments = (num_vectors, len(vectors) if many else None)
+    arguments = (num_vectors, vectors.shape[0] if many else None)
     with torch.no_grad():
         x, S, vectors = x.detach(), S.detach(), vectors.detach()
         return _run("ggn_matvec", x, S, conv, arguments, weight_dot=vectors)

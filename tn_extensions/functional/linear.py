@@ -21,16 +21,13 @@ from tn_extensions.functional.checks import (
     check_shaped,
     check_tensor,
 )
-from tn_extensions.functional.evaluate import (
-    prepare,
-    result_dtype,
-    run,
-    run_compiled,
-)
+from tn_extensions.functional.evaluate import prepare, result_dtype, run
+from tn_extensions.functional.operators import operator
 from tn_extensions.padding import source_position, unpad
 from tn_extensions.quantities import Quantity
 
 
+@operator(differentiable=True)
 def conv(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
     """Convolve: ``Y = sum_{ci, k} U[ci, k] W[co, ci, k]``, differentiable.
 
@@ -51,9 +48,10 @@ def conv(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
     check_input("conv", x, conv)
     check_shaped("conv", "weight", weight, conv.weight_shape)
     check_like("conv", "weight", weight, x.dtype, x)
-    return _plain("conv", {"x": x, "weight": weight}, conv, len(x))
+    return _plain("conv", {"x": x, "weight": weight}, conv, x.shape[0])
 
 
+@operator(differentiable=True)
 def input_jvp(weight: Tensor, x_dot: Tensor, conv: Conv) -> Tensor:
     """Change of the output with the input: ``Y_dot = sum_{ci, k} U_dot W``.
 
@@ -75,9 +73,10 @@ def input_jvp(weight: Tensor, x_dot: Tensor, conv: Conv) -> Tensor:
     check_shaped("input_jvp", "weight", weight, conv.weight_shape)
     check_like("input_jvp", "weight", weight, x_dot.dtype, x_dot, "x_dot")
     operands = {"x_dot": x_dot, "weight": weight}
-    return _plain("input_jvp", operands, conv, len(x_dot))
+    return _plain("input_jvp", operands, conv, x_dot.shape[0])
 
 
+@operator(differentiable=True)
 def weight_jvp(x: Tensor, weight_dot: Tensor, conv: Conv) -> Tensor:
     """Change of the output with the kernel: ``Y_dot = sum_{ci, k} U W_dot``.
 
@@ -96,9 +95,10 @@ def weight_jvp(x: Tensor, weight_dot: Tensor, conv: Conv) -> Tensor:
     check_input("weight_jvp", x, conv)
     check_shaped("weight_jvp", "weight_dot", weight_dot, conv.weight_shape)
     check_like("weight_jvp", "weight_dot", weight_dot, x.dtype, x)
-    return _plain("weight_jvp", {"x": x, "weight_dot": weight_dot}, conv, len(x))
+    return _plain("weight_jvp", {"x": x, "weight_dot": weight_dot}, conv, x.shape[0])
 
 
+@operator(differentiable=True)
 def weight_vjp(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
     """Gradient of the kernel: ``sum_{n, o} g[n, co, o] U[n, (ci, k), o]``.
 
@@ -115,11 +115,12 @@ def weight_vjp(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
         ValueError: If shapes, dtypes or devices do not fit.
     """
     check_input("weight_vjp", x, conv)
-    check_shaped("weight_vjp", "g", g, _output_shape(conv, len(x)))
+    check_shaped("weight_vjp", "g", g, _output_shape(conv, x.shape[0]))
     check_like("weight_vjp", "g", g, x.dtype, x)
-    return _plain("weight_vjp", {"x": x, "g": g}, conv, len(x))
+    return _plain("weight_vjp", {"x": x, "g": g}, conv, x.shape[0])
 
 
+@operator(differentiable=True)
 def input_vjp(weight: Tensor, g: Tensor, conv: Conv) -> Tensor:
     """Gradient of the input: ``sum_{co, o, k} P[k, o, i] g[n, co, o] W[co, ci, k]``.
 
@@ -138,9 +139,12 @@ def input_vjp(weight: Tensor, g: Tensor, conv: Conv) -> Tensor:
         ValueError: If shapes, dtypes or devices do not fit.
     """
     _check_backward("input_vjp", weight, g, "g", conv)
-    return unpad(_plain("input_vjp", {"weight": weight, "g": g}, conv, len(g)), conv)
+    return unpad(
+        _plain("input_vjp", {"weight": weight, "g": g}, conv, g.shape[0]), conv
+    )
 
 
+@operator(differentiable=True)
 def diagonal_backward(weight: Tensor, h: Tensor, conv: Conv) -> Tensor:
     """Backpropagate the diagonal of a Hessian: ``sum_y (dy / dx)^2 h``.
 
@@ -166,11 +170,12 @@ def diagonal_backward(weight: Tensor, h: Tensor, conv: Conv) -> Tensor:
     learning with second order methods", 1989.
     """
     _check_backward("diagonal_backward", weight, h, "h", conv)
+    batch_size = h.shape[0]
     if not conv.pads_explicitly:
-        return _plain("diagonal_backward", {"weight": weight, "h": h}, conv, len(h))
+        return _plain("diagonal_backward", {"weight": weight, "h": h}, conv, batch_size)
     padded = conv.explicitly_padded
     dtype = result_dtype(h)
-    result = h.new_zeros(len(h), conv.in_channels, *padded.input_size, dtype=dtype)
+    result = h.new_zeros(batch_size, conv.in_channels, *padded.input_size, dtype=dtype)
     for parts in product(*(_stretches(dim, conv.padding_mode) for dim in conv.dims)):
         merged, some, place = weight, h, result
         for axis, part in enumerate(parts, start=2):
@@ -181,7 +186,7 @@ def diagonal_backward(weight: Tensor, h: Tensor, conv: Conv) -> Tensor:
         dims = tuple(part.dim for part in parts)
         own = Conv(conv.in_channels, conv.out_channels, dims, conv.groups)
         operands = {"weight": merged, "h": some}
-        place += _plain("diagonal_backward", operands, own, len(h))
+        place += _plain("diagonal_backward", operands, own, batch_size)
     return unpad(result, conv)
 
 
@@ -232,6 +237,7 @@ def _summed(weight: Tensor, axis: int, first_readers: tuple[int, ...]) -> Tensor
     return torch.stack(sums, axis)
 
 
+@operator(differentiable=True)
 def unfold_weight(weight: Tensor, conv: Conv) -> Tensor:
     """Toeplitz matrix of the kernel: the Jacobian of a sample's output by its input.
 
@@ -256,6 +262,7 @@ def unfold_weight(weight: Tensor, conv: Conv) -> Tensor:
     return unpad(split, conv).flatten(1)
 
 
+@operator(differentiable=True)
 def unfold_input(x: Tensor, conv: Conv) -> Tensor:
     """Unfold the input (im2col): ``U[n, (ci, k), o]``, differentiable.
 
@@ -279,6 +286,7 @@ def unfold_input(x: Tensor, conv: Conv) -> Tensor:
     return _new(run("unfold_input", {"x": prepare(x, conv)}, conv), x)
 
 
+@operator(differentiable=True)
 def fold_output(u: Tensor, conv: Conv) -> Tensor:
     """Fold patches (col2im): ``X[n, ci, i] = sum_{k, o} P[k, o, i] u[n, (ci, k), o]``.
 
@@ -327,8 +335,6 @@ def _plain(
         else tensor.to(dtype)
         for operand, tensor in operands.items()
     }
-    if torch.compiler.is_compiling():
-        return run_compiled(name, operands, conv, batch_size)
     return run(name, operands, conv, batch_size=batch_size)
 
 

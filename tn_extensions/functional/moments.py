@@ -18,10 +18,17 @@ from tn_extensions.functional.checks import (
     check_tensor,
     check_vectors,
 )
-from tn_extensions.functional.evaluate import prepare, result_dtype, run
+from tn_extensions.functional.evaluate import (
+    needs_shapes_only,
+    prepare,
+    result_dtype,
+    run,
+)
 from tn_extensions.functional.linear import unfold_input
+from tn_extensions.functional.operators import operator
 
 
+@operator(differentiable=False)
 def kfac_moments(
     x: Tensor, g: Tensor, QA: Tensor, QB: Tensor, conv: Conv, *, bias: bool = False
 ) -> Tensor:
@@ -63,13 +70,16 @@ def kfac_moments(
         moments = QA.new_zeros(
             conv.groups, QB.shape[2], QA.shape[2], dtype=result_dtype(QA)
         )
+        if needs_shapes_only():  # the number of samples may be a symbol
+            return moments
         each = moments.numel() * moments.element_size()
-        for chunk in slices(len(x), each):
+        for chunk in slices(x.shape[0], each):
             rotated = rotated_grad(x[chunk], g[chunk], QA, QB, conv, bias=True)
             moments += rotated.square_().sum(0)
         return moments
 
 
+@operator(differentiable=False)
 def rotated_grad(
     x: Tensor,
     g: Tensor,
@@ -103,7 +113,7 @@ def rotated_grad(
     """
     _check("rotated_grad", x, g, QA, QB, conv, bias)
     if out is not None:
-        shape = (len(x), conv.groups, QB.shape[2], QA.shape[2])
+        shape = (x.shape[0], conv.groups, QB.shape[2], QA.shape[2])
         check_out("rotated_grad", out, shape, result_dtype(x), x)
     with torch.no_grad():
         weight, row = QA.tensor_split([QA.shape[1] - bias], 1)
@@ -113,7 +123,7 @@ def rotated_grad(
             sums = operands["g"].flatten(2).sum(2).unflatten(1, (conv.groups, -1, 1))
             column = operands["QB"].mT @ sums
             result.flatten(0, 1).baddbmm_(
-                column.flatten(0, 1), row.to(column.dtype).repeat(len(x), 1, 1)
+                column.flatten(0, 1), row.to(column.dtype).repeat(x.shape[0], 1, 1)
             )
     return result
 
