@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 from tests.functional.test_gradients import VECTORS, Case, made
@@ -102,6 +103,29 @@ def test_each_function(mode: Any, batch_size: int) -> None:
         own = {*inspect.signature(function).parameters}
         arguments = {key: given[key] for key in own & {*given}}
         assert_close(result, function(**arguments, conv=conv, **options))
+
+
+@pytest.mark.parametrize("with_root", [False, True])
+def test_compiled(with_root: bool) -> None:
+    """Where a compiler records, each quantity is an operator of one graph."""
+    given = operands(CONV)
+    if not with_root:
+        del given["S"]
+    asked = [*OF_KERNEL, "weight_vjp", "bias_vjp", *OTHERS]
+
+    def call(given: dict[str, Tensor]) -> list[Tensor]:
+        return functional.together(*asked, **given, conv=CONV)
+
+    torch.compiler.reset()
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    for tensor in given.values():
+        tensor.requires_grad_()
+    found = compiled(given)
+    assert_close(found, call(given))
+    assert not any(result.requires_grad for result in found)
+    nodes = make_fx(call, tracing_mode="symbolic")(given).graph.nodes
+    targets = [str(node.target) for node in nodes]
+    assert sum(one.startswith("tn_extensions.") for one in targets) == len(asked)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

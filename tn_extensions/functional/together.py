@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tn_extensions import quantities as networks_of
 from tn_extensions.compiler.joint import JointPlan, joint_plan
+from tn_extensions.compiler.tracing import is_recorded
 from tn_extensions.conv import Conv
 from tn_extensions.errors import describe
 from tn_extensions.functional import bias, factors, gradients, linear
@@ -64,8 +65,9 @@ def together(
     A part that networks have in common, such as the per-sample gradients that norms,
     diagonals and Gram matrices are made of, is evaluated once, if that is faster by the
     planner's estimate or measurement; in chunks if it exceeds the memory budget. The
-    input is padded once. Kronecker factors are evaluated by themselves. Not
-    differentiable: all tensors are detached.
+    input is padded once. Kronecker factors are evaluated by themselves; so is all, each
+    by its operator, where a compiler records. Not differentiable: all tensors are
+    detached.
 
     Args:
         *quantities: Names of functions in :mod:`tn_extensions.functional`, or pairs of
@@ -91,6 +93,11 @@ def together(
     tensor([8., 8.])
     """
     asked = _asked("together", quantities, conv, {"x": x, "g": g, "S": S})
+    if is_recorded():
+        return [
+            _by_itself(name, options, conv, {"x": x, "g": g, "S": S})
+            for name, options in asked
+        ]
     with torch.no_grad():
         operands, conv = _prepared(asked, conv, {"x": x, "g": g, "S": S})
         joint = {
@@ -147,6 +154,18 @@ def plan_together(
     operands, conv = _prepared(asked, conv, {"x": x, "g": g, "S": S})
     found = [_network(name, options, operands, conv) for name, options in asked]
     return _joint_plan(list(dict.fromkeys(found)), operands)
+
+
+def _by_itself(
+    name: str, options: Mapping[str, Any], conv: Conv, given: Mapping[str, Any]
+) -> Tensor:
+    """Evaluate a quantity by its function, which takes only tensors of its own."""
+    own = {key: given[key] for key in _operands(name)}
+    if "S" in own and own["S"] is None:
+        g = given["g"]
+        own["S"] = g if g.dim() == conv.num_dims + 3 else g[None]
+    own = {key: tensor.detach() for key, tensor in own.items()}
+    return _FUNCTIONS[name](**own, conv=conv, **options)
 
 
 def _joint_plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from backpack.core.derivatives.basederivatives import BaseParameterDerivatives
 from torch import Tensor
 
 from tn_extensions import functional
+from tn_extensions.backpack.columns import Columns
 from tn_extensions.backpack.derivatives.linear import LinearDerivatives
 from tn_extensions.backpack.layout import channels_last
 from tn_extensions.conv import Conv
@@ -43,7 +45,13 @@ class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
     ) -> Tensor:
         """Apply the kernel's Jacobian to ``[V, *weight.shape]``."""
         x, conv = module.input0.detach().to(mat.dtype), _conv_of(module)
-        return torch.stack([functional.weight_jvp(x, column, conv) for column in mat])
+        axis, groups = _output_channels(conv)
+        products = []
+        for piece in Columns([mat]).take(module.output.numel() / module.weight.numel()):
+            kernels = _joined(piece, axis, groups)
+            product = functional.weight_jvp(x, kernels, _widened(conv, len(piece)))
+            products.append(_split(product, 1, conv.groups, len(piece)))
+        return torch.cat(products)
 
     def _weight_jac_t_mat_prod(
         self,
@@ -60,7 +68,13 @@ class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
             x = x[subsampling]
         if not sum_batch:
             return functional.per_sample_grad(x, mat, conv)
-        return torch.stack([functional.weight_vjp(x, column, conv) for column in mat])
+        axis, groups = _output_channels(conv)
+        products = []
+        for piece in Columns([mat]).take():
+            g = _joined(piece, 1, conv.groups)
+            product = functional.weight_vjp(x, g, _widened(conv, len(piece)))
+            products.append(_split(product, axis, groups, len(piece)))
+        return torch.cat(products)
 
     def _bias_jac_mat_prod(
         self, module: Any, g_inp: Any, g_out: Any, mat: Tensor
@@ -82,6 +96,28 @@ class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
         """Apply the bias' transposed Jacobian to ``[V, N, C_out, O1, ...]``."""
         products = functional.bias_per_sample_grad(mat, _conv_of(module))
         return products.sum(1) if sum_batch else products
+
+
+def _widened(conv: Conv, num_vectors: int) -> Conv:
+    """Make a convolution with a set of output channels for each vector."""
+    return replace(conv, out_channels=conv.out_channels * num_vectors)
+
+
+def _output_channels(conv: Conv) -> tuple[int, int]:
+    """The kernel's axis of output channels, and how many groups are on it."""
+    return (1, 1) if conv.transposed else (0, conv.groups)
+
+
+def _joined(vectors: Tensor, axis: int, groups: int) -> Tensor:
+    """Move vectors into channels: ``[V, ..., G * C]`` to ``[..., G * V * C]``."""
+    channels = vectors.unflatten(axis + 1, (groups, -1))
+    return channels.movedim(0, axis + 1).flatten(axis, axis + 2)
+
+
+def _split(products: Tensor, axis: int, groups: int, num_vectors: int) -> Tensor:
+    """Undo :func:`_joined`."""
+    channels = products.unflatten(axis, (groups, num_vectors, -1))
+    return channels.movedim(axis + 1, 0).flatten(axis + 1, axis + 2)
 
 
 def _conv_of(module: Any) -> Conv:
