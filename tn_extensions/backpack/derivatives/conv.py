@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +48,8 @@ class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
         x, conv = module.input0.detach().to(mat.dtype), _conv_of(module)
         axis, groups = _output_channels(conv)
         products = []
-        for piece in Columns([mat]).take(module.output.numel() / module.weight.numel()):
+        growth = module.output.numel() / module.weight.numel()
+        for piece in _pieces(mat, conv, growth):
             kernels = _joined(piece, axis, groups)
             product = functional.weight_jvp(x, kernels, _widened(conv, len(piece)))
             products.append(_split(product, 1, conv.groups, len(piece)))
@@ -70,7 +72,7 @@ class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
             return functional.per_sample_grad(x, mat, conv)
         axis, groups = _output_channels(conv)
         products = []
-        for piece in Columns([mat]).take():
+        for piece in _pieces(mat, conv):
             g = _joined(piece, 1, conv.groups)
             product = functional.weight_vjp(x, g, _widened(conv, len(piece)))
             products.append(_split(product, axis, groups, len(piece)))
@@ -96,6 +98,13 @@ class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
         """Apply the bias' transposed Jacobian to ``[V, N, C_out, O1, ...]``."""
         products = functional.bias_per_sample_grad(mat, _conv_of(module))
         return products.sum(1) if sum_batch else products
+
+
+def _pieces(mat: Tensor, conv: Conv, growth: float = 1.0) -> Iterable[Tensor]:
+    """Cut vectors into pieces that are multiplied at once."""
+    if conv.in_channels == conv.groups:  # torch is fast with one output of each only
+        return mat.split(1)
+    return Columns([mat]).take(growth)
 
 
 def _widened(conv: Conv, num_vectors: int) -> Conv:
