@@ -194,7 +194,7 @@ def assert_as_reference(
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is a ``Linear``, a convolution or a BatchNorm with parameters."""
+    """Whether a module is a ``Linear``, a convolution or an affine BatchNorm."""
     if isinstance(module, BATCH_NORM):
         return module.affine
     return isinstance(module, nn.modules.conv._ConvNd | nn.Linear)

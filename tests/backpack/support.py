@@ -27,7 +27,6 @@ from experiments import storage
 from tests.backpack import run, suite, support_page
 from tests.backpack.support_cases import Case, Variants, tables
 from tests.backpack.support_page import LACKING, WRONG, YES, Outcome, Outcomes, Place
-from tests.reference import curvature
 from tn_extensions import backpack as ours
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
@@ -233,8 +232,8 @@ those in brackets; a cell names them where they differ.
 
 With groups, where stock raises, our `KFAC`, `KFLR` and `KFRA` have one pair of factors
 per group. BatchNorm's scale and shift have one factor each, `[C, C]`, their block of
-the GGN. In train mode, BatchNorm couples the samples, so that the gradient of a sample is
-not defined.
+the GGN. In train mode, BatchNorm couples the samples, so that the gradient of a sample
+is not defined.
 """
 
 

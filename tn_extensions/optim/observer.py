@@ -63,8 +63,7 @@ class _Use:
     def on(self, x: engine.Kept) -> Use:
         """Return the use with its input."""
         output = torch.empty(self.size, device="meta")
-        num_data = self.observed.num_data
-        use = Use.of(self.layer.module, x.get(), output, "separate", num_data)
+        use = self.layer.use(x.get(), output, self.observed.num_data)
         return replace(use, node=self.node)
 
 
