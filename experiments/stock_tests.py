@@ -77,6 +77,7 @@ TOOLKITS = {
             "laplace",
             # its classes use these names, too
             "laplace.baselaplace",
+            "laplace.lllaplace",
             "laplace.curvature",
             "laplace.curvature.curvlinops",
             "laplace.utils",
