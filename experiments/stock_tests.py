@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections import defaultdict
 from collections.abc import Sequence
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -198,9 +199,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--toolkit", choices=TOOLKITS, default="backpack", help="default: backpack")
     add("--sources", type=Path, metavar="PATH", help="unpacked (default: download)")
     add("--stock", action="store_true", help="run with stock's classes only")
+    add(
+        "--at-most",
+        type=int,
+        metavar="N",
+        help="parameters of each test, evenly spaced (curvlinops has 15000 in all)",
+    )
     args, others = parser.parse_known_args(arguments)
     toolkit = TOOLKITS[args.toolkit]
     others.append(f"--toolkit={args.toolkit}")
+    if args.at_most is not None:
+        others.append(f"--at-most={args.at_most}")
 
     with TemporaryDirectory(prefix="stock_tests-") as temporary:
         downloaded, folder = Path(temporary, "sources"), Path(temporary, "run")
@@ -240,6 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def pytest_addoption(parser: Any) -> None:
     """Options that :func:`run` passes."""
     parser.addoption("--toolkit")
+    parser.addoption("--at-most", type=int)
     parser.addoption("--stock-classes", action="store_true")
     parser.addoption("--log-failed", metavar="PATH")
     parser.addoption("--selection", metavar="PATH")
@@ -311,7 +321,18 @@ def _without_addresses(parameter: object) -> str:
 
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
-    """Keep the selected tests."""
+    """Keep the selected tests, and so many parameters of each."""
+    if config.getoption("--at-most"):
+        of_test: defaultdict[str, list[Any]] = defaultdict(list)
+        for item in items:
+            of_test[item.nodeid.partition("[")[0]].append(item)
+        kept = {
+            item
+            for own in of_test.values()
+            for item in own[:: -(-len(own) // config.getoption("--at-most"))]
+        }
+        config.hook.pytest_deselected(items=[i for i in items if i not in kept])
+        items[:] = [item for item in items if item in kept]
     if config.getoption("--selection"):
         path = Path(config.getoption("--selection"))
         selected = {*path.read_text("utf-8").splitlines()}

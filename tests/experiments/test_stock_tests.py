@@ -262,3 +262,11 @@ def test_sources_without_tests_are_refused(tmp_path: Path) -> None:
     status, printed = _run(tmp_path, "--toolkit=laplace")
     assert status == pytest.ExitCode.INTERRUPTED  # argparse's 2
     assert "must have a folder 'tests'. Name a checkout" in printed
+
+
+def test_some_parameters_of_each_test(sources: Path) -> None:
+    status, printed = _run(sources, "test/test_place.py", "--at-most=2")
+    found = [line for line in printed.splitlines() if line.startswith("PASSED")]
+    assert status == 0
+    assert sum("::test_ours[" in line for line in found) == 2
+    assert sum("::test_others_are_stocks" in line for line in found) == 1

@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.func import functional_call, jacrev
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from tests.messages import assert_in_form
+from tests.optim import test_distributed as distributed
 from tests.optim.support import assert_same_state, matrix_of
+from tests.optim.test_sharded import whole_parameters
 from tests.strategies import noise_tensor
 from tn_extensions.optim import Curvature, KFACPreconditioner
 
@@ -34,6 +39,11 @@ LAYERS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
     (lambda: nn.GroupNorm(2, 4, eps=0.1), (4, 2, 3)),
     (lambda: nn.GroupNorm(2, 4), (4,)),
     (lambda: nn.RMSNorm(3, eps=0.1), (2, 3)),
+]
+
+
+CASES = [(*each, None) for each in LAYERS] + [
+    (*each, frozen) for each in LAYERS[:6] for frozen in ("weight", "bias")
 ]
 
 
@@ -65,17 +75,14 @@ def preconditioned(F: Tensor, gradients: list[Tensor], damping: float) -> list[T
     return [own.view_as(g) for own, g in zip(found.unbind(1), gradients, strict=True)]
 
 
-@pytest.mark.parametrize("frozen", [None, "weight", "bias"])
 @pytest.mark.parametrize("method", ["pi", "fixed", "exact"])
-@pytest.mark.parametrize(("make", "shape"), LAYERS)
+@pytest.mark.parametrize(("make", "shape", "frozen"), CASES)
 def test_every_norm_layer(
-    make: Any, shape: tuple[int, ...], method: str, frozen: str | None
+    make: Any, shape: tuple[int, ...], frozen: str | None, method: str
 ) -> None:
     """Two steps, whose blocks are averaged."""
     layer = with_noise(make())
     if frozen is not None:
-        if getattr(layer, "bias", None) is None:
-            pytest.skip("it has no shift")
         getattr(layer, frozen).requires_grad_(False)
     trained = [own for own in layer.parameters() if own.requires_grad]
     preconditioner = KFACPreconditioner(layer, damping_method=method, **OPTIONS)
@@ -184,6 +191,32 @@ def test_training_resumes(fisher: str, corrected: bool) -> None:
     wanted = train(model, preconditioner, 2)
     assert_close(train(other, resumed, 2), wanted, rtol=0, atol=0)
     assert_same_state(preconditioner.state_dict(), resumed.state_dict())
+
+
+def check_same_as_one() -> None:
+    """Sharded or not, several processes do what one does with all of their data."""
+    for own in ({}, {"grad_worker_fraction": 0}, {"eigenvalue_correction": True}):
+        options = {**OPTIONS, **own}
+        model = classifier()
+        expected = distributed.train(
+            model, distributed.single(model, options), range(4), data=distributed.whole
+        )
+        copies, shards = DistributedDataParallel(classifier()), classifier()
+        fully_shard(shards[1])
+        fully_shard(shards)
+        for several in (copies, shards):
+            found = KFACPreconditioner(several, **options)
+            share = distributed.own_share
+            distributed.train(several, found, range(4), data=share)
+            actual = whole_parameters(several)
+            assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo"
+)
+def test_several_processes() -> None:
+    distributed.launch(2, check_same_as_one)
 
 
 def test_half_precision() -> None:
