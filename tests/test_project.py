@@ -76,11 +76,14 @@ def test_wheel_metadata(metadata: Message) -> None:
     extras = set(metadata.get_all("Provides-Extra", []))
     assert extras == {
         "bench",
+        "captum",
         "demo",
         "dev",
         "diagram",
+        "kronfluence",
         "laplace",
         "lint",
+        "opacus",
         "singd",
         "test",
     }
@@ -102,7 +105,8 @@ def test_installs_what_is_imported() -> None:
     config.read(ROOT / "setup.cfg")
     extras = config["options.extras_require"]
     required = config["options"]["install_requires"]
-    optional = (extras[name] for name in ("diagram", "laplace", "singd"))
+    plugs = ("captum", "kronfluence", "laplace", "opacus", "singd")
+    optional = (extras[name] for name in ("diagram", *plugs))
     installed = required + "".join(optional)
     benchmarks = required + extras["bench"] + extras["demo"] + extras["diagram"]
     everything = installed + extras["test"] + benchmarks

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 
 def describe(
     callable_name: str, argument: str, rule: str, value: object, remedy: str = ""
@@ -26,3 +28,14 @@ def describe(
     """
     message = f"{callable_name}: {argument} must {rule}, got {value}."
     return f"{message} {remedy}." if remedy else message
+
+
+def check_choice(callable_name: str, argument: str, value: object, kind: Any) -> None:
+    """Refuse a value that is none of a ``Literal``'s.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in get_args(kind):
+        rule = f"be {' or '.join(map(repr, get_args(kind)))}"
+        raise ValueError(describe(callable_name, argument, rule, repr(value)))

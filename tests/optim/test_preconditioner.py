@@ -39,6 +39,8 @@ from tests.strategies import (
     with_stale_attributes,
 )
 from tn_extensions import curvlinops
+from tn_extensions.kronecker.dense import DenseMatrix
+from tn_extensions.kronecker.low_rank import LowRank
 from tn_extensions.layers.module import SUPPORTED
 from tn_extensions.optim import KFAC, KFACPreconditioner
 from tn_extensions.optim import layer as layer_module
@@ -824,18 +826,22 @@ def test_nearly_singular_factors(
     tried: list[float] = []
 
     def failing(inverse: Any) -> Any:
-        def tries(factor: Tensor, damping: Tensor) -> Any:
-            tried.append(float(damping.max()))
+        def tries(factor: Any, damping: Any) -> Any:
+            tried.append(float(damping))
             if tried[-1] >= 1e-4:
                 return inverse(factor, damping)
             if fault == "refused":
                 raise torch.linalg.LinAlgError("not positive definite")
-            return torch.full_like(factor, torch.inf)
+            return torch.full((1, 1, 1), torch.inf)
 
         return tries
 
-    for name in ("damped_inverse", "decompose"):
-        monkeypatch.setattr(layer_module, name, failing(getattr(layer_module, name)))
+    for owner, name in (
+        (layer_module, "decompose"),
+        (DenseMatrix, "inverse"),
+        (LowRank, "inverse"),
+    ):
+        monkeypatch.setattr(owner, name, failing(getattr(owner, name)))
     model = network()
     found = KFACPreconditioner(
         model, damping=1e-9, damping_method="fixed", kl_clip=None

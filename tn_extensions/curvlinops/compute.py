@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from curvlinops.kfac import KFACLinearOperator
 from torch import Tensor
 
-from tn_extensions.curvlinops.factors import compute_factors
-from tn_extensions.kronecker.eigendecomposed import EigendecomposedMatrix
+from tn_extensions.curvlinops.factors import Block, BlockFactors, passes_of
+from tn_extensions.curvlinops.stored import kept
+from tn_extensions.kronecker.kronecker_product import KroneckerProduct
 from tn_extensions.kronecker.multiply import Blocks, multiply
-from tn_extensions.layers.module import Groups
+from tn_extensions.layers.module import Groups, num_groups, out_channels
 from tn_extensions.layers.passes import BackwardPasses, ObservedLayers
+
+Key = tuple[str, str]
+"""Of a block: the layer's name, and ``"joint"``, ``"weight"`` or ``"bias"``."""
 
 
 class FactorPasses(KFACLinearOperator):
@@ -30,9 +34,7 @@ class FactorPasses(KFACLinearOperator):
         if not (self._input_covariances or self._gradient_covariances):
             self.compute_kronecker_factors()
 
-    def _rotated_of(self, name: str) -> Mapping[str, EigendecomposedMatrix] | None:
-        """Return a layer's blocks if they are kept in a basis."""
-        return None
+    # -- products
 
     def _apply(
         self, M: list[Tensor], blocks_of: Callable[[str], Blocks]
@@ -47,45 +49,43 @@ class FactorPasses(KFACLinearOperator):
                 result[position] = found[key]
         return result
 
-    def _keys(self, name: str) -> list[str]:
-        return ["joint"] if self._is_joint(name) else list(self._mapping[name])
+    def _blocks_of(self, name: str) -> Blocks:
+        return self._by_key(name, self._product(name))
 
-    def _is_joint(self, name: str) -> bool:
-        parameters = self._mapping[name]
-        return not self._separate_weight_and_bias and len(parameters) == 2
+    def _product(self, name: str) -> KroneckerProduct:
+        """``B (x) A``; the block of a bias apart is ``B``."""
+        right = kept(self._input_covariances).get(name)
+        return KroneckerProduct(kept(self._gradient_covariances)[name], right)
+
+    def _by_key(self, name: str, product: KroneckerProduct) -> Blocks:
+        left, right = product.left, product.right
+        return {
+            key: KroneckerProduct(left, None if key == "bias" else right)
+            for key in self._keys(name)
+        }
+
+    def _keys(self, name: str) -> list[str]:
+        keys = list(self._mapping[name])
+        is_joint = len(keys) == 2 and not self._separate_weight_and_bias
+        return ["joint"] if is_joint else keys
 
     # -- passes
 
-    def _compute_factors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Compute factors ``A``, ``B`` by layer."""
-        layers = self._observed_layers()
-        joint = filter(self._is_joint, self._mapping)
-        return compute_factors(
-            self._passes(layers), layers, self._kfac_approx, joint, self._RANK_LIMIT
-        )
+    def _block_factors(self) -> BlockFactors[Key]:
+        blocks = {}
+        for name in self._mapping:
+            module = self._model_func.get_submodule(name)
+            groups = num_groups(module, self._groups)
+            sizes = groups, out_channels(module) // groups
+            for key in self._keys(name):
+                parts = key != "bias", key != "weight"
+                blocks[name, key] = Block(name, name, *sizes, *parts)
+        return BlockFactors(self._passes(), blocks, self._params[0])
 
-    def _observed_layers(self) -> ObservedLayers:
-        return ObservedLayers.of_model(
-            type(self).__name__,
-            self._model_func,
-            self._params,
-            self._mapping,
-            self._groups,
-        )
-
-    def _passes(self, layers: ObservedLayers | None = None) -> BackwardPasses:
+    def _passes(self) -> BackwardPasses:
         """Compose the passes that the options ask for, which a state may change."""
-        return BackwardPasses(
-            type(self).__name__,
-            self._model_func,
-            self._loss_func,
-            self._loop_over_data,
-            self._observed_layers() if layers is None else layers,
-            fisher=self._fisher_type,
-            mc_samples=self._mc_samples,
-            seed=self._seed,
-            device=self.device,
-            num_data=self._N_data,
-            terms_per_datum=self._num_per_example_loss_terms,
-            batch_size_fn=self._batch_size_fn,
+        name, model = type(self).__name__, self._model_func
+        layers = ObservedLayers.of_model(
+            name, model, self._params, self._mapping, self._groups
         )
+        return passes_of(self, name, model, layers)

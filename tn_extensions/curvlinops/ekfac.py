@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from curvlinops import ekfac, kfac
+from curvlinops import ekfac
 from torch import Tensor
 
 from tn_extensions.curvlinops.kfac import KFACLinearOperator
@@ -18,14 +17,12 @@ from tn_extensions.curvlinops.stored import (
     padded,
     stacked,
     state,
-    unstacked,
 )
 from tn_extensions.curvlinops.text import tensor_text
 from tn_extensions.kronecker.eigendecomposed import EigendecomposedMatrix
-from tn_extensions.kronecker.factors import eigenbasis
-from tn_extensions.kronecker.moments import bias_moments, kernel_moments
-from tn_extensions.layers.module import Pairs
-from tn_extensions.layers.observe import Uses
+
+_BASES = ("_input_covariances_eigenvectors", "_gradient_covariances_eigenvectors")
+"""Attributes, by curvlinops' names."""
 
 
 class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
@@ -71,24 +68,20 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
         right = kept(self._input_covariances_eigenvectors).get(name)
         return stacked(left), None if right is None else stacked(right)
 
-    def _rotated_of(self, name: str) -> Mapping[str, EigendecomposedMatrix]:
+    def _blocks_of(self, name: str) -> Mapping[str, EigendecomposedMatrix]:
         left, right = self._bases(name)
         found = kept(self._corrected_eigenvalues)[name]
-        positions, groups = self._mapping[name], len(left)
         blocks = {}
         for key in self._keys(name):
-            values = found if key == "joint" else found[positions[key]]
-            basis = None if key == "bias" else right
-            columns = 1 if basis is None else basis.shape[2]
-            values = values.reshape(
-                groups, -1, 1 if basis is None else values.shape[-1]
-            )
+            basis = right
+            values = found if key == "joint" else found[self._mapping[name][key]]
+            if key == "bias":
+                basis, values = None, values.unsqueeze(-1)
+            sizes = [left.shape[2], 1 if basis is None else basis.shape[2]]
             # bases may have been completed since, by reading them
-            values = padded(values, [left.shape[2], columns])
+            values = padded(stacked(values), sizes)
             blocks[key] = EigendecomposedMatrix(left, basis, values)
         return blocks
-
-    _blocks_of = _rotated_of
 
     def compute_kronecker_factors(self) -> None:
         """Compute KFAC's factors. What was made of former ones is dropped."""
@@ -103,12 +96,11 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
             self.compute_kronecker_factors()
         inputs, gradients = self._input_covariances, self._gradient_covariances
         self._input_covariances, self._gradient_covariances = Factors(), Factors()
-        # of eigenvalue zero, KFAC-reduce's factors may have directions that gradients
-        # have a part in; so may KFAC-expand's of gradients, if these are single terms'
-        is_reduced = self._kfac_approx == kfac.KFACType.REDUCE
-        self._input_covariances_eigenvectors = _eigenvectors(inputs, is_reduced)
-        self._gradient_covariances_eigenvectors = _eigenvectors(
-            gradients, is_reduced or self._passes().splits_terms
+        (
+            self._input_covariances_eigenvectors,
+            self._gradient_covariances_eigenvectors,
+        ) = self._block_factors().eigenvectors(
+            kept(inputs), kept(gradients), self._kfac_approx
         )
 
     def compute_eigenvalue_correction(self) -> None:
@@ -117,30 +109,14 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
         self._corrected_eigenvalues = {}
         if not self._gradient_covariances_eigenvectors:
             self._compute_eigenvectors()
-        moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        passes = self._passes()
-
-        def on_uses(uses: Uses) -> None:
-            for name, own in uses.items():
-                if "weight" not in self._mapping[name]:
-                    own[:] = [use.without_input() for use in own]
-
-        def on_gradients(name: str, pairs: Pairs) -> None:
-            scale, total = passes.scale(len(pairs[0][1])), moments[name]
-            for key in self._keys(name):
-                found = self._moments(name, key, pairs).mul_(scale)
-                total[key] = total[key].add_(found) if key in total else found
-
-        desc = "Eigenvalue correction"
-        passes.run(desc, on_uses, on_gradients, by_datum=True, by_term=True)
-        passes.check_results(
-            "gradients",
-            {name: list(own.values()) for name, own in moments.items()},
-            self._mapping,
-        )
-        self._store_eigenvalues(
-            {name: self._as_in_curvlinops(name, own) for name, own in moments.items()}
-        )
+        moments = self._block_factors().moments(lambda key: self._bases(key[0]))
+        values: dict[str, Any] = {}
+        for (name, key), own in moments.items():
+            if key == "joint":
+                values[name] = own
+            else:
+                values.setdefault(name, {})[self._mapping[name][key]] = own
+        self._store_eigenvalues(values)
 
     def _store_eigenvalues(self, values: Mapping[str, Any]) -> None:
         self._corrected_eigenvalues = Eigenvalues(
@@ -148,24 +124,6 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
             self._gradient_covariances_eigenvectors,
             self._input_covariances_eigenvectors,
         )
-
-    def _moments(self, name: str, key: str, pairs: Pairs) -> Tensor:
-        left, right = self._bases(name)
-        if key == "bias":
-            return bias_moments(pairs, left)
-        assert right is not None
-        return kernel_moments(pairs, left, right, bias=key == "joint")
-
-    def _as_in_curvlinops(self, name: str, moments: dict[str, Tensor]) -> Any:
-        """``[(G,) s, r]`` of weights, ``[(G,) s]`` of biases, by position."""
-        if self._is_joint(name):
-            return unstacked(moments["joint"])
-        return {
-            position: unstacked(
-                moments[key].squeeze(2) if key == "bias" else moments[key]
-            )
-            for key, position in self._mapping[name].items()
-        }
 
     def _block_text(self, name: str) -> str:
         # eigenvectors replace the factors
@@ -179,37 +137,13 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
 
     def state_dict(self) -> dict[str, Any]:
         """The state; of a null space, nothing is kept."""
-        own = {
-            "input_covariances_eigenvectors": state(
-                self._input_covariances_eigenvectors
-            ),
-            "gradient_covariances_eigenvectors": state(
-                self._gradient_covariances_eigenvectors
-            ),
-            "corrected_eigenvalues": dict(kept(self._corrected_eigenvalues)),
-        }
+        own = {name[1:]: state(getattr(self, name)) for name in _BASES}
+        own["corrected_eigenvalues"] = dict(kept(self._corrected_eigenvalues))
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; that of curvlinops, too."""
         super().load_state_dict(state_dict)
-        (
-            self._input_covariances_eigenvectors,
-            self._gradient_covariances_eigenvectors,
-        ) = (
-            Bases(vectors)
-            for vectors in (
-                self._input_covariances_eigenvectors,
-                self._gradient_covariances_eigenvectors,
-            )
-        )
+        for name in _BASES:
+            setattr(self, name, Bases(getattr(self, name)))
         self._store_eigenvalues(self._corrected_eigenvalues)
-
-
-def _eigenvectors(factors: Mapping[str, Tensor], is_complete: bool) -> Bases:
-    """Eigenvectors of factors, each of which is gone before the next one's."""
-    remaining = kept(factors)
-    return Bases(
-        (name, eigenbasis(remaining.pop(name), is_complete)[1])
-        for name in list(remaining)
-    )

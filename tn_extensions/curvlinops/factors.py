@@ -1,90 +1,351 @@
-"""Factors of all layers, in one go over the data."""
+"""Factors, eigenvalues and closest products of blocks, from passes over the data.
+
+This module knows nothing of curvlinops, nor of whether blocks are those of layers or of
+groups of parameters.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from tn_extensions.curvlinops.stored import Bases, unstacked
+from tn_extensions.curvlinops.text import plain
+from tn_extensions.errors import describe
 from tn_extensions.kronecker.factors import (
     add_gradient_factor,
     add_input_factor,
+    eigenbasis,
     squared_sums,
 )
-from tn_extensions.layers.module import Pairs, num_groups, out_channels
+from tn_extensions.kronecker.moments import bias_moments, kernel_moments
+from tn_extensions.kronecker.nearest import gradient_products, nearest_products
+from tn_extensions.layers.module import Pairs
 from tn_extensions.layers.observe import Uses
-from tn_extensions.layers.passes import BackwardPasses, ObservedLayers
+from tn_extensions.layers.passes import BackwardPasses, Observed
+
+K = TypeVar("K", bound=Hashable)
 
 
-def compute_factors(
-    passes: BackwardPasses,
-    layers: ObservedLayers,
-    approx: str,
-    joint: Iterable[str],
-    rank_limit: float,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Compute KFAC's factors ``A`` and ``B`` of layers.
+class Block(NamedTuple):
+    """A block of the Fisher or GGN, and the uses that make its gradients.
 
     Args:
-        passes: The passes.
-        layers: The layers that these observe.
-        approx: ``"expand"`` or ``"reduce"``.
-        joint: Names of layers whose weight and bias are one block.
-        rank_limit: Most rows of a low-rank factor, as a part of its columns.
+        layer: Name of the layer, or of the uses.
+        text: What errors call it.
+        groups: Groups of channels.
+        channels: Channels of the output, of each group.
+        has_kernel: Whether it has the kernel.
+        has_bias: Whether it has the bias, as its last column if there is a kernel.
+        parameters: Names that a use must have to take part. Empty: all uses do.
+    """
 
-    Returns:
-        By name: ``A`` of layers with a weight, ``B`` of all; matrices ``[G, D, D]`` or
-        low-rank factors.
+    layer: str
+    text: str
+    groups: int
+    channels: int
+    has_kernel: bool
+    has_bias: bool
+    parameters: tuple[str, ...] = ()
+
+    def pairs(self, pairs: Pairs) -> Pairs:
+        """Select the uses that take part."""
+        return [(use, g) for use, g in pairs if {*self.parameters} <= {*use.names}]
+
+    def identity(self, like: Tensor) -> Tensor:
+        """Make identity matrices of the output's channels, ``[G, CO, CO]``."""
+        one = torch.eye(self.channels, dtype=_wide(like), device=like.device)
+        return one.repeat(self.groups, 1, 1)
+
+
+@dataclass
+class BlockFactors(Generic[K]):
+    """Compute what approximates blocks.
+
+    Args:
+        passes: Passes that show the blocks' uses.
+        blocks: The blocks.
+        like: A parameter.
+        on_uses: Called with the uses of each batch first; it may add blocks.
+    """
+
+    passes: BackwardPasses
+    blocks: Mapping[K, Block]
+    like: Tensor
+    on_uses: Callable[[Uses], None] = field(default=lambda _: None)
+
+    def kfac(
+        self, approx: str, rank_limit: float
+    ) -> tuple[dict[K, Tensor], dict[K, Tensor]]:
+        """Compute KFAC's factors ``A`` and ``B``.
+
+        Args:
+            approx: ``"expand"`` or ``"reduce"``.
+            rank_limit: Most rows of a low-rank factor, as a part of its columns.
+
+        Returns:
+            ``A`` of blocks with a kernel, ``B`` of all; matrices ``[G, D, D]`` or
+            low-rank factors. Blocks of the same uses have the same ``B``.
+
+        Raises:
+            ValueError: If a block has no uses, or a factor is not finite.
+        """
+        inputs: dict[K, Tensor] = {}
+        sums: dict[tuple[str, tuple[str, ...]], Tensor] = {}
+        passes = self.passes
+
+        def on_uses(uses: Uses) -> None:
+            self.on_uses(uses)
+            scale = 1 / passes.num_data
+            for key, block in self.blocks.items():
+                own, known = uses.get(block.layer), inputs.get(key)
+                if own and block.has_kernel:
+                    bias = block.has_bias
+                    inputs[key] = add_input_factor(
+                        own, approx, known, scale, bias, rank_limit
+                    )
+            for name, own in uses.items():
+                uses[name] = [use.without_input() for use in own]
+
+        def on_gradients(name: str, pairs: Pairs) -> None:
+            # most biases are added wherever their kernel multiplies
+            sources = {b.parameters: b for _, b in self._of_layer(name)}
+            for parameters, block in sources.items():
+                own, source = block.pairs(pairs), (name, parameters)
+                if own:
+                    known, scale = sums.get(source), passes.scale(len(own[0][1]))
+                    sums[source] = add_gradient_factor(
+                        own, approx, known, scale, rank_limit
+                    )
+
+        # the outer products of KFAC-expand are the same in whatever order
+        is_reduced = approx == "reduce"
+        passes.run(
+            "KFAC matrices", on_uses, on_gradients, by_datum=is_reduced, by_term=False
+        )
+        gradients = {
+            key: sums[block.layer, block.parameters]
+            for key, block in self.blocks.items()
+            if (block.layer, block.parameters) in sums
+        }
+        if passes.fisher == "forward-only":
+            gradients = {k: b.identity(self.like) for k, b in self.blocks.items()}
+        with_kernel = [key for key, block in self.blocks.items() if block.has_kernel]
+        self._check("inputs", inputs, with_kernel)
+        self._check("output gradients", gradients, self.blocks)
+        return inputs, gradients
+
+    def eigenvectors(
+        self, inputs: dict[Any, Tensor], gradients: dict[Any, Tensor], approx: str
+    ) -> tuple[Bases, Bases]:
+        """Find eigenvectors of KFAC's factors ``A`` and ``B``, which are emptied."""
+        # of eigenvalue zero, KFAC-reduce's factors may have directions that gradients
+        # have a part in; so may KFAC-expand's of gradients, if these are single terms'
+        is_reduced = approx == "reduce"
+        is_complete = is_reduced or self.passes.splits_terms
+        return _eigenvectors(inputs, is_reduced), _eigenvectors(gradients, is_complete)
+
+    def moments(
+        self, bases_of: Callable[[K], tuple[Tensor, Tensor | None]]
+    ) -> dict[K, Tensor]:
+        """Compute EKFAC's eigenvalues, second moments of the data's gradients.
+
+        Args:
+            bases_of: Returns ``Q_B``, ``[G, CO, s]``, and ``Q_A``, ``[G, D, r]``.
+
+        Returns:
+            Moments, ``[(G,) s, r]``; of biases ``[(G,) s]``.
+
+        Raises:
+            ValueError: As :meth:`kfac`.
+        """
+        moments: dict[K, Tensor] = {}
+
+        def on_uses(uses: Uses) -> None:
+            self.on_uses(uses)
+            with_kernel = {b.layer for b in self.blocks.values() if b.has_kernel}
+            for name in uses.keys() - with_kernel:
+                uses[name] = [use.without_input() for use in uses[name]]
+
+        def on_gradients(name: str, pairs: Pairs) -> None:
+            for key, block in self._of_layer(name):
+                own = block.pairs(pairs)
+                if not own:
+                    continue
+                left, right = bases_of(key)
+                if block.has_kernel and right is not None:
+                    found = kernel_moments(own, left, right, block.has_bias)
+                else:
+                    found = bias_moments(own, left)
+                _add(moments, key, found.mul_(self.passes.scale(len(own[0][1]))))
+
+        purpose = "Eigenvalue correction"
+        self.passes.run(purpose, on_uses, on_gradients, by_datum=True, by_term=True)
+        self._check("gradients", moments, self.blocks)
+        for key, own in moments.items():
+            of_bias = not self.blocks[key].has_kernel
+            moments[key] = unstacked(own.squeeze(2) if of_bias else own)
+        return moments
+
+    def nearest(
+        self, tolerance: float, max_sweeps: int
+    ) -> tuple[dict[K, Tensor], dict[K, Tensor]]:
+        """Compute factors ``A`` and ``B`` of the closest product ``B (x) A`` of blocks.
+
+        That of a bias is the block itself, ``B``. All of them are computed together:
+        each step of the iteration is a pass over the data.
+
+        Args:
+            tolerance: As :func:`nearest_products`.
+            max_sweeps: As :func:`nearest_products`.
+
+        Returns:
+            ``A`` of blocks with a kernel, ``[G, D, D]``, and ``B``, ``[G, CO, CO]``.
+
+        Raises:
+            ValueError: As :meth:`kfac`.
+        """
+
+        def sweep(factors: Mapping[K, Tensor], is_left: bool) -> dict[K, Tensor]:
+            found: dict[K, Tensor] = {}
+
+            def on_gradients(name: str, pairs: Pairs) -> None:
+                for key, block in self._of_layer(name):
+                    own = block.pairs(pairs)
+                    if key not in factors or not own:
+                        continue
+                    scale = self.passes.scale(len(own[0][1]))
+                    if block.has_kernel:
+                        new = gradient_products(
+                            own, factors[key], is_left, block.has_bias
+                        )
+                        _add(found, key, new.mul_(scale))
+                    else:
+                        known = found.get(key)
+                        found[key] = add_gradient_factor(
+                            own, "reduce", known, scale, 0.0
+                        )
+
+            purpose = "KFOC matrices"
+            options = {"by_datum": True, "by_term": True}
+            self.passes.run(purpose, self.on_uses, on_gradients, **options)
+            self._check("gradients", found, factors)
+            return found
+
+        like = self.like.new_empty(0, dtype=_wide(self.like))
+        biases = {key: like for key, b in self.blocks.items() if not b.has_kernel}
+        gradients = sweep(biases, True) if biases else {}
+        sizes = {
+            key: (block.groups, block.channels)
+            for key, block in self.blocks.items()
+            if block.has_kernel
+        }
+        if not sizes:
+            return {}, gradients
+        lefts, rights = nearest_products(sweep, sizes, like, tolerance, max_sweeps)
+        return rights, {**gradients, **lefts}
+
+    def _of_layer(self, name: str) -> list[tuple[K, Block]]:
+        return [(key, own) for key, own in self.blocks.items() if own.layer == name]
+
+    def _check(self, what: str, results: Mapping[K, Tensor], keys: Iterable[K]) -> None:
+        """Refuse results of blocks that are missing or not finite."""
+        found: dict[str, list[Tensor]] = defaultdict(list)
+        for key, own in results.items():
+            # a matrix of moments may have fewer rows than columns, as low-rank factors
+            sums = own if what == "gradients" else squared_sums(own)
+            found[self.blocks[key].text].append(sums)
+        names = [self.blocks[key].text for key in keys]
+        self.passes.check_results(what, found, names)
+
+
+def _eigenvectors(factors: dict[Any, Tensor], is_complete: bool) -> Bases:
+    """Eigenvectors of factors, each of which is gone before the next one's."""
+    found: dict[Any, Tensor] = {}
+    while factors:
+        factor = next(iter(factors.values()))
+        # blocks may have the same one
+        same = [key for key, other in factors.items() if other is factor]
+        for key in same:
+            del factors[key]
+        found |= dict.fromkeys(same, eigenbasis(factor, is_complete)[1])
+    return Bases(found)
+
+
+def _add(totals: dict[K, Tensor], key: K, new: Tensor) -> None:
+    totals[key] = totals[key].add_(new) if key in totals else new
+
+
+def _wide(like: Tensor) -> torch.dtype:
+    return torch.promote_types(like.dtype, torch.float32)
+
+
+def check_iteration(
+    owner: str, tolerance: float, max_sweeps: int, options: dict[str, Any]
+) -> None:
+    """Refuse arguments of operators of closest products.
+
+    Args:
+        owner: Whom errors name.
+        tolerance: Of the iteration.
+        max_sweeps: Of the iteration.
+        options: Others.
 
     Raises:
-        ValueError: If a layer is not called, or a factor is not finite.
+        ValueError: If one is not among its choices.
     """
-    joint = set(joint)
-    inputs: dict[str, Tensor] = {}
-    gradients: dict[str, Tensor] = {}
-    with_weight = [name for name, own in layers.parameters.items() if "weight" in own]
+    if not tolerance > 0:
+        raise ValueError(describe(owner, "tolerance", "be positive", tolerance))
+    if max_sweeps < 2:
+        rule = "be two or more, for both factors"
+        raise ValueError(describe(owner, "max_sweeps", rule, max_sweeps))
+    if options.get("fisher_type") == "forward-only":
+        rule = "be a kind of gradients"
+        raise ValueError(describe(owner, "fisher_type", rule, "'forward-only'"))
 
-    def on_uses(uses: Uses) -> None:
-        for name, own in uses.items():
-            if name in with_weight:
-                scale, bias, known = (
-                    1 / passes.num_data,
-                    name in joint,
-                    inputs.get(name),
-                )
-                inputs[name] = add_input_factor(
-                    own, approx, known, scale, bias, rank_limit
-                )
-            own[:] = [use.without_input() for use in own]
 
-    def on_gradients(name: str, pairs: Pairs) -> None:
-        scale, known = passes.scale(len(pairs[0][1])), gradients.get(name)
-        gradients[name] = add_gradient_factor(pairs, approx, known, scale, rank_limit)
+@contextmanager
+def needs_data(owner: str) -> Iterator[None]:
+    """Refuse data without a batch, of which curvlinops takes the first one.
 
-    # the outer products of KFAC-expand are the same in whatever order
-    passes.run(
-        "KFAC matrices",
-        on_uses,
-        on_gradients,
-        by_datum=approx == "reduce",
-        by_term=False,
+    Raises:
+        ValueError: If there is none.
+    """
+    try:
+        yield
+    except StopIteration as error:
+        rule = "hold at least one batch"
+        raise ValueError(describe(owner, "data", rule, "none")) from error
+
+
+def passes_of(
+    operator: Any, owner: str, model: Callable[[Any], Any], observed: Observed
+) -> BackwardPasses:
+    """Compose the passes that the options of an operator or computer ask for.
+
+    Args:
+        operator: Has the options, as attributes with curvlinops' names.
+        owner: Whom errors name.
+        model: The model.
+        observed: What is observed of it.
+    """
+    return BackwardPasses(
+        owner,
+        model,
+        operator._loss_func,
+        operator._loop_over_data,
+        observed,
+        fisher=plain(operator._fisher_type),
+        mc_samples=operator._mc_samples,
+        seed=operator._seed,
+        device=operator.device,
+        num_data=operator._N_data,
+        terms_per_datum=operator._num_per_example_loss_terms,
+        batch_size_fn=operator._batch_size_fn,
     )
-    if passes.fisher == "forward-only":
-        gradients = {name: _identity(layers, name) for name in layers.parameters}
-    for what, factors, names in (
-        ("inputs", inputs, with_weight),
-        ("output gradients", gradients, layers.parameters),
-    ):
-        found = {name: [squared_sums(factor)] for name, factor in factors.items()}
-        passes.check_results(what, found, names)
-    return inputs, gradients
-
-
-def _identity(layers: ObservedLayers, name: str) -> Tensor:
-    module = layers.modules[name]
-    groups = num_groups(module, layers.groups)
-    like = next(iter(layers.parameters[name].values()))
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    size = out_channels(module) // groups
-    return torch.eye(size, dtype=dtype, device=like.device).repeat(groups, 1, 1)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from curvlinops._torch_base import CurvatureLinearOperator
 from torch import nn
 
+from tn_extensions.curvlinops.factors import needs_data, passes_of
 from tn_extensions.curvlinops.kfac import KFACLinearOperator
 from tn_extensions.curvlinops.text import operator_text
-from tn_extensions.errors import describe
+from tn_extensions.errors import check_choice, describe
 from tn_extensions.layers import losses
 from tn_extensions.layers.passes import BackwardPasses, ObservedLayers
 
@@ -61,9 +62,7 @@ class GGNOperator(CurvatureLinearOperator):
         mc_samples: int = 1,
     ) -> None:
         name = type(self).__name__
-        if mode not in get_args(Mode):
-            choices = " or ".join(map(repr, get_args(Mode)))
-            raise ValueError(describe(name, "mode", f"be {choices}", repr(mode)))
+        check_choice(name, "mode", mode, Mode)
         if mc_samples < 1 or (mode == "exact" and mc_samples != 1):
             rule = "be 1 where exact, and positive"
             raise ValueError(describe(name, "mc_samples", rule, mc_samples))
@@ -74,9 +73,9 @@ class GGNOperator(CurvatureLinearOperator):
         self._mapping = KFACLinearOperator.compute_parameter_mapping(
             params, model_func, owner=name, takes_computed=True
         )
-        self._fisher: losses.Fisher = "type-2" if mode == "exact" else "mc"
+        self._fisher_type: losses.Fisher = "type-2" if mode == "exact" else "mc"
         self._seed, self._mc_samples = seed, mc_samples
-        try:
+        with needs_data(name):
             super().__init__(
                 model_func,
                 loss_func,
@@ -87,16 +86,13 @@ class GGNOperator(CurvatureLinearOperator):
                 num_data=num_data,
                 batch_size_fn=batch_size_fn,
             )
-        except StopIteration as error:
-            rule = "hold at least one batch"
-            raise ValueError(describe(name, "data", rule, "none")) from error
         passes = self._passes
         if check_deterministic:
             passes.check_model(self._mapping)
             self._check_deterministic()
 
     def __repr__(self) -> str:
-        mode = "exact" if self._fisher == "type-2" else "mc"
+        mode = "exact" if self._fisher_type == "type-2" else "mc"
         options = {"mode": mode, "num_data": self._N_data}
         if mode == "mc":
             options["mc_samples"] = self._mc_samples
@@ -110,29 +106,17 @@ class GGNOperator(CurvatureLinearOperator):
 
     @cached_property
     def _layers(self) -> ObservedLayers:
+        name, model = type(self).__name__, self._model_func
         return ObservedLayers.of_model(
-            type(self).__name__,
-            self._model_func,
-            self._params,
-            self._mapping,
-            groups="separate",
+            name, model, self._params, self._mapping, groups="separate"
         )
 
     @cached_property
-    def _passes(self) -> BackwardPasses:
+    def _num_per_example_loss_terms(self) -> int:
         name, loss = type(self).__name__, self._loss_func
         targets = (y for _, y in self._loop_over_data(desc="Loss terms"))
-        return BackwardPasses(
-            name,
-            self._model_func,
-            loss,
-            self._loop_over_data,
-            self._layers,
-            fisher=self._fisher,
-            mc_samples=self._mc_samples,
-            seed=self._seed,
-            device=self.device,
-            num_data=self._N_data,
-            terms_per_datum=losses.terms_per_datum(name, loss, targets, self._N_data),
-            batch_size_fn=self._batch_size_fn,
-        )
+        return losses.terms_per_datum(name, loss, targets, self._N_data)
+
+    @cached_property
+    def _passes(self) -> BackwardPasses:
+        return passes_of(self, type(self).__name__, self._model_func, self._layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,12 +31,8 @@ class GGNDiagonalLinearOperator(GGNOperator):
     ICLR 2020.
     """
 
-    _diagonal: list[Tensor] | None = None
-
     def diagonal(self) -> list[Tensor]:
         """The diagonal, shaped as the parameters; of float32 or wider."""
-        if self._diagonal is None:
-            self._diagonal = self._compute()
         return self._diagonal
 
     def _matmat(self, M: list[Tensor]) -> list[Tensor]:
@@ -65,7 +62,8 @@ class GGNDiagonalLinearOperator(GGNOperator):
     def _flat(self) -> Tensor:
         return torch.cat([d.flatten() for d in self.diagonal()])
 
-    def _compute(self) -> list[Tensor]:
+    @cached_property
+    def _diagonal(self) -> list[Tensor]:
         passes = self._passes
         mapping = self._mapping
         totals: dict[str, dict[str, Tensor]] = defaultdict(dict)

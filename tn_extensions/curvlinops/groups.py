@@ -9,23 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
-import torch
 from torch import Tensor
 
-from tn_extensions.conv import Conv
-from tn_extensions.curvlinops.nearest import Block, nearest_factors
-from tn_extensions.curvlinops.stored import Bases, Eigenvalues, Factors, unstacked
+from tn_extensions.curvlinops.factors import Block, BlockFactors
+from tn_extensions.curvlinops.stored import Bases, Eigenvalues, Factors
 from tn_extensions.errors import describe
-from tn_extensions.kronecker.factors import (
-    add_gradient_factor,
-    add_input_factor,
-    eigenbasis,
-    squared_sums,
-)
-from tn_extensions.kronecker.moments import bias_moments, kernel_moments
 from tn_extensions.layers.calls import calls_observed
 from tn_extensions.layers.computed import leaves_of
-from tn_extensions.layers.module import Groups, Pairs, Use
+from tn_extensions.layers.module import Groups
 from tn_extensions.layers.observe import OnGradient, Uses, innermost
 from tn_extensions.layers.passes import BackwardPasses
 
@@ -63,10 +54,8 @@ class ObservedParameters:
         """Groups, in the order of the parameters; known after the first batch."""
         self.transposed: dict[str, int] = {}
         """By name, the groups of channels of transposed convolutions' kernels."""
-        self.groups_of: dict[str, list[Group]] = {}
-        """Groups that take part in the uses of a name."""
-        self.convs: dict[Key, Conv] = {}
-        """Hyper-parameters of a use, by group."""
+        self.blocks: dict[Key, Block] = {}
+        """Blocks of the groups."""
         self._seen: dict[str, set[tuple[str | None, str | None]]] = {}
 
     def observed(self, on_gradient: OnGradient) -> AbstractContextManager[Uses]:
@@ -114,9 +103,11 @@ class ObservedParameters:
         missing = [name for name in self.tensors if name not in held]
         if missing:
             self._refuse(missing, "none")
-        for name, pairs in seen.items():
-            self.groups_of[name] = self._groups_of_pairs(name, pairs)
-        found = [(name, group) for name, own in self.groups_of.items() for group in own]
+        found = [
+            (name, group)
+            for name, pairs in seen.items()
+            for group in self._groups_of_pairs(name, pairs)
+        ]
         biases = [group["b"] for _, group in found if "b" in group]
         twice = {bias for bias in biases if biases.count(bias) > 1}
         if twice:
@@ -127,7 +118,17 @@ class ObservedParameters:
         found.sort(key=lambda each: min(position[name] for name in each[1].values()))
         for name, group in found:
             self.mapping.append(group)
-            conv = self.convs[key_of(group)] = uses[name][0].conv
+            conv, key = uses[name][0].conv, tuple(group.values())
+            self.blocks[key] = Block(
+                name,
+                ", ".join(key),
+                conv.groups,
+                conv.out_channels // conv.groups,
+                has_kernel="W" in group,
+                has_bias="b" in group,
+                # of one kind of uses, each has all parameters
+                parameters=key if len(seen[name]) > 1 else (),
+            )
             if conv.transposed and "W" in group:
                 shape = self.tensors[group["W"]].shape
                 self.transposed[group["W"]] = conv.out_channels // shape[1]
@@ -137,17 +138,6 @@ class ObservedParameters:
             remedy = "Use the operators of tn_extensions.curvlinops"
             message = describe(self._owner, "params", rule, names, remedy)
             raise NotImplementedError(message)
-
-    def sources(self, name: str) -> dict[Key, list[Key]]:
-        """Groups of a name by the first one that has the same uses.
-
-        Most biases are added wherever their kernel multiplies: factors of gradients are
-        then the same.
-        """
-        first, *others = map(key_of, self.groups_of[name])
-        if len(self._seen[name]) == 1:
-            return {first: [first, *others]}
-        return {key: [key] for key in (first, *others)}
 
     def _groups_of_pairs(
         self, name: str, pairs: set[tuple[str | None, str | None]]
@@ -183,6 +173,9 @@ class GroupFactors:
         parameters: The parameters.
         kfac_approx: ``"expand"`` or ``"reduce"``.
         rank_limit: Most rows of a low-rank factor, as a part of its columns.
+
+    All methods raise a ``ValueError`` if a result is not finite or biases conflict, and
+    a ``NotImplementedError`` if a parameter has other uses.
     """
 
     def __init__(
@@ -194,9 +187,10 @@ class GroupFactors:
     ) -> None:
         self._passes, self.parameters = passes, parameters
         self._kfac_approx, self._rank_limit = kfac_approx, rank_limit
-        self._like = next(iter(parameters.tensors.values()))
-
-    # -- factors
+        like = next(iter(parameters.tensors.values()))
+        self._blocks = BlockFactors(
+            passes, parameters.blocks, like, parameters.find_groups
+        )
 
     def factors(self) -> tuple[Factors, Factors]:
         """Compute KFAC's factors.
@@ -204,69 +198,9 @@ class GroupFactors:
         Returns:
             Input factors of groups with a kernel, and gradient factors, by the names of
             the group; ``[G, ., .]`` where there are groups of channels.
-
-        Raises:
-            ValueError: If factors are not finite, or biases conflict.
-            NotImplementedError: If a parameter has other uses.
         """
-        inputs: dict[Key, Tensor] = {}
-        gradients: dict[Key, Tensor] = {}
-        approx, limit = self._kfac_approx, self._rank_limit
-
-        def on_uses(uses: Uses) -> None:
-            self.parameters.find_groups(uses)
-            for name, own in uses.items():
-                for group in self.parameters.groups_of[name]:
-                    if "W" in group:
-                        key, scale = key_of(group), 1 / self._passes.num_data
-                        known, bias = inputs.get(key), "b" in group
-                        inputs[key] = add_input_factor(
-                            own, approx, known, scale, bias, limit
-                        )
-                own[:] = [use.without_input() for use in own]
-
-        def on_gradients(name: str, pairs: Pairs) -> None:
-            for key in self.parameters.sources(name):
-                own, known = _of_group(pairs, key), gradients.get(key)
-                if own:
-                    scale = self._passes.scale(len(own[0][1]))
-                    gradients[key] = add_gradient_factor(
-                        own, approx, known, scale, limit
-                    )
-
-        # the outer products of KFAC-expand are the same in whatever order
-        self._passes.run(
-            "KFAC matrices",
-            on_uses,
-            on_gradients,
-            by_datum=approx == "reduce",
-            by_term=False,
-        )
-        for name in self.parameters.groups_of:
-            for key, same in self.parameters.sources(name).items():
-                if self._passes.fisher == "forward-only":
-                    gradients[key] = self._identity(self.parameters.convs[key])
-                if key in gradients:
-                    gradients |= dict.fromkeys(same, gradients[key])
-        for what, factors in (("inputs", inputs), ("output gradients", gradients)):
-            self._check(what, {key: squared_sums(f) for key, f in factors.items()})
+        inputs, gradients = self._blocks.kfac(self._kfac_approx, self._rank_limit)
         return Factors(inputs), Factors(gradients)
-
-    def _check(self, what: str, results: Mapping[Key, Tensor]) -> None:
-        """Refuse results of groups that are missing or not finite."""
-        keys = [
-            key_of(g) for g in self.parameters.mapping if what != "inputs" or "W" in g
-        ]
-        found = {", ".join(key): [own] for key, own in results.items()}
-        self._passes.check_results(what, found, [", ".join(key) for key in keys])
-
-    def _identity(self, conv: Conv) -> Tensor:
-        dtype = torch.promote_types(self._like.dtype, torch.float32)
-        size = conv.out_channels // conv.groups
-        identity = torch.eye(size, dtype=dtype, device=self._like.device)
-        return identity.repeat(conv.groups, 1, 1)
-
-    # -- eigenvalues
 
     def corrected(self) -> tuple[Bases, Bases, Eigenvalues]:
         """Compute EKFAC's eigenvectors and eigenvalues.
@@ -274,55 +208,25 @@ class GroupFactors:
         Returns:
             Eigenvectors of input factors and of gradient factors, and the second
             moments of gradients in these bases, by the names of the group.
-
-        Raises:
-            ValueError: As :meth:`factors`.
-            NotImplementedError: As :meth:`factors`.
         """
-        inputs, gradients = self.factors()
-        # of eigenvalue zero, KFAC-reduce's factors may have directions that gradients
-        # have a part in; so may KFAC-expand's of gradients, if these are single terms'
-        is_reduced = self._kfac_approx == "reduce"
-        right = _eigenvectors(inputs.data, is_reduced)
-        left = _eigenvectors(gradients.data, is_reduced or self._passes.splits_terms)
-        moments: dict[Key, Tensor] = {}
+        approx, blocks = self._kfac_approx, self._blocks
+        found = blocks.kfac(approx, self._rank_limit)
+        right, left = blocks.eigenvectors(*found, approx)
 
-        def on_uses(uses: Uses) -> None:
-            self.parameters.find_groups(uses)
-            for name, own in uses.items():
-                if not any("W" in group for group in self.parameters.groups_of[name]):
-                    own[:] = [use.without_input() for use in own]
+        def bases_of(key: Key) -> tuple[Tensor, Tensor | None]:
+            return left.data[key], right.data.get(key)
 
-        def on_gradients(name: str, pairs: Pairs) -> None:
-            for group in self.parameters.groups_of[name]:
-                key = key_of(group)
-                own = _of_group(pairs, key)
-                if own:
-                    found = self._moments(group, own, left.data, right.data)
-                    found *= self._passes.scale(len(own[0][1]))
-                    moments[key] = found.add_(moments[key]) if key in moments else found
-
-        purpose = "Eigenvalue correction"
-        self._passes.run(purpose, on_uses, on_gradients, by_datum=True, by_term=True)
-        self._check("gradients", moments)
-        values = {key: unstacked(own) for key, own in moments.items()}
-        return right, left, Eigenvalues(values, left, right)
-
-    # -- closest products
+        return right, left, Eigenvalues(blocks.moments(bases_of), left, right)
 
     def nearest(self, tolerance: float, max_sweeps: int) -> tuple[Factors, Factors]:
         """Compute the factors of the closest Kronecker product of each block.
 
         Args:
-            tolerance: As :func:`nearest_factors`.
-            max_sweeps: As :func:`nearest_factors`.
+            tolerance: As :meth:`BlockFactors.nearest`.
+            max_sweeps: As :meth:`BlockFactors.nearest`.
 
         Returns:
             As :meth:`factors`.
-
-        Raises:
-            ValueError: As :meth:`factors`.
-            NotImplementedError: As :meth:`factors`.
         """
         passes = self._passes
         X, _ = next(iter(passes.batches("Groups of parameters")))
@@ -330,58 +234,5 @@ class GroupFactors:
             uses.num_data = passes.batch_size_fn(X)
             self.parameters.check(passes.model(X))
             self.parameters.find_groups(uses)
-        blocks = {}
-        for name, groups in self.parameters.groups_of.items():
-            for group in groups:
-                key, conv = key_of(group), self.parameters.convs[key_of(group)]
-                channels = conv.out_channels // conv.groups
-                parts = "W" in group, "b" in group
-                blocks[key] = Block(name, conv.groups, channels, *parts, key)
-        inputs, gradients = nearest_factors(
-            passes,
-            blocks,
-            self._like,
-            tolerance,
-            max_sweeps,
-            self.parameters.find_groups,
-        )
+        inputs, gradients = self._blocks.nearest(tolerance, max_sweeps)
         return Factors(inputs), Factors(gradients)
-
-    def _moments(
-        self,
-        group: Group,
-        pairs: Pairs,
-        left: Mapping[Key, Tensor],
-        right: Mapping[Key, Tensor],
-    ) -> Tensor:
-        key = key_of(group)
-        if "W" not in group:
-            return bias_moments(pairs, left[key]).squeeze(2)
-        return kernel_moments(pairs, left[key], right[key], bias="b" in group)
-
-
-def key_of(group: Group) -> Key:
-    """Return the names of a group's parameters."""
-    return tuple(group.values())
-
-
-def _of_group(pairs: Pairs, key: Key) -> Pairs:
-    """Pairs of a group's uses, which have all of its parameters."""
-
-    def has_all(use: Use) -> bool:
-        return set(key) <= set(use.names)
-
-    return [(use, g) for use, g in pairs if has_all(use)]
-
-
-def _eigenvectors(factors: dict[Key, Tensor], is_complete: bool) -> Bases:
-    """Eigenvectors of factors, each of which is gone before the next one's."""
-    found: dict[Key, Tensor] = {}
-    while factors:
-        factor = next(iter(factors.values()))
-        # groups may have the same one
-        same = [key for key, other in factors.items() if other is factor]
-        for key in same:
-            del factors[key]
-        found |= dict.fromkeys(same, eigenbasis(factor, is_complete)[1])
-    return Bases(found)

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from math import isfinite
 from typing import Any
 
-import torch
 from curvlinops import inverse as stock
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from tn_extensions.curvlinops.compute import FactorPasses
-from tn_extensions.curvlinops.stored import kept
 from tn_extensions.curvlinops.text import operator_text
 from tn_extensions.errors import describe
 from tn_extensions.kronecker.cholesky import cholesky
-from tn_extensions.kronecker.eigendecomposed import EigendecomposedMatrix
-from tn_extensions.kronecker.factors import eigenbasis
-from tn_extensions.kronecker.inverse import damped_inverse, split_damping
 from tn_extensions.kronecker.kronecker_product import KroneckerProduct
-from tn_extensions.kronecker.matrices import Matrix
 from tn_extensions.kronecker.multiply import Blocks
 
 
@@ -88,86 +81,45 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
         return result
 
     def _blocks_of(self, name: str) -> Blocks:
-        if not self._use_exact_damping:
-            right, left = self._inverses(name)
-            keys = self._A._keys(name)
-            return {
-                key: KroneckerProduct(left, None if key == "bias" else right)
-                for key in keys
-            }
-        # always anew: EKFAC's eigenvalues may change, and products take far longer
-        rotated = self._A._rotated_of(name) or self._eigenbases(name)
-        inverted = {key: block.inverse(self._damping) for key, block in rotated.items()}
-        if not all(block.is_definite for block in inverted.values()):
-            raise self._singular(name)
-        return inverted
-
-    # caches are curvlinops' attributes: inputs' and gradients' matrices or eigenbases
-
-    def _inverses(self, name: str) -> tuple[Matrix | None, Matrix]:
-        right, left = self._cached(name)
-        if left is None:
-            right, left = self._factors(name)
-            right, left = (
-                None if factor is None else self._inverse(factor, damping, name)
-                for factor, damping in zip(
-                    (right, left), self._compute_damping(right, left), strict=True
-                )
+        # curvlinops' attribute, which loading a state empties
+        cache = self._inverse_gradient_covariances
+        if name in cache:
+            return cache[name]
+        try:
+            found = self._inverted(name)
+        except LinAlgError as error:
+            owner, rule = type(self).__name__, "be positive definite"
+            factors, remedy = (
+                f"the damped factors of layer {name!r}",
+                "Increase the damping",
             )
-            self._keep(name, right, left)
-        return right, left
+            given = f"others (damping = {self._damping})"
+            remedy = "Increase the damping"
+            message = describe(owner, factors, rule, given, remedy)
+            raise LinAlgError(message) from error
+        # EKFAC's eigenvalues may change
+        if self._cache and not self._A._corrected_eigenvalues:
+            cache[name] = found
+        return found
 
-    def _eigenbases(self, name: str) -> Mapping[str, EigendecomposedMatrix]:
-        right, left = self._cached(name)
-        if left is None:
-            right, left = (
-                None if factor is None else _semidefinite(*eigenbasis(factor))
-                for factor in self._factors(name)
-            )
-            self._keep(name, right, left)
-        return {
-            key: EigendecomposedMatrix.of_eigenbases(
-                left, None if key == "bias" else right
-            )
-            for key in self._A._keys(name)
-        }
-
-    def _factors(self, name: str) -> tuple[Tensor | None, Tensor]:
-        A = self._A
-        right = kept(A._input_covariances).get(name)
-        return right, kept(A._gradient_covariances)[name]
-
-    def _cached(self, name: str) -> tuple[Any, Any]:
-        right = self._inverse_input_covariances.get(name)
-        return right, self._inverse_gradient_covariances.get(name)
-
-    def _keep(self, name: str, right: Any, left: Any) -> None:
-        if self._cache:
-            self._inverse_input_covariances[name] = right
-            self._inverse_gradient_covariances[name] = left
-
-    def _compute_damping(self, aaT: Tensor | None, ggT: Tensor) -> Any:
-        """Damping of ``A`` and ``B``, of each group where it is heuristic."""
-        if isinstance(self._damping, tuple):
-            return self._damping
-        if not self._use_heuristic_damping or aaT is None:
-            return self._damping, self._damping
-        return split_damping(aaT, ggT, self._damping, self._min_damping)
-
-    def _inverse(self, factor: Tensor, damping: Any, name: str) -> Matrix:
+    def _inverted(self, name: str) -> Blocks:
+        if self._use_exact_damping:
+            blocks = self._A._blocks_of(name)
+            inverted = {k: b.eigh().inverse(self._damping) for k, b in blocks.items()}
+            if not all(block.is_definite for block in inverted.values()):
+                raise LinAlgError("a damped eigenvalue is not positive")
+            return inverted
         retry = self._retry_double_precision
         decompose = partial(cholesky, retry_double_precision=retry)
-        try:
-            return damped_inverse(factor, damping, decompose)
-        except LinAlgError as error:
-            raise self._singular(name) from error
-
-    def _singular(self, name: str) -> Exception:
-        owner, rule = type(self).__name__, "be positive definite"
-        factors = f"the damped factors of layer {name!r}"
-        remedy = "Increase the damping"
-        found = f"others (damping = {self._damping})"
-        return LinAlgError(describe(owner, factors, rule, found, remedy))
+        inverse = self._A._product(name).inverse(
+            self._damping,
+            "pi" if self._use_heuristic_damping else "fixed",
+            self._min_damping,
+            lambda factor, damping: factor.inverse(damping, decompose),
+        )
+        assert isinstance(inverse, KroneckerProduct)
+        # a bias apart has the damped inverse of the kernel's B
+        return self._A._by_key(name, inverse)
 
     def __repr__(self) -> str:
         options = {"damping": self._damping}
@@ -195,11 +147,3 @@ def _checked(owner: str, name: str, value: Any) -> float:
     if not (isfinite(number) and number >= 0):
         raise ValueError(describe(owner, name, "be finite and non-negative", number))
     return number
-
-
-def _semidefinite(values: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, zero where rounding made them negative, and eigenvectors."""
-    largest = values.abs().amax(-1, keepdim=True)
-    rounding = len(vectors[0]) * torch.finfo(values.dtype).eps * largest
-    is_rounding = (values < 0) & (values > -rounding)
-    return values.masked_fill(is_rounding, 0), vectors

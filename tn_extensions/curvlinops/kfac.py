@@ -6,18 +6,18 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tn_extensions.compiler.allocate import address_of
-from tn_extensions.curvlinops.compute import FactorPasses
+from tn_extensions.curvlinops.compute import FactorPasses, Key
+from tn_extensions.curvlinops.factors import needs_data
 from tn_extensions.curvlinops.inverse import KFACInverseLinearOperator
 from tn_extensions.curvlinops.stored import Factors, kept, state
 from tn_extensions.curvlinops.text import operator_text, plain, tensor_text
-from tn_extensions.errors import describe
-from tn_extensions.kronecker.kronecker_product import KroneckerProduct
+from tn_extensions.errors import check_choice, describe
 from tn_extensions.kronecker.multiply import Block
 from tn_extensions.layers import losses
 from tn_extensions.layers.module import (
@@ -69,16 +69,11 @@ class KFACLinearOperator(FactorPasses):
     """By layer. EKFAC has them."""
 
     def __init__(self, *args: Any, groups: Groups = "separate", **kwargs: Any) -> None:
-        if groups not in get_args(Groups):
-            choices = " or ".join(map(repr, get_args(Groups)))
-            name = type(self).__name__
-            raise ValueError(describe(name, "groups", f"be {choices}", repr(groups)))
+        name = type(self).__name__
+        check_choice(name, "groups", groups, Groups)
         self._groups: Groups = groups
-        try:
+        with needs_data(name):
             super().__init__(*args, **kwargs)
-        except StopIteration as error:
-            name, rule = type(self).__name__, "hold at least one batch"
-            raise ValueError(describe(name, "data", rule, "none")) from error
 
     def inverse(self, damping: Any = 0.0, **kwargs: Any) -> Any:
         """The inverse; arguments as :class:`KFACInverseLinearOperator`."""
@@ -175,23 +170,19 @@ class KFACLinearOperator(FactorPasses):
         self._compute_once()
         return self._apply(M, self._blocks_of)
 
-    def _blocks_of(self, name: str) -> Mapping[str, Block]:
-        left = kept(self._gradient_covariances)[name]
-        right = kept(self._input_covariances).get(name)
-        return {
-            key: KroneckerProduct(left, None if key == "bias" else right)
-            for key in self._keys(name)
-        }
-
     # -- factors
 
     def compute_kronecker_factors(self) -> None:
         """Compute and keep the factors. A failure leaves the operator without any."""
         self._reset_matrix_properties()
         self._input_covariances, self._gradient_covariances = Factors(), Factors()
-        inputs, gradients = self._compute_factors()
-        self._input_covariances = Factors(inputs)
-        self._gradient_covariances = Factors(gradients)
+        self._input_covariances, self._gradient_covariances = (
+            Factors((name, factor) for (name, _), factor in factors.items())
+            for factors in self._compute_factors()
+        )
+
+    def _compute_factors(self) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
+        return self._block_factors().kfac(self._kfac_approx, self._RANK_LIMIT)
 
     # -- functions of the whole matrix
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tn_extensions.curvlinops.compute import Key
+from tn_extensions.curvlinops.factors import check_iteration
 from tn_extensions.curvlinops.kfac import KFACLinearOperator
-from tn_extensions.curvlinops.nearest import Block, check_iteration, nearest_factors
 from tn_extensions.errors import describe
-from tn_extensions.layers.module import num_groups, out_channels
 
 
 class KFOCLinearOperator(KFACLinearOperator):
@@ -79,13 +79,5 @@ class KFOCLinearOperator(KFACLinearOperator):
             **options,
         )
 
-    def _compute_factors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        blocks = {}
-        for name, positions in self._mapping.items():
-            module = self._model_func.get_submodule(name)
-            groups = num_groups(module, self._groups)
-            channels = out_channels(module) // groups
-            parts = "weight" in positions, "bias" in positions
-            blocks[name] = Block(name, groups, channels, *parts)
-        like = self._params[0]
-        return nearest_factors(self._passes(), blocks, like, *self._iteration)
+    def _compute_factors(self) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
+        return self._block_factors().nearest(*self._iteration)

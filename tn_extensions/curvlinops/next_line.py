@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from math import prod
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from curvlinops import ekfac, kfac
@@ -19,19 +19,17 @@ from curvlinops.kfac_utils import (
 )
 from torch import Tensor
 
+from tn_extensions.curvlinops.factors import check_iteration, needs_data, passes_of
 from tn_extensions.curvlinops.groups import Group, GroupFactors, ObservedParameters
-from tn_extensions.curvlinops.nearest import check_iteration
-from tn_extensions.curvlinops.stored import Factors, kept, stacked
+from tn_extensions.curvlinops.stored import Factors, kept, padded, stacked
 from tn_extensions.curvlinops.text import operator_text, plain, tensor_text
-from tn_extensions.errors import describe
+from tn_extensions.errors import check_choice, describe
 from tn_extensions.kronecker.cholesky import cholesky
 from tn_extensions.kronecker.eigendecomposed import EigendecomposedMatrix
-from tn_extensions.kronecker.factors import completed, eigenbasis
-from tn_extensions.kronecker.inverse import damped_inverse, split_damping
-from tn_extensions.kronecker.kronecker_product import KroneckerProduct
+from tn_extensions.kronecker.factors import completed
+from tn_extensions.kronecker.kronecker_product import KroneckerProduct, Method
 from tn_extensions.layers import losses
 from tn_extensions.layers.module import Groups, kernel_matrices, kernel_of_matrices
-from tn_extensions.layers.passes import BackwardPasses
 
 BACKEND = "tn"
 """Name of our computers."""
@@ -62,20 +60,8 @@ class KFACComputer(_BaseKFACComputer):
             self._separate_weight_and_bias,
             takes_transposed=groups is not None,
         )
-        passes = BackwardPasses(
-            name,
-            partial(self._model_func, self.parameters.tensors),
-            self._loss_func,
-            self._loop_over_data,
-            self.parameters,
-            fisher=plain(self._fisher_type),
-            mc_samples=self._mc_samples,
-            seed=self._seed,
-            device=self.device,
-            num_data=self._N_data,
-            terms_per_datum=self._num_per_example_loss_terms,
-            batch_size_fn=self._batch_size_fn,
-        )
+        model = partial(self._model_func, self.parameters.tensors)
+        passes = passes_of(self, name, model, self.parameters)
         approx = plain(self._kfac_approx)
         self.groups = GroupFactors(passes, self.parameters, approx, self._RANK_LIMIT)
 
@@ -94,54 +80,37 @@ class KFACComputer(_BaseKFACComputer):
         return num_data, num_per_example_loss_terms
 
     def compute(self) -> Any:
-        """Compute the factors.
+        """Compute what makes blocks.
 
         Returns:
-            Input factors, gradient factors, and groups of parameters by role.
+            Input factors, gradient factors, and groups of parameters by role; EKFAC's
+            are eigenvectors, and corrected eigenvalues follow.
         """
-        return *self._for_operators(self._factors()), self.parameters.mapping
+        found = self._results()
+        if self._groups is None:
+            # reading makes what curvlinops' operators know
+            dtype = self.dtype
+            found = tuple({key: own[key].to(dtype) for key in own} for own in found)
+        return *found, self.parameters.mapping
 
-    def _factors(self) -> tuple[Factors, Factors]:
+    def _results(self) -> tuple[Any, ...]:
         return self.groups.factors()
-
-    def _for_operators(self, found: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Convert results, if curvlinops' operators asked for them."""
-        if self._groups is not None:
-            return found
-        # reading makes matrices of low-rank factors
-        dtype = self.dtype
-        return tuple({key: own[key].to(dtype) for key in own} for own in found)
 
 
 class EKFACComputer(_EKFACMixin, KFACComputer):
-    """Compute EKFAC's eigenvectors and eigenvalues.
-
-    Arguments are those of :class:`KFACComputer`.
-    """
+    """Compute EKFAC's eigenvectors and eigenvalues."""
 
     _RANK_LIMIT = 0.7
     """Its singular vectors take no more time than the eigenvectors of a matrix."""
 
-    def compute(self) -> Any:
-        """Compute eigenvectors and eigenvalues.
+    compute = KFACComputer.compute
 
-        Returns:
-            Eigenvectors of input factors and of gradient factors, corrected
-            eigenvalues, and groups of parameters by role.
-        """
-        found = self._for_operators(self.groups.corrected())
-        return *found, self.parameters.mapping
+    def _results(self) -> tuple[Any, ...]:
+        return self.groups.corrected()
 
 
 class KFOCComputer(KFACComputer):
-    """Compute the factors of the closest Kronecker products.
-
-    Args:
-        *args: As :class:`KFACComputer`.
-        tolerance: As :class:`KFOCLinearOperator`.
-        max_sweeps: As :class:`KFOCLinearOperator`.
-        **kwargs: As :class:`KFACComputer`.
-    """
+    """Compute the factors of the closest products, see :class:`KFOCLinearOperator`."""
 
     def __init__(
         self, *args: Any, tolerance: float = 1e-4, max_sweeps: int = 100, **kwargs: Any
@@ -149,7 +118,7 @@ class KFOCComputer(KFACComputer):
         self._iteration = tolerance, max_sweeps
         super().__init__(*args, **kwargs)
 
-    def _factors(self) -> tuple[Factors, Factors]:
+    def _results(self) -> tuple[Any, ...]:
         return self.groups.nearest(*self._iteration)
 
 
@@ -220,9 +189,7 @@ class EigenOperator(BlockOperator):
         left, right, values = self.block.left, self.block.right, self.block.values
         if self.block.is_thin:
             left, right = completed(left), None if right is None else completed(right)
-            known, rows, columns = values, *values.shape[1:]
-            values = known.new_full(self._shape, self.block.rest)
-            values[:, :rows, :columns] = known
+            values = padded(values, self._shape[1:], self.block.rest)
             self.block = EigendecomposedMatrix(left, right, values, self.block.rest)
         return values.flatten()
 
@@ -260,13 +227,6 @@ class KroneckerOperator(BlockOperator):
         # what multiplies only, as inverses do, is not read
         self._held = [own for own in factors if isinstance(own, Tensor)]
 
-    @classmethod
-    def of(cls, left: Tensor, right: Tensor | None, like: Tensor) -> KroneckerOperator:
-        """Make it of factors, which may be low-rank ones."""
-        columns = 1 if right is None else right.shape[2]
-        shape = (len(left), left.shape[2], columns)
-        return cls(KroneckerProduct(left, right), shape, like)
-
     def __repr__(self) -> str:
         left, *right = map(stacked, self._held)
         return tensor_text(A=right[0] if right else None, B=left)
@@ -298,37 +258,25 @@ class KroneckerOperator(BlockOperator):
         retry_double_precision: bool = True,
     ) -> BlockOperator:
         """Invert; arguments as of curvlinops' ``KFACLinearOperator.inverse``."""
-        factors = [*map(stacked, self._held)]
-        if use_exact_damping:
-            if use_heuristic_damping:
-                owner, rule = "KFACLinearOperator.inverse", "be heuristic or exact"
-                raise ValueError(describe(owner, "damping", rule, "both"))
-            rotated = EigendecomposedMatrix.of_eigenbases(
-                *map(eigenbasis, factors), *self._end
-            )
-            rotated = rotated.inverse(damping)
-            return EigenOperator(rotated, self._shape, self._like)
-        dampings: tuple[Any, ...] = (damping, damping)
-        if use_heuristic_damping and len(factors) == 1:
-            dampings = (max(damping, min_damping),)
-        elif use_heuristic_damping:
-            left, right = factors
-            dampings = split_damping(right, left, damping, min_damping)[::-1]
+        if use_heuristic_damping and use_exact_damping:
+            owner, rule = "KFACLinearOperator.inverse", "be heuristic or exact"
+            raise ValueError(describe(owner, "damping", rule, "both"))
+        if use_heuristic_damping and len(self) == 1:
+            damping = max(damping, min_damping)
+        method: Method = "pi" if use_heuristic_damping else "fixed"
         decompose = partial(cholesky, retry_double_precision=retry_double_precision)
-        inverses = [
-            damped_inverse(factor, own, decompose)
-            for factor, own in zip(factors, dampings, strict=False)
-        ]
-        product = KroneckerProduct(*inverses, *self._end)
-        return BlockOperator(product, self._shape, self._like)
-
-    @property
-    def _end(self) -> list[None]:
-        return [None] * (2 - len(self))
+        inverse = self.block.inverse(
+            damping,
+            "exact" if use_exact_damping else method,
+            min_damping,
+            lambda factor, own: factor.inverse(own, decompose),
+        )
+        kind = EigenOperator if use_exact_damping else BlockOperator
+        return kind(inverse, self._shape, self._like)
 
 
-class _ToCanonical(ToCanonicalLinearOperator):
-    """Parameters as curvlinops' blocks take them, also transposed kernels.
+class _Layout:
+    """Let curvlinops' converters see transposed kernels as matrices.
 
     Args:
         shapes: The parameters' shapes, by name.
@@ -340,8 +288,20 @@ class _ToCanonical(ToCanonicalLinearOperator):
         self, shapes: dict[str, torch.Size], transposed: dict[str, int], *others: Any
     ) -> None:
         self._layout = shapes, transposed, *others
-        super().__init__(_matrix_shapes(shapes, transposed), *others)
-        self._in_shape = [*shapes.values()]
+        found = dict(shapes)
+        for name, groups in transposed.items():
+            channels, rows, *kernel = shapes[name]
+            columns = channels // groups * prod(kernel)
+            found[name] = torch.Size([groups * rows, columns])
+        super().__init__(found, *others)  # type: ignore[call-arg]
+
+
+class _ToCanonical(_Layout, ToCanonicalLinearOperator):
+    """Parameters as curvlinops' blocks take them."""
+
+    def _compute_shapes(self) -> Any:
+        shapes, *_ = self._layout
+        return [*shapes.values()], self._compute_canonical_shapes()
 
     def _matmat(self, M: list[Tensor]) -> list[Tensor]:
         shapes, transposed, *_ = self._layout
@@ -358,39 +318,23 @@ class _ToCanonical(ToCanonicalLinearOperator):
         return _FromCanonical(*self._layout)
 
 
-class _FromCanonical(FromCanonicalLinearOperator):
-    """The adjoint of :class:`_ToCanonical`, with the same arguments."""
+class _FromCanonical(_Layout, FromCanonicalLinearOperator):
+    """The adjoint of :class:`_ToCanonical`."""
 
-    def __init__(
-        self, shapes: dict[str, torch.Size], transposed: dict[str, int], *others: Any
-    ) -> None:
-        self._layout = shapes, transposed, *others
-        super().__init__(_matrix_shapes(shapes, transposed), *others)
-        self._out_shape = [*shapes.values()]
+    def _compute_shapes(self) -> Any:
+        shapes, *_ = self._layout
+        return self._compute_canonical_shapes(), [*shapes.values()]
 
     def _matmat(self, M: list[Tensor]) -> list[Tensor]:
         shapes, transposed, *_ = self._layout
+        matrices = zip(shapes.items(), super()._matmat(M), strict=True)
         return [
-            kernel_of_matrices(
-                vectors, (*shape, vectors.shape[-1]), transposed.get(name)
-            )
-            for (name, shape), vectors in zip(
-                shapes.items(), super()._matmat(M), strict=True
-            )
+            kernel_of_matrices(own, (*shape, own.shape[-1]), transposed.get(name))
+            for (name, shape), own in matrices
         ]
 
     def _adjoint(self) -> _ToCanonical:
         return _ToCanonical(*self._layout)
-
-
-def _matrix_shapes(
-    shapes: dict[str, torch.Size], transposed: dict[str, int]
-) -> dict[str, torch.Size]:
-    found = dict(shapes)
-    for name, groups in transposed.items():
-        channels, rows, *kernel = shapes[name]
-        found[name] = torch.Size([groups * rows, channels // groups * prod(kernel)])
-    return found
 
 
 class KFACLinearOperator(kfac.KFACLinearOperator):
@@ -434,20 +378,15 @@ class KFACLinearOperator(kfac.KFACLinearOperator):
         **kwargs: Any,
     ) -> None:
         name = type(self).__name__
-        if groups not in get_args(Groups):
-            choices = " or ".join(map(repr, get_args(Groups)))
-            raise ValueError(describe(name, "groups", f"be {choices}", repr(groups)))
+        check_choice(name, "groups", groups, Groups)
         if backend != BACKEND and groups != "average":
             rule = f"be 'average' with backend {backend!r}"
             raise ValueError(describe(name, "groups", rule, repr(groups)))
         self._options: dict[str, Any] = {"backend": backend, "groups": groups}
         own = partial(self._BACKENDS[BACKEND], groups=groups)
         self._BACKENDS = {**self._BACKENDS, BACKEND: own}
-        try:
+        with needs_data(name):
             super().__init__(*args, backend=backend, **kwargs)
-        except StopIteration as error:
-            rule = "hold at least one batch"
-            raise ValueError(describe(name, "data", rule, "none")) from error
 
     def _compute_canonical_op(self, computer: Any) -> Any:
         names = ("fisher_type", "mc_samples", "kfac_approx", "separate_weight_and_bias")
@@ -473,20 +412,17 @@ class KFACLinearOperator(kfac.KFACLinearOperator):
     @staticmethod
     def _block(found: Any, key: Any, like: Tensor) -> BlockOperator:
         inputs, gradients = map(kept, found)
-        return KroneckerOperator.of(gradients[key], inputs.get(key), like)
+        left, right = gradients[key], inputs.get(key)
+        shape = len(left), left.shape[2], 1 if right is None else right.shape[2]
+        return KroneckerOperator(KroneckerProduct(left, right), shape, like)
 
     @staticmethod
     def _build_converters(computer: Any, mapping: list[Group]) -> Any:
         if not isinstance(computer, KFACComputer):
             return kfac.KFACLinearOperator._build_converters(computer, mapping)
         shapes = {name: p.shape for name, p in computer._params.items()}
-        layout = (
-            computer.parameters.transposed,
-            mapping,
-            computer.device,
-            computer.dtype,
-        )
-        to_canonical = _ToCanonical(shapes, *layout)
+        others = mapping, computer.device, computer.dtype
+        to_canonical = _ToCanonical(shapes, computer.parameters.transposed, *others)
         return to_canonical.adjoint(), to_canonical
 
 
@@ -508,10 +444,10 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
     def _block(found: Any, key: Any, like: Tensor) -> BlockOperator:
         rights, lefts, values = map(kept, found)
         left, right = lefts[key], rights.get(key)
-        columns = 1 if right is None else right.shape[1]
-        rows, rank = left.shape[2], 1 if right is None else right.shape[2]
-        block = EigendecomposedMatrix(left, right, values[key].reshape(-1, rows, rank))
-        return EigenOperator(block, (len(left), left.shape[1], columns), like)
+        columns, rank = (1, 1) if right is None else right.shape[1:]
+        own = values[key].reshape(len(left), -1, rank)
+        shape = len(left), left.shape[1], columns
+        return EigenOperator(EigendecomposedMatrix(left, right, own), shape, like)
 
     inverse = ekfac.EKFACLinearOperator.inverse
 
@@ -519,25 +455,13 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
 class KFOCLinearOperator(KFACLinearOperator):
     """The Kronecker product that is closest to each block of the Fisher/GGN.
 
-    Definitions are those of the release line 3.0's
-    :class:`~tn_extensions.curvlinops.kfoc.KFOCLinearOperator`.
+    Definitions, ``tolerance`` and ``max_sweeps`` are those of the release line 3.0's
+    :class:`~tn_extensions.curvlinops.kfoc.KFOCLinearOperator`; other arguments and
+    errors are those of :class:`curvlinops.KFOCLinearOperator` and of
+    :class:`KFACLinearOperator`.
 
     Beyond curvlinops: several batches, empirical gradients, and all that
     :class:`KFACLinearOperator` has. Factors are positive semi-definite.
-
-    Args:
-        model_func: As :class:`curvlinops.KFOCLinearOperator`.
-        loss_func: As :class:`curvlinops.KFOCLinearOperator`.
-        params: As :class:`curvlinops.KFOCLinearOperator`.
-        data: Batches ``(X, y)``.
-        tolerance: Iterations end when a factor of unit norm changes by no more.
-        max_sweeps: Most passes over the data; a warning tells if they did not suffice.
-        **options: As :class:`curvlinops.KFOCLinearOperator`.
-
-    Raises:
-        ValueError: As :class:`KFACLinearOperator`; or if there is no curvature to
-            approximate (``fisher_type="forward-only"``).
-        NotImplementedError: As :class:`KFACLinearOperator`.
 
     Reference: Schnaus, Lee and Triebel, "Kronecker-Factored Optimal Curvature",
     Bayesian Deep Learning Workshop, NeurIPS 2021.
@@ -547,11 +471,7 @@ class KFOCLinearOperator(KFACLinearOperator):
 
     def __init__(
         self,
-        model_func: Any,
-        loss_func: Any,
-        params: dict[str, Tensor],
-        data: Any,
-        *,
+        *args: Any,
         tolerance: float = 1e-4,
         max_sweeps: int = 100,
         **options: Any,
@@ -559,8 +479,7 @@ class KFOCLinearOperator(KFACLinearOperator):
         check_iteration(type(self).__name__, tolerance, max_sweeps, options)
         iteration: dict[str, Any] = {"tolerance": tolerance, "max_sweeps": max_sweeps}
         self._BACKENDS = {BACKEND: partial(KFOCComputer, **iteration)}
-        plain: dict[str, Any] = {"kfac_approx": "expand", "groups": "separate"}
-        super().__init__(model_func, loss_func, params, data, **plain, **options)
+        super().__init__(*args, kfac_approx="expand", groups="separate", **options)
 
 
 for _stock, _own in (

@@ -8,7 +8,7 @@ that changes in place are not lost: damping, say, that is added to the factors.
 from __future__ import annotations
 
 from collections import UserDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -86,16 +86,15 @@ class Eigenvalues(UserDict[Any, Any]):
         return found
 
 
-def padded(values: Tensor, sizes: list[int]) -> Tensor:
-    """Values with zeros behind them, so that the last axes have the given sizes."""
-    missing = [
-        size - held
-        for size, held in zip(sizes, values.shape[-len(sizes) :], strict=True)
-    ]
+def padded(values: Tensor, sizes: Sequence[int], rest: float = 0.0) -> Tensor:
+    """Values with others behind them, so that the last axes have the given sizes."""
+    held = values.shape[-len(sizes) :]
+    missing = [size - known for size, known in zip(sizes, held, strict=True)]
     assert min(missing) >= 0, "values of vectors that the bases lack"
     if not any(missing):
         return values
-    return pad(values, [each for behind in reversed(missing) for each in (0, behind)])
+    behind = [each for number in reversed(missing) for each in (0, number)]
+    return pad(values, behind, value=rest)
 
 
 def kept(stored: Mapping[Any, Any]) -> dict[Any, Any]:

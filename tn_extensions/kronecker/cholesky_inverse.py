@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from tn_extensions.kronecker.dense import DenseMatrix
+from tn_extensions.kronecker.dense import DenseMatrix, SymmetricMatrix
 from tn_extensions.kronecker.low_rank import LowRank
 from tn_extensions.kronecker.span import Span
 from tn_extensions.layers.host import is_finite
 
 
 @dataclass(frozen=True)
-class CholeskyInverse:
+class CholeskyInverse(SymmetricMatrix):
     """``(L diag(pivots) L^T)^-1`` of each group.
 
     Args:
@@ -33,7 +33,9 @@ class CholeskyInverse:
         return self.times(matrices.mT).mT
 
     def times(
-        self, matrices: Tensor, left: Tensor | LowRank | CholeskyInverse | None = None
+        self,
+        matrices: Tensor,
+        left: Tensor | DenseMatrix | LowRank | CholeskyInverse | None = None,
     ) -> Tensor:
         """``left @ matrices @ self``; without ``left``, ``matrices @ self``."""
         split = self.span.split(matrices)
@@ -44,20 +46,12 @@ class CholeskyInverse:
             return self._solved(matrices.clone(memory_format=torch.contiguous_format))
         return self._solved((left @ matrices).contiguous())
 
-    def inverse(self, damping: float | Tensor = 0.0) -> Tensor:
-        """Compute ``(self + damping I)^-1``, ``[G, D, D]``."""
-        return DenseMatrix(self.dense()).inverse(damping)
-
     def dense(self) -> Tensor:
         """Compute the matrices, ``[G, D, D]``."""
         size = self.pivots.shape[1]
         one = torch.eye(size, dtype=self.pivots.dtype, device=self.pivots.device)
         found = self._solved(one.repeat(len(self.pivots), 1, 1))
         return (found + found.mT).mul_(0.5)
-
-    def trace(self) -> Tensor:
-        """Compute the trace of each group, ``[G]``."""
-        return DenseMatrix(self.dense()).trace()
 
     def det(self) -> Tensor:
         """Compute the determinant of each group, ``[G]``."""
@@ -66,14 +60,6 @@ class CholeskyInverse:
     def logdet(self) -> Tensor:
         """Compute the logarithm of the determinant of each group, ``[G]``."""
         return -self.pivots.log().sum(1)
-
-    def frobenius_norm(self) -> Tensor:
-        """Compute the Frobenius norm of each group, ``[G]``."""
-        return DenseMatrix(self.dense()).frobenius_norm()
-
-    def eigh(self) -> tuple[Tensor, Tensor]:
-        """Compute eigenvalues ``[G, D]`` and eigenvectors ``[G, D, D]``."""
-        return DenseMatrix(self.dense()).eigh()
 
     def _solved(self, found: Tensor) -> Tensor:
         # in place, in the memory layout of LAPACK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,22 +12,12 @@ from torch import Tensor
 from tn_extensions.kronecker import factors
 
 
-@dataclass(frozen=True)
-class DenseMatrix:
-    """Symmetric matrices that are positive semi-definite.
+class SymmetricMatrix(ABC):
+    """Functions of symmetric matrices, by their entries."""
 
-    Args:
-        entries: ``[G, D, D]``.
-    """
-
-    entries: Tensor
-
-    def __matmul__(self, matrices: Tensor) -> Tensor:
-        return self.entries @ matrices
-
-    def times(self, matrices: Tensor) -> Tensor:
-        """Compute ``matrices @ self``."""
-        return matrices @ self.entries
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Return the entries, ``[G, D, D]``."""
 
     def inverse(
         self,
@@ -45,34 +36,61 @@ class DenseMatrix:
         Raises:
             torch.linalg.LinAlgError: If a damped matrix is not positive definite.
         """
-        shift = torch.as_tensor(
-            damping, dtype=self.entries.dtype, device=self.entries.device
-        ).reshape(-1, 1)
-        damped = self.entries.clone()
-        factors.diagonal(damped).add_(shift)
+        damped = self.dense().clone()
+        shift = torch.as_tensor(damping, dtype=damped.dtype, device=damped.device)
+        factors.diagonal(damped).add_(shift.reshape(-1, 1))
         # by the same name, so that one is gone before the inverse takes as much memory
         damped = cholesky(damped)
         return torch.cholesky_inverse(damped)
 
     def trace(self) -> Tensor:
         """Compute the trace of each group, ``[G]``."""
-        return factors.diagonal(self.entries).sum(1)
+        return factors.diagonal(self.dense()).sum(1)
 
     def det(self) -> Tensor:
         """Compute the determinant of each group, ``[G]``."""
-        return torch.linalg.det(self.entries)
+        return torch.linalg.det(self.dense())
 
     def logdet(self) -> Tensor:
         """Compute the logarithm of the determinant of each group, ``[G]``.
 
         Minus infinity where a matrix is singular, to rounding error of either sign.
         """
-        return factors.logdet(self.entries)
+        return factors.logdet(self.dense())
 
     def frobenius_norm(self) -> Tensor:
         """Compute the Frobenius norm of each group, ``[G]``."""
-        return self.entries.square().sum((1, 2)).sqrt()
+        return self.dense().square().sum((1, 2)).sqrt()
 
-    def eigh(self) -> tuple[Tensor, Tensor]:
-        """Compute eigenvalues ``[G, D]`` and eigenvectors ``[G, D, D]``."""
-        return factors.eigenbasis(self.entries)
+    def eigh(self, complete: bool = True) -> tuple[Tensor, Tensor]:
+        """Compute eigenvalues ``[G, D]`` and eigenvectors ``[G, D, D]``.
+
+        Args:
+            complete: For low-rank matrices; these have all.
+        """
+        return factors.eigenbasis(self.dense())
+
+
+@dataclass(frozen=True)
+class DenseMatrix(SymmetricMatrix):
+    """Symmetric matrices that are positive semi-definite.
+
+    Args:
+        entries: ``[G, D, D]``.
+    """
+
+    entries: Tensor
+
+    def __matmul__(self, matrices: Tensor) -> Tensor:
+        return self.entries @ matrices
+
+    def times(self, matrices: Tensor) -> Tensor:
+        """Compute ``matrices @ self``."""
+        return matrices @ self.entries
+
+    def __getitem__(self, group: int) -> DenseMatrix:
+        return DenseMatrix(self.entries[group])
+
+    def dense(self) -> Tensor:
+        """Return the entries, ``[G, D, D]``."""
+        return self.entries

@@ -34,11 +34,6 @@ def dense(factor: Tensor) -> Tensor:
     return factor.mT @ factor if is_low_rank(factor) else factor
 
 
-def compact(factor: Tensor) -> Tensor:
-    """The smallest matrix with the same nonzero eigenvalues, ``[G, r, r]``."""
-    return factor @ factor.mT if is_low_rank(factor) else factor
-
-
 def diagonal(matrices: Tensor) -> Tensor:
     """Diagonals of matrices."""
     return matrices.diagonal(dim1=-2, dim2=-1)
@@ -64,13 +59,16 @@ def eigenbasis(factor: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:
 
     Returns:
         Eigenvalues ``[G, r]`` and eigenvectors ``[G, D, r]``; ``r = D`` of a matrix,
-        and where complete.
+        and where complete. Eigenvalues that rounding made negative are zero.
 
     Raises:
         torch.linalg.LinAlgError: If none are found.
     """
     if not is_low_rank(factor):
-        return _eigh(factor)
+        values, vectors = _eigh(factor)
+        epsilon = factor.shape[-1] * torch.finfo(values.dtype).eps
+        rounding = epsilon * values.abs().amax(-1, keepdim=True)
+        return values.masked_fill((values < 0) & (values > -rounding), 0), vectors
     _, values, vectors = torch.linalg.svd(factor, full_matrices=complete)
     missing = vectors.shape[1] - values.shape[1]
     return torch.nn.functional.pad(values.square(), (0, missing)), vectors.mT
@@ -147,9 +145,8 @@ def add_input_factor(
                 patches = functional.unfold_input(x, conv)
                 factor = _append(factor, vectors_of(patches, conv.groups), scale, bias)
             else:
-                out = None if factor is None else dense(factor)
                 factor = functional.kfac_expand(
-                    x, conv, bias=bias, scale=scale, out=out
+                    x, conv, bias=bias, scale=scale, out=_matrix(factor)
                 )
         return cast(Tensor, factor)
     (use, *others) = uses
@@ -157,9 +154,10 @@ def add_input_factor(
         factor, len(use.x), _size(use.conv, bias), rank_limit
     )
     if not (stays_low_rank or others):
-        out = None if factor is None else dense(factor)
         scale /= positions**2
-        return functional.kfac_reduce(use.x, use.conv, bias=bias, scale=scale, out=out)
+        return functional.kfac_reduce(
+            use.x, use.conv, bias=bias, scale=scale, out=_matrix(factor)
+        )
     weighted = (
         functional.patch_mean(use.x, use.conv) * (use.num_positions / positions)
         for use in uses
@@ -167,10 +165,9 @@ def add_input_factor(
     mean = sum(weighted, start=torch.zeros(()))
     if stays_low_rank:
         return _append(factor, mean.transpose(0, 1), scale, bias)
-    vectors, out = mean.flatten(1), None if factor is None else dense(factor)
-    conv = _pointwise(vectors.shape[1], use.conv.groups)
+    conv = _pointwise(use.conv.groups * mean.shape[2], use.conv.groups)
     return functional.kfac_expand(
-        vectors.unsqueeze(2), conv, bias=bias, scale=scale, out=out
+        mean.flatten(1).unsqueeze(2), conv, bias=bias, scale=scale, out=_matrix(factor)
     )
 
 
@@ -201,8 +198,9 @@ def add_gradient_factor(
         if _stays_low_rank(factor, rows, size, rank_limit):
             factor = _append(factor, vectors_of(g.flatten(2), conv.groups), scale)
         else:
-            out = None if factor is None else dense(factor)
-            factor = functional.gradient_factor_expand(g, conv, scale=scale, out=out)
+            factor = functional.gradient_factor_expand(
+                g, conv, scale=scale, out=_matrix(factor)
+            )
     return cast(Tensor, factor)
 
 
@@ -255,6 +253,10 @@ def vectors_of(patches: Tensor, groups: int) -> Tensor:
     """Patches ``[N, G * D, P]`` as rows ``[G, N * P, D]``."""
     rows = patches.unflatten(1, (groups, -1)).permute(1, 0, 3, 2)
     return rows.reshape(groups, -1, rows.shape[-1])
+
+
+def _matrix(factor: Tensor | None) -> Tensor | None:
+    return None if factor is None else dense(factor)
 
 
 def _pointwise(channels: int, groups: int) -> Conv:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from tn_extensions.kronecker.factors import diagonal, logdet
+from tn_extensions.kronecker.factors import diagonal, eigenbasis, logdet
 from tn_extensions.layers.host import holds, is_finite
 
 
@@ -90,8 +90,6 @@ class LowRank:
     def trace(self) -> Tensor:
         """Compute the trace of each group, ``[G]``."""
         squares = self._root.square().sum((1, 2))
-        if self._is_plain:
-            return squares
         return self.factor.shape[2] * self._shifts + self.sign * squares
 
     def det(self) -> Tensor:
@@ -108,23 +106,21 @@ class LowRank:
 
     def frobenius_norm(self) -> Tensor:
         """Compute the Frobenius norm of each group, ``[G]``."""
-        if self._is_plain:
-            return self._compact.square().sum((1, 2)).sqrt()
         rest = self._missing * self._shifts.square()
         return (self._compact.square().sum((1, 2)) + rest).sqrt()
 
-    def eigh(self) -> tuple[Tensor, Tensor]:
+    def eigh(self, complete: bool = False) -> tuple[Tensor, Tensor]:
         """Compute eigenvalues and eigenvectors.
+
+        Args:
+            complete: Whether to find those of eigenvalue zero, too.
 
         Returns:
             Eigenvalues ``[G, r]`` and eigenvectors ``[G, D, r]``; all ``D`` of them
-            where there is a shift.
+            where complete, or where there is a shift.
         """
-        complete = not self._is_plain
-        _, singular, vectors = torch.linalg.svd(self._root, full_matrices=complete)
-        missing = vectors.shape[1] - singular.shape[1]
-        squares = torch.nn.functional.pad(singular.square(), (0, missing))
-        return self._shifts.unsqueeze(1) + self.sign * squares, vectors.mT
+        squares, vectors = eigenbasis(self._root, complete or not self._is_plain)
+        return self._shifts.unsqueeze(1) + self.sign * squares, vectors
 
     @property
     def _is_plain(self) -> bool:
@@ -154,10 +150,7 @@ class LowRank:
     def _compact(self) -> Tensor:
         """``[G, r, r]`` with all eigenvalues but for the missing ones."""
         root = self._root
-        found = root @ root.mT
-        if self._is_plain:
-            return found
-        found.mul_(self.sign)
+        found = (root @ root.mT).mul_(self.sign)
         diagonal(found).add_(self._shifts.unsqueeze(1))
         return found
 

@@ -10,22 +10,21 @@ from tn_extensions.kronecker.factors import is_low_rank
 from tn_extensions.kronecker.low_rank import LowRank
 
 Matrix = Tensor | LowRank | CholeskyInverse
-"""A tensor is a dense matrix ``[G, D, D]``, which torch multiplies fastest."""
+"""A tensor is a factor as it is stored: a matrix ``[G, D, D]`` or a low-rank factor."""
+Structured = DenseMatrix | LowRank | CholeskyInverse
+"""A matrix with its functions."""
 
 
-def matrix(factor: Tensor) -> Tensor | LowRank:
-    """Return what multiplies by a factor, as it is stored."""
-    return LowRank(factor) if is_low_rank(factor) else factor
-
-
-def structured(part: Matrix) -> DenseMatrix | LowRank | CholeskyInverse:
+def structured(part: Matrix) -> Structured:
     """Return a matrix with its functions; tensors as ``DenseMatrix`` or ``LowRank``."""
     if not isinstance(part, Tensor):
         return part
     return LowRank(part) if is_low_rank(part) else DenseMatrix(part)
 
 
-def both_sides(left: Matrix, matrices: Tensor, right: Matrix | None) -> Tensor:
+def both_sides(
+    left: Tensor | Structured, matrices: Tensor, right: Tensor | Structured | None
+) -> Tensor:
     """Compute ``left X right`` of matrices ``X``, ``[G, CO, D, V]``."""
     groups, _, columns, vectors = matrices.shape
     if groups == vectors == 1:
@@ -46,5 +45,5 @@ def both_sides(left: Matrix, matrices: Tensor, right: Matrix | None) -> Tensor:
     return rows.unflatten(1, product.shape[1:3]).movedim(1, 3)
 
 
-def _times(matrices: Tensor, right: Matrix) -> Tensor:
+def _times(matrices: Tensor, right: Tensor | Structured) -> Tensor:
     return matrices @ right if isinstance(right, Tensor) else right.times(matrices)

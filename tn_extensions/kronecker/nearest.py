@@ -14,11 +14,13 @@ networks using Kronecker product singular value decomposition", 2022.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from math import prod
 from typing import TypeVar
 from warnings import warn
 
 import torch
 from torch import Tensor
+from torch.linalg import matrix_norm
 
 from tn_extensions.compiler.budget import slices
 from tn_extensions.layers.gradients import per_sample_gradients
@@ -47,12 +49,12 @@ def gradient_products(
         type.
     """
     conv = pairs[0][0].conv
-    entries = conv.out_channels * (conv.in_channels // conv.groups) * 3
-    for size in conv.kernel_size:
-        entries *= size
+    entries = 3 * conv.out_channels * (conv.in_channels // conv.groups)
+    entries *= prod(conv.kernel_size)
     total: Tensor | None = None
     for chunk in slices(pairs[0][0].num_data, entries * factor.element_size()):
-        part = [(use.of_data(_indices(chunk, g)), g[chunk]) for use, g in pairs]
+        data = torch.arange(chunk.start, chunk.stop, device=factor.device)
+        part = [(use.of_data(data), g[chunk]) for use, g in pairs]
         kernels = per_sample_gradients(part, "weight").to(factor.dtype)
         transposed = conv.groups if conv.transposed else None
         matrices = kernel_matrices(kernels, conv.groups, transposed)
@@ -69,10 +71,6 @@ def gradient_products(
         total = found if total is None else total.add_(found)
     assert total is not None
     return total
-
-
-def _indices(chunk: slice, like: Tensor) -> Tensor:
-    return torch.arange(chunk.start, chunk.stop, device=like.device)
 
 
 def nearest_products(
@@ -108,9 +106,10 @@ def nearest_products(
         source, target = (lefts, rights) if is_left else (rights, lefts)
         found = sweep({key: source[key] for key in active}, is_left)
         for key in active:
-            scales[key], new = _normalized(found[key])
+            scales[key] = norms = matrix_norm(found[key], keepdim=True)
+            new = found[key] / norms.masked_fill(norms == 0, 1)
             if key in target:
-                changes[key] = _change(target[key], new)
+                changes[key] = float(matrix_norm(target[key] - new).max())
             target[key] = new
         is_left = not is_left
         active = [key for key in active if changes[key] > tolerance]
@@ -127,13 +126,3 @@ def nearest_products(
         root = scale.sqrt()
         lefts[key], rights[key] = lefts[key] * root, rights[key] * root
     return lefts, rights
-
-
-def _normalized(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Norms of each group, and what has the norm one."""
-    norms = torch.linalg.matrix_norm(factor, keepdim=True)
-    return norms, factor / norms.masked_fill(norms == 0, 1)
-
-
-def _change(old: Tensor, new: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(old - new).max())

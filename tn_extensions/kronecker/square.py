@@ -57,7 +57,7 @@ def put_below(matrices: Tensor, others: Tensor) -> Tensor:
     return matrices
 
 
-def decompose(matrices: Tensor, damping: Tensor) -> Tensor:
+def decompose(matrices: Tensor, damping: float | Tensor) -> Tensor:
     """``L diag(pivots) L^T = upper triangles, mirrored, + damping I``, in place.
 
     A left-looking Cholesky decomposition by blocks. ``L``, which has ones on its
@@ -65,7 +65,7 @@ def decompose(matrices: Tensor, damping: Tensor) -> Tensor:
 
     Args:
         matrices: ``[G, D, D]``.
-        damping: Of each group, ``[G]``.
+        damping: Of all groups, or of each one, ``[G]``.
 
     Returns:
         Pivots, ``[G, D]``.
@@ -75,7 +75,9 @@ def decompose(matrices: Tensor, damping: Tensor) -> Tensor:
             below the diagonals is lost then, too.
     """
     pivots = matrices.new_empty(matrices.shape[:2])
-    for matrix, shift, found in zip(matrices, damping, pivots, strict=True):
+    shifts = torch.as_tensor(damping, dtype=pivots.dtype, device=pivots.device)
+    shifts = shifts.expand(len(matrices))
+    for matrix, shift, found in zip(matrices, shifts, pivots, strict=True):
         for start, end in strips(len(matrix)):
             # transposed: the lower triangle, which is the one that is read
             block = matrix[start:end, start:end].T.clone()

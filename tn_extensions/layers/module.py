@@ -19,7 +19,8 @@ from tn_extensions.conv import Conv, ConvDim
 from tn_extensions.layers.engine import node_of
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+SUPPORTED = (nn.Linear, *CONVOLUTIONS)
 
 Groups = Literal["separate", "average"]
 

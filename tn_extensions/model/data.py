@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor
 
@@ -53,17 +53,6 @@ def check_loss(owner: str, loss: Any) -> None:
     if loss.reduction not in ("mean", "sum"):
         rule = "have the reduction 'mean' or 'sum'"
         raise ValueError(describe(owner, "loss", rule, repr(loss.reduction)))
-
-
-def check_choice(owner: str, argument: str, value: Any, choices: Any) -> None:
-    """Refuse a value that is none of a literal type's.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if value not in get_args(choices):
-        rule = f"be one of {', '.join(map(repr, get_args(choices)))}"
-        raise ValueError(describe(owner, argument, rule, repr(value)))
 
 
 def check_samples(owner: str, fisher_type: Fisher, mc_samples: Any) -> None:

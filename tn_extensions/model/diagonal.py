@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tn_extensions.compiler.budget import current_budget
+from tn_extensions.errors import check_choice
 from tn_extensions.layers.hooks import exactly, unwrapped
 from tn_extensions.layers.losses import LossTerms, each_term
 from tn_extensions.layers.module import Pairs
@@ -16,7 +17,6 @@ from tn_extensions.layers.squares import diagonal
 from tn_extensions.model.data import (
     Data,
     batches,
-    check_choice,
     check_loss,
     check_samples,
     share_of_data,

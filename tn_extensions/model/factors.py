@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tn_extensions.conv import Conv
-from tn_extensions.errors import describe
+from tn_extensions.errors import check_choice, describe
 from tn_extensions.kronecker.factors import (
     add_gradient_factor,
     add_input_factor,
@@ -26,7 +26,6 @@ from tn_extensions.layers.module import Pairs
 from tn_extensions.model.data import (
     Data,
     batches,
-    check_choice,
     check_loss,
     check_samples,
     share_of_data,

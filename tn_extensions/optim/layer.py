@@ -13,19 +13,18 @@ from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from tn_extensions.kronecker.cholesky_inverse import CholeskyInverse
+from tn_extensions.kronecker.dense import DenseMatrix
 from tn_extensions.kronecker.eigendecomposed import EigendecomposedMatrix
 from tn_extensions.kronecker.factors import (
     add_gradient_factor,
     add_input_factor,
     averaged,
-    eigenbasis,
     is_low_rank,
     rescale,
     trace,
 )
-from tn_extensions.kronecker.inverse import damped_inverse, split_damping
-from tn_extensions.kronecker.kronecker_product import KroneckerProduct
-from tn_extensions.kronecker.matrices import Matrix
+from tn_extensions.kronecker.kronecker_product import Damping, KroneckerProduct
+from tn_extensions.kronecker.matrices import Matrix, Structured
 from tn_extensions.kronecker.moments import bias_moments, kernel_moments
 from tn_extensions.kronecker.multiply import multiply
 from tn_extensions.kronecker.square import decompose, symmetrize
@@ -361,27 +360,20 @@ class Layer:
 
     def _inverted(self, damping: float) -> KroneckerProduct | EigendecomposedMatrix:
         right, left = self.averages.get("inputs"), self.averages["gradients"]
+        method = self.options.damping_method
         is_corrected = self.options.eigenvalue_correction
-        if is_corrected or self.options.damping_method == "exact":
-            bases = [
-                None if factor is None else _eigenbasis(_whole(factor), is_corrected)
-                for factor in (left, right)
-            ]
-            assert bases[0] is not None
-            rotated = EigendecomposedMatrix.of_eigenbases(bases[0], bases[1])
-            if not is_corrected:
-                return rotated.inverse(damping)
-            if not rotated.is_finite:
-                raise LinAlgError("eigenvalues overflow")
-            self.bases = rotated.left, rotated.right
-            self.averages["moments"] = rotated.values
-            return self._corrected(damping)
-        dampings = left.new_full((2, len(left)), damping).unbind()
-        if self.options.damping_method == "pi" and right is not None:
-            dampings = split_damping(right, left, damping, 1e-8)[::-1]
-        of_left, of_right = dampings
-        of_inputs = None if right is None else _damped_inverse(right, of_right)
-        return KroneckerProduct(_damped_inverse(left, of_left), of_inputs)
+        if is_corrected or method == "exact":
+            left, right = _whole(left), None if right is None else _whole(right)
+        product = KroneckerProduct(left, right)
+        if not is_corrected:
+            return product.inverse(damping, method, invert=_damped_inverse)
+        # a former basis must hold later gradients, too
+        rotated = product.eigh(complete=True)
+        if not rotated.is_finite:
+            raise LinAlgError("eigenvalues overflow")
+        self.bases = rotated.left, rotated.right
+        self.averages["moments"] = rotated.values.clamp(min=0)
+        return self._corrected(damping)
 
     def _corrected(self, damping: float) -> EigendecomposedMatrix:
         assert self.bases is not None
@@ -475,13 +467,11 @@ def _whole(factor: Tensor) -> Tensor:
     return factor if is_low_rank(factor) else symmetrize(factor)
 
 
-def _eigenbasis(factor: Tensor, complete: bool) -> tuple[Tensor, Tensor]:
-    # a former basis must hold later gradients, too
-    values, vectors = eigenbasis(factor, complete)
-    return values.clamp(min=0), vectors
-
-
-def _damped_inverse(factor: Tensor, damping: Tensor) -> Matrix:
-    if is_low_rank(factor) or factor.shape[-1] < IN_PLACE:
-        return damped_inverse(_whole(factor), damping)
-    return CholeskyInverse(factor, decompose(factor, damping))
+def _damped_inverse(factor: Structured, damping: Damping) -> Matrix:
+    """Invert an average; a large matrix in place."""
+    if isinstance(factor, DenseMatrix):
+        if factor.entries.shape[-1] >= IN_PLACE:
+            pivots = decompose(factor.entries, damping)
+            return CholeskyInverse(factor.entries, pivots)
+        symmetrize(factor.entries)
+    return factor.inverse(damping)
