@@ -27,6 +27,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import SkipTest
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -72,8 +74,9 @@ TOOLKITS = {
         "laplace-torch",
         "tests",
         "tn_extensions.curvlinops.laplace",
-        # of half precision, which stock cannot decompose; ours are of float32
-        r"test_dtype\[.*-dtype0-Curvlinops",
+        # halves, which stock cannot decompose (ours are of float32); laplace.Laplace,
+        # which makes laplace's own class
+        r"test_dtype\[.*-dtype0-Curvlinops|test_all_init\[KronLaplace-",
         (
             "laplace",
             # its classes use these names, too
@@ -255,11 +258,17 @@ def pytest_addoption(parser: Any) -> None:
     parser.addoption("--selection", metavar="PATH")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: Any) -> None:
+    """Put our classes in place, before the tests' conftest.py or a test is imported."""
+    options = early_config.known_args_namespace
+    if not options.stock_classes:
+        toolkit = TOOLKITS[options.toolkit]
+        early_config.stock_definitions = replace_classes(toolkit)
+
+
 def pytest_configure(config: Any) -> None:
-    """Put our classes in place, before a test is imported."""
-    if not config.getoption("--stock-classes"):
-        toolkit = TOOLKITS[config.getoption("--toolkit")]
-        config.stock_definitions = replace_classes(toolkit)
+    """Skip what cannot run, and log what fails."""
     if find_spec("pytorch_memlab") is None:
         stand_in: Any = ModuleType("pytorch_memlab")
         stand_in.MemReporter = _NoMemReporter

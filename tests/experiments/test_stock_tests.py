@@ -252,10 +252,16 @@ def test_classes_are_replaced_while_tests_are_imported(
     folder = tmp_path / stock_tests.TOOLKITS[toolkit].tests
     folder.mkdir()
     content = PLACES.format(place=place, name=name)
+    # it is imported first
+    (folder / "conftest.py").write_text(content.partition("def ")[0])
+    (folder / "test_conftest.py").write_text(
+        f"import conftest\n\n\ndef test_ours():\n"
+        f"    assert conftest.{name}.__module__.startswith('tn_extensions')\n"
+    )
     (folder / "test_places.py").write_text(content)
     status, printed = _run(tmp_path, f"--toolkit={toolkit}")
     assert status == 0, printed
-    assert "2 passed" in printed
+    assert "3 passed" in printed
 
 
 def test_sources_without_tests_are_refused(tmp_path: Path) -> None:
