@@ -17,8 +17,11 @@ from experiments.layers import LAYERS
 from tn_extensions import Conv, functional
 from tn_extensions.compiler import Plan
 
-QUANTITIES = tuple(name for name in functional.__all__ if name != "plan")
-"""The functions that compute something."""
+OF_SEVERAL = ("plan", "plan_together", "together")
+"""Functions that are given the names of others."""
+
+QUANTITIES = tuple(name for name in functional.__all__ if name not in OF_SEVERAL)
+"""The functions that compute one thing."""
 
 PLANNED: dict[str, Conv] = {
     "3-64x224 k7 s2": Conv.make(3, 64, 7, (224, 224), 2, 3),

@@ -78,7 +78,7 @@ class Failing(nn.Module):
     def forward(self, x: Tensor, times: int = 1) -> Tensor:
         if times > 1:
             raise KeyError("the model's own error")
-        y: Tensor = self.layer(x)
+        y: Tensor = self.layer(input=x)
         return y
 
 

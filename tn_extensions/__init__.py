@@ -7,6 +7,7 @@ from tn_extensions.diagram import draw, tikz
 from tn_extensions.functional.contract import evaluate
 from tn_extensions.functional.explain import explain
 from tn_extensions.network import TensorNetwork
+from tn_extensions.patch import patch, unpatch
 from tn_extensions.tune import tune
 
 __version__ = "0.1.0.dev0"
@@ -20,10 +21,12 @@ __all__ = [
     "explain",
     "functional",
     "memory_budget",
+    "patch",
     "planning",
     "plans",
     "quantities",
     "tikz",
     "tune",
+    "unpatch",
     "wisdom",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -19,6 +19,7 @@ from tn_extensions.compiler import Plan, planning
 from tn_extensions.compiler.plan import forget_plans
 from tn_extensions.compiler.table import aligned
 from tn_extensions.errors import describe
+from tn_extensions.layers.hooks import on_call
 from tn_extensions.layers.module import SUPPORTED, Use, reason_against
 from tn_extensions.quantities import Quantity
 
@@ -175,13 +176,15 @@ def _uses(
     """Run the model; the uses of layers, of which one stands for all that are alike."""
     found: dict[_Shaped, list[str]] = {}
 
-    def see(name: str, module: Any, given: Sequence[Tensor], output: Tensor) -> None:
-        use = _Shaped(Use.of(module, given[0], output, "separate"))
+    def see(name: str, module: Any, x: Tensor, output: Tensor) -> None:
+        use = _Shaped(Use.of(module, x, output, "separate"))
         found.setdefault(use, []).append(name)
 
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     arguments, keywords = _arguments(inputs)
-    with _hooks(layers, see), torch.random.fork_rng(), torch.no_grad():
+    with ExitStack() as stack, torch.random.fork_rng(), torch.no_grad():
+        for name, module in layers.items():
+            stack.callback(on_call(module, partial(see, name)).remove)
         torch.func.functional_call(model, buffers, arguments, keywords)
     return found
 
@@ -190,19 +193,6 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)), {}
-
-
-@contextmanager
-def _hooks(layers: Mapping[str, nn.Module], see: Any) -> Iterator[None]:
-    handles = [
-        module.register_forward_hook(partial(see, name))
-        for name, module in layers.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _measured(

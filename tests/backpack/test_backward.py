@@ -72,25 +72,41 @@ class Calls:
         return call
 
 
-def test_what_extensions_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On each layer, and in backpropagation, what several need is computed once."""
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_extensions_share(reverse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On each layer, and in backpropagation, what several need is computed once.
+
+    In whatever order they come.
+    """
     model, x = small()
     padded = Calls(monkeypatch, layer, "pad")
     through = Calls(monkeypatch, ConvDerivatives, "input_vjp")
     factors = Calls(monkeypatch, functional, "kfac_expand")
-    diagonals = Calls(monkeypatch, functional, "ggn_diagonal")
+    together = Calls(monkeypatch, functional, "together")
     every = [make(ours) for make in (EXACT | FIRST_ORDER).values()]
-    first = [ours.SqrtGGNExact(), ours.BatchGrad()]
-    saved(model, [*first, *every, ours.KFLR(), ours.KFAC()], x)
+    every = [*every, ours.KFLR(), ours.KFAC()]
+    saved(model, every[::-1] if reverse else every, x)
     # of two convolutions, and a Linear
     assert padded.count == 2
     assert factors.count == 2 + 1
     # the first one's input needs no gradient; KFAC has samples of its own
     assert through.count == 2
-    # made of the square root, and of the gradients
-    assert diagonals.count == 0
+    # of the square root, and of the gradients; of the Linear, Gram matrices
+    assert together.count == 2 * (2 + 1)
     saved(model, [ours.DiagGGNExact()], x)
-    assert diagonals.count == 2
+    assert together.count == 2 * (2 + 1) + 2
+
+
+def test_pieces_are_joined_for_those_that_need_all_columns() -> None:
+    """A Gram matrix does, and a diagonal can then be made of the same gradients."""
+    model, x = small()
+    diagonal, gram = ours.DiagGGNExact(), ours.GGNGramExact()
+    expected = [saved(model, [one], x)[0] for one in (diagonal, gram)]
+    with memory_budget(2000):
+        for extensions in ([diagonal, gram], [gram, diagonal]):
+            found = saved(model, extensions, x)
+            for own, values in zip(extensions, found, strict=True):
+                assert_equal(values, expected[0 if own is diagonal else 1])
 
 
 def test_savefields_have_memory_of_their_own() -> None:

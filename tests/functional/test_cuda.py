@@ -104,7 +104,15 @@ def test_quantities(call: str, layer: str, batch_size: int, cuda: FakeCuda) -> N
 
 def test_no_quantity_is_left_out() -> None:
     tested = {name for name, _, _ in CALLS.values()}
-    assert tested == {*functional.__all__} - {"plan"}
+    assert tested == {*functional.__all__} - {"plan", "plan_together", "together"}
+
+
+def test_together(cuda: FakeCuda) -> None:
+    conv = LAYERS["2d"]
+    x, S = given(cuda, conv, 8, ("x", "S"))
+    asked = "ggn_diagonal", "ggn_gram", "per_sample_grad", "kfac_reduce"
+    assert functional.plan_together(*asked[:3], x=x, g=S, conv=conv).sharing is not None
+    cuda.run(lambda: functional.together(*asked, x=x, g=S, conv=conv))
 
 
 @pytest.mark.parametrize("name", ["kfac_expand", "kfac_reduce"])

@@ -12,12 +12,8 @@ from torch.testing import assert_close
 
 from tests.backpack.run import images
 from tn_extensions import memory_budget
-from tn_extensions.layers.computed import (
-    Calls,
-    cut,
-    leaves_of,
-    parameter_gradients,
-)
+from tn_extensions.layers.calls import Calls
+from tn_extensions.layers.computed import parameter_gradients
 from tn_extensions.layers.module import Use
 
 CALLS: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
@@ -46,10 +42,8 @@ def test_gradients_through_calls(call: Any, budget: int) -> None:
 
     def on_call(func: Any, arguments: dict[str, Any]) -> Tensor:
         computed = arguments["weight"], arguments["bias"]
-        leaves = tuple(map(cut, computed))
-        arguments |= dict(zip(("weight", "bias"), leaves, strict=True))
         output: Tensor = func(*arguments.values())
-        use = Use.of_call(arguments, output, len(x), computed=computed, leaves=leaves)
+        use = Use.of_call(arguments, output, "separate", len(x), computed=computed)
         g = images(*output.shape)
         pairs.append((use, use.gradient(g)))
         cotangents.append(g)
@@ -71,17 +65,6 @@ def test_gradients_through_calls(call: Any, budget: int) -> None:
             expected[n], [raw, raw_bias], cotangents[0][n], retain_graph=True
         )
         assert_close(own, [*reference])
-
-
-def test_leaves() -> None:
-    a, b, c = (torch.rand(2, requires_grad=True) for _ in range(3))
-    assert leaves_of(a * b, None, torch.rand(2)).keys() == {id(a), id(b)}
-    assert leaves_of(c).keys() == {id(c)}
-    leaf = cut(a * b)
-    assert leaf is not None and leaf.is_leaf and leaf.requires_grad
-    assert leaves_of(leaf * c).keys() == {id(leaf), id(c)}
-    fixed = torch.rand(2)
-    assert cut(fixed) is fixed and cut(None) is None
 
 
 def test_other_functions_pass() -> None:

@@ -74,6 +74,24 @@ def test_nodes_are_reached(shape: tuple[int, ...], bias: bool, in_place: bool) -
     torch.testing.assert_close(found.reshape(expected.shape), expected)
 
 
+def test_leaves() -> None:
+    a, b, c = (torch.rand(2, requires_grad=True) for _ in range(3))
+    assert engine.leaves_of(a * b, None, torch.rand(2)).keys() == {id(a), id(b)}
+    assert engine.leaves_of(c).keys() == {id(c)}
+    leaf = (a * b).detach().requires_grad_()
+    assert engine.leaves_of(leaf * c).keys() == {id(leaf), id(c)}
+
+
+def test_innermost() -> None:
+    x = torch.rand(2, requires_grad=True)
+    first, again = x.sin(), x.cos()
+    last = (first + again).exp()
+    nodes = [tensor.grad_fn for tensor in (first, again, last)]
+    assert set(engine.innermost(last * again, nodes)) == set(nodes[:2])
+    assert engine.innermost(first, nodes) == nodes[:1]
+    assert engine.innermost(torch.rand(2), nodes) == []
+
+
 def test_kept_through_checkpointing() -> None:
     """What is kept is dropped with, and restored from, the checkpointed segment."""
     kept: list[engine.Kept] = []

@@ -88,7 +88,8 @@ def test_rows_of_a_datum_are_positions(layer, size, is_cat):
     folded = (x.transpose(0, 1) if is_cat else x).flatten(0, 1)
     output = layer(folded)
     g = torch.rand_like(output)
-    use = Use.of(layer, folded, output, "separate", data, is_cat)
+    use = Use.of(layer, folded, output, "separate", data)
+    use = use.as_cat() if is_cat else use
     pairs = [(use, use.gradient(g))]
 
     for key, parameter in layer.named_parameters():

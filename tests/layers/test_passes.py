@@ -73,11 +73,14 @@ class Classes(nn.Module):
 def made(model: nn.Module, loss: Any, data: Any, **options: Any) -> BackwardPasses:
     inner = model.model if isinstance(model, Classes) else model
     assert isinstance(inner, nn.Module)
-    modules = dict(inner.named_children())
-    parameters = {name: dict(own.named_parameters()) for name, own in modules.items()}
+    params = [*inner.parameters()]
+    mapping: dict[str, dict[str, int]] = {}
+    for position, (path, _) in enumerate(inner.named_parameters()):
+        name, key = path.split(".")
+        mapping.setdefault(name, {})[key] = position
     arguments: dict[str, Any] = {
         "batches": lambda purpose: iter(data),
-        "observed": ObservedLayers("test", modules, parameters, "separate"),
+        "observed": ObservedLayers("test", inner, params, mapping, "separate"),
         "fisher": "type-2",
         "mc_samples": 1,
         "seed": 0,
@@ -138,6 +141,31 @@ def test_ggn(loss: Any, is_compiled: bool) -> None:
             is_mean = loss.reduction == "mean"
             expected = expected + part * (len(x) / sum(SIZES) if is_mean else 1)
         assert_close(found[name], expected)
+
+
+class Outside(Tokens):
+    """What a layer multiplies by and adds is used outside of it, too."""
+
+    has_bias = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.inner.bias if self.has_bias else None
+        y = nn.functional.linear(torch.sigmoid(self.inner(x)), self.inner.weight, bias)
+        return torch.as_tensor(self.last(torch.relu_(y)))
+
+
+def test_uses_outside_of_a_layer() -> None:
+    model, loss = Outside().double(), nn.MSELoss(reduction="sum")
+    data = batches(loss)
+    found = matrices(made(model, loss, data))["inner"]
+    J = torch.cat([jacobian(model, "inner", x) for x, _ in data])
+    assert_close(found, 2 * J.T @ J)
+    with torch.no_grad():
+        assert_close(matrices(made(model, loss, data))["inner"], found)
+    model.has_bias = False
+    with pytest.raises(NotImplementedError, match="in each of its uses") as error:
+        matrices(made(model, loss, data))
+    assert_in_form(error.value, "test", "layer 'inner'")
 
 
 @pytest.mark.parametrize("fisher", ["mc", "empirical", "forward-only"])

@@ -64,7 +64,7 @@ def _parameter(
     arguments = (ext, module, g_inp, g_out)
     if takes_columns or not isinstance(backproped, Columns):
         result = function(*arguments, backproped)
-    elif ext.additive:
+    elif ext.additive and all(other.additive for other in ext.companions()):
         pieces = backproped.copy().take()
         result = function(*arguments, next(pieces))
         for piece in pieces:

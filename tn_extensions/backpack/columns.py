@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -82,7 +83,8 @@ class Columns:
     def merged(self) -> Tensor:
         """The whole square root, kept as one piece."""
         if len(self.pieces) > 1:
-            self.pieces = [torch.cat(self.pieces)]
+            whole = SHARED.once("merged", self.pieces, partial(torch.cat, self.pieces))
+            self.pieces = [whole]
         return self.pieces[0]
 
     def per_sample(self) -> Columns:

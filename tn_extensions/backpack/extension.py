@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from operator import index
-from typing import Any
+from typing import Any, ClassVar
 from warnings import warn
 from weakref import WeakKeyDictionary
 
@@ -24,6 +24,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from tn_extensions.backpack.adapted import adapted
 from tn_extensions.backpack.columns import Columns
+from tn_extensions.backpack.layer import Asked, Layer
 from tn_extensions.backpack.modules import num_axes
 from tn_extensions.backpack.saved import SavedCopies
 from tn_extensions.backpack.sharing import SHARED
@@ -46,6 +47,8 @@ class Extension(BackpropExtension):
     """Whether what it saves has the parameter's dtype, and not float32 or wider."""
     refuses_coupling = True
     """Whether BatchNorm in train mode is an error; else, as in BackPACK, a warning."""
+    asks: ClassVar[Asked] = ()
+    """Quantities of a layer's kernel that it needs."""
     loss_hessian_strategy: str
     """Of extensions that backpropagate a square root; BackPACK sets it."""
 
@@ -68,6 +71,31 @@ class Extension(BackpropExtension):
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
         """Module extensions that differ from BackPACK's, or that it lacks."""
         raise NotImplementedError
+
+    def of_kernel(self, layer: Layer, *found: Tensor) -> Tensor:
+        """What it saves for a layer's kernel, made of the quantities it asks for."""
+        (result,) = found
+        return result
+
+    def extension_of(self, module: Module) -> ModuleExtension | None:
+        """Its module extension of a module, if that is known."""
+        return self._known.get(type(module))
+
+    def companions(self) -> list[Extension]:
+        """Other extensions of the backward pass that are given the same vectors."""
+        active = [e for e in CTX.get_active_exts() if isinstance(e, Extension)]
+        own = self._source()
+        return [e for e in active if e is not self and own and e._source() == own]
+
+    def _source(self) -> tuple[Any, ...] | None:
+        """Name the vectors it is given; None if no other extension is."""
+        samples, name = self.get_subsampling(), "gradients"
+        if self.expects_backpropagation_quantities():
+            strategy = getattr(self, "loss_hessian_strategy", None)
+            if not self.backpropagates_columns or strategy != LossHessianStrategy.EXACT:
+                return None
+            name = "square root"
+        return name, None if samples is None else tuple(samples)
 
     def set_module_extension(
         self, module: type[Module], extension: ModuleExtension, overwrite: bool = False

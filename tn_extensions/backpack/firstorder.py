@@ -48,10 +48,7 @@ class BatchGrad(stock.BatchGrad, _FirstOrder):
 
     in_parameter_dtype = True
     refuses_coupling = False
-
-    def quantity(self, layer: Layer, g: Tensor) -> Tensor:
-        """The gradients of a layer's kernel."""
-        return layer.evaluate("per_sample_grad", g)
+    asks = (("per_sample_grad", {}),)
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
         """The same for other parameters, made of gradients ``[N, ...]``."""
@@ -65,9 +62,7 @@ class BatchL2Grad(stock.BatchL2Grad, _FirstOrder):
     batch of gradients is held. Of float32 or wider.
     """
 
-    def quantity(self, layer: Layer, g: Tensor) -> Tensor:
-        """The squared norms for a layer's kernel."""
-        return layer.evaluate("per_sample_grad_norm", g)
+    asks = (("per_sample_grad_norm", {}),)
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
         """The same for other parameters, made of gradients ``[N, ...]``."""
@@ -81,9 +76,7 @@ class SumGradSquared(stock.SumGradSquared, _FirstOrder):
     float32 or wider. No batch of gradients is held.
     """
 
-    def quantity(self, layer: Layer, g: Tensor) -> Tensor:
-        """The sum for a layer's kernel."""
-        return sum_of_squares(layer, g)
+    asks = (("ggn_diagonal", {}),)  # of what has the gradients for a square root
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
         """The same for other parameters, made of gradients ``[N, ...]``."""
@@ -98,17 +91,13 @@ class Variance(stock.Variance, _FirstOrder):
     gradients is held.
     """
 
-    def quantity(self, layer: Layer, g: Tensor) -> Tensor:
-        """The variance for a layer's kernel."""
-        squares = sum_of_squares(layer, g)
-        gradient = layer.evaluate("weight_vjp", g)
-        return squares / len(g) - (gradient / len(g)).square_()
+    asks = (("ggn_diagonal", {}), ("weight_vjp", {}))
+
+    def of_kernel(self, layer: Layer, *found: Tensor) -> Tensor:
+        """The variance, from the sums of squared gradients and of gradients."""
+        (squares, gradient), count = found, layer.num_data
+        return squares / count - (gradient / count).square_()
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
         """The same for other parameters, made of gradients ``[N, ...]``."""
         return gradients.square().mean(0) - gradients.mean(0).square()
-
-
-def sum_of_squares(layer: Layer, g: Tensor) -> Tensor:
-    """``sum_n g_n^2``: the diagonal of what has the gradients for a square root."""
-    return layer.evaluate("ggn_diagonal", g.unsqueeze(0))

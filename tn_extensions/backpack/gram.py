@@ -49,6 +49,8 @@ def module_extensions() -> dict[type[Module], ModuleExtension]:
 class _Gram(Extension):
     """What Gram matrices share."""
 
+    asks = (("ggn_gram", {}),)
+
     def group(self, param_groups: Groups | None) -> None:
         """Set the groups of parameters over which matrices are summed."""
         self._groups: dict[int, int] = {}
@@ -104,11 +106,9 @@ class _Gram(Extension):
                     )
                 )
 
-    def quantity(self, layer: Layer, vectors: Tensor) -> Tensor:
-        """The Gram matrix for a layer's kernel, or its group's so far."""
-        if not self.expects_backpropagation_quantities():
-            vectors = vectors.unsqueeze(0)
-        return self._summed(layer.weight, layer.evaluate("ggn_gram", vectors))
+    def of_kernel(self, layer: Layer, *found: Tensor) -> Tensor:
+        """The Gram matrix, or its group's so far."""
+        return self._summed(layer.weight, *found)
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
         """The same for other parameters, made of gradients."""

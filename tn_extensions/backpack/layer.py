@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from tn_extensions import functional
@@ -17,13 +15,16 @@ from tn_extensions.conv import Conv
 from tn_extensions.layers.module import Use, channels_first, num_groups, out_channels
 from tn_extensions.padding import pad
 
+Asked = Sequence[tuple[str, Mapping[str, Any]]]
+"""Quantities by the names of functions, with options."""
+
 
 class Layer:
     """A convolution, or a ``Linear``: a convolution with a kernel of one position.
 
     What several extensions need of it is computed once: the input with padding that
-    holds data, and each quantity. Once per-sample gradients are known, other quantities
-    are made of them.
+    holds data, and each quantity. The first extension that asks evaluates what others
+    will ask for of the same vectors, so that a joint plan can share parts.
 
     Args:
         module: The module, after a forward pass.
@@ -73,27 +74,29 @@ class Layer:
         positions = tuple(range(self._leading(vectors) + 1, summed.dim()))
         return summed.sum(positions) if positions else summed
 
-    def evaluate(self, quantity: str, vectors: Tensor, **arguments: Any) -> Tensor:
-        """A quantity of the functional interface, of the kernel.
+    def evaluate(
+        self, quantities: Asked, vectors: Tensor, others: Asked = ()
+    ) -> list[Tensor]:
+        """Quantities of the functional interface, of the kernel.
 
         Args:
-            quantity: Name of the function.
+            quantities: Names of functions, with options.
             vectors: Vectors in the space of the output, of the samples considered:
                 ``[(V,) N, *output.shape[1:]]``.
-            **arguments: What the function takes besides.
+            others: Quantities of the same vectors that extensions will ask for that
+                follow; those are evaluated, too.
 
         Returns:
-            The quantity, of float32 or wider.
+            The quantities, of float32 or wider.
         """
-        known = SHARED.find((self._samples, "per_sample_grad"), [vectors])
-        if known is not None and quantity in _MADE_OF_GRADIENTS:
-            lead = vectors.shape[: self._leading(vectors)]
-            gradients = known.reshape(*lead, *self.weight.shape)
-            made = _MADE_OF_GRADIENTS[quantity]
-            compute = partial(made, gradients, self.weight.dim(), **arguments)
-        else:
-            compute = partial(self._compute, quantity, vectors, **arguments)
-        return self._share((quantity, *arguments.items()), [vectors], compute)
+        keys = {(self._samples, name, *o.items()): (name, o) for name, o in quantities}
+        kept = {key: SHARED.find(key, [vectors]) for key in keys}
+        if any(one is None for one in kept.values()):
+            keys |= {(self._samples, name, *o.items()): (name, o) for name, o in others}
+            found = zip(keys, self._compute([*keys.values()], vectors), strict=True)
+            computed = {key: SHARED.keep(key, [vectors], one) for key, one in found}
+            return [computed[key] for key in kept]
+        return [one.clone() for one in kept.values()]  # users may change a savefield
 
     def input_factor(self, function: Callable[..., Tensor], **arguments: Any) -> Tensor:
         """A Kronecker factor of the input for each group.
@@ -105,8 +108,11 @@ class Layer:
         Returns:
             The factors, ``[G, D, D]``, of float32 or wider.
         """
-        name = (function.__name__, *arguments.items())
-        return self._share(name, [], lambda: function(*self._input(), **arguments))
+        key = (self._samples, function.__name__, *arguments.items())
+        known: Tensor | None = SHARED.find(key, [])
+        if known is None:
+            return SHARED.keep(key, [], function(*self._input(), **arguments))
+        return known.clone()  # users may change what they find in one savefield
 
     def output_factor(
         self, function: Callable[..., Tensor], pieces: Iterable[Tensor]
@@ -127,25 +133,15 @@ class Layer:
             factor = function(vectors, conv, out=factor)
         return cast(Tensor, factor)
 
-    def _share(
-        self, name: tuple[Any, ...], given: list[Tensor], compute: Callable[[], Tensor]
-    ) -> Tensor:
-        full_name: Hashable = (self._samples, *name)
-        known: Tensor | None = SHARED.find(full_name, given)
-        if known is None:
-            return SHARED.once(full_name, given, compute)
-        return known.clone()  # users may change what they find in one savefield
-
     def _leading(self, vectors: Tensor) -> int:
         """How many axes come before those of a sample."""
         return int(vectors.dim() + 1 - self._module.output.dim())
 
-    def _compute(self, quantity: str, vectors: Tensor, **arguments: Any) -> Tensor:
+    def _compute(self, quantities: Asked, vectors: Tensor) -> list[Tensor]:
         x, conv = self._input()
         dtype = common_dtype(x, vectors)
-        vectors = self.channels_first(vectors.detach().to(dtype))
-        function: Any = getattr(functional, quantity)
-        return cast(Tensor, function(x.to(dtype), vectors, conv, **arguments))
+        g = self.channels_first(vectors.detach().to(dtype))
+        return functional.together(*quantities, x=x.to(dtype), g=g, conv=conv)
 
     def _input(self) -> tuple[Tensor, Conv]:
         """The input, its padding made explicit if that holds data, and what to do."""
@@ -167,29 +163,7 @@ class Layer:
         return x, conv
 
 
-def _squared_norm(gradients: Tensor, num_axes: int) -> Tensor:
-    axes = tuple(range(-num_axes, 0))
-    return torch.stack([gradient.square().sum(axes) for gradient in gradients])
-
-
-def _squares(gradients: Tensor, num_axes: int, per_sample: bool = False) -> Tensor:
-    rows = gradients if per_sample else gradients.flatten(0, 1)
-    total = torch.zeros_like(rows[0])
-    for row in rows:
-        total.addcmul_(row, row)
-    return total
-
-
 def gram_of_gradients(gradients: Tensor, num_axes: int) -> Tensor:
     """Inner products of gradients ``[(V,) N, ...]``, the last so many axes summed."""
     rows = gradients.flatten(-num_axes).flatten(0, -2)
     return rows @ rows.T
-
-
-_MADE_OF_GRADIENTS: dict[str, Callable[..., Tensor]] = {
-    "per_sample_grad_norm": _squared_norm,
-    "ggn_diagonal": _squares,
-    "ggn_gram": gram_of_gradients,
-    "weight_vjp": lambda gradients, _: gradients.sum(0),
-}
-"""Of gradients ``[(V,) N, *weight.shape]`` and the number of the latter's axes."""

@@ -147,7 +147,13 @@ class _Layers(_OfParameters):
         if name == "bias":
             result = ext.of_gradients(layer.bias_gradients(vectors), module.bias)
         else:
-            result = ext.quantity(layer, vectors)
+            others = [
+                asked
+                for other in ext.companions()
+                if isinstance(other.extension_of(module), LayerModule)
+                for asked in other.asks
+            ]
+            result = ext.of_kernel(layer, *layer.evaluate(ext.asks, vectors, others))
         return result
 
 

@@ -10,7 +10,6 @@ from torch.nn import Module
 
 from tn_extensions.backpack.derivatives import ConvDerivatives
 from tn_extensions.backpack.extension import Extension
-from tn_extensions.backpack.layer import Layer
 from tn_extensions.backpack.modules import (
     BATCH_NORMS,
     CONVOLUTIONS,
@@ -40,9 +39,7 @@ class Diagonal(Extension):
 
     per_sample = False
 
-    def quantity(self, layer: Layer, S: Tensor) -> Tensor:
-        """The diagonal of a square root's square for a layer's kernel."""
-        return layer.evaluate("ggn_diagonal", S, per_sample=self.per_sample)
+    asks = (("ggn_diagonal", {"per_sample": False}),)
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
         """The same for other parameters, made of gradients ``[V, N, ...]``."""
@@ -53,6 +50,7 @@ class BatchDiagonal(Diagonal):
     """What extensions share that save a diagonal for each sample."""
 
     per_sample = True
+    asks = (("ggn_diagonal", {"per_sample": True}),)
 
 
 class _DiagGGN(Diagonal, SecondOrder):
@@ -65,10 +63,7 @@ class _BatchDiagGGN(BatchDiagonal, SecondOrder):
 
 class _SqrtGGN(SecondOrder):
     in_parameter_dtype = True
-
-    def quantity(self, layer: Layer, S: Tensor) -> Tensor:
-        """The square root for a layer's kernel."""
-        return layer.evaluate("per_sample_grad", S)
+    asks = (("per_sample_grad", {}),)
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
         """The same for other parameters: the gradients."""

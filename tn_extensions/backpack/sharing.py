@@ -36,11 +36,15 @@ class Shared:
         if not self.active:
             return compute()
         given = list(given)
-        key = _key(name, given)
-        if key not in self._values:
+        known: T | None = self.find(name, given)
+        return self.keep(name, given, compute()) if known is None else known
+
+    def keep(self, name: Hashable, given: Iterable[Tensor], value: T) -> T:
+        """Let extensions that follow find a value."""
+        if self.active:
             # what is given stays alive, or its memory could come back as another tensor
-            self._values[key] = compute(), given
-        value: T = self._values[key][0]
+            given = list(given)
+            self._values[_key(name, given)] = value, given
         return value
 
     def find(self, name: Hashable, given: Iterable[Tensor]) -> Any:

@@ -70,16 +70,12 @@ class Half:
         one such axis, then one of ``columns`` and one of their copies. Where pairs join
         the halves, these are of a single operand, and all three axes are there.
         """
-        if not is_mirrored(network):
-            return None
-        nodes = [
-            node for node in network.nodes if not any(map(is_primed, node.indices))
-        ]
-        operands = tuple(node for node in nodes if isinstance(node, Operand))
-        copied = len(network.nodes) - len(network.pairs)
+        nodes = _unprimed(network)
         axes = _columns_apart(network)
-        if 2 * len(nodes) != copied or axes is None:
+        copied = len(network.nodes) - len(network.pairs)
+        if not nodes or 2 * len(nodes) != copied or axes is None:
             return None
+        operands = tuple(node for node in nodes if isinstance(node, Operand))
         batch, columns = axes
         dims: list[PairedDim] = []
         for pair in network.pairs:
@@ -149,6 +145,14 @@ class Half:
         assert not self.dims
         nodes: list[Node] = [*self.operands, *self.patterns]
         return TensorNetwork.unchecked(nodes, axes, self.sizes)
+
+
+def _unprimed(network: TensorNetwork) -> list[Node]:
+    """Nodes of the half; of one that shares all of its indices, one of each two."""
+    if is_mirrored(network):
+        return [n for n in network.nodes if not any(map(is_primed, n.indices))]
+    nodes = list(network.nodes)  # in order
+    return nodes[::2] if nodes[::2] == nodes[1::2] else []
 
 
 def _columns_apart(

@@ -6,9 +6,13 @@ import logging
 from collections.abc import Callable, Mapping
 from math import ceil
 from statistics import median
+from threading import RLock
 from time import perf_counter
 
 import torch
+from torch import Tensor
+
+from tn_extensions.compiler.tracing import holds_data, is_capturing
 
 LOG = logging.getLogger("tn_extensions")
 
@@ -23,6 +27,16 @@ _PATIENCE = 40
 _BEHIND = (3.0, 1.5, 1.2, 1.2, 1.1)
 """Times that a candidate may take of the fastest one after the first, second, ... round
 to stay in."""
+
+
+MEASURING = RLock()
+"""Held while something is measured: one at a time, or they would slow each other."""
+
+
+def can_measure(like: Tensor) -> bool:
+    """Tell whether what is done with a tensor takes its time, and may be measured."""
+    is_done = holds_data(like) and not is_capturing(like)
+    return is_done and not torch.are_deterministic_algorithms_enabled()
 
 
 def measure(

@@ -22,12 +22,12 @@ from tn_extensions.compiler.candidate import (
     wants_definition,
 )
 from tn_extensions.compiler.cost import Cost, rates
-from tn_extensions.compiler.measure import measure
+from tn_extensions.compiler.measure import MEASURING, can_measure, measure
 from tn_extensions.compiler.planning import Mode, current_mode
 from tn_extensions.compiler.primitives import PRIMITIVES, SELECTING
 from tn_extensions.compiler.shortlists import CLOSE, Shortlists, Source, varying_indices
 from tn_extensions.compiler.table import in_a_line, mebi, milli, plan_table, si
-from tn_extensions.compiler.tracing import holds_data, is_capturing, is_traced
+from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.compiler.wisdom import find, key_of, record
 from tn_extensions.network import TensorNetwork, simplify
 from tn_extensions.network.rules import pair, pairable
@@ -160,11 +160,9 @@ class Plan:
     def _measure(self, tensors: Tensors, out: Tensor | None) -> None:
         """Run the best-ranked candidates, and keep to the fastest from now on."""
         like = next(iter(tensors.values()))
-        if not holds_data(like) or is_capturing(like):  # nothing takes its time
+        if not can_measure(like):
             return
-        if torch.are_deterministic_algorithms_enabled():
-            return
-        with _MEASURING:  # one at a time, or they would slow each other down
+        with MEASURING:
             if self._is_settled:
                 return
             scratch = None if out is None else torch.empty_like(out)
@@ -216,15 +214,16 @@ _WORTH_MEASURING = 4
 
 _LEAST_MEASURED, _MOST_MEASURED = 4, 12
 
-_MEASURING = RLock()
-
 
 listeners: list[Callable[[Plan], None]] = []
 """Called with each plan that runs, before it does."""
 
 
 def plan(
-    network: TensorNetwork, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    network: TensorNetwork,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    budget: int | None = None,
 ) -> Plan:
     """Choose how to evaluate a network; cached.
 
@@ -232,6 +231,7 @@ def plan(
         network: What to evaluate.
         dtype: Type in which to compute.
         device: Device type, e.g. ``"cpu"`` or ``"cuda"``.
+        budget: Memory budget in bytes. Default: the one in force.
 
     Returns:
         The plan of the fastest candidate that fits into the memory budget (see
@@ -240,7 +240,7 @@ def plan(
         the smallest multiple of it.
     """
     threads = torch.get_num_threads()
-    budget, mode = current_budget(), current_mode()
+    budget, mode = budget or current_budget(), current_mode()
     with _PLANNING:
         return _plan(network, dtype.itemsize, device, budget, mode, threads)
 
@@ -280,6 +280,12 @@ def forget_plans() -> None:
     _plan.cache_clear()
     _cheapest.cache_clear()
     _shortlists.clear()
+    for forget in to_forget:
+        forget()
+
+
+to_forget: list[Callable[[], None]] = []
+"""Called to forget what has been made of plans."""
 
 
 def candidates(network: TensorNetwork, target: Target) -> list[Candidate]:

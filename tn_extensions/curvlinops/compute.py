@@ -85,7 +85,5 @@ class FactorPasses(KFACLinearOperator):
     def _passes(self) -> BackwardPasses:
         """Compose the passes that the options ask for, which a state may change."""
         name, model = type(self).__name__, self._model_func
-        layers = ObservedLayers.of_model(
-            name, model, self._params, self._mapping, self._groups
-        )
+        layers = ObservedLayers(name, model, self._params, self._mapping, self._groups)
         return passes_of(self, name, model, layers)

@@ -27,8 +27,8 @@ from tn_extensions.kronecker.factors import (
 from tn_extensions.kronecker.moments import bias_moments, kernel_moments
 from tn_extensions.kronecker.nearest import gradient_products, nearest_products
 from tn_extensions.layers.module import Pairs
-from tn_extensions.layers.observe import Uses
-from tn_extensions.layers.passes import BackwardPasses, Observed
+from tn_extensions.layers.observe import Observed, Uses
+from tn_extensions.layers.passes import BackwardPasses
 
 K = TypeVar("K", bound=Hashable)
 

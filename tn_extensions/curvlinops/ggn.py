@@ -107,7 +107,7 @@ class GGNOperator(CurvatureLinearOperator):
     @cached_property
     def _layers(self) -> ObservedLayers:
         name, model = type(self).__name__, self._model_func
-        return ObservedLayers.of_model(
+        return ObservedLayers(
             name, model, self._params, self._mapping, groups="separate"
         )
 

@@ -7,17 +7,15 @@ This module knows nothing of curvlinops; a model is a function of its parameters
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 
 from torch import Tensor
 
 from tn_extensions.curvlinops.factors import Block, BlockFactors
 from tn_extensions.curvlinops.stored import Bases, Eigenvalues, Factors
 from tn_extensions.errors import describe
-from tn_extensions.layers.calls import calls_observed
-from tn_extensions.layers.computed import leaves_of
+from tn_extensions.layers.engine import leaves_of
 from tn_extensions.layers.module import Groups
-from tn_extensions.layers.observe import OnGradient, Uses, innermost
+from tn_extensions.layers.observe import Observed, Uses
 from tn_extensions.layers.passes import BackwardPasses
 
 Group = dict[str, str]
@@ -26,7 +24,7 @@ Key = tuple[str, ...]
 """A group's names."""
 
 
-class ObservedParameters:
+class ObservedParameters(Observed):
     """Parameters of a model that is a function of them, whose uses are observed.
 
     Args:
@@ -45,11 +43,12 @@ class ObservedParameters:
         is_separate: bool,
         takes_transposed: bool = True,
     ) -> None:
-        self._owner, self._groups, self._is_separate = owner, groups, is_separate
-        self._takes_transposed = takes_transposed
+        self._is_separate, self._takes_transposed = is_separate, takes_transposed
         # those of the model may have no gradients, and be used elsewhere
         self.tensors = {name: p.detach().requires_grad_() for name, p in params.items()}
         """Tensors that take the parameters' place in the model."""
+        names = {id(tensor): name for name, tensor in self.tensors.items()}
+        super().__init__(owner, names, groups)
         self.mapping: list[Group] = []
         """Groups, in the order of the parameters; known after the first batch."""
         self.transposed: dict[str, int] = {}
@@ -58,19 +57,7 @@ class ObservedParameters:
         """Blocks of the groups."""
         self._seen: dict[str, set[tuple[str | None, str | None]]] = {}
 
-    def observed(self, on_gradient: OnGradient) -> AbstractContextManager[Uses]:
-        """Gather uses in forward passes, see :func:`calls_observed`."""
-        return calls_observed(self._owner, self.tensors, self._groups, on_gradient)
-
-    def ends(self, output: Tensor, uses: Uses) -> list[Tensor]:
-        """Find where passes from an output end that are to reach all uses."""
-        return [
-            [leaf for leaf in use.leaves if leaf is not None][-1]
-            for name in innermost(output, uses)
-            for use in uses[name]
-        ]
-
-    def check(self, output: Tensor) -> None:
+    def check(self, output: Tensor, uses: Uses) -> None:
         """Refuse parameters that have other uses.
 
         Raises:
@@ -95,7 +82,7 @@ class ObservedParameters:
         if self._seen:
             if any(own - self._seen.get(name, set()) for name, own in seen.items()):
                 rule = "use the same parameters together in each batch"
-                message = describe(self._owner, "the model", rule, "others")
+                message = describe(self.owner, "the model", rule, "others")
                 raise NotImplementedError(message)
             return
         self._seen = seen
@@ -112,7 +99,7 @@ class ObservedParameters:
         twice = {bias for bias in biases if biases.count(bias) > 1}
         if twice:
             argument, rule = f"params {', '.join(twice)}", "be added to one kernel each"
-            message = describe(self._owner, argument, rule, "several")
+            message = describe(self.owner, argument, rule, "several")
             raise NotImplementedError(message)
         position = {name: i for i, name in enumerate(self.tensors)}
         found.sort(key=lambda each: min(position[name] for name in each[1].values()))
@@ -136,7 +123,7 @@ class ObservedParameters:
             rule = "hold no kernels of transposed convolutions"
             names = ", ".join(self.transposed)
             remedy = "Use the operators of tn_extensions.curvlinops"
-            message = describe(self._owner, "params", rule, names, remedy)
+            message = describe(self.owner, "params", rule, names, remedy)
             raise NotImplementedError(message)
 
     def _groups_of_pairs(
@@ -153,14 +140,14 @@ class ObservedParameters:
             names = sorted(str(bias) for _, bias in pairs)
             found = f"conflicting biases {', '.join(names)}"
             remedy = "Pass separate_weight_and_bias=True"
-            message = describe(self._owner, f"kernel {name}", rule, found, remedy)
+            message = describe(self.owner, f"kernel {name}", rule, found, remedy)
             raise ValueError(message)
         return [{"W": name, "b": biases[0]}]
 
     def _refuse(self, names: list[str], found: str) -> None:
         rule = "be multiplied and added in calls of linear or convolution only"
         argument = f"params {', '.join(names)}"
-        message = describe(self._owner, argument, rule, found, "Leave them out")
+        message = describe(self.owner, argument, rule, found, "Leave them out")
         message = f"Found parameters that are not in supported layers: {message}"
         raise NotImplementedError(message)
 
@@ -230,9 +217,7 @@ class GroupFactors:
         """
         passes = self._passes
         X, _ = next(iter(passes.batches("Groups of parameters")))
-        with self.parameters.observed(lambda *_: None) as uses:
-            uses.num_data = passes.batch_size_fn(X)
-            self.parameters.check(passes.model(X))
+        with passes.forward(X) as (_, uses):
             self.parameters.find_groups(uses)
         inputs, gradients = self._blocks.nearest(tolerance, max_sweeps)
         return Factors(inputs), Factors(gradients)

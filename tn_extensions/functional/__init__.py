@@ -41,6 +41,7 @@ from tn_extensions.functional.linear import (
     weight_vjp,
 )
 from tn_extensions.functional.moments import kfac_moments, rotated_grad
+from tn_extensions.functional.together import plan_together, together
 
 __all__ = [
     "bias_ggn_diagonal",
@@ -62,7 +63,9 @@ __all__ = [
     "per_sample_grad",
     "per_sample_grad_norm",
     "plan",
+    "plan_together",
     "rotated_grad",
+    "together",
     "unfold_input",
     "unfold_weight",
     "weight_jvp",

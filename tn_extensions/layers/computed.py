@@ -1,115 +1,21 @@
-"""Kernels that are computed from a layer's parameters, and gradients through them.
+"""Gradients through kernels that are computed from a layer's parameters.
 
 A layer may compute what it multiplies by (``weight_norm``, ``prune``, weight
-standardisation, LoRA). Its calls of torch's functions are then what the algebra of this
-package knows: each one is a use of its own. The kernel is cut off from the parameters
-there, so that the graph between them is at hand, small, and free of data.
+standardisation, LoRA). Where its calls are observed, the kernel is cut off from the
+parameters, so that the graph between them is at hand, small, and free of data.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from tn_extensions.compiler.budget import slices
 from tn_extensions.layers.gradients import per_sample_gradients
 from tn_extensions.layers.module import Pairs
-
-
-def _linear(input: Any, weight: Any, bias: Any = None) -> None: ...
-
-
-def _conv(
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: Any = 1,
-) -> None: ...
-
-
-def _transposed(
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: Any = 1,
-    dilation: Any = 1,
-) -> None: ...
-
-
-_SIGNATURES: dict[Any, inspect.Signature] = {
-    F.linear: inspect.signature(_linear),
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), inspect.signature(_conv)),
-    **dict.fromkeys(
-        (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-        inspect.signature(_transposed),
-    ),
-}
-"""Torch's functions, whose own signatures Python cannot see."""
-
-
-class Calls(TorchFunctionMode):
-    """Shows calls of ``linear`` and convolutions.
-
-    Args:
-        on_call: Called with the function and its arguments by name, in order; what it
-            returns is the output.
-    """
-
-    def __init__(self, on_call: Callable[[Any, dict[str, Any]], Tensor]) -> None:
-        super().__init__()
-        self._on_call = on_call
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Run a function."""
-        kwargs = kwargs or {}
-        if func not in _SIGNATURES:
-            return func(*args, **kwargs)
-        bound = _SIGNATURES[func].bind(*args, **kwargs)
-        bound.apply_defaults()
-        return self._on_call(func, bound.arguments)
-
-
-def leaves_of(*tensors: Tensor | None) -> dict[int, Tensor]:
-    """The leaves of autograd's graph that tensors depend on, by their ``id``."""
-    found: dict[int, Tensor] = {}
-    stack = []
-    for tensor in tensors:
-        if tensor is not None and tensor.grad_fn is not None:
-            stack.append(tensor.grad_fn)
-        elif tensor is not None and tensor.requires_grad:
-            found[id(tensor)] = tensor
-    seen = set(stack)
-    while stack:
-        node: Any = stack.pop()
-        if node.name().endswith("AccumulateGrad"):
-            found[id(node.variable)] = node.variable
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                stack.append(following)
-    return found
-
-
-def cut(tensor: Tensor | None) -> Tensor | None:
-    """The tensor as a leaf, if it has a gradient."""
-    if tensor is None or not tensor.requires_grad:
-        return tensor
-    return tensor.detach().requires_grad_()
 
 
 def parameter_gradients(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -20,6 +21,48 @@ def node_of(output: Tensor) -> Any:
     base = output._base
     is_reshaped = base is not None and base.numel() == output.numel()
     return base.grad_fn if is_reshaped and base is not None else output.grad_fn
+
+
+def leaves_of(*tensors: Tensor | None) -> dict[int, Tensor]:
+    """The leaves of autograd's graph that tensors depend on, by their ``id``."""
+    found: dict[int, Tensor] = {}
+    stack = []
+    for tensor in tensors:
+        if tensor is not None and tensor.grad_fn is not None:
+            stack.append(tensor.grad_fn)
+        elif tensor is not None and tensor.requires_grad:
+            found[id(tensor)] = tensor
+    seen = set(stack)
+    while stack:
+        node: Any = stack.pop()
+        if node.name().endswith("AccumulateGrad"):
+            found[id(node.variable)] = node.variable
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+    return found
+
+
+def innermost(output: Tensor, nodes: Container[Any]) -> list[Any]:
+    """Find those of some nodes from which a backward pass reaches no other of them.
+
+    Args:
+        output: Where passes start.
+        nodes: The nodes.
+    """
+    reaches: dict[Any, bool] = {}
+    stack: list[Any] = [] if output.grad_fn is None else [output.grad_fn]
+    while stack:
+        node = stack[-1]
+        following = [n for n, _ in node.next_functions if n is not None]
+        unknown = [n for n in following if n not in reaches]
+        if unknown:
+            stack += unknown
+        else:
+            reaches[stack.pop()] = any(reaches[n] or n in nodes for n in following)
+    ends = [node for node, reaches_another in reaches.items() if not reaches_another]
+    return [node for node in ends if node in nodes]
 
 
 def is_traced(x: Tensor) -> bool:

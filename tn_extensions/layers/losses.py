@@ -159,12 +159,7 @@ class LossTerms:
             TypeError: If the model does not return a tensor.
             ValueError: If outputs, targets and weights of the loss do not fit.
         """
-        if not isinstance(output, Tensor):
-            names = ", ".join(map(str, output)) if isinstance(output, Mapping) else ""
-            found = type(output).__name__ + (f" of {names}" if names else "")
-            remedy = "Wrap the model in a module that returns what the loss takes"
-            rule = "be a tensor"
-            raise TypeError(describe(owner, "the model's output", rule, found, remedy))
+        output = checked_output(owner, output)
         if y is None:
             classes = 1 if isinstance(loss, nn.CrossEntropyLoss) else -1
             if output.dim() > 1:
@@ -172,8 +167,6 @@ class LossTerms:
         else:
             loss, output, y = in_rows(loss, output, y)
         _check_rows(owner, loss, output, y)
-        # losses of half precision, as autocast leaves outputs, have little curvature
-        output = output.to(torch.promote_types(output.dtype, torch.float32))
         if y is not None and y.is_floating_point():
             y = y.to(torch.promote_types(y.dtype, torch.float32))
         return cls(owner, loss, output, y)
@@ -232,6 +225,23 @@ class LossTerms:
         yield from scaled(found, weights)
 
 
+def checked_output(owner: str, output: Any) -> Tensor:
+    """Return what a model returns, in float32 or wider.
+
+    Losses of half precision, as autocast leaves outputs, have little curvature.
+
+    Raises:
+        TypeError: If it is no tensor.
+    """
+    if not isinstance(output, Tensor):
+        names = ", ".join(map(str, output)) if isinstance(output, Mapping) else ""
+        found = type(output).__name__ + (f" of {names}" if names else "")
+        remedy = "Wrap the model in a module that returns what the loss takes"
+        rule = "be a tensor"
+        raise TypeError(describe(owner, "the model's output", rule, found, remedy))
+    return output.to(torch.promote_types(output.dtype, torch.float32))
+
+
 def _check_rows(owner: str, loss: Any, output: Tensor, y: Tensor | None) -> None:
     if output.ndim != 2 or (y is not None and y.ndim not in {1, 2}):
         axes = f"{output.ndim}" + ("" if y is None else f" and {y.ndim}")
@@ -267,15 +277,20 @@ def each_term(vectors: Iterable[Tensor], num_terms: int) -> Iterator[Tensor]:
             yield own
 
 
-def scale_of_sum(loss: Any, num_rows: int, mc_samples: int = 1) -> float:
+def scale_of_sum(
+    loss: Any, num_rows: int, mc_samples: int = 1, num_data: int | None = None
+) -> float:
     """Compute what makes outer products of a loss's vectors those of the terms' sum.
 
     Args:
         loss: The loss. The vectors of a mean are divided by the number of rows.
         num_rows: Number of rows ``R``.
         mc_samples: Number of draws, of which the mean is taken.
+        num_data: Number of data, if a loss that is a mean is to be that of each datum's
+            terms, summed over data. ``None``: all terms are summed.
     """
-    return (num_rows**2 if loss.reduction == "mean" else 1) / mc_samples
+    total = num_rows * (num_rows if num_data is None else num_data)
+    return (total if loss.reduction == "mean" else 1) / mc_samples
 
 
 def plain(loss: Any) -> Any:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from tn_extensions.conv import Conv, ConvDim
-from tn_extensions.layers.engine import node_of
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -160,25 +159,23 @@ class Use:
         conv: Hyper-parameters.
         is_linear: Whether it is a ``Linear``, whose channels come last.
         num_data: Number ``N`` of data.
+        rows: Number ``R`` of rows of each datum on the first axis.
         is_cat: Whether rows of a datum lie ``N`` apart, as after ``cat``. Otherwise
             they follow each other, as after ``flatten(0, 1)``.
-        node: What made its output, in autograd's graph.
-        computed: Kernel and bias that are computed from a layer's parameters, with the
-            graph to these. ``None``: it has none, or they are the parameters.
-        leaves: What it multiplied by, and added, in place of these.
-        names: Of the parameters that it multiplied by, and added, where calls are
-            observed; ``None``: it is none of those observed.
+        names: Of what it multiplied by, and of what it added, where calls are observed;
+            ``None``: it is none of what is observed.
+        computed: What it multiplied by, and added, as it was given: the parameters, or
+            what was computed from them, with the graph to these.
     """
 
     x: Tensor
     conv: Conv
     is_linear: bool
     num_data: int
+    rows: int = 1
     is_cat: bool = False
-    node: Any = None
-    computed: tuple[Tensor | None, Tensor | None] = (None, None)
-    leaves: tuple[Tensor | None, Tensor | None] = (None, None)
     names: tuple[str | None, str | None] = (None, None)
+    computed: tuple[Tensor | None, Tensor | None] = (None, None)
 
     @classmethod
     def of(
@@ -188,7 +185,6 @@ class Use:
         output: Tensor,
         groups: Groups,
         num_data: int | None = None,
-        is_cat: bool = False,
     ) -> Use:
         """See what a layer did to an input.
 
@@ -198,50 +194,19 @@ class Use:
             output: Its output.
             groups: How groups are treated.
             num_data: Number of data; it divides the length of the input, or is it.
-            is_cat: Order of the rows of a datum.
         """
-        rows = (len(x) if num_data is None else num_data), is_cat
-        x, node = x.detach(), node_of(output)
-        if isinstance(module, nn.Linear):
-            features = (x.shape[-1], output.shape[-1])
-            return cls._of_linear(x, features, *rows, node=node)
-        conv = Conv.from_module(module, x.shape[2:], output.shape[2:])
-        if groups == "average" and conv.groups > 1:
-            # what curvlinops does: the layer as one without groups
-            x = x.unflatten(1, (conv.groups, -1)).mean(1)
-            conv = replace(conv, in_channels=x.shape[1], groups=1)
-        return cls._of_conv(x, conv, *rows, node=node)
-
-    @classmethod
-    def _of_linear(
-        cls,
-        x: Tensor,
-        features: tuple[int, int],
-        num_data: int,
-        is_cat: bool,
-        **others: Any,
-    ) -> Use:
-        x = channels_first(_by_datum(x, num_data, is_cat))
-        pointwise = Conv.make(*features, kernel_size=1, input_size=x.shape[2:])
-        return cls(x, pointwise, True, num_data, is_cat, **others)
-
-    @classmethod
-    def _of_conv(
-        cls, x: Tensor, conv: Conv, num_data: int, is_cat: bool, **others: Any
-    ) -> Use:
-        if len(x) != num_data:
-            rows = ConvDim(len(x) // num_data, 1, transposed=conv.transposed)
-            conv = replace(conv, dims=(rows, *conv.dims))
-            x = _by_datum(x, num_data, is_cat).transpose(1, 2)
-        return cls(x, conv, False, num_data, is_cat, **others)
+        conv = None
+        if not isinstance(module, nn.Linear):
+            conv = Conv.from_module(module, x.shape[2:], output.shape[2:])
+        return cls._of(x, output, conv, groups, num_data)
 
     @classmethod
     def of_call(
         cls,
         arguments: Mapping[str, Any],
         output: Tensor,
+        groups: Groups,
         num_data: int,
-        is_cat: bool = False,
         **others: Any,
     ) -> Use:
         """See what one of torch's functions did to an input.
@@ -251,26 +216,46 @@ class Use:
                 after it are absent from a ``linear``'s, ``output_padding`` from those
                 of convolutions that are not transposed.
             output: Its output.
+            groups: As :meth:`of`.
             num_data: As :meth:`of`.
-            is_cat: As :meth:`of`.
             **others: Further fields.
         """
-        x, kernel = arguments["input"].detach(), arguments["weight"]
-        others["node"] = node_of(output)
-        if "stride" not in arguments:
-            features = (kernel.shape[1], kernel.shape[0])
-            return cls._of_linear(x, features, num_data, is_cat, **others)
-        names = ("stride", "padding", "dilation", "groups", "output_padding")
-        transposed = "output_padding" in arguments
-        conv = Conv.make(
-            x.shape[1],
-            output.shape[1],
-            tuple(kernel.shape[2:]),
-            tuple(x.shape[2:]),
-            transposed=transposed,
-            **{name: arguments[name] for name in names if name in arguments},
-        )
-        return cls._of_conv(x, conv, num_data, is_cat, **others)
+        x, conv = arguments["input"], None
+        if "stride" in arguments:
+            names = ("stride", "padding", "dilation", "groups", "output_padding")
+            conv = Conv.make(
+                x.shape[1],
+                output.shape[1],
+                tuple(arguments["weight"].shape[2:]),
+                tuple(x.shape[2:]),
+                transposed="output_padding" in arguments,
+                **{name: arguments[name] for name in names if name in arguments},
+            )
+        return cls._of(x, output, conv, groups, num_data, **others)
+
+    @classmethod
+    def _of(
+        cls,
+        x: Tensor,
+        output: Tensor,
+        conv: Conv | None,
+        groups: Groups,
+        num_data: int | None,
+        **others: Any,
+    ) -> Use:
+        x, num_data = x.detach(), len(x) if num_data is None else num_data
+        rows, is_linear = len(x) // max(num_data, 1) or 1, conv is None
+        if conv is None:
+            positions = rows * prod(x.shape[1:-1])
+            conv = Conv.make(x.shape[-1], output.shape[-1], 1, (positions,))
+        elif groups == "average" and conv.groups > 1:
+            # what curvlinops does: the layer as one without groups
+            x = x.unflatten(1, (conv.groups, -1)).mean(1)
+            conv = replace(conv, in_channels=x.shape[1], groups=1)
+        if rows > 1 and not is_linear:
+            row = ConvDim(rows, 1, transposed=conv.transposed)
+            conv = replace(conv, dims=(row, *conv.dims))
+        return cls(x, conv, is_linear, num_data, rows, **others).with_input(x)
 
     @property
     def num_positions(self) -> int:
@@ -279,12 +264,24 @@ class Use:
 
     def gradient(self, gradient: Tensor) -> Tensor:
         """A gradient of the output as ``[N, C_out, P]``."""
-        own = _by_datum(gradient.detach(), self.num_data, self.is_cat)
+        return self._by_datum(gradient.detach()).flatten(2)
+
+    def _by_datum(self, tensor: Tensor) -> Tensor:
+        """Rows ``[N * R, ...]`` of an input or output, channels second, by datum."""
+        if self.rows > 1 and self.is_cat:
+            tensor = tensor.unflatten(0, (self.rows, -1)).transpose(0, 1)
+        elif self.rows > 1:
+            tensor = tensor.unflatten(0, (-1, self.rows))
         if self.is_linear:
-            return channels_first(own)
-        if len(gradient) != self.num_data:
-            own = own.transpose(1, 2)
-        return own.flatten(2)
+            return channels_first(tensor)
+        return tensor.transpose(1, 2) if self.rows > 1 else tensor
+
+    def as_cat(self) -> Use:
+        """The use of the same rows, those of a datum being ``N`` apart."""
+        x = self.x.transpose(1, 2)
+        if self.is_linear:
+            x = x.unflatten(1, (self.rows, -1))
+        return replace(self, is_cat=True).with_input(x.flatten(0, 1))
 
     def of_data(self, indices: Tensor) -> Use:
         """The use on some of the data."""
@@ -294,14 +291,9 @@ class Use:
         """The same, but for the input, whose memory can then be freed."""
         return replace(self, x=self.x.new_empty(0))
 
-
-def _by_datum(x: Tensor, num_data: int, is_cat: bool) -> Tensor:
-    """Rows ``[N * R, ...]`` as ``[N, R, ...]``; with one per datum, as they are."""
-    if len(x) == num_data:
-        return x
-    if is_cat:
-        return x.unflatten(0, (-1, num_data)).transpose(0, 1)
-    return x.unflatten(0, (num_data, -1))
+    def with_input(self, x: Tensor) -> Use:
+        """The same of an input whose first axis is that of the layer's."""
+        return replace(self, x=self._by_datum(x))
 
 
 def channels_first(x: Tensor, leading: int = 1) -> Tensor:

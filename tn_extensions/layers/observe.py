@@ -1,210 +1,280 @@
-"""What layers see in a forward pass, and the gradients of their outputs."""
+"""Forward passes, what they use, and backward passes through them.
+
+There are two sources of uses. A forward pass of our own is made by
+:func:`forward_pass`, which sees calls of torch's functions. Where others make it, as in
+training, hooks on modules tell, and add to :class:`Uses`.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from functools import partial
-from types import MappingProxyType
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd import grad
 
 from tn_extensions.errors import describe
 from tn_extensions.layers import hooks
-from tn_extensions.layers.computed import Calls, cut, leaves_of
-from tn_extensions.layers.module import Groups, Use, reason_against
+from tn_extensions.layers.calls import Calls
+from tn_extensions.layers.engine import innermost, leaves_of, node_of
+from tn_extensions.layers.losses import checked_output
+from tn_extensions.layers.module import Groups, Pairs, Use
 
 OnGradient = Callable[[str, int, Tensor], None]
+OnPairs = Callable[[str, Pairs], None]
 
 
 class Uses(defaultdict[str, list[Use]]):
-    """Uses by the layers' names, in order; to be cleared after each batch.
+    """Uses in a forward pass by name, in order.
 
-    Attributes:
-        num_data: Number of data of the batch, to be set before the forward pass.
-            ``None``: one for each row of an input.
-        as_cat: By name and number of a use that sees several rows of each datum, what
-            makes the use of it in which these lie ``num_data`` apart.
-        leaves: What took the place of computed kernels and biases, by ``id``.
+    The graph's nodes hold hooks, and these the uses, which hold the nodes. Python does
+    not see that: uses are to be cleared when the passes are over.
     """
 
     def __init__(self) -> None:
         super().__init__(list)
-        self.num_data: int | None = None
-        self.as_cat: dict[tuple[str, int], Callable[[], Use]] = {}
-        self.leaves: dict[int, Tensor] = {}
+        self._on_gradient: OnGradient | None = None
+        self._leaves: dict[Any, Sequence[Tensor]] = {}
 
     def add(
-        self,
-        owner: str,
-        name: str,
-        x: Tensor,
-        kernel: Tensor,
-        output: Tensor,
-        of: Callable[..., Use],
-        on_gradient: OnGradient,
+        self, name: str, use: Use, output: Tensor, leaves: Sequence[Tensor]
     ) -> None:
-        """Add a use, and have the gradient of its output shown.
+        """Add a use.
 
         Args:
-            owner: Whom errors name.
-            name: Name of the layer.
-            x: Its input.
-            kernel: What multiplies it.
+            name: Its name.
+            use: The use.
             output: Its output.
-            of: Makes the use of ``output``, ``num_data`` and ``is_cat``.
-            on_gradient: As for :func:`observed`.
-
-        Raises:
-            ValueError: If the first axis of the input is not that of the data.
+            leaves: What it multiplied by and added, as leaves of the graph.
         """
-        argument = f"the input of layer {name!r}"
-        is_linear = kernel.dim() == 2
-        if x.dim() < 2 or not (is_linear or x.dim() == kernel.dim()):
-            rule = "have a first axis of data"
-            raise ValueError(describe(owner, argument, rule, f"shape {[*x.shape]}"))
-        num_data = len(x) if self.num_data is None else self.num_data
-        several = len(x) != num_data
-        if several and (not num_data or not len(x) or len(x) % num_data):
-            rule = f"have rows for each of the {num_data} data, along its first axis"
-            raise ValueError(describe(owner, argument, rule, f"{len(x)} rows"))
-        number, use = len(self[name]), of(output=output, num_data=num_data)
+        number, shape = len(self[name]), output.shape
         self[name].append(use)
-        if several and num_data > 1:
-            # the output itself would be held
-            like = torch.empty_like(output, device="meta")
-            known: dict[str, Any] = {"output": like, "num_data": num_data}
+        if not output.requires_grad:
+            return
+        self._leaves[node_of(output)] = leaves
 
-            def as_cat() -> Use:
-                return replace(of(**known, is_cat=True), node=use.node)
+        def after(gradient: Tensor | None) -> None:
+            if gradient is not None and self._on_gradient is not None:
+                self._on_gradient(name, number, gradient.detach().reshape(shape))
 
-            self.as_cat[name, number] = as_cat
-        if output.requires_grad:
-            shape = output.shape
-
-            def after(gradient: Tensor | None) -> None:
-                if gradient is not None:
-                    on_gradient(name, number, gradient.detach().reshape(shape))
-
-            hooks.on_gradient(output, after)
+        hooks.on_gradient(output, after)
 
     def clear(self) -> None:
-        """Forget what a batch has left."""
+        """Forget the uses."""
         super().clear()
-        self.as_cat.clear()
-        self.leaves.clear()
+        self._leaves.clear()
+
+    def has_leaf(self, found: Mapping[int, Tensor]) -> bool:
+        """Tell whether leaves, by their ``id``, are among those of the uses."""
+        return any(id(leaf) in found for own in self._leaves.values() for leaf in own)
+
+    def ends(self, output: Tensor) -> list[Tensor]:
+        """Find where backward passes from an output end that are to reach all uses.
+
+        Passes to the uses closest to the input reach all others on their way, without
+        gradients of what these multiply by.
+        """
+        nodes = innermost(output, self._leaves)
+        # the bias comes last, whose gradient costs least
+        ends = [self._leaves[node][-1] for node in nodes]
+        return [*{id(end): end for end in ends}.values()]
+
+    def show(
+        self,
+        output: Tensor,
+        ends: Sequence[Tensor],
+        vector: Tensor,
+        keep: bool,
+        on_gradient: OnGradient,
+    ) -> None:
+        """Make a backward pass that shows the gradients of uses' outputs.
+
+        Args:
+            output: Where it starts.
+            ends: Where it ends.
+            vector: Shaped as the output.
+            keep: Whether the graph is kept for passes to come.
+            on_gradient: Called with the name of a use, its number and the gradient.
+        """
+        self._on_gradient = on_gradient
+        try:
+            grad(output, ends, vector, retain_graph=keep, allow_unused=True)
+        finally:
+            self._on_gradient = None
+
+    def backward(
+        self,
+        output: Tensor,
+        vectors: Iterable[Tensor],
+        on_pairs: OnPairs,
+        keep: bool = False,
+    ) -> Iterator[Tensor]:
+        """Make a backward pass to all uses for each vector.
+
+        Args:
+            output: Where passes start.
+            vectors: Shaped as the output.
+            on_pairs: Called with each of the ``names`` that uses have (or else theirs),
+                and all uses that have it with the gradients of their outputs, as soon
+                as these are there.
+            keep: Whether the graph is kept for passes to come.
+
+        Yields:
+            Each vector, after its pass.
+        """
+        every = [(name, use) for name, own in self.items() for use in own]
+        numbers = Counter(own for name, use in every for own in _names(name, use))
+        pending: defaultdict[str, Pairs] = defaultdict(list)
+
+        def show(name: str) -> None:
+            pairs = pending.pop(name)
+            with hooks.exactly(pairs[0][1].device):
+                on_pairs(name, pairs)
+
+        def on_gradient(name: str, number: int, gradient: Tensor) -> None:
+            use = self[name][number]
+            pair = use, use.gradient(gradient)
+            for each in _names(name, use):
+                pending[each].append(pair)
+                if len(pending[each]) == numbers[each]:
+                    show(each)
+
+        ends, remaining = self.ends(output), iter(vectors)
+        vector = next(remaining, None)
+        while vector is not None:
+            following = next(remaining, None)
+            if ends:
+                again = keep or following is not None
+                self.show(output, ends, vector, again, on_gradient)
+            for name in list(pending):
+                # not all uses were reached
+                show(name)
+            yield vector
+            vector = following
 
 
-@contextmanager
-def observed(
-    owner: str,
-    layers: Mapping[str, nn.Module],
-    groups: Groups,
-    on_gradient: OnGradient,
-    tied: Mapping[str, Sequence[nn.Module]] = MappingProxyType({}),
-) -> Iterator[Uses]:
-    """Gather the uses of layers in forward passes, in order.
+def _names(name: str, use: Use) -> set[str]:
+    return {each for each in use.names if each is not None} or {name}
 
-    Compiled models run without compilation. Layers that compute their kernels have a
-    use for each call of torch's functions, see :mod:`tn_extensions.layers.computed`.
+
+@dataclass
+class Observed:
+    """Tensors whose uses are observed.
 
     Args:
         owner: Whom errors name.
-        layers: Modules by name.
-        groups: How groups are treated.
-        on_gradient: Called in backward passes with the name of the layer, the number
-            of its use and the gradient of its output.
-        tied: By name of a layer, others that have its parameters: their uses are uses
-            of the layer. None of them computes its kernel.
-
-    Yields:
-        The uses.
+        names: Names of the tensors, by their ``id``; those of a layer may share one.
+        groups: How groups of channels are treated.
+        computed: Names of tensors that kernels and biases may be computed from.
     """
-    uses = Uses()
-    wanted = {id(p) for module in layers.values() for p in module.parameters()}
 
-    def add(name: str, x: Tensor, kernel: Tensor, output: Tensor, of: Any) -> None:
-        uses.add(owner, name, x, kernel, output, of, on_gradient)
+    owner: str
+    names: Mapping[int, str]
+    groups: Groups
+    computed: Container[str] = ()
 
-    def after(name: str, module: Any, x: Tensor, output: Tensor) -> None:
-        of = partial(Use.of, module, x, groups=groups)
-        add(name, x, module.weight, output, of)
+    def check(self, output: Tensor, uses: Uses) -> None:
+        """Refuse other uses of the tensors, if these matter."""
 
-    def on_call(func: Any, arguments: dict[str, Any], name: str) -> Tensor:
-        kernel, bias = arguments["weight"], arguments["bias"]
-        reached = leaves_of(kernel, bias)
-        own = {id(p) for p in layers[name].parameters()}
-        if not torch.is_grad_enabled() or own.isdisjoint(reached):
-            output: Tensor = func(*arguments.values())
-            return output
-        if not (wanted | uses.leaves.keys()).isdisjoint(reached.keys() - own):
+    def name_of(self, tensor: Tensor | None, uses: Uses) -> str | None:
+        """Find the name of a kernel or bias; ``None``: it is not observed.
+
+        Raises:
+            NotImplementedError: If it is computed from tensors of other names, too.
+        """
+        if id(tensor) in self.names or not self.computed:
+            return self.names.get(id(tensor))
+        reached = leaves_of(tensor)
+        found = {self.names[each] for each in reached if each in self.names}
+        name = next((each for each in found if each in self.computed), None)
+        if name is not None and (len(found) > 1 or uses.has_leaf(reached)):
             argument = f"a kernel of layer {name!r}"
-            rule, found = "depend on its own parameters only", "others, too"
-            raise NotImplementedError(describe(owner, argument, rule, found))
-        leaves = cut(kernel), cut(bias)
-        uses.leaves |= {id(leaf): leaf for leaf in leaves if leaf is not None}
-        arguments = {**arguments, **dict(zip(("weight", "bias"), leaves, strict=True))}
-        output = func(*arguments.values())
-        of = partial(Use.of_call, arguments, leaves=leaves, computed=(kernel, bias))
-        add(name, arguments["input"], kernel, output, of)
-        return output
-
-    others = [(name, module) for name, own in tied.items() for module in own]
-    with ExitStack() as stack:
-        # what is compiled already does not call hooks that come later
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for name, module in [*layers.items(), *others]:
-            if reason_against(module) is None:
-                handle = hooks.on_call(module, partial(after, name))
-                stack.callback(handle.remove)
-            else:
-                stack.enter_context(_calls_seen(module, partial(on_call, name=name)))
-        yield uses
+            rule, others = "depend on its own parameters only", "others, too"
+            raise NotImplementedError(describe(self.owner, argument, rule, others))
+        return name
 
 
 @contextmanager
-def _calls_seen(module: Any, on_call: Callable[..., Tensor]) -> Iterator[None]:
-    """Show the calls of torch's functions in a module's ``forward``."""
-    own, forward = vars(module).get("forward"), module.forward
+def forward_pass(
+    model: Callable[[Any], Any], X: Any, num_data: int, observed: Observed
+) -> Iterator[tuple[Tensor, Uses]]:
+    """Make a forward pass, with gradients, of which calls are observed.
 
-    def seen(*args: Any, **kwargs: Any) -> Any:
-        with Calls(on_call):
-            return forward(*args, **kwargs)
-
-    module.forward = seen
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
-
-
-def innermost(output: Tensor, uses: Mapping[str, list[Use]]) -> set[str]:
-    """Layers from whose outputs a backward pass reaches no other one's.
+    A use is named by its kernel; by its bias if the kernel is not observed. Kernel and
+    bias are cut off: what is observed is in autograd's graph of the output only if it
+    has other uses.
 
     Args:
-        output: Where passes start.
-        uses: Uses by the layers' names.
+        model: The model. What is compiled runs without compilation.
+        X: Its input.
+        num_data: Number of data.
+        observed: What is observed.
 
-    Returns:
-        Names of the layers.
+    Yields:
+        The output, of float32 or wider, and the uses, which are cleared at the end.
+
+    Raises:
+        TypeError: If the model does not return a tensor.
+        ValueError: If rows of an input do not belong to data.
+        NotImplementedError: If a kernel has uses of several kinds, is computed from
+            parameters of several layers, or :meth:`Observed.check` refuses it.
     """
-    layers = {use.node: name for name, own in uses.items() for use in own}
-    reaches: dict[Any, bool] = {}
-    stack: list[Any] = [] if output.grad_fn is None else [output.grad_fn]
-    while stack:
-        node = stack[-1]
-        following = [n for n, _ in node.next_functions if n is not None]
-        unknown = [n for n in following if n not in reaches]
-        if unknown:
-            stack += unknown
-        else:
-            reaches[stack.pop()] = any(reaches[n] or n in layers for n in following)
-    ends = [node for node, reaches_another in reaches.items() if not reaches_another]
-    return {layers[node] for node in ends if node in layers}
+    uses, owner = Uses(), observed.owner
+
+    def on_call(func: Any, arguments: dict[str, Any]) -> Tensor:
+        given = arguments["weight"], arguments["bias"]
+        names = tuple(observed.name_of(tensor, uses) for tensor in given)
+        name = names[1] if names[0] is None else names[0]
+        if name is None or not torch.is_grad_enabled():
+            output: Tensor = func(*arguments.values())
+            return output
+        leaves = []
+        for key, each in zip(("weight", "bias"), names, strict=True):
+            if each is not None:
+                arguments[key] = arguments[key].detach().requires_grad_()
+                leaves.append(arguments[key])
+        output = func(*arguments.values())
+        _check_rows(owner, name, arguments["input"], given[0], num_data)
+        use = Use.of_call(
+            arguments, output, observed.groups, num_data, names=names, computed=given
+        )
+        uses.add(name, use, output, leaves)
+        first = uses[name][0]
+        if _kind(first) != _kind(use) and name not in observed.computed:
+            rule = "be used in calls of one kind and as many groups"
+            found = f"{_kind(first)} and {_kind(use)} (transposed, groups)"
+            raise NotImplementedError(
+                describe(owner, name, rule, found, "Leave it out")
+            )
+        return output
+
+    try:
+        with torch.compiler.set_stance("force_eager"), torch.enable_grad():
+            # not in backward passes: checkpointed layers are then called again
+            with Calls(on_call):
+                output = checked_output(owner, model(X))
+            observed.check(output, uses)
+            yield output, uses
+    finally:
+        uses.clear()
+
+
+def _check_rows(
+    owner: str, name: str, x: Tensor, kernel: Tensor, num_data: int
+) -> None:
+    """Refuse an input whose first axis is not that of the data."""
+    argument = f"the input of layer {name!r}"
+    if x.dim() < 2 or (kernel.dim() > 2 and x.dim() != kernel.dim()):
+        rule = "have a first axis of data"
+        raise ValueError(describe(owner, argument, rule, f"shape {[*x.shape]}"))
+    if len(x) != num_data and (not num_data or not len(x) or len(x) % num_data):
+        rule = f"have rows for each of the {num_data} data, along its first axis"
+        raise ValueError(describe(owner, argument, rule, f"{len(x)} rows"))
+
+
+def _kind(use: Use) -> tuple[bool, int]:
+    return use.conv.transposed, use.conv.groups

@@ -2,149 +2,83 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from types import MappingProxyType
-from typing import Any, Protocol, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import grad
 
 from tn_extensions.compiler.allocate import address_of
 from tn_extensions.errors import describe
-from tn_extensions.layers import losses, rows
-from tn_extensions.layers.computed import leaves_of
+from tn_extensions.layers import losses
+from tn_extensions.layers.engine import leaves_of
 from tn_extensions.layers.hooks import exactly
 from tn_extensions.layers.host import is_finite
 from tn_extensions.layers.losses import Fisher, LossTerms
-from tn_extensions.layers.module import SUPPORTED, Groups, Pairs, reason_against
-from tn_extensions.layers.observe import OnGradient, Uses, innermost, observed
-from tn_extensions.layers.order import Gradients, sort_rows
+from tn_extensions.layers.module import Groups, reason_against
+from tn_extensions.layers.observe import Observed, OnPairs, Uses, forward_pass
+from tn_extensions.layers.rows import sort_rows
 
 
-class Observed(Protocol):
-    """What is observed of a model."""
-
-    def observed(self, on_gradient: OnGradient) -> AbstractContextManager[Uses]:
-        """Gather uses in forward passes, see :func:`observe.observed`."""
-        ...
-
-    def ends(self, output: Tensor, uses: Uses) -> list[Tensor]:
-        """Find where passes from an output end that are to reach all uses."""
-        ...
-
-    def check(self, output: Tensor) -> None:
-        """Refuse parameters that the output depends on in other ways than by uses."""
-        ...
-
-
-@dataclass
-class ObservedLayers:
+class ObservedLayers(Observed):
     """Layers of a model, whose uses are observed.
 
     Args:
         owner: Whom errors name.
-        modules: The layers by name.
-        parameters: Their parameters that matter, by name of the layer and name in it.
+        model: The model.
+        params: The parameters that matter.
+        mapping: Their positions, by name of the layer and name in it. Others that have
+            a layer's parameters have its name, too.
         groups: How groups of channels are treated.
-        tied: By name of a layer, others that have its parameters.
     """
 
-    owner: str
-    modules: Mapping[str, Any]
-    parameters: Mapping[str, Mapping[str, Tensor]]
-    groups: Groups
-    tied: Mapping[str, Sequence[nn.Module]] = field(
-        default_factory=lambda: MappingProxyType({})
-    )
-
-    @classmethod
-    def of_model(
-        cls,
+    def __init__(
+        self,
         owner: str,
         model: nn.Module,
         params: Sequence[Tensor],
         mapping: Mapping[str, Mapping[str, int]],
         groups: Groups,
-    ) -> ObservedLayers:
-        """Find the layers of some parameters.
-
-        Args:
-            owner: Whom errors name.
-            model: The model.
-            params: The parameters.
-            mapping: Their positions, by name of the layer and name in it.
-            groups: How groups of channels are treated.
-        """
-        modules = {name: model.get_submodule(name) for name in mapping}
-        parameters = {
+    ) -> None:
+        self.modules: dict[str, Any] = {
+            name: model.get_submodule(name) for name in mapping
+        }
+        """The layers by name."""
+        self.parameters = {
             name: {key: params[position] for key, position in own.items()}
             for name, own in mapping.items()
         }
-        layers = cls(owner, modules, parameters, groups)
-        tied = layers._others_in(model)
-        return replace(layers, tied=tied) if tied else layers
-
-    def _others_in(self, model: nn.Module) -> dict[str, list[nn.Module]]:
-        """Find others that have the layers' parameters, by name of the layer."""
-        layer_of = {
-            address_of(parameter): name
-            for name, own in self.parameters.items()
-            if name not in self.computed
-            for parameter in own.values()
-        }
-        known = set(map(id, self.modules.values()))
-        found: dict[str, list[nn.Module]] = {}
-        for module in model.modules():
-            if isinstance(module, SUPPORTED) and id(module) not in known:
-                addresses = map(address_of, module.parameters(recurse=False))
-                for name in {layer_of[a] for a in addresses if a in layer_of}:
-                    found.setdefault(name, []).append(module)
-        return found
-
-    @cached_property
-    def computed(self) -> dict[str, Mapping[str, Tensor]]:
-        """Parameters that layers compute their kernels from, by name of the layer."""
-        return {
+        """Their parameters that matter, by name of the layer and name in it."""
+        self.computed: dict[str, Mapping[str, Tensor]] = {
             name: self.parameters[name]
             for name, module in self.modules.items()
             if reason_against(module)
         }
+        """Parameters that layers compute their kernels from, by name of the layer."""
+        layers = {
+            address_of(p): name
+            for name, own in self.parameters.items()
+            for p in own.values()
+        }
+        names = {
+            id(p): layers[address_of(p)]
+            for p in model.parameters()
+            if address_of(p) in layers
+        }
+        for name in self.computed:
+            # others that it is computed from lead to it, too
+            names |= {id(p): name for p in self.modules[name].parameters()}
+        super().__init__(owner, names, groups, self.computed)
 
-    def observed(self, on_gradient: OnGradient) -> AbstractContextManager[Uses]:
-        """Gather uses in forward passes, see :func:`observe.observed`."""
-        return observed(self.owner, self.modules, self.groups, on_gradient, self.tied)
-
-    def ends(self, output: Tensor, uses: Uses) -> list[Tensor]:
-        """Find where passes from an output end that are to reach all uses.
-
-        Passes to the layers closest to the input reach all others on their way, without
-        gradients of the parameters there.
-        """
-        ends = []
-        for name in innermost(output, uses):
-            if name in self.computed:
-                for use in uses[name]:
-                    ends += [
-                        t for t in use.leaves if t is not None and t.requires_grad
-                    ][-1:]
-            else:
-                ends.append(cheapest(self.parameters[name]))
-        return ends
-
-    def check(self, output: Tensor) -> None:
-        """Refuse parameters of computed kernels that have other uses.
+    def check(self, output: Tensor, uses: Uses) -> None:
+        """Refuse parameters of layers that have other uses, as far as that is seen.
 
         Raises:
             NotImplementedError: If there are some.
         """
-        if not self.computed:
-            return
-        leaves = leaves_of(output)
+        leaves = leaves_of(output) if self.computed else {}
         for name, parameters in self.computed.items():
             others = [key for key, p in parameters.items() if id(p) in leaves]
             if others:
@@ -153,36 +87,14 @@ class ObservedLayers:
                 remedy, found = "Leave out its parameters", "another use"
                 message = describe(self.owner, argument, rule, found, remedy)
                 raise NotImplementedError(message)
-
-
-def cheapest(parameters: Mapping[str, Tensor]) -> Tensor:
-    """Choose the parameter of a layer whose gradient costs least: a bias, if any."""
-    wanted = {key: p for key, p in parameters.items() if p.requires_grad}
-    return wanted["bias"] if "bias" in wanted else next(iter(wanted.values()))
-
-
-def backpropagate(
-    output: Tensor, ends: Sequence[Tensor], vectors: Iterable[Tensor], keep: bool
-) -> Iterator[None]:
-    """Make a backward pass for each vector.
-
-    Args:
-        output: Where passes start, ``[R, C]``.
-        ends: Where they end.
-        vectors: Vectors, ``[R, C]``.
-        keep: Whether the graph is kept for passes to come.
-
-    Yields:
-        After each pass.
-    """
-    remaining = iter(vectors)
-    vector = next(remaining, None)
-    while vector is not None and ends:
-        following = next(remaining, None)
-        again = keep or following is not None
-        grad(output, ends, vector, retain_graph=again, allow_unused=True)
-        yield
-        vector = following
+        for name in uses.keys() - self.computed.keys():
+            own = self.parameters[name]
+            expected = tuple(name if key in own else None for key in ("weight", "bias"))
+            if any(use.names != expected for use in uses[name]):
+                rule = f"have its {' and '.join(own)} in each of its uses"
+                argument, remedy = f"layer {name!r}", "Leave out its parameters"
+                message = describe(self.owner, argument, rule, "others", remedy)
+                raise NotImplementedError(message)
 
 
 @dataclass
@@ -194,7 +106,7 @@ class BackwardPasses:
         model: The model.
         loss: The loss.
         batches: Goes over the batches ``(X, y)``; takes a description of the purpose.
-        observed: What is observed.
+        observed: What is observed of the model.
         fisher: What vectors are made of, see :meth:`LossTerms.vectors`.
         mc_samples: Number of draws.
         seed: Of the draws.
@@ -221,7 +133,7 @@ class BackwardPasses:
         self,
         purpose: str,
         on_uses: Callable[[Uses], None],
-        on_gradients: Callable[[str, Pairs], None],
+        on_gradients: OnPairs,
         *,
         by_datum: bool,
         by_term: bool,
@@ -232,7 +144,7 @@ class BackwardPasses:
             purpose: Of the passes, for a progress bar.
             on_uses: Called with the uses of each batch, by layer.
             on_gradients: Called with the name of a layer and its uses with the
-                gradients of their outputs, after each backward pass.
+                gradients of their outputs, in each backward pass.
             by_datum: Whether it matters which rows of a first axis belong to a datum.
             by_term: Whether vectors are those of :meth:`vectors`, ``by_term``.
 
@@ -241,59 +153,22 @@ class BackwardPasses:
             ValueError: If outputs, targets or inputs of layers do not fit the data.
             NotImplementedError: If a parameter has other uses.
         """
-        pending: defaultdict[str, Pairs] = defaultdict(list)
-        probed: dict[tuple[str, int], Tensor] | None = None
-
-        def show(name: str, pairs: Pairs) -> None:
-            with exactly(self.device):
-                on_gradients(name, pairs)
-
-        def on_gradient(name: str, number: int, gradient: Tensor) -> None:
-            if probed is not None:
-                probed[name, number] = gradient
-                return
-            use = uses[name][number]
-            pair = use, use.gradient(gradient)
-            if len(uses[name]) == 1:
-                show(name, [pair])
-            else:
-                pending[name].append(pair)
-
-        def probe(terms: LossTerms, ends: Sequence[Tensor]) -> Iterator[Gradients]:
-            nonlocal probed
-            vectors = rows.probes(terms.output.detach(), cast(int, uses.num_data))
-            try:
-                for vector in vectors:
-                    probed = {}
-                    for _ in backpropagate(terms.output, ends, [vector], keep=True):
-                        yield probed
-            finally:
-                probed = None
-
         generator = self.generator()
-        with self.observed.observed(on_gradient) as uses:
-            for X, y in self.batches(purpose):
-                uses.num_data = num_data = self.batch_size_fn(X)
-                output = self.model(X)
-                terms = self.terms(output, y)
-                self.observed.check(terms.output)
-                ends = self.observed.ends(terms.output, uses)
-                is_long = len(output) != num_data
-                if by_datum and num_data > 1 and (is_long or uses.as_cat):
-                    if len(terms.output) % num_data:
-                        rule = f"have rows for each of the {num_data} data"
-                        found = f"{len(terms.output)} rows"
-                        raise ValueError(describe(self.owner, "outputs", rule, found))
-                    first, scaled = [*probe(terms, ends)] or ({}, {})
-                    sort_rows(self.owner, uses, first, scaled, is_long)
-                uses.as_cat.clear()
+        for X, y in self.batches(purpose):
+            with self.forward(X) as (output, uses):
+                terms, num_data = self.terms(output, y), self.batch_size_fn(X)
+                if by_datum:
+                    is_long = len(output) != num_data
+                    sort_rows(self.owner, uses, terms.output, num_data, is_long)
                 with exactly(self.device):
                     on_uses(uses)
                 vectors = self.vectors(terms, generator, by_term)
-                for _ in backpropagate(terms.output, ends, vectors, keep=False):
-                    while pending:
-                        show(*pending.popitem())
-                uses.clear()
+                for _ in uses.backward(terms.output, vectors, on_gradients):
+                    pass
+
+    def forward(self, X: Any) -> AbstractContextManager[tuple[Tensor, Uses]]:
+        """Make the forward pass of a batch, see :func:`forward_pass`."""
+        return forward_pass(self.model, X, self.batch_size_fn(X), self.observed)
 
     def generator(self) -> torch.Generator:
         """Make what draws targets, the same each time."""
@@ -333,11 +208,9 @@ class BackwardPasses:
         Their sum over batches, times the scale, makes the Fisher or GGN of the sum of
         all loss terms, or of their mean if the loss is one.
         """
-        num_rows = batch_size * self.terms_per_datum
-        total = losses.scale_of_sum(self.loss, num_rows, self.mc_samples)
-        if self.loss.reduction == "sum":
-            return total
-        return total / (self.num_data * self.terms_per_datum)
+        rows = batch_size * self.terms_per_datum
+        total = losses.scale_of_sum(self.loss, rows, self.mc_samples, batch_size)
+        return total / (self.num_data if self.loss.reduction == "mean" else 1)
 
     def check_model(self, names: Iterable[str]) -> None:
         """Refuse a model that returns no tensor or does not use a layer.
@@ -352,11 +225,8 @@ class BackwardPasses:
             NotImplementedError: As :meth:`run`.
         """
         X, y = next(iter(self.batches("Check of the model")))
-        with self.observed.observed(lambda *_: None) as uses:
-            uses.num_data = self.batch_size_fn(X)
-            terms = self.terms(self.model(X), y)
-            self.observed.check(terms.output)
-            terms.check_finite()
+        with self.forward(X) as (output, uses):
+            self.terms(output, y).check_finite()
             for name in names:
                 if name not in uses:
                     self._refuse_unused(name)

@@ -8,21 +8,82 @@ are scaled as the vector at the datum's outputs is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from tn_extensions.errors import describe
 from tn_extensions.layers.host import holds, is_finite
+from tn_extensions.layers.observe import Uses
 
 _EXPONENTS = 8
+
+
+def sort_rows(
+    owner: str, uses: Uses, output: Tensor, num_data: int, is_long: bool
+) -> None:
+    """Find which rows of uses belong to which datum, where the first axis does not say.
+
+    Args:
+        owner: Whom errors name.
+        uses: The uses, in which those of another order are replaced.
+        output: Outputs, ``[R, ...]``.
+        num_data: Number of data.
+        is_long: Whether the model's outputs have several rows for each datum.
+
+    Raises:
+        ValueError: If rows belong to several data, or are in no known order.
+    """
+    if num_data and len(output) % num_data:
+        rule, found = (
+            f"have rows for each of the {num_data} data",
+            f"{len(output)} rows",
+        )
+        raise ValueError(describe(owner, "outputs", rule, found))
+    is_several = any(use.rows > 1 for own in uses.values() for use in own)
+    ends = uses.ends(output)
+    if num_data < 2 or not ends or not (is_long or is_several):
+        return
+    first, scaled = (
+        _gradients(uses, output, ends, vector)
+        for vector in probes(output.detach(), num_data)
+    )
+    for (name, number), gradient in first.items():
+        use = uses[name][number]
+        if not is_long and use.rows == 1:
+            continue
+        apart = is_cat(gradient, scaled[name, number], num_data)
+        if apart is None:
+            argument = f"rows of the input of layer {name!r}"
+            rule = (
+                "belong to one datum each, those of a datum next to each other "
+                f"(as after flatten(0, 1)) or {num_data} apart (as after cat)"
+            )
+            rows = f"{len(gradient)} rows of another order"
+            raise ValueError(describe(owner, argument, rule, rows))
+        if apart:
+            uses[name][number] = use.as_cat()
+
+
+def _gradients(
+    uses: Uses, output: Tensor, ends: Sequence[Tensor], vector: Tensor
+) -> dict[tuple[str, int], Tensor]:
+    """Backpropagate a vector; gradients of outputs by name and number of the use."""
+    found: dict[tuple[str, int], Tensor] = {}
+
+    def on_gradient(name: str, number: int, gradient: Tensor) -> None:
+        found[name, number] = gradient
+
+    uses.show(output, ends, vector, True, on_gradient)
+    return found
 
 
 def probes(output: Tensor, num_data: int) -> Iterator[Tensor]:
     """Make two vectors to backpropagate, for :func:`is_cat`.
 
     Args:
-        output: Outputs, ``[R, C]``, the rows of a datum next to each other.
+        output: Outputs, ``[R, ...]``, the rows of a datum next to each other.
         num_data: Number ``N`` of data.
 
     Yields:
@@ -32,7 +93,7 @@ def probes(output: Tensor, num_data: int) -> Iterator[Tensor]:
     vector = torch.randn(output.shape, generator=generator).to(output)
     yield vector
     scales = _scales(num_data, output).repeat_interleave(len(output) // num_data)
-    yield vector * scales.unsqueeze(1)
+    yield vector * scales.view(-1, *[1] * (output.dim() - 1))
 
 
 def is_cat(gradient: Tensor, scaled: Tensor, num_data: int) -> bool | None:

@@ -68,16 +68,3 @@ def check_samples(owner: str, fisher_type: Fisher, mc_samples: Any) -> None:
     if mc_samples < 1 or (fisher_type != "mc" and mc_samples != 1):
         rule = "be positive, and 1 unless fisher_type is 'mc'"
         raise ValueError(describe(owner, "mc_samples", rule, mc_samples))
-
-
-def share_of_data(loss: Any, num_rows: int, num_data: int) -> float:
-    """Compute what makes outer products of a batch's vectors a sum over data.
-
-    Args:
-        loss: The loss. The vectors of a mean are divided by the number of rows; what
-            is found for a batch is then multiplied by the number of its data, so that
-            it can be divided by that of all.
-        num_rows: Number of rows of outputs, one for each loss term.
-        num_data: Number of data.
-    """
-    return float(num_rows * num_data) if loss.reduction == "mean" else 1.0

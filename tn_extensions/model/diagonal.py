@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import grad
 
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.errors import check_choice
 from tn_extensions.layers.hooks import exactly, unwrapped
-from tn_extensions.layers.losses import LossTerms, each_term
+from tn_extensions.layers.losses import LossTerms, each_term, scale_of_sum
 from tn_extensions.layers.module import Pairs
 from tn_extensions.layers.squares import diagonal
 from tn_extensions.model.data import (
@@ -19,14 +20,13 @@ from tn_extensions.model.data import (
     batches,
     check_loss,
     check_samples,
-    share_of_data,
 )
 from tn_extensions.model.parameters import (
     Params,
     check_independent,
     trained_parameters,
 )
-from tn_extensions.model.passes import Passes
+from tn_extensions.model.passes import batch_of
 from tn_extensions.model.singly import sample_gradients
 
 _OWNER = "ggn_diagonal"
@@ -98,8 +98,9 @@ def ggn_diagonal(
 
     def on_pairs(name: str, pairs: Pairs) -> None:
         nonlocal held
-        waiting[name].append(pairs)
-        held += sum(g.numel() * g.element_size() for _, g in pairs)
+        if name in batch.observed:
+            waiting[name].append(pairs)
+            held += sum(g.numel() * g.element_size() for _, g in pairs)
         if held >= current_budget():
             flush()
 
@@ -108,28 +109,32 @@ def ggn_diagonal(
         while waiting:
             name, columns = waiting.popitem()
             with exactly(columns[0][0][1].device):
-                add(name, diagonal(columns, passes.observed[name]))
+                add(name, diagonal(columns, batch.observed[name]))
         held = 0
 
     def add(name: str, squares: Tensor) -> None:
-        scaled = squares * (share / mc_samples)
-        totals[name] += scaled.reshape(totals[name].shape)
+        totals[name] += (squares * scale).reshape(totals[name].shape)
 
     for x, y in batches(_OWNER, data):
-        with Passes.of(_OWNER, model, parameters, x, on_pairs) as passes:
-            terms = LossTerms.of(_OWNER, loss, passes.output, y)
+        with batch_of(_OWNER, model, parameters, x) as batch:
+            terms = LossTerms.of(_OWNER, loss, batch.output, y)
             terms.check_finite()
-            passes.sort_rows()
-            others = {name: parameters[name] for name in passes.others}
-            share = share_of_data(loss, len(terms.output), passes.num_data)
-            total += passes.num_data
+            batch.sort_rows()
+            others = {name: parameters[name] for name in batch.others}
+            num_rows, num_data = len(terms.output), batch.num_data
+            scale = scale_of_sum(loss, num_rows, mc_samples, num_data)
+            total += num_data
             if generator is None:
                 generator = torch.Generator(terms.output.device).manual_seed(seed)
-            vectors = terms.vectors(fisher_type, mc_samples, generator)
-            if fisher_type == "type-2" and passes.num_data:
+            columns = terms.vectors(fisher_type, mc_samples, generator)
+            if fisher_type == "type-2" and num_data:
                 # columns are told apart by datum only
-                vectors = each_term(vectors, len(terms.output) // passes.num_data)
-            for vector in passes.backward(terms.output, vectors):
+                columns = each_term(columns, num_rows // num_data)
+            vectors = (
+                grad(terms.output, batch.output, own, retain_graph=True)[0]
+                for own in columns
+            )
+            for vector in batch.uses.backward(batch.output, vectors, on_pairs):
                 if others:
                     for chunk in sample_gradients(_OWNER, model, others, x, vector):
                         for name, g in chunk.items():

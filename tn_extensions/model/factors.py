@@ -21,21 +21,20 @@ from tn_extensions.kronecker.factors import (
 )
 from tn_extensions.layers.hooks import exactly, unwrapped
 from tn_extensions.layers.host import is_finite
-from tn_extensions.layers.losses import Fisher, LossTerms
+from tn_extensions.layers.losses import Fisher, LossTerms, scale_of_sum
 from tn_extensions.layers.module import Pairs
 from tn_extensions.model.data import (
     Data,
     batches,
     check_loss,
     check_samples,
-    share_of_data,
 )
 from tn_extensions.model.parameters import (
     Params,
     check_independent,
     trained_parameters,
 )
-from tn_extensions.model.passes import Passes
+from tn_extensions.model.passes import Batch, batch_of
 
 _OWNER = "kfac_factors"
 _RANK_LIMIT = 0.5
@@ -146,34 +145,33 @@ def kfac_factors(
     total = 0
 
     def on_pairs(name: str, pairs: Pairs) -> None:
-        if name not in sums:
-            # a bias whose kernel has the factor
-            return
-        with exactly(pairs[0][1].device):
-            known, scale = sums[name].gradients, share / mc_samples
+        # a bias whose kernel has the factor has none
+        if name in sums:
+            known = sums[name].gradients
             sums[name].gradients = add_gradient_factor(
                 pairs, approx, known, scale, _RANK_LIMIT
             )
 
     for x, y in batches(_OWNER, data):
-        with Passes.of(_OWNER, model, parameters, x, on_pairs) as passes:
-            if passes.others and (params is not None or not passes.observed):
-                _refuse(passes.others)
-            terms = LossTerms.of(_OWNER, loss, passes.output, y)
+        with batch_of(_OWNER, model, parameters, x) as batch:
+            if batch.others and (params is not None or not batch.observed):
+                _refuse(batch.others)
+            terms = LossTerms.of(_OWNER, loss, batch.output, y)
             terms.check_finite()
             if approx == "reduce":
                 # the outer products of KFAC-expand are the same in whatever order
-                passes.sort_rows()
-            for name, uses in passes.uses.items():
+                batch.sort_rows()
+            for name, uses in batch.uses.items():
                 with exactly(terms.output.device):
-                    _add_inputs(sums, passes, name, parameters, approx, bias)
+                    _add_inputs(sums, batch, name, parameters, approx, bias)
                 uses[:] = [use.without_input() for use in uses]
-            share = share_of_data(loss, len(terms.output), passes.num_data)
-            total += passes.num_data
+            num_data = batch.num_data
+            scale = scale_of_sum(loss, len(terms.output), mc_samples, num_data)
+            total += num_data
             if generator is None:
                 generator = torch.Generator(terms.output.device).manual_seed(seed)
             vectors = terms.vectors(fisher_type, mc_samples, generator)
-            for _ in passes.backward(terms.output, vectors):
+            for _ in batch.uses.backward(terms.output, vectors, on_pairs):
                 pass
     with torch.no_grad():
         return {
@@ -192,17 +190,17 @@ def _refuse(others: list[str]) -> NoReturn:
 
 def _add_inputs(
     sums: dict[str, _Sums],
-    passes: Passes,
+    batch: Batch,
     name: str,
     parameters: Mapping[str, Tensor],
     approx: Approx,
     bias: bool,
 ) -> None:
     """Add a batch's input factor of the uses of a name, if it has one."""
-    uses = passes.uses[name]
+    uses = batch.uses[name]
     seen = {use.names[1] for use in uses}
-    biases = {own for own in seen if own in passes.observed}
-    if name not in passes.observed or passes.observed[name] == "bias":
+    biases = {own for own in seen if own in batch.observed}
+    if name not in batch.observed or batch.observed[name] == "bias":
         # the kernel is frozen, or used in other ways
         for own in map(str, biases):
             sums.setdefault(own, _Sums(uses[0].conv, parameters[own]))

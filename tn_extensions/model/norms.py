@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tn_extensions.errors import describe
-from tn_extensions.layers.hooks import exactly, unwrapped
+from tn_extensions.layers.hooks import unwrapped
 from tn_extensions.layers.module import Pairs
 from tn_extensions.layers.squares import squared_norms
 from tn_extensions.model.parameters import (
@@ -17,7 +17,7 @@ from tn_extensions.model.parameters import (
     check_independent,
     trained_parameters,
 )
-from tn_extensions.model.passes import Passes
+from tn_extensions.model.passes import batch_of
 from tn_extensions.model.singly import sample_gradients
 
 _OWNER = "per_sample_grad_norms"
@@ -108,15 +108,15 @@ def per_sample_grad_norms(
     squares: dict[str, Tensor] = {}
 
     def on_pairs(name: str, pairs: Pairs) -> None:
-        with exactly(pairs[0][1].device):
-            squares[name] = squared_norms(pairs, passes.observed[name])
+        if name in batch.observed:
+            squares[name] = squared_norms(pairs, batch.observed[name])
 
-    with Passes.of(_OWNER, model, parameters, x, on_pairs) as passes:
-        vector = _gradient(loss, passes.output, y, reduction, passes.num_data)
-        passes.sort_rows()
-        for _ in passes.backward(passes.output, [vector]):
+    with batch_of(_OWNER, model, parameters, x) as batch:
+        vector = _gradient(loss, batch.output, y, reduction, batch.num_data)
+        batch.sort_rows()
+        for _ in batch.uses.backward(batch.output, [vector], on_pairs):
             pass
-    own = {name: parameters[name] for name in passes.others}
+    own = {name: parameters[name] for name in batch.others}
     if own:
         parts: dict[str, list[Tensor]] = {name: [] for name in own}
         for chunk in sample_gradients(_OWNER, model, own, x, vector):
@@ -124,7 +124,7 @@ def per_sample_grad_norms(
                 wide = g.flatten(1).to(torch.promote_types(g.dtype, torch.float32))
                 parts[name].append(wide.square().sum(1))
         squares |= {name: torch.cat(each) for name, each in parts.items() if each}
-    zeros = vector.new_zeros(passes.num_data)
+    zeros = vector.new_zeros(batch.num_data)
     by_name = {name: squares.get(name, zeros) for name in parameters}
     if per_parameter:
         return {name: each.sqrt() for name, each in by_name.items()}
@@ -141,19 +141,18 @@ def _gradient(
     loss: Loss, output: Tensor, y: Any, reduction: Reduction | None, num_data: int
 ) -> Tensor:
     """Gradient by the outputs of the sum of data's losses."""
-    with torch.enable_grad():
-        leaf = output.detach().requires_grad_()
-        value = loss(leaf, y)
-        if not isinstance(value, Tensor):
-            kind = type(value).__name__
-            raise TypeError(describe(_OWNER, "loss", "return a tensor", kind))
-        if value.dim():
-            return torch.autograd.grad(value.sum(), leaf)[0]
-        known = reduction or getattr(loss, "reduction", None)
-        if known not in ("mean", "sum"):
-            rule = "have a reduction, or return a value for each datum"
-            remedy = "Pass reduction='mean' or 'sum'"
-            found = f"one number of {getattr(loss, '__name__', type(loss).__name__)}"
-            raise ValueError(describe(_OWNER, "loss", rule, found, remedy))
-        (vector,) = torch.autograd.grad(value, leaf)
+    leaf = output.detach().requires_grad_()
+    value = loss(leaf, y)
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+        raise TypeError(describe(_OWNER, "loss", "return a tensor", kind))
+    if value.dim():
+        return torch.autograd.grad(value.sum(), leaf)[0]
+    known = reduction or getattr(loss, "reduction", None)
+    if known not in ("mean", "sum"):
+        rule = "have a reduction, or return a value for each datum"
+        remedy = "Pass reduction='mean' or 'sum'"
+        found = f"one number of {getattr(loss, '__name__', type(loss).__name__)}"
+        raise ValueError(describe(_OWNER, "loss", rule, found, remedy))
+    (vector,) = torch.autograd.grad(value, leaf)
     return vector * num_data if known == "mean" else vector

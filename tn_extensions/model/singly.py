@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -61,7 +60,8 @@ def sample_gradients(
         single = tree_unflatten(own, structure)
 
         def output(parameters: dict[str, Tensor]) -> Tensor:
-            found = functional_call(model, parameters, (single,))
+            with torch.compiler.set_stance("force_eager"):
+                found = functional_call(model, parameters, (single,))
             return found.to(torch.promote_types(found.dtype, torch.float32))
 
         transposed = vjp(output, values)[1]
@@ -76,7 +76,7 @@ def sample_gradients(
         found = None
         if is_batched:
             try:
-                with attributes_kept(model.modules()), uncompiled():
+                with attributes_kept(model.modules()):
                     found = vmap(of_datum)(samples, by_datum[chunk])
             except RuntimeError as error:
                 _check_draws_nothing(owner, parameters, error)
@@ -84,7 +84,7 @@ def sample_gradients(
                 is_batched = False
         if found is None:
             each_sample = zip(*samples, by_datum[chunk], strict=True)
-            with attributes_kept(model.modules()), uncompiled():
+            with attributes_kept(model.modules()):
                 single = [of_datum([*sample], g) for *sample, g in each_sample]
             found = {
                 name: torch.stack([own[name] for own in single]) for name in values
@@ -110,8 +110,3 @@ def _check_draws_nothing(
 def has_data(leaf: Any) -> bool:
     """Tell tensors with a first axis of data from other parts of an input."""
     return isinstance(leaf, Tensor) and leaf.dim() > 0
-
-
-def uncompiled() -> AbstractContextManager[None]:
-    """Run what is compiled without compilation: its functions can then be seen."""
-    return torch.compiler.set_stance("force_eager")

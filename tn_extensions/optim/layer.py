@@ -106,6 +106,11 @@ class Layer:
         return "weight" in self.keys
 
     @property
+    def needs_inputs(self) -> bool:
+        """Tell whether statistics of gradients are of inputs, too."""
+        return self.bases is not None
+
+    @property
     def out_channels(self) -> int:
         """Channels of its outputs."""
         return out_channels(self.module)

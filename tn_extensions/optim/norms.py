@@ -46,15 +46,15 @@ NORMS = tuple(_NORMALIZED)
 
 @dataclass(frozen=True)
 class NormUse(Use):
-    """One use of a norm layer; ``x`` is its normalised input, shaped as its output.
+    """One use of a norm layer; ``x`` is its normalised input, ``[N, C, P]``.
 
     Args:
+        module: The layer.
         keys: Those of ``"weight"`` and ``"bias"`` that are trained.
-        axes: Number of the last axes that scale and shift span.
     """
 
+    module: Any = None
     keys: tuple[str, ...] = ()
-    axes: int = 1
 
     def gradient(self, gradient: Tensor) -> Tensor:
         """Each datum's gradients of a unit's scale and shift, as of one position.
@@ -65,16 +65,26 @@ class NormUse(Use):
         Returns:
             ``sum_p g x`` and ``sum_p g``, ``[N, 2 C, 1]``, those of a unit adjacent.
         """
-        g, x = map(self._by_unit, (gradient.to(self.x.dtype), self.x))
-        summands = {"weight": g * x, "bias": g}
+        g = self._by_unit(gradient.detach().to(self.x.dtype))
+        summands = {"weight": g * self.x, "bias": g}
         sums = [summands[key].sum(2) for key in self.keys]
         return torch.stack(sums, 2).flatten(1).unsqueeze(2)
+
+    def with_input(self, x: Tensor) -> NormUse:
+        """The same of an input, which is not normalised."""
+        normalize = next(
+            own for kind, own in _NORMALIZED.items() if isinstance(self.module, kind)
+        )
+        x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        return replace(self, x=self._by_unit(normalize(self.module, x)))
 
     def _by_unit(self, output: Tensor) -> Tensor:
         """Return what is shaped as the output as ``[N, C, P]``."""
         if self.is_linear:
-            return super().gradient(output.flatten(output.dim() - self.axes))
-        return super().gradient(output.reshape(*output.shape[:2], -1))
+            output = output.flatten(output.dim() - self.module.weight.dim())
+        else:
+            output = output.reshape(*output.shape[:2], -1)
+        return self._by_datum(output).flatten(2)
 
 
 class NormLayer(Layer):
@@ -102,6 +112,11 @@ class NormLayer(Layer):
         return False
 
     @property
+    def needs_inputs(self) -> bool:
+        """Tell whether statistics of gradients are of inputs, too: they are."""
+        return True
+
+    @property
     def factor_shapes(self) -> dict[str, tuple[int, int, int]]:
         """``[C, 2, 2]`` of ``"gradients"``; of one parameter ``[C, 1, 1]``."""
         size = len(self.keys)
@@ -115,20 +130,18 @@ class NormLayer(Layer):
 
     def use(self, x: Tensor, output: Tensor, num_data: int | None) -> NormUse:
         """See what it did to an input."""
-        module = self.module
-        normalize = next(
-            own for kind, own in _NORMALIZED.items() if isinstance(module, kind)
-        )
-        x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        num_data = len(x) if num_data is None else num_data
         units, size, _ = self.factor_shapes["gradients"]
-        return NormUse(
-            normalize(module, x),
+        use = NormUse(
+            x,
             Conv.make(units, units * size, 1, 1, groups=units),
-            hasattr(module, "normalized_shape"),
-            len(x) if num_data is None else num_data,
+            is_linear=hasattr(self.module, "normalized_shape"),
+            num_data=num_data,
+            rows=len(x) // num_data,
+            module=self.module,
             keys=self.keys,
-            axes=module.weight.dim(),
         )
+        return use.with_input(x)
 
     def _multiplied(
         self, inverse: Any, gradients: Mapping[str, Tensor]

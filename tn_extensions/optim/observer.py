@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,7 @@ from tn_extensions.layers import engine
 from tn_extensions.layers.hooks import Hook, exactly, on_call, on_gradient
 from tn_extensions.layers.losses import LossTerms, scale_of_sum
 from tn_extensions.layers.module import Pairs, Use
-from tn_extensions.layers.observe import innermost
-from tn_extensions.layers.passes import backpropagate, cheapest
+from tn_extensions.layers.observe import Uses
 from tn_extensions.optim.layer import Layer
 from tn_extensions.optim.options import Fisher
 from tn_extensions.optim.statistics import Gathered
@@ -32,12 +31,12 @@ class _Pass:
 
     def __init__(self, num_data: int | None = None) -> None:
         self.num_data = num_data
-        self.uses: defaultdict[str, list[_Use]] = defaultdict(list)
+        self.uses = Uses()
         """Uses of the layers, until own backward passes have been made."""
+        self.inputs: defaultdict[str, list[engine.Kept]] = defaultdict(list)
+        """Their inputs, meanwhile."""
         self.gathered: defaultdict[str, Gathered] = defaultdict(Gathered)
         """Statistics from own backward passes, by layer."""
-        self.parameters: dict[str, dict[str, Tensor]] = {}
-        """The layers' parameters; those that are sharded as they were gathered."""
 
 
 @dataclass(eq=False)
@@ -49,22 +48,19 @@ class _Use:
         observed: The forward pass.
         x: The layer's input, until a backward pass frees the graph.
         size: Size of the layer's output.
-        node: The output's node, where own backward passes need it.
     """
 
     layer: Layer
     observed: _Pass
     x: engine.Kept | None
     size: torch.Size
-    node: Any = None
     period: int = -1
     """The layer's period in which its input was last added to the statistics."""
 
-    def on(self, x: engine.Kept) -> Use:
-        """Return the use with its input."""
+    def seen(self, x: Tensor) -> Use:
+        """Return the use as layers see it, with its input."""
         output = torch.empty(self.size, device="meta")
-        use = self.layer.use(x.get(), output, self.observed.num_data)
-        return replace(use, node=self.node)
+        return self.layer.use(x, output, self.observed.num_data)
 
 
 Arrived = list[tuple[_Use, engine.Kept | None, Tensor]]
@@ -195,10 +191,11 @@ class Observer:
         self._watch(layer)
         use = _Use(layer, observed, kept, output.shape)
         if not self.is_empirical:
-            observed.uses[name].append(use)
-            observed.parameters[name] = layer.parameters
-            # a node that holds a hook that holds the node would never be freed
-            use.node = engine.node_of(output)
+            use.x = None
+            leaves = [own for own in layer.parameters.values() if own.requires_grad]
+            seen = use.seen(x).without_input()
+            observed.uses.add(name, seen, output, leaves)
+            observed.inputs[name].append(kept)
         on_gradient(output, partial(self._on_gradient, use))
 
     def _after_all(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -210,25 +207,21 @@ class Observer:
             if observed.uses and output is not None:
                 self._backpropagate(observed, output)
         finally:
-            # inputs and nodes need not be held any more
-            for use in [use for uses in observed.uses.values() for use in uses]:
-                use.node = use.x = None
             observed.uses.clear()
-            observed.parameters.clear()
+            observed.inputs.clear()
 
     # -- the backward pass that trains
 
     def _on_gradient(self, use: _Use, gradient: Tensor | None) -> None:
+        if self._is_own_backward:
+            return
         layer, x = use.layer, use.x
-        is_counted = self._is_own_backward or any(
-            map(engine.accumulates, layer.parameters.values())
-        )
-        if not (self._is_own_backward or engine.keeps_graph()):
+        if not engine.keeps_graph():
             use.x = None
+        is_counted = any(map(engine.accumulates, layer.parameters.values()))
         if gradient is None or self.is_paused or not is_counted:
             return
-        if not self._is_own_backward:
-            layer.drop_what_was_discarded()
+        layer.drop_what_was_discarded()
         gradient = gradient.detach().reshape(use.size)
         key = engine.current_pass(), layer.name
         self._arrived[key].append((use, x, gradient))
@@ -248,10 +241,14 @@ class Observer:
 
     def _gather(self, layer: Layer, arrived: Arrived) -> None:
         """Add uses in one forward pass, and the gradients of their outputs."""
-        pairs = _pairs(arrived)
+        uses = [use.seen(x.get()) for use, x, _ in arrived if x is not None]
+        pairs = [
+            (use, use.gradient(gradient))
+            for use, (_, _, gradient) in zip(uses, arrived, strict=True)
+        ]
         new = [
             seen
-            for (use, _, _), (seen, _) in zip(arrived, pairs, strict=True)
+            for (use, _, _), seen in zip(arrived, uses, strict=True)
             if use.period != layer.period
         ]
         for use, _, _ in arrived:
@@ -266,33 +263,30 @@ class Observer:
     # -- backward passes of their own
 
     def _backpropagate(self, observed: _Pass, output: Any) -> None:
-        terms = self._terms(output)
+        terms, uses = self._terms(output), observed.uses
         num_rows = len(terms.output)
-        uses = {
-            name: [use.on(use.x) for use in own if use.x is not None]
-            for name, own in observed.uses.items()
-        }
         for name, own in uses.items():
-            into = observed.gathered[name]
+            layer, into = self._layers[name], observed.gathered[name]
+            own[:] = [
+                use.with_input(kept.get())
+                for use, kept in zip(own, observed.inputs[name], strict=True)
+            ]
             into.num_rows = num_rows
             with exactly(output.device):
-                self._layers[name].add_inputs(own, into, self._generator)
+                layer.add_inputs(own, into, self._generator)
+            if not layer.needs_inputs:
+                own[:] = map(Use.without_input, own)
         scale = scale_of_sum(self._loss, num_rows, self._mc_samples)
-        # passes to the layers closest to the input reach all others on their way
-        inner = innermost(terms.output, uses)
-        ends = [cheapest(observed.parameters[name]) for name in inner]
-        uses.clear()
+
+        def on_pairs(name: str, pairs: Pairs) -> None:
+            into = observed.gathered[name]
+            self._layers[name].add_gradients(pairs, scale, into, self._generator)
+
         vectors = terms.vectors(self._fisher, self._mc_samples, self._generator)
         self._is_own_backward = True
         try:
-            for _ in backpropagate(terms.output, ends, vectors, keep=True):
-                while self._arrived:
-                    (_, name), arrived = self._arrived.popitem()
-                    into = observed.gathered[name]
-                    with exactly(output.device):
-                        self._layers[name].add_gradients(
-                            _pairs(arrived), scale, into, self._generator
-                        )
+            for _ in uses.backward(terms.output, vectors, on_pairs, keep=True):
+                pass
         finally:
             self._is_own_backward = False
 
@@ -316,9 +310,3 @@ def _num_data(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
     if isinstance(first, Mapping):
         first = next(iter(first.values()), None)
     return len(first) if isinstance(first, Tensor) and first.dim() else None
-
-
-def _pairs(arrived: Arrived) -> Pairs:
-    """Uses as layers know them, and gradients."""
-    seen = [(use.on(x), gradient) for use, x, gradient in arrived if x is not None]
-    return [(use, use.gradient(gradient)) for use, gradient in seen]

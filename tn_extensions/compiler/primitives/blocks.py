@@ -17,7 +17,8 @@ from tn_extensions.compiler.allocate import contiguous
 from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.chunks import Chunks
 from tn_extensions.compiler.primitives.forms import MatrixForm, Side
-from tn_extensions.network import Axis, Operand, TensorNetwork
+from tn_extensions.network import TensorNetwork
+from tn_extensions.network.parts import stored
 
 Place = Mapping[str, tuple[int, int]]
 """Start and length of a block along each index that is cut."""
@@ -92,15 +93,6 @@ def patterned_sides(network: TensorNetwork) -> Iterator[Side]:
         sides = [side for side in (form.left, form.right) if side.dims]
         if len(sides) == 1:
             yield sides[0]
-
-
-def stored(name: str, network: TensorNetwork) -> Operand:
-    """The result of a network as an operand."""
-    axes = (
-        Axis.of(size, *((index, network.sizes[index]) for index in axis))
-        for axis, size in zip(network.output, network.shape, strict=True)
-    )
-    return Operand(name, tuple(axes))
 
 
 def _whole(candidate: Candidate, shape: tuple[int, ...]) -> Blocks:

@@ -28,11 +28,11 @@ from tn_extensions.compiler.primitives.blocks import (
     Place,
     blocks,
     can_cut,
-    stored,
 )
 from tn_extensions.compiler.primitives.forms import MatrixForm
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import prime
+from tn_extensions.network.parts import stored
 
 _FEW = 4
 """Entries of a Gram matrix per entry of the half up to which it may pay."""

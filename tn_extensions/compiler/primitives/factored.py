@@ -17,9 +17,9 @@ from tn_extensions.compiler.candidate import (
     as_defined,
 )
 from tn_extensions.compiler.half import Half
-from tn_extensions.compiler.primitives.blocks import stored
 from tn_extensions.network import TensorNetwork, simplify
 from tn_extensions.network.nodes import Node
+from tn_extensions.network.parts import stored
 
 
 @as_defined

@@ -13,9 +13,9 @@ from math import prod
 
 from tn_extensions.compiler.candidate import Candidate, Target, Tensors, as_defined
 from tn_extensions.compiler.half import Half
-from tn_extensions.compiler.primitives.blocks import stored
 from tn_extensions.network import Operand, TensorNetwork
 from tn_extensions.network.nodes import Node
+from tn_extensions.network.parts import stored
 
 
 @as_defined

@@ -1,0 +1,33 @@
+"""Runs a script with every installed toolkit patched: ``python -m tn_extensions``."""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from pathlib import Path
+
+from tn_extensions.patch import TOOLKITS, patch
+
+
+def main() -> None:
+    """Patch, then run the script as ``python`` would."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tn_extensions",
+        description="Run a script with every installed toolkit using tn_extensions.",
+    )
+    add = parser.add_argument
+    add("--only", action="append", choices=TOOLKITS, help="patch this toolkit only")
+    add("script", help="path of the script")
+    add("arguments", nargs=argparse.REMAINDER, help="its own arguments")
+    args = parser.parse_args()
+    if not Path(args.script).exists():
+        parser.error(f"script must exist, got {args.script}")
+    patch(args.only)
+    sys.argv = [args.script, *args.arguments]
+    sys.path[0] = str(Path(args.script).resolve().parent)
+    runpy.run_path(args.script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

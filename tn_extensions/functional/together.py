@@ -1,0 +1,298 @@
+"""Several quantities of a layer at once, which share what they can."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from tn_extensions import quantities as networks_of
+from tn_extensions.compiler.joint import JointPlan, joint_plan
+from tn_extensions.conv import Conv
+from tn_extensions.errors import describe
+from tn_extensions.functional import bias, factors, gradients, linear
+from tn_extensions.functional.checks import (
+    check_conv,
+    check_input,
+    check_like,
+    check_vectors,
+)
+from tn_extensions.functional.evaluate import network, prepare, result_dtype
+from tn_extensions.network import Affine, Operand, TensorNetwork
+from tn_extensions.network.index import prime
+from tn_extensions.network.nodes import Node
+from tn_extensions.quantities import Quantity
+
+Asked = str | tuple[str, Mapping[str, Any]]
+"""A quantity's name, with options of its function if there are any."""
+
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    function.__name__: function
+    for function in (
+        gradients.per_sample_grad,
+        gradients.per_sample_grad_norm,
+        gradients.ggn_diagonal,
+        gradients.ggn_gram,
+        linear.weight_vjp,
+        bias.bias_vjp,
+        bias.bias_per_sample_grad,
+        bias.bias_per_sample_grad_norm,
+        bias.bias_ggn_diagonal,
+        bias.bias_ggn_gram,
+        factors.kfac_expand,
+        factors.kfac_reduce,
+        factors.gradient_factor_expand,
+        factors.gradient_factor_reduce,
+    )
+}
+_FACTORS = tuple(name for name in _FUNCTIONS if hasattr(factors, name))
+
+
+def together(
+    *quantities: Asked,
+    conv: Conv,
+    x: Tensor | None = None,
+    g: Tensor | None = None,
+    S: Tensor | None = None,
+) -> list[Tensor]:
+    """Evaluate several quantities of a layer, which share what they can.
+
+    A part that networks have in common, such as the per-sample gradients that norms,
+    diagonals and Gram matrices are made of, is evaluated once, if that is faster by the
+    planner's estimate or measurement; in chunks if it exceeds the memory budget. The
+    input is padded once. Kronecker factors are evaluated by themselves. Not
+    differentiable: all tensors are detached.
+
+    Args:
+        *quantities: Names of functions in :mod:`tn_extensions.functional`, or pairs of
+            a name and options: ``("ggn_diagonal", {"per_sample": True})``.
+        conv: Hyper-parameters.
+        x: Input, ``[N, C_in, I1, ...]``, if a quantity takes it.
+        g: Gradients with respect to the output, ``[(V,) N, C_out, O1, ...]``, likewise.
+        S: Square root of the loss Hessian, ``[V, N, C_out, O1, ...]``, likewise.
+            Default: ``g``; its diagonal is then the sum of squared gradients.
+
+    Returns:
+        What the functions would return, in the order of the quantities.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind, is missing, or no option.
+        ValueError: If a quantity does not exist, or shapes, dtypes or devices do not
+            fit.
+
+    >>> x, g, conv = torch.ones(2, 1, 3), torch.ones(2, 1, 2), Conv.make(1, 1, 2, 3)
+    >>> asked = "per_sample_grad", "per_sample_grad_norm"
+    >>> gradients, norms = together(*asked, x=x, g=g, conv=conv)
+    >>> norms
+    tensor([8., 8.])
+    """
+    asked = _asked("together", quantities, conv, {"x": x, "g": g, "S": S})
+    with torch.no_grad():
+        operands, conv = _prepared(asked, conv, {"x": x, "g": g, "S": S})
+        joint = {
+            number: _network(name, options, operands, conv)
+            for number, (name, options) in enumerate(asked)
+            if name not in _FACTORS
+        }
+        found = _run(list(dict.fromkeys(joint.values())), operands)
+        results = []
+        for number, (name, options) in enumerate(asked):
+            if number in joint:
+                result = found[joint[number]]
+                # each has memory of its own
+                is_again = joint[number] in [joint.get(k) for k in range(number)]
+                results.append(result.clone() if is_again else result)
+            else:
+                own = {k: operands[k] for k in _operands(name) if k in operands}
+                results.append(_FUNCTIONS[name](**own, conv=conv, **options))
+    return results
+
+
+def plan_together(
+    *quantities: Asked,
+    conv: Conv,
+    x: Tensor | None = None,
+    g: Tensor | None = None,
+    S: Tensor | None = None,
+) -> JointPlan:
+    """How several quantities are (or would be) evaluated together; print it.
+
+    Args:
+        *quantities: As for :func:`together`, but for Kronecker factors, which have
+            plans of their own.
+        conv: As for :func:`together`.
+        x: As for :func:`together`; its shape, dtype and device matter.
+        g: As for :func:`together`.
+        S: As for :func:`together`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        TypeError: As for :func:`together`.
+        ValueError: As for :func:`together`, or if a quantity is a Kronecker factor.
+    """
+    asked = _asked("plan_together", quantities, conv, {"x": x, "g": g, "S": S})
+    for name, _ in asked:
+        if name in _FACTORS:
+            rule = f"be none of {', '.join(map(repr, _FACTORS))}"
+            remedy = "Plan it with functional.plan"
+            raise ValueError(
+                describe("plan_together", "quantities", rule, repr(name), remedy)
+            )
+    operands, conv = _prepared(asked, conv, {"x": x, "g": g, "S": S})
+    found = [_network(name, options, operands, conv) for name, options in asked]
+    return _joint_plan(list(dict.fromkeys(found)), operands)
+
+
+def _joint_plan(
+    networks: list[TensorNetwork], operands: Mapping[str, Tensor]
+) -> JointPlan:
+    like = next(iter(operands.values()))
+    return joint_plan(networks, like.dtype, like.device.type)
+
+
+def _run(
+    networks: list[TensorNetwork], operands: Mapping[str, Tensor]
+) -> dict[TensorNetwork, Tensor]:
+    like = next(iter(operands.values()), None)
+    if like is None or not networks:
+        return {}
+    if any(0 in one.sizes.values() for one in networks):  # no data, or no output
+        return {one: like.new_zeros(one.shape) for one in networks}
+    with torch.autocast(like.device.type, enabled=False):
+        found = _joint_plan(networks, operands).run(operands)
+    return {
+        one: result.contiguous() for one, result in zip(networks, found, strict=True)
+    }
+
+
+def _prepared(
+    asked: Sequence[tuple[str, Any]], conv: Conv, given: Mapping[str, Tensor | None]
+) -> tuple[dict[str, Tensor], Conv]:
+    """What is needed, in the result's dtype, with padding that holds data."""
+    needed = {"g", *(operand for name, _ in asked for operand in _operands(name))}
+    operands = {
+        key: tensor.detach()
+        for key, tensor in given.items()
+        if tensor is not None and key in needed
+    }
+    if given["S"] is given["g"]:
+        operands.pop("S", None)
+    for name, tensor in operands.items():
+        is_input = name == "x"
+        wide = tensor.to(result_dtype(tensor))
+        operands[name] = prepare(tensor, conv) if is_input else wide
+    pads = conv.pads_explicitly and "x" in operands and operands["x"].numel()
+    return operands, conv.explicitly_padded if pads else conv
+
+
+def _network(
+    name: str, options: Mapping[str, Any], operands: Mapping[str, Tensor], conv: Conv
+) -> TensorNetwork:
+    """The network of a quantity, of the operands that are there."""
+    takes_root = "S" in _operands(name)
+    vectors = operands["S" if takes_root and "S" in operands else "g"]
+    has_axis = vectors.dim() == conv.num_dims + 3
+    arguments = dict(options)
+    if "num_vectors" in inspect.signature(getattr(networks_of, name)).parameters:
+        number = len(vectors) if has_axis else 1 if takes_root else None
+        arguments["num_vectors"] = number
+    batch_size = vectors.shape[-conv.num_dims - 2]
+    found = network(cast(Quantity, name), conv, batch_size, **arguments)
+    if takes_root and "S" in operands:
+        return _map(found, lambda node: replace(node, name="S"))
+    return found if has_axis or not takes_root else _of_one_vector(found)
+
+
+def _of_one_vector(defined: TensorNetwork) -> TensorNetwork:
+    """The same of gradients that have no axis of vectors."""
+    single = {"v", prime("v")}
+
+    def of_gradients(node: Operand) -> Operand:
+        for index in single & {*node.indices}:
+            node = node.substitute(index, Affine(()))
+        return replace(node, axes=node.axes[1:])
+
+    output = (tuple(j for j in axis if j not in single) for axis in defined.output)
+    return _map(defined, of_gradients).replace(output=output)
+
+
+def _map(defined: TensorNetwork, change: Callable[[Operand], Operand]) -> TensorNetwork:
+    """Change the operands of vectors, which all networks call ``g``."""
+
+    def changed(node: Node) -> Node:
+        is_vectors = isinstance(node, Operand) and node.name == "g"
+        return change(cast(Operand, node)) if is_vectors else node
+
+    output = defined.output
+    return TensorNetwork.unchecked(map(changed, defined.nodes), output, defined.sizes)
+
+
+# -- arguments
+
+
+def _operands(name: str) -> list[str]:
+    parameters = inspect.signature(_FUNCTIONS[name]).parameters
+    return [operand for operand in ("x", "g", "S") if operand in parameters]
+
+
+def _asked(
+    owner: str,
+    asked: tuple[Asked, ...],
+    conv: Conv,
+    given: Mapping[str, Tensor | None],
+) -> list[tuple[str, dict[str, Any]]]:
+    """Refuse what does not fit; return names with options."""
+    found = []
+    for one in asked:
+        name, options = one if isinstance(one, tuple) and len(one) == 2 else (one, {})
+        if not isinstance(name, str) or not isinstance(options, Mapping):
+            rule = "be names, or pairs of a name and options"
+            raise TypeError(describe(owner, "quantities", rule, repr(one)))
+        if name not in _FUNCTIONS:
+            rule = f"be some of {', '.join(map(repr, _FUNCTIONS))}"
+            raise ValueError(describe(owner, "quantities", rule, repr(name)))
+        found.append((name, dict(options)))
+        _check_options(owner, name, options)
+        _check_operands(owner, name, conv, given)
+    return found
+
+
+def _check_options(owner: str, name: str, options: Mapping[str, Any]) -> None:
+    """Refuse what is no option of a quantity."""
+    parameters = [*inspect.signature(_FUNCTIONS[name]).parameters]
+    known = [p for p in parameters if p not in ("x", "g", "S", "conv", "out")]
+    for option, value in options.items():
+        if option not in known:
+            rule = f"be left out: {name!r} takes {known or 'no options'}"
+            raise TypeError(describe(owner, option, rule, repr(value)))
+
+
+def _check_operands(
+    owner: str, name: str, conv: Conv, given: Mapping[str, Tensor | None]
+) -> None:
+    """Refuse tensors that are missing or do not fit."""
+    takes = _operands(name)
+    x = given["x"] if "x" in takes else None
+    argument = "S" if "S" in takes and given["S"] is not None else "g"
+    vectors = given[argument]
+    if "x" in takes:
+        if x is None:
+            rule = f"be given for {name!r}"
+            raise TypeError(describe(owner, "x", rule, None))
+        check_input(owner, x, conv)
+    if takes != ["x"]:
+        if vectors is None:
+            rule = f"be given for {name!r}"
+            raise TypeError(describe(owner, argument, rule, None))
+        leading = (1,) if name.endswith("_vjp") else (2,) if argument == "S" else (1, 2)
+        number = None if x is None else len(x)
+        check_conv(owner, conv)
+        check_vectors(owner, vectors, conv, argument, leading, number)
+        if x is not None:
+            check_like(owner, argument, vectors, x.dtype, x)
