@@ -27,8 +27,6 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import SkipTest
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -258,7 +256,6 @@ def pytest_addoption(parser: Any) -> None:
     parser.addoption("--selection", metavar="PATH")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: Any) -> None:
     """Put our classes in place, before the tests' conftest.py or a test is imported."""
     options = early_config.known_args_namespace
