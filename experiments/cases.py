@@ -108,7 +108,10 @@ class Case(NamedTuple):
             "weight": conv.weight_shape,
             "weight_dot": conv.weight_shape,
             "g": outputs,
+            "h": outputs,
+            "vectors": conv.weight_shape,
             "S": (self.num_vectors, *outputs),
+            "u": (*batch, conv.groups * inner, prod(conv.output_size)),
             "QA": (conv.groups, inner, inner),
             "QB": (conv.groups, outer, outer),
         }
@@ -131,7 +134,7 @@ class Case(NamedTuple):
         size = (self.conv.in_channels, *self.conv.input_size)
         x = torch.empty(self.batch_size, *size)  # only its shape matters
         name = _NETWORKS.get(self.quantity, self.quantity)
-        has_vectors = name.endswith(("ggn_diagonal", "ggn_gram"))
+        has_vectors = name.endswith(("ggn_diagonal", "ggn_gram", "ggn_matvec"))
         arguments = {"num_vectors": self.num_vectors} if has_vectors else {}
         return functional.plan(name, x, self.conv, **arguments)  # type: ignore[arg-type]
 

@@ -32,6 +32,7 @@ FORMULAS = {
     "conv": "`Y = sum_{ci, k} U W`",
     "unfold_input": "`U = sum_i X P`",
     "unfold_weight": "`sum_k P W`",
+    "fold_output": "`sum_{k, o} P u`",
     "weight_vjp": "`sum_{n, o} g U`",
     "input_vjp": "`sum_{co, o, k} g P W`",
     "weight_jvp": "`sum_{ci, k} U W_dot`",
@@ -40,6 +41,8 @@ FORMULAS = {
     "per_sample_grad_norm": "`sum_{co, ci, k} (sum_o g U)^2`",
     "ggn_diagonal": "`sum_{v, n} (sum_o S U)^2`",
     "ggn_gram": "`sum_{co, ci, k} (sum_o S U) (sum_o S U)'`",
+    "ggn_matvec": "`sum_{v, n} (sum_o S U) <sum_o S U, W_dot>`",
+    "diagonal_backward": "`sum_{co, o, k} h P W^2`",
     "bias_vjp": "`sum_{n, o} g`",
     "bias_per_sample_grad": "`sum_o g`",
     "bias_per_sample_grad_norm": "`sum_co (sum_o g)^2`",
@@ -56,7 +59,13 @@ FORMULAS = {
 }
 """Without their scales, as the networks are."""
 
-_WITH_VECTORS = ("ggn_diagonal", "ggn_gram", "bias_ggn_diagonal", "bias_ggn_gram")
+_WITH_VECTORS = (
+    "ggn_diagonal",
+    "ggn_gram",
+    "ggn_matvec",
+    "bias_ggn_diagonal",
+    "bias_ggn_gram",
+)
 
 
 def network(name: str) -> TensorNetwork:
@@ -153,11 +162,13 @@ Groups are a line that both carry and the result keeps.
 
 ![convolution](figures/convolution.png)
 
-## Unfolded input and kernel
+## Unfolded input and kernel, folded output
 
-Sub-networks: convolution is a matrix product of either with what is left.
+Sub-networks: convolution is a matrix product of either with what is left. Cutting the
+input out of the unfolded input leaves its adjoint, which adds up patches `u`. A
+transposed convolution has the same patterns, which hit its output.
 
-![unfolded input and kernel](figures/unfolded.png)
+![unfolded input and kernel, folded output](figures/unfolded.png)
 
 ## Jacobians, VJPs and JVPs
 
@@ -193,6 +204,18 @@ pattern's terms are not ordered. [How a quantity is evaluated](plans.md) has the
 
 ![diagonal and Gram matrix of the GGN](figures/ggn.png)
 
+## Products with the GGN
+
+A vector meets one half: its `J_vn` may be formed once for both, or go forward and back.
+
+![products with the GGN](figures/matvec.png)
+
+## Diagonals of Hessians
+
+Backpropagated from the output's `h` to the input, with the kernel squared.
+
+![backpropagation of a diagonal](figures/diagonal.png)
+
 ## Sums of patches
 
 ![sums of patches](figures/patches.png)
@@ -204,6 +227,33 @@ pattern's terms are not ordered. [How a quantity is evaluated](plans.md) has the
 ## Other dimensions
 
 ![one and three dimensions](figures/dimensions.png)
+
+## Operations of the paper
+
+What [Dangel, 2024](https://arxiv.org/abs/2307.02275) writes as einsums, and where it is
+here. All take transposed convolutions, which are the rows marked "transposed" there.
+
+| operation | function | picture |
+|-|-|-|
+| convolution, transposed convolution | `conv` | [convolution] |
+| unfolded input (im2col), transposed | `unfold_input` | [unfolded] |
+| unfolded kernel (Toeplitz), transposed | `unfold_weight` | [unfolded] |
+| folded output (col2im), transposed | `fold_output` | [unfolded] |
+| weight VJP, transposed | `weight_vjp` | [derivatives] |
+| input VJP, transposed | `input_vjp` | [derivatives] |
+| weight JVP, input JVP | `weight_jvp`, `input_jvp` | [derivatives] |
+| per-sample weight VJP | `per_sample_grad` | [gradients] |
+| KFC, KFAC-expand, transposed | `kfac_expand` | [factors] |
+| KFAC-reduce, transposed | `kfac_reduce` | [factors] |
+| GGN Gram matrix | `ggn_gram` | [GGN] |
+| GGN or Fisher diagonal | `ggn_diagonal` | [GGN] |
+
+[convolution]: #convolution
+[unfolded]: #unfolded-input-and-kernel-folded-output
+[derivatives]: #jacobians-vjps-and-jvps
+[gradients]: #per-sample-gradients
+[factors]: #kronecker-factors
+[GGN]: #ggn-diagonal-and-gram-matrix
 
 ## Formulas and costs
 

@@ -44,6 +44,7 @@ def scene(panels: Iterable[Panel], columns: int) -> Scene:
 
 N, V = 8, 10
 CONV = Conv.make(4, 6, 3, (9, 9), stride=2, padding=1, groups=2)
+TRANSPOSED = Conv.make(4, 6, 3, (5, 5), stride=2, padding=1, groups=2, transposed=True)
 LINE = Conv.make(4, 6, 3, 9, padding=1)
 UNFOLDED = {"unfolded input": ["x", "P1", "P2"]}
 TOEPLITZ = {"unfolded kernel": ["weight", "P1", "P2", "delta g"]}
@@ -68,6 +69,17 @@ def pictures() -> dict[str, Scene]:
                 Panel("convolution", convolution, UNFOLDED),
                 Panel("unfold_input", quantities.unfold_input(CONV, N), UNFOLDED),
                 Panel("unfold_weight", quantities.unfold_weight(CONV), TOEPLITZ),
+                Panel("fold_output", quantities.fold_output(CONV, N)),
+                Panel(
+                    "unfold_input, transposed",
+                    quantities.unfold_input(TRANSPOSED, N),
+                    UNFOLDED,
+                ),
+                Panel(
+                    "unfold_weight, transposed",
+                    quantities.unfold_weight(TRANSPOSED),
+                    TOEPLITZ,
+                ),
             ],
             3,
         ),
@@ -116,6 +128,10 @@ def pictures() -> dict[str, Scene]:
                 Panel("ggn_gram", quantities.ggn_gram(CONV, N, V)),
             ],
             2,
+        ),
+        "matvec": scene([Panel("ggn_matvec", quantities.ggn_matvec(CONV, N, V, 3))], 1),
+        "diagonal": scene(
+            [Panel("diagonal_backward", quantities.diagonal_backward(CONV, N))], 1
         ),
         "patches": scene(
             [

@@ -24,7 +24,6 @@ from tn_extensions.layers.module import Pairs, Use
 from tn_extensions.optim import KFACPreconditioner, statistics
 from tn_extensions.optim import layer as layer_module
 from tn_extensions.optim.layer import Layer
-from tn_extensions.optim.sharing import update_inverses
 
 LR = 1e-3
 MOMENTUM = 0.9
@@ -155,7 +154,7 @@ class Training:
     def invert(self) -> None:
         """Update all inverses, as a step does where they are due."""
         layers = self.layers
-        update_inverses(layers, list(layers.values()), self.preconditioner._processes)
+        self.preconditioner._processes.update_inverses(list(layers.values()))
 
     def _every(self, *kinds: Kind) -> int:
         return 1 if self._kind in kinds else NEVER

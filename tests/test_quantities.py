@@ -27,6 +27,13 @@ def unfolded(conv: Conv, x: Array) -> Array:
     return u.reshape(len(x), -1, u.shape[-1])
 
 
+def folded(conv: Conv, x: Array) -> Array:
+    """Inner products with the patches of all unit inputs."""
+    u, size = noise(unfolded(conv, x).shape), x[0].size
+    images = unfolded(conv, np.eye(size).reshape(size, *x.shape[1:]))
+    return np.einsum("ncp,zcp->nz", u, images).reshape(x.shape)
+
+
 def outer(u: Array) -> Array:
     """Sum of outer products over data and columns, per group."""
     return np.einsum("ngap,ngbp->gab", u, u)
@@ -111,16 +118,27 @@ def norms(gradients: Array) -> Array:
     return np.square(gradients.reshape(*gradients.shape[:2], -1)).sum(-1)
 
 
+def matvec(conv: Conv, x: Array) -> Array:
+    """The kernel's GGN, formed, times a kernel."""
+    rows = gradients(conv, x).reshape(-1, noise(conv.weight_shape).size)
+    product = rows.T @ (rows @ noise(conv.weight_shape).ravel())
+    return product.reshape(conv.weight_shape)
+
+
 WITH_VECTORS = ("per_sample_grad", "per_sample_grad_norm", "ggn_diagonal", "ggn_gram")
 ARGUMENTS: dict[str, tuple[int, ...]] = {
     f"{prefix}{name}": (VECTORS,) for name in WITH_VECTORS for prefix in ("", "bias_")
-}
+} | {"ggn_matvec": (VECTORS,)}
 
 DEFINITIONS: dict[str, Callable[[Conv, Array], Array]] = {
     "per_sample_grad": gradients,
     "per_sample_grad_norm": lambda conv, x: norms(gradients(conv, x)),
     "ggn_diagonal": lambda conv, x: np.square(gradients(conv, x)).sum((0, 1)),
     "ggn_gram": lambda conv, x: inner_products(gradients(conv, x)),
+    "ggn_matvec": matvec,
+    "diagonal_backward": lambda conv, x: (
+        gradient(conv, x).reshape(len(x), -1) @ np.square(toeplitz(conv, x))
+    ).reshape(x.shape),
     "bias_vjp": lambda conv, x: gradient(conv, x).sum((0, *range(2, x.ndim))),
     "bias_per_sample_grad": bias_gradients,
     "bias_per_sample_grad_norm": lambda conv, x: norms(bias_gradients(conv, x)),
@@ -135,6 +153,7 @@ DEFINITIONS: dict[str, Callable[[Conv, Array], Array]] = {
     "weight_vjp": weight_gradient,
     "unfold_weight": toeplitz,
     "unfold_input": unfolded,
+    "fold_output": folded,
     "patch_sum": lambda conv, x: dense.patches(conv, x).sum(-1),
     "patch_total": lambda conv, x: dense.patches(conv, x).sum((0, -1)),
     "kfac_expand": lambda conv, x: outer(dense.patches(conv, x)),
@@ -157,8 +176,9 @@ def test_network_is_the_definition(name: str, conv: Conv, batch_size: int) -> No
     x = noise((batch_size, conv.in_channels, *conv.input_size))
     weight = noise(conv.weight_shape)
     arrays = {"x": x, "x_dot": x, "weight": weight, "weight_dot": weight}
+    arrays["u"] = noise(unfolded(conv, x).shape)
     g = vectors(conv, x) if arguments else gradient(conv, x)
-    result = dense.evaluate(network, {**arrays, "g": g, **bases(conv)})
+    result = dense.evaluate(network, {**arrays, "g": g, "h": g, **bases(conv)})
     expected = DEFINITIONS[name](conv, x)
     assert network.shape == expected.shape
     assert_allclose(result, expected, atol=1e-10)
@@ -172,7 +192,7 @@ def test_names_are_those_of_the_quantity_type(name: str) -> None:
     base = {index.rstrip("p") for index in network.indices}
     names = {"v", "n", "g", "ci", "co", "i1", "i2", "k1", "k2", "o1", "o2", "a", "b"}
     assert base <= names
-    operands = {"x", "weight", "g", "x_dot", "weight_dot", "QA", "QB"}
+    operands = {"x", "weight", "g", "h", "x_dot", "weight_dot", "u", "QA", "QB"}
     assert {operand.name for operand in network.operands} <= operands
 
 
@@ -206,6 +226,19 @@ def test_variants_of_the_axes(conv: Conv, batch_size: int) -> None:
         define = getattr(quantities, f"gradient_factor_{name}")
         result = dense.evaluate(define(conv, batch_size, VECTORS), {"g": g})
         assert_allclose(result, outer(columns), atol=1e-10)
+
+
+@examples(20)
+@given(convs(max_dims=2), BATCHES, st.integers(0, 3))
+def test_products_of_many_kernels(conv: Conv, batch_size: int, number: int) -> None:
+    x = noise((batch_size, conv.in_channels, *conv.input_size))
+    kernels = noise((number, *conv.weight_shape))
+    arrays = {"x": x, "g": vectors(conv, x), "weight_dot": kernels}
+    network = quantities.ggn_matvec(conv, batch_size, VECTORS, number)
+    rows = gradients(conv, x).reshape(-1, noise(conv.weight_shape).size)
+    expected = kernels.reshape(number, rows.shape[1]) @ rows.T @ rows
+    result = dense.evaluate(network, arrays)
+    assert_allclose(result, expected.reshape(kernels.shape), atol=1e-9)
 
 
 @examples(20)

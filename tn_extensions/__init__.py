@@ -6,7 +6,8 @@ from tn_extensions.conv import Conv, ConvDim
 from tn_extensions.diagram import draw, tikz
 from tn_extensions.functional.contract import evaluate
 from tn_extensions.functional.explain import explain
-from tn_extensions.network import TensorNetwork
+from tn_extensions.functional.index_pattern import index_pattern
+from tn_extensions.network import TensorNetwork, export
 from tn_extensions.patch import patch, unpatch
 from tn_extensions.tune import tune
 
@@ -19,7 +20,9 @@ __all__ = [
     "draw",
     "evaluate",
     "explain",
+    "export",
     "functional",
+    "index_pattern",
     "memory_budget",
     "patch",
     "planning",

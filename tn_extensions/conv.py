@@ -6,10 +6,10 @@ input, kernel and output along one spatial dimension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from tn_extensions.conv_dim import (
     ConvDim,
@@ -51,6 +51,9 @@ class Conv:
     dims: tuple[ConvDim, ...]
     groups: int = 1
     padding_mode: PaddingMode = "zeros"
+
+    # by the layer that has tensors, see `network.methods`
+    index_pattern: ClassVar[Callable[..., Any]]
 
     def __post_init__(self) -> None:
         if not self.dims:

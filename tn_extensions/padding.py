@@ -75,6 +75,22 @@ def source_positions(
     return last - (last - positions.abs()).abs()
 
 
+def source_position(position: int, size: int, mode: PaddingMode) -> int:
+    """Where one position was copied from.
+
+    Args:
+        position: From the first one of the axis, which the left padding is before.
+        size: Size of the axis without padding.
+        mode: What the padding holds; not zeros.
+    """
+    last = size - 1
+    if mode == "circular":
+        return position % size
+    if mode == "replicate":
+        return min(max(position, 0), last)
+    return last - abs(last - abs(position))
+
+
 def _unpad_axis(
     padded: Tensor, axis: int, size: int, padding: tuple[int, int], mode: PaddingMode
 ) -> Tensor:

@@ -4,8 +4,9 @@ Indices: ``n`` batch, ``g`` groups, ``ci``/``co`` input/output channels per grou
 dimension j ``i{j}``, ``k{j}``, ``o{j}`` of input, kernel and output. A transposed
 convolution has the same patterns with the roles of ``i`` and ``o`` exchanged, so its
 input carries ``o`` and its output ``i``. The operands are called ``x`` and ``weight``,
-an output's gradient ``g``, and the bases that gradients are rotated into ``QA`` and
-``QB``, with columns ``a`` and ``b``.
+an output's gradient ``g`` (``S``, too), the diagonal of a Hessian by the output ``h``,
+and the bases that gradients are rotated into ``QA`` and ``QB``, with columns ``a`` and
+``b``.
 
 A joint bias appends a one to each patch. What that makes of a quantity is composed of
 networks: of the factors see :func:`patch_total`, of moments :func:`rotated_grad`.
@@ -14,6 +15,7 @@ networks: of the factors see :func:`patch_total`, of moments :func:`rotated_grad
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from tn_extensions.conv import Conv
@@ -26,6 +28,7 @@ Quantity = Literal[
     "conv",
     "unfold_input",
     "unfold_weight",
+    "fold_output",
     "weight_vjp",
     "input_vjp",
     "weight_jvp",
@@ -34,6 +37,8 @@ Quantity = Literal[
     "per_sample_grad_norm",
     "ggn_diagonal",
     "ggn_gram",
+    "ggn_matvec",
+    "diagonal_backward",
     "bias_vjp",
     "bias_per_sample_grad",
     "bias_per_sample_grad_norm",
@@ -164,6 +169,14 @@ def unfold_weight(conv: Conv, batch_size: int = 1) -> TensorNetwork:
     return jacobian.replace(one_sample, output=merged)
 
 
+def fold_output(conv: Conv, batch_size: int) -> TensorNetwork:
+    """Patches ``u`` added up where they come from, ``[N, C_in, I1, ...]``.
+
+    The adjoint of :func:`unfold_input`, whose shape ``u`` has.
+    """
+    return unfold_input(conv, batch_size).vjp("x", "u")
+
+
 def weight_vjp(conv: Conv, batch_size: int) -> TensorNetwork:
     """Gradient of the kernel, from the output's gradient ``g``; as the kernel."""
     return _convolve(conv, batch_size).vjp("weight", "g")
@@ -256,6 +269,41 @@ def ggn_gram(conv: Conv, batch_size: int, num_vectors: int) -> TensorNetwork:
 def bias_ggn_gram(conv: Conv, batch_size: int, num_vectors: int) -> TensorNetwork:
     """The same for a bias."""
     return _gram(_with_vectors(bias_per_sample_grad(conv, batch_size), num_vectors))
+
+
+def ggn_matvec(
+    conv: Conv, batch_size: int, num_vectors: int, num_products: int | None = None
+) -> TensorNetwork:
+    """Product of the GGN with a kernel, ``sum_{v,n} J_vn <J_vn, weight_dot>``.
+
+    ``J_vn = sum_o S U`` are the per-sample gradients. Shaped as the kernel.
+
+    Args:
+        conv: Hyper-parameters.
+        batch_size: Number of samples.
+        num_vectors: Number ``V`` of columns of the square root, the operand ``g``.
+        num_products: Number of kernels ``weight_dot`` to multiply with, a first axis of
+            them and of the result. Default: one, without an axis.
+    """
+    half = _with_vectors(per_sample_grad(conv, batch_size), num_vectors)
+    kernel = _Indices(conv, batch_size).weight.rename(prime)
+    product = half.times_copy({"v", "n"}, half.output[2:]).replace(
+        added=[replace(kernel, name="weight_dot")]
+    )
+    if num_products is None:
+        return product
+    number = as_int("quantities", "num_products", num_products, minimum=0)
+    return product.vmap("weight_dot", "b", number)
+
+
+def diagonal_backward(conv: Conv, batch_size: int) -> TensorNetwork:
+    """Diagonal of the input's Hessian, from that of the output ``h``; as the input.
+
+    ``sum_y (dy / dx)^2 h``. An input meets an output by one kernel entry at most, so
+    that the square is the kernel's.
+    """
+    pulled = _convolve(conv, batch_size).vjp("x", "h")
+    return pulled.replace(added=[_Indices(conv, batch_size).weight])
 
 
 def _per_sample(gradient: TensorNetwork, num_vectors: int | None) -> TensorNetwork:

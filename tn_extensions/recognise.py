@@ -29,6 +29,10 @@ def recognise(network: TensorNetwork) -> Quantity | None:
     return None
 
 
+_SIZED = {"rank_a": "a", "rank_b": "b", "num_products": "b"}
+"""Indices by what their sizes are called."""
+
+
 def _options(
     parameters: Mapping[str, inspect.Parameter], sizes: Mapping[str, int]
 ) -> list[dict[str, int | None]]:
@@ -38,7 +42,7 @@ def _options(
         vectors = sizes.get("v")
         required = parameters["num_vectors"].default is inspect.Parameter.empty
         options = [] if required and vectors is None else [{"num_vectors": vectors}]
-    for argument, index in (("rank_a", "a"), ("rank_b", "b")):
+    for argument, index in _SIZED.items():
         if argument in parameters:
             options = [{**one, argument: sizes.get(index)} for one in options]
     if "per_sample" in parameters:

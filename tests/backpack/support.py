@@ -25,12 +25,14 @@ from tqdm import tqdm
 
 from experiments import storage
 from tests.backpack import run, suite, support_page
-from tests.backpack.support_cases import Case, Variants, tables
+from tests.backpack.support_cases import Branched, Case, Variants, tables
 from tests.backpack.support_page import LACKING, WRONG, YES, Outcome, Outcomes, Place
+from tests.reference import diagonals
 from tn_extensions import backpack as ours
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
-EXTENSIONS = (*suite.SUITE, *run.NAMES)
+APPROXIMATIONS = ("DiagHessianBL89", "DiagHessianHesScale")
+EXTENSIONS = (*suite.SUITE, *APPROXIMATIONS, *run.NAMES)
 TOLERANCE = 1e-8
 """Of a saved entry, relative to its tensor's largest entry."""
 LOOSE = 0.1
@@ -138,12 +140,23 @@ def expected(case: Case, name: str) -> Saved | None:
         wanted = kronecker_factors(name, model, x)
     elif couples_samples(model):
         wanted = None
+    elif name in APPROXIMATIONS:
+        wanted = approximation(name, model, x)
     else:
         wanted = suite.expected(name, model, x)
     if wanted is None:
         return None
     trained = {key for key, p in case.model.named_parameters() if p.requires_grad}
     return {key: value for key, value in wanted.items() if key in trained}
+
+
+def approximation(name: str, model: Any, x: Tensor) -> Saved:
+    """Diagonals that are backpropagated by dense Jacobians."""
+    loss, y, z = nn.CrossEntropyLoss(), run.targets(len(x)), model(x).detach()
+    h = diagonals.of_loss(loss, z, y, elementwise=name == "DiagHessianBL89")
+    g = torch.func.grad(lambda z: loss(z, y))(z)
+    residual = [1] if isinstance(model, Branched) else []
+    return diagonals.backpropagated(model.requires_grad_(False), x, h, g, residual)
 
 
 def couples_samples(model: nn.Module) -> bool:
@@ -175,7 +188,7 @@ def compare(case: Case, name: str) -> tuple[Outcome, Outcome]:
     def outcome(package: Any) -> Outcome:
         return classify(partial(saved, case, package, name), wanted, tolerance)
 
-    lacking = name in suite.OURS_ONLY
+    lacking = name in (*suite.OURS_ONLY, *APPROXIMATIONS)
     return outcome(ours), LACKING if lacking else outcome(stock)
 
 

@@ -105,6 +105,7 @@ USUAL: list[dict[str, Any]] = [
 OTHERS = {
     "conv": quantities.conv(layer(), 2),
     "unfold_input": quantities.unfold_input(layer(), 2),
+    "fold_output": quantities.fold_output(layer(), 2),
     "patch_sum": simplify(quantities.patch_sum(layer(), 2)),
     "kfac_expand": quantities.kfac_expand(layer(), 2),
     "kfac_expand, paired": with_pairs(quantities.kfac_expand(layer(), 2)),

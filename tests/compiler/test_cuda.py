@@ -35,6 +35,8 @@ QUANTITIES = {
     "per_sample_grad_norm": (2,),
     "ggn_diagonal": (2, 2),
     "ggn_gram": (2, 2),
+    "ggn_matvec": (2, 2, 2),
+    "diagonal_backward": (2,),
 }
 """With the sizes of a batch, and numbers of vectors."""
 

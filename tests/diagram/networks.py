@@ -16,6 +16,7 @@ DEFINED: dict[str, Define] = {
     "conv": lambda conv: quantities.conv(conv, 2),
     "unfold_input": lambda conv: quantities.unfold_input(conv, 2),
     "unfold_weight": lambda conv: quantities.unfold_weight(conv),
+    "fold_output": lambda conv: quantities.fold_output(conv, 2),
     "weight_vjp": lambda conv: quantities.weight_vjp(conv, 2),
     "input_vjp": lambda conv: quantities.input_vjp(conv, 2),
     "weight_jvp": lambda conv: quantities.weight_jvp(conv, 2),
@@ -24,6 +25,8 @@ DEFINED: dict[str, Define] = {
     "per_sample_grad_norm": lambda conv: quantities.per_sample_grad_norm(conv, 2, 3),
     "ggn_diagonal": lambda conv: quantities.ggn_diagonal(conv, 2, 3),
     "ggn_gram": lambda conv: quantities.ggn_gram(conv, 2, 3),
+    "ggn_matvec": lambda conv: quantities.ggn_matvec(conv, 2, 3, 2),
+    "diagonal_backward": lambda conv: quantities.diagonal_backward(conv, 2),
     "bias_vjp": lambda conv: quantities.bias_vjp(conv, 2),
     "bias_per_sample_grad": lambda conv: quantities.bias_per_sample_grad(conv, 2, 3),
     "bias_per_sample_grad_norm": lambda conv: quantities.bias_per_sample_grad_norm(

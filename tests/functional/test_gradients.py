@@ -83,6 +83,26 @@ class TestValues:
         rows = gradients.flatten(0, 1).flatten(1)
         assert_close(functional.ggn_gram(x, vectors, conv), rows @ rows.mT)
 
+    @examples(40)
+    @given(
+        modules(),
+        st.sampled_from([1, 3]),
+        st.sampled_from([2**28, 100]),
+        st.integers(0, 3),
+    )
+    def test_ggn_matvec(
+        self, case: Case, batch_size: int, budget: int, number: int
+    ) -> None:
+        x, S, gradients, conv = made(case, batch_size)
+        rows = gradients.flatten(0, 1).flatten(1)
+        vectors = noise_tensor((number, *conv.weight_shape))
+        with memory_budget(budget):
+            many = functional.ggn_matvec(x, S, vectors, conv)
+            one = functional.ggn_matvec(x, S, vectors.sum(0), conv)
+        expected = vectors.flatten(1) @ rows.mT @ rows
+        assert_close(many, expected.view_as(vectors))
+        assert_close(one, expected.sum(0).view(conv.weight_shape))
+
     @pytest.mark.parametrize("batch_size", [0, 2])
     @pytest.mark.parametrize("num_vectors", [0, 1])
     def test_empty(self, batch_size: int, num_vectors: int) -> None:
@@ -100,6 +120,11 @@ class TestValues:
             result = getattr(functional, name)(x, vectors, conv)
             assert result.shape == shape and result.dtype == x.dtype
             assert total or not result.any()
+        for number in ((), (3,)):
+            kernels = noise_tensor((*number, *conv.weight_shape))
+            result = functional.ggn_matvec(x, vectors, kernels, conv)
+            assert result.shape == kernels.shape and result.dtype == x.dtype
+            assert total or not result.any()
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision_returns_float32(self, dtype: torch.dtype) -> None:
@@ -111,6 +136,13 @@ class TestValues:
             assert result.dtype == torch.float32
             exact = call(x.double(), vectors.double(), conv)
             assert_close(result.double(), exact, rtol=1e-4, atol=1e-3)
+        kernel = noise_tensor(conv.weight_shape, dtype)
+        result = functional.ggn_matvec(x, vectors, kernel, conv)
+        assert result.dtype == torch.float32
+        exact = functional.ggn_matvec(
+            x.double(), vectors.double(), kernel.double(), conv
+        )
+        assert_close(result.double(), exact, rtol=1e-4, atol=1e-2)
 
     def test_large_layers_are_planned_in_chunks(self) -> None:
         conv = Conv.make(32, 64, 3, (10, 10), padding=1)
@@ -157,6 +189,10 @@ class TestValues:
         assert_close(diagonal, gradients.square().sum((0, 1)))
         gram = functional.ggn_gram(*arguments)
         assert_close(gram, gradients.flatten(0, 1) @ gradients.flatten(0, 1).mT)
+        vectors = noise_tensor((2, *conv.weight_shape))
+        products = functional.ggn_matvec(*arguments[:2], vectors, conv)
+        ggn = gradients.flatten(0, 1).mT @ gradients.flatten(0, 1)
+        assert_close(products.flatten(1), vectors.flatten(1) @ ggn)
 
 
 NAMES = ("per_sample_grad", "per_sample_grad_norm", "ggn_diagonal", "ggn_gram")
@@ -186,6 +222,7 @@ def test_function_transforms(options: dict[str, Any]) -> None:
         (functional.bias_per_sample_grad, (vectors,)),
         (functional.bias_vjp, (g,)),
         (functional.unfold_input, (x,)),
+        (functional.fold_output, (functional.unfold_input(x, conv),)),
         (functional.patch_mean, (x,)),
     ]
     for call, arguments in cases:
@@ -236,6 +273,30 @@ class TestBadInput:
             call(*(arguments | change).values())
         called = "S" if name.startswith("ggn") else "g"
         assert_in_form(caught.value, name, argument.format(called))
+
+    @pytest.mark.parametrize(
+        ("change", "argument", "error"),
+        [
+            ({"x": S[0]}, "x.shape[1]", ValueError),
+            ({"S": S[0]}, "S.shape", ValueError),
+            ({"S": S.float()}, "S.dtype", ValueError),
+            ({"vectors": X}, "vectors.shape", ValueError),
+            ({"vectors": torch.ones(1, 1, *CONV.weight_shape)}, None, ValueError),
+            ({"vectors": torch.ones(())}, "vectors.shape", ValueError),
+            ({"vectors": torch.ones(CONV.weight_shape)}, "vectors.dtype", ValueError),
+            ({"vectors": None}, "vectors", TypeError),
+            ({"conv": None}, "conv", TypeError),
+        ],
+    )
+    def test_products_with_the_ggn(
+        self, change: dict[str, Any], argument: str | None, error: type
+    ) -> None:
+        vectors = noise_tensor((2, *self.CONV.weight_shape))
+        arguments = {"x": self.X, "S": self.S, "vectors": vectors, "conv": self.CONV}
+        functional.ggn_matvec(**arguments)
+        with pytest.raises(error) as caught:
+            functional.ggn_matvec(**(arguments | change))
+        assert_in_form(caught.value, "ggn_matvec", argument or "vectors.shape")
 
     @pytest.mark.parametrize("name", ["ggn_diagonal", "ggn_gram"])
     def test_square_roots_have_columns(self, name: str) -> None:

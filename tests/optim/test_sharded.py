@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import weakref
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
@@ -26,7 +29,8 @@ from tests.optim.support import (
     train,
 )
 from tests.optim.test_distributed import STEPS, launch, own_share, single, whole
-from tn_extensions.optim import KFAC, KFACPreconditioner
+from tn_extensions.kronecker.moments import kernel_moments
+from tn_extensions.optim import KFAC, KFACPreconditioner, layer
 from tn_extensions.optim.state import detach_tensors, to_state
 
 OPTIONS: list[dict[str, Any]] = [
@@ -34,6 +38,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"approx": "reduce", "damping_method": "exact", "inverse_update_steps": 3},
     {"fisher": "type-2", "factor_update_steps": 2},
     {"eigenvalue_correction": True, "inverse_update_steps": 3},
+    {"eigenvalue_correction": True, "fisher": "type-2", "approx": "reduce"},
 ]
 
 pytestmark = pytest.mark.skipif(
@@ -65,9 +70,12 @@ def check_same_as_one(choices: list[dict[str, Any]]) -> None:
         found = KFACPreconditioner(model, **options)
         train(model, found, range(STEPS), data=own_share)
         assert_close(whole_parameters(model), expected, rtol=1e-10, atol=1e-10)
-        # an average is in one place
-        held = [name for name, own in found._layers.items() if own.averages]
-        assert held == [n for n in found._layers if found._processes.inverts(n)]
+        # an average is in one place, and so are bases
+        owned = [n for n in found._layers if found._processes.inverts(n)]
+        layers = found._layers.items()
+        assert owned == [name for name, own in layers if own.averages]
+        if is_corrected:
+            assert owned == [name for name, own in layers if own.bases]
 
 
 def check_what_counts() -> None:
@@ -94,6 +102,7 @@ def check_what_counts() -> None:
             with torch.no_grad():
                 model(x)
             found.step()
+            # else FSDP2 computes on with what that pass gathered, as without us
             model.reshard()
             optimizer.step()
         assert_close(whole_parameters(model), expected, rtol=1e-10, atol=1e-10)
@@ -128,93 +137,143 @@ def check_errors() -> None:
         early.step()
 
 
-def held_bytes(found: KFACPreconditioner) -> int:
-    """Size of averages and inverses; what shares memory counts once."""
+def each_corrected_or_not(check: Callable[..., None], *args: Any) -> None:
+    for is_corrected in (False, True):
+        # between two updates of the inverses
+        options = {"inverse_update_steps": 3, "eigenvalue_correction": is_corrected}
+        check(options, *args)
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Size of tensors; what shares memory counts once."""
+    return sum(each.nbytes for each in {t.data_ptr(): t for t in tensors}.values())
+
+
+def held(found: KFACPreconditioner) -> list[Tensor]:
+    """Averages, eigenvectors and inverses."""
     tensors: list[Tensor] = []
-    for layer in found._layers.values():
-        detach_tensors(dict(layer.averages), tensors)
-        detach_tensors({"inverse": to_state(layer.inverse)}, tensors)
-    return sum(
-        each.nbytes for each in {each.data_ptr(): each for each in tensors}.values()
-    )
+    for each in found._layers.values():
+        bases = dict(enumerate(each.bases or ()))
+        own = {**each.averages, "bases": bases, "inverse": to_state(each.inverse)}
+        detach_tensors(own, tensors)
+    return tensors
 
 
-def check_memory() -> None:
-    """Averages and inverses of a process, with four of them, are a third at most."""
+def chain() -> nn.Sequential:
+    sizes = (18, 24, 20, 24, 18, 24, 20, 24, 3)
+    layers = [nn.Linear(*own) for own in pairwise(sizes)]
+    return nn.Sequential(nn.Flatten(), *layers).double()
 
-    def build() -> nn.Sequential:
-        sizes = (18, 24, 20, 24, 18, 24, 20, 24, 3)
-        layers = [nn.Linear(*own) for own in pairwise(sizes)]
-        return nn.Sequential(nn.Flatten(), *layers).double()
 
-    one = single(model := build(), {})
-    train(model, one, range(2), data=whole)
-    model = build()
-    for layer in model[1:]:
-        fully_shard(layer)
-    kfac = KFAC(fully_shard(model))
-    for number in range(2):
-        kfac.zero_grad()
-        loss_of(model, own_share(number)).backward()
-        kfac.step()
+def check_memory(options: dict[str, Any]) -> None:
+    """What a process holds at any time, of four, is a third of one's at most."""
+    one = single(model := chain(), options)
+    train(model, one, range(3), data=whole)
+    model = chain()
+    for module in model[1:]:
+        fully_shard(module)
+    kfac = KFAC(fully_shard(model), **options)
     found = kfac.preconditioner
-    assert held_bytes(found) <= held_bytes(one) / 3
+    peak, borrowed = 0, list[weakref.ref[Tensor]]()
+
+    def measured(pairs: Any, left: Tensor, right: Tensor, is_joint: bool) -> Tensor:
+        nonlocal peak, borrowed
+        # others have been dropped
+        assert all(known() is None for known in borrowed)
+        own = held(found)
+        kept = {each.data_ptr() for each in own}
+        both = [each for each in (left, right) if each.data_ptr() not in kept]
+        borrowed = list(map(weakref.ref, both))
+        peak = max(peak, num_bytes([*own, *both]))
+        return kernel_moments(pairs, left, right, is_joint)
+
+    with patch.object(layer, "kernel_moments", measured):
+        for number in range(3):
+            kfac.zero_grad()
+            loss_of(model, own_share(number)).backward()
+            kfac.step()
+    assert bool(peak) == options.get("eigenvalue_correction", False)
+    assert max(peak, num_bytes(held(found))) <= num_bytes(held(one)) / 3
     # what comes back has no other layer, either
     assert len(found.state_dict()["layers"]) == 2
 
 
 def test_memory() -> None:
-    launch(4, check_memory)
+    launch(4, each_corrected_or_not, check_memory)
 
 
-def save(folder: str, options: dict[str, Any]) -> None:
+def folder_of(folder: str, options: dict[str, Any]) -> Path:
+    return Path(folder) / str(options["eigenvalue_correction"])
+
+
+def save(options: dict[str, Any], folder: str) -> None:
     """Train a few steps and save all."""
     model = sharded(identified())
     found = KFACPreconditioner(model, **options)
     train(model, found, range(4), data=own_share)
     state = {"model": model.state_dict(), "curvature": found.state_dict()}
-    dcp.save(state, checkpoint_id=folder)
+    dcp.save(state, checkpoint_id=folder_of(folder, options))
 
 
-def load(folder: str, options: dict[str, Any], is_sharded: bool) -> None:
+def load(options: dict[str, Any], folder: str, is_sharded: bool) -> None:
     """Go on from there, as one that was not interrupted."""
+    saved = folder_of(folder, options)
     model = identified()
     expected = train(model, single(model, options), range(7), data=whole)
     model = sharded(identified()) if is_sharded else identified()
     state = {"model": model.state_dict()}
-    dcp.load(state, checkpoint_id=folder)
+    dcp.load(state, checkpoint_id=saved)
     model.load_state_dict(state["model"])
     found = (
         KFACPreconditioner(model, **options) if is_sharded else single(model, options)
     )
-    found.load_checkpoint(folder, "curvature")
+    found.load_checkpoint(saved, "curvature")
     assert found.steps == 4
     train(model, found, range(4, 7), data=own_share if is_sharded else whole)
     assert_close(whole_parameters(model), expected, rtol=1e-10, atol=1e-10)
     other = KFACPreconditioner(nn.Sequential(nn.Linear(3, 3)).double())
     with pytest.raises(ValueError, match="state_dict must be of the same layers"):
-        other.load_checkpoint(folder, "curvature")
+        other.load_checkpoint(saved, "curvature")
     with pytest.raises(ValueError, match="key must be a key of the checkpoint"):
-        other.load_checkpoint(folder, "optimizer")
+        other.load_checkpoint(saved, "optimizer")
 
 
-@pytest.mark.parametrize("is_corrected", [False, True])
-def test_checkpoints_of_other_numbers_of_processes(
-    is_corrected: bool, tmp_path: Path
-) -> None:
-    # between two updates of the inverses
-    options = {"inverse_update_steps": 3, "eigenvalue_correction": is_corrected}
-    launch(4, save, str(tmp_path), options)
-    launch(2, load, str(tmp_path), options, True)
-    launch(1, load, str(tmp_path), options, False)
+def test_checkpoints_of_other_numbers_of_processes(tmp_path: Path) -> None:
+    launch(4, each_corrected_or_not, save, str(tmp_path))
+    launch(2, each_corrected_or_not, load, str(tmp_path), True)
+    launch(1, each_corrected_or_not, load, str(tmp_path), False)
+
+
+def offloaded() -> nn.Sequential:
+    policy = CPUOffloadPolicy(pin_memory=False)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return fully_shard(network(), mesh=mesh, offload_policy=policy)
+
+
+def check_offloaded() -> None:
+    # parameters wait where they are computed with
+    model = network()
+    expected = train(model, single(model, {}), range(3), data=whole)
+    model = offloaded()
+    train(model, KFACPreconditioner(model), range(3), data=own_share)
+    assert_close(whole_parameters(model), expected, rtol=1e-10, atol=1e-10)
+    # and where they are not, of which no machine without an accelerator has any
+    model = offloaded()
+    rule = r"0\.weight must be sharded .* got a parameter on cpu of a mesh on cuda"
+    with (
+        patch.object(DeviceMesh, "device_type", "cuda"),
+        pytest.raises(NotImplementedError, match=rule),
+    ):
+        KFACPreconditioner(model)
 
 
 def check_two() -> None:
     check_what_counts()
     check_errors()
+    check_offloaded()
 
 
-def test_what_counts_and_errors() -> None:
+def test_what_counts_errors_and_offloaded_parameters() -> None:
     launch(2, check_two)
 
 

@@ -1,5 +1,9 @@
 """BackPACK extensions with the stock names, for every convolution."""
 
+from tn_extensions.backpack.approximations import (
+    DiagHessianBL89,
+    DiagHessianHesScale,
+)
 from tn_extensions.backpack.firstorder import (
     BatchGrad,
     BatchL2Grad,
@@ -31,6 +35,8 @@ __all__ = [
     "DiagGGNExact",
     "DiagGGNMC",
     "DiagHessian",
+    "DiagHessianBL89",
+    "DiagHessianHesScale",
     "GGNGramExact",
     "GGNGramMC",
     "SqrtGGNExact",

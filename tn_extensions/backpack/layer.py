@@ -74,6 +74,21 @@ class Layer:
         positions = tuple(range(self._leading(vectors) + 1, summed.dim()))
         return summed.sum(positions) if positions else summed
 
+    def squared_weight_vjp(self, h: Tensor) -> Tensor:
+        """Multiply the kernel's squared Jacobian with ``h``: ``sum_{n, o} h U^2``.
+
+        Args:
+            h: In the space of the output, ``[N, *output.shape[1:]]``.
+
+        Returns:
+            The product, shaped as the kernel, of float32 or wider.
+        """
+        x, conv = self._input()
+        dtype = common_dtype(x, h)
+        h = self.channels_first(h.detach().to(dtype))
+        product = functional.weight_vjp(x.detach().to(dtype).square(), h, conv)
+        return product.view_as(self.weight)
+
     def evaluate(
         self, quantities: Asked, vectors: Tensor, others: Asked = ()
     ) -> list[Tensor]:

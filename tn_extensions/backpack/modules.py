@@ -42,6 +42,15 @@ BATCH_NORMS: tuple[type[Module], ...] = (
     nn.BatchNorm3d,
 )
 
+AVERAGE_POOLS: tuple[type[Module], ...] = (
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+)
+
 MAX_POOLS: tuple[type[Module], ...] = (
     nn.MaxPool1d,
     nn.MaxPool2d,
@@ -72,16 +81,7 @@ def passive(
     Returns:
         Module extensions by the module's type.
     """
-    linear = (
-        nn.AvgPool1d,
-        nn.AvgPool2d,
-        nn.AvgPool3d,
-        nn.AdaptiveAvgPool1d,
-        nn.AdaptiveAvgPool2d,
-        nn.AdaptiveAvgPool3d,
-        nn.Identity,
-        ScaleModule,
-    )
+    linear = (*AVERAGE_POOLS, nn.Identity, ScaleModule)
     result: dict[type[Module], ModuleExtension] = {}
     result |= dict.fromkeys(linear, base(LinearModuleDerivatives()))
     result |= dict.fromkeys(MAX_POOLS, base(MaxPoolDerivatives()))

@@ -7,6 +7,7 @@ contracted. Primitives read that off a :class:`Half`, never off a quantity's nam
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -71,9 +72,10 @@ class Half:
         the halves, these are of a single operand, and all three axes are there.
         """
         nodes = _unprimed(network)
-        axes = _columns_apart(network)
-        copied = len(network.nodes) - len(network.pairs)
-        if not nodes or 2 * len(nodes) != copied or axes is None:
+        image, axes = exchange(network), _columns_apart(network)
+        copies = (node.rename(image) for node in nodes)
+        both = Counter([*nodes, *copies, *network.pairs])
+        if not nodes or both != Counter(network.nodes) or axes is None:
             return None
         operands = tuple(node for node in nodes if isinstance(node, Operand))
         batch, columns = axes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from tn_extensions.diagram import label
-from tn_extensions.diagram.place import Spot, place
+from tn_extensions.diagram.place import Spot, is_between, place
 from tn_extensions.diagram.ports import Ports, ports
 from tn_extensions.diagram.route import Router
 from tn_extensions.diagram.scene import (
@@ -19,6 +19,7 @@ from tn_extensions.diagram.scene import (
 )
 from tn_extensions.diagram.wiring import Link, wiring
 from tn_extensions.errors import describe
+from tn_extensions.network.index import is_primed
 from tn_extensions.network.network import TensorNetwork
 from tn_extensions.network.nodes import Node, Operand, Pair, Selection
 
@@ -96,13 +97,12 @@ def _parts(
 ) -> list[tuple[str, list[int]]]:
     """Numbers of the nodes of each part that is shaded."""
     if shade is None:
-        if not any(spot.primed for spot in spots):
+        own = [s for s in spots if s.primed or not is_between(network.nodes[s.number])]
+        halves = [[s.number for s in own if s.primed == p] for p in (False, True)]
+        copies = (network.nodes[number] for number in halves[1])
+        # the copy of what is squared is no half
+        if not any(is_primed(index) for node in copies for index in node.indices):
             return []
-        pairs = {j for j, node in enumerate(network.nodes) if isinstance(node, Pair)}
-        halves = (
-            [s.number for s in spots if s.primed == primed and s.number not in pairs]
-            for primed in (False, True)
-        )
         return list(zip(("half", "copy"), halves, strict=True))
     known = _names(network, spots)
     parts = []

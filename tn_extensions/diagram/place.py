@@ -1,8 +1,8 @@
 """Which column and row each node goes to.
 
 Columns are distances along index patterns from the input; spatial dimensions are
-stacked in rows. A second half, of nodes that are primed copies, mirrors the first, and
-pairs, which belong to both, stand between the two.
+stacked in rows. A second half, of nodes that are primed copies, mirrors the first. What
+belongs to both stands between the two: pairs, and an operand that one of them meets.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def place(network: TensorNetwork) -> tuple[Spot, ...]:
         [number for number in range(len(nodes)) if (number in copies) == primed]
         for primed in (False, True)
     ]
-    between = [number for number in halves[0] if isinstance(nodes[number], Pair)]
+    between = [number for number in halves[0] if is_between(nodes[number])]
     if copies:
         halves[0] = [number for number in halves[0] if number not in between]
     left, right = (_columns(nodes, half, bool(copies)) for half in halves)
@@ -65,6 +65,11 @@ def place(network: TensorNetwork) -> tuple[Spot, ...]:
         for row, number in enumerate(numbers)
     }
     return tuple(spots[number] for number in range(len(nodes)))
+
+
+def is_between(node: Node) -> bool:
+    """Tell whether a node that is no copy meets copies."""
+    return isinstance(node, Pair) or isinstance(node, Operand) and _primes(node) > 0
 
 
 def _copies(nodes: Sequence[Node]) -> set[int]:

@@ -28,11 +28,14 @@ from tn_extensions.functional.factors import (
 from tn_extensions.functional.gradients import (
     ggn_diagonal,
     ggn_gram,
+    ggn_matvec,
     per_sample_grad,
     per_sample_grad_norm,
 )
 from tn_extensions.functional.linear import (
     conv,
+    diagonal_backward,
+    fold_output,
     input_jvp,
     input_vjp,
     unfold_input,
@@ -50,8 +53,11 @@ __all__ = [
     "bias_per_sample_grad_norm",
     "bias_vjp",
     "conv",
+    "diagonal_backward",
+    "fold_output",
     "ggn_diagonal",
     "ggn_gram",
+    "ggn_matvec",
     "gradient_factor_expand",
     "gradient_factor_reduce",
     "input_jvp",

@@ -107,7 +107,14 @@ def run(
     return result.contiguous()
 
 
-_LAID_OUT_BY_TORCH = ("conv", "weight_vjp", "input_vjp", "weight_jvp", "input_jvp")
+_LAID_OUT_BY_TORCH = (
+    "conv",
+    "weight_vjp",
+    "input_vjp",
+    "weight_jvp",
+    "input_jvp",
+    "diagonal_backward",
+)
 """Quantities whose memory format is that of the operands, as in torch's own kernels."""
 _SYMMETRIC = (
     "kfac_expand",

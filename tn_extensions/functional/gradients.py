@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from tn_extensions.conv import Conv
-from tn_extensions.functional.checks import check_input, check_like, check_vectors
+from tn_extensions.errors import describe
+from tn_extensions.functional.checks import (
+    check_input,
+    check_like,
+    check_tensor,
+    check_vectors,
+)
 from tn_extensions.functional.evaluate import prepare, result_dtype, run
 from tn_extensions.quantities import Quantity
 
@@ -111,6 +117,44 @@ def ggn_gram(x: Tensor, S: Tensor, conv: Conv) -> Tensor:
         return _run("ggn_gram", x.detach(), S.detach(), conv, (num_vectors,))
 
 
+def ggn_matvec(x: Tensor, S: Tensor, vectors: Tensor, conv: Conv) -> Tensor:
+    """Multiply the kernel's GGN with vectors: ``sum_{v, n} J_vn <J_vn, vector>``.
+
+    ``J_vn = sum_o S[v, n, co, o] U[n, (ci, k), o]``. These gradients are formed only if
+    that is cheaper than to go forward from a vector to the output, and back. Not
+    differentiable: all tensors are detached.
+
+    Args:
+        x: Input, ``[N, C_in, I1, ...]``.
+        S: Square root of the loss Hessian, backpropagated to the output, ``[V, N,
+            C_out, O1, ...]``.
+        vectors: Vectors in the space of the kernel, ``[(B,) *conv.weight_shape]``.
+        conv: Hyper-parameters.
+
+    Returns:
+        Products, shaped as the vectors.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If shapes, dtypes or devices do not fit.
+
+    Reference: Schraudolph, "Fast curvature matrix-vector products for second-order
+    gradient descent", Neural Computation 2002.
+    """
+    num_vectors = _check("ggn_matvec", x, S, conv, "S")
+    check_tensor("ggn_matvec", "vectors", vectors)
+    many = vectors.dim() > len(conv.weight_shape)
+    if tuple(vectors.shape[many:]) != conv.weight_shape:
+        rule = f"equal [(B,) {', '.join(map(str, conv.weight_shape))}]"
+        shape = list(vectors.shape)
+        raise ValueError(describe("ggn_matvec", "vectors.shape", rule, shape))
+    check_like("ggn_matvec", "vectors", vectors, x.dtype, x)
+    arguments = (num_vectors, len(vectors) if many else None)
+    with torch.no_grad():
+        x, S, vectors = x.detach(), S.detach(), vectors.detach()
+        return _run("ggn_matvec", x, S, conv, arguments, weight_dot=vectors)
+
+
 def _check(
     name: str, x: Any, g: Any, conv: Any, argument: str, leading: tuple[int, ...] = (2,)
 ) -> int | None:
@@ -122,7 +166,14 @@ def _check(
 
 
 def _run(
-    name: Quantity, x: Tensor, g: Tensor, conv: Conv, arguments: tuple[Any, ...]
+    name: Quantity,
+    x: Tensor,
+    g: Tensor,
+    conv: Conv,
+    arguments: tuple[Any, ...],
+    **others: Tensor,
 ) -> Tensor:
-    operands = {"x": prepare(x, conv), "g": g.to(result_dtype(g))}
+    dtype = result_dtype(x)
+    operands = {"x": prepare(x, conv), "g": g.to(dtype)}
+    operands |= {operand: tensor.to(dtype) for operand, tensor in others.items()}
     return run(name, operands, conv, arguments=arguments)

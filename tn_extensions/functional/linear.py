@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import product
+from math import prod
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from tn_extensions.compiler.allocate import memory_of
 from tn_extensions.compiler.tracing import is_traced
-from tn_extensions.conv import Conv
+from tn_extensions.conv import Conv, PaddingMode
+from tn_extensions.conv_dim import ConvDim
 from tn_extensions.functional.checks import (
     check_conv,
     check_input,
@@ -21,7 +27,7 @@ from tn_extensions.functional.evaluate import (
     run,
     run_compiled,
 )
-from tn_extensions.padding import unpad
+from tn_extensions.padding import source_position, unpad
 from tn_extensions.quantities import Quantity
 
 
@@ -131,13 +137,99 @@ def input_vjp(weight: Tensor, g: Tensor, conv: Conv) -> Tensor:
         TypeError: If an argument is of the wrong kind.
         ValueError: If shapes, dtypes or devices do not fit.
     """
-    check_conv("input_vjp", conv)
-    check_tensor("input_vjp", "g", g)
-    batch_size = g.shape[0] if g.dim() else 0
-    check_shaped("input_vjp", "g", g, _output_shape(conv, batch_size))
-    check_shaped("input_vjp", "weight", weight, conv.weight_shape)
-    check_like("input_vjp", "weight", weight, g.dtype, g, "g")
+    _check_backward("input_vjp", weight, g, "g", conv)
     return unpad(_plain("input_vjp", {"weight": weight, "g": g}, conv, len(g)), conv)
+
+
+def diagonal_backward(weight: Tensor, h: Tensor, conv: Conv) -> Tensor:
+    """Backpropagate the diagonal of a Hessian: ``sum_y (dy / dx)^2 h``.
+
+    That is ``sum_{co, o} h[n, co, o] (sum_k P[k, o, i] W[co, ci, k])^2``: the Hessian
+    of the output is taken for a diagonal matrix, and the diagonal of the input's is
+    kept. It costs as much as :func:`input_vjp`, of a kernel whose entries are squared.
+    Near padding that holds data, several entries read a copy of the same input; they
+    add up before they are squared.
+
+    Args:
+        weight: Kernel as ``torch.nn`` stores it (:attr:`Conv.weight_shape`).
+        h: Diagonal of the Hessian by the output, ``[N, C_out, O1, ...]``.
+        conv: Hyper-parameters.
+
+    Returns:
+        Diagonal of the Hessian by the input, ``[N, C_in, I1, ...]``.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If shapes, dtypes or devices do not fit.
+
+    Reference: Becker and Le Cun, "Improving the convergence of back-propagation
+    learning with second order methods", 1989.
+    """
+    _check_backward("diagonal_backward", weight, h, "h", conv)
+    if not conv.pads_explicitly:
+        return _plain("diagonal_backward", {"weight": weight, "h": h}, conv, len(h))
+    padded = conv.explicitly_padded
+    dtype = result_dtype(h)
+    result = h.new_zeros(len(h), conv.in_channels, *padded.input_size, dtype=dtype)
+    for parts in product(*(_stretches(dim, conv.padding_mode) for dim in conv.dims)):
+        merged, some, place = weight, h, result
+        for axis, part in enumerate(parts, start=2):
+            merged = _summed(merged, axis, part.first_readers)
+            some = some.narrow(axis, part.start, part.dim.output_size)
+            start = part.dim.stride * part.start
+            place = place.narrow(axis, start, part.dim.input_size)
+        dims = tuple(part.dim for part in parts)
+        own = Conv(conv.in_channels, conv.out_channels, dims, conv.groups)
+        operands = {"weight": merged, "h": some}
+        place += _plain("diagonal_backward", operands, own, len(h))
+    return unpad(result, conv)
+
+
+class _Stretch(NamedTuple):
+    """Outputs along a dimension whose kernels read the same input equally often.
+
+    Args:
+        start: The first of them.
+        dim: What computes them from the padded positions that they read.
+        first_readers: For each kernel entry, the first one that reads a copy of the
+            input that it reads.
+    """
+
+    start: int
+    dim: ConvDim
+    first_readers: tuple[int, ...]
+
+
+@lru_cache(maxsize=512)
+def _stretches(dim: ConvDim, mode: PaddingMode) -> tuple[_Stretch, ...]:
+    found: list[tuple[int, tuple[int, ...]]] = []
+    for output in range(dim.output_size):
+        first = dim.stride * output - dim.padding[0]
+        read = [
+            source_position(first + dim.dilation * entry, dim.input_size, mode)
+            for entry in range(dim.kernel_size)
+        ]
+        readers = tuple(map(read.index, read))
+        if not found or readers != found[-1][1]:
+            found.append((output, readers))
+    ends = [*(start for start, _ in found[1:]), dim.output_size]
+    result = []
+    for (start, readers), end in zip(found, ends, strict=True):
+        span = dim.stride * (end - start - 1) + dim.dilation * (dim.kernel_size - 1) + 1
+        own = ConvDim(span, dim.kernel_size, dim.stride, dim.dilation)
+        result.append(_Stretch(start, own, readers))
+    return tuple(result)
+
+
+def _summed(weight: Tensor, axis: int, first_readers: tuple[int, ...]) -> Tensor:
+    """Add kernel entries up at the first of those that read the same input."""
+    if first_readers == tuple(range(len(first_readers))):
+        return weight
+    entries = weight.unbind(axis)
+    sums = [torch.zeros_like(entry) for entry in entries]
+    for entry, first in zip(entries, first_readers, strict=True):
+        sums[first] = sums[first] + entry
+    return torch.stack(sums, axis)
 
 
 def unfold_weight(weight: Tensor, conv: Conv) -> Tensor:
@@ -184,16 +276,49 @@ def unfold_input(x: Tensor, conv: Conv) -> Tensor:
         ValueError: If the shape of ``x`` does not fit ``conv``.
     """
     check_input("unfold_input", x, conv)
-    result = run("unfold_input", {"x": prepare(x, conv)}, conv)
-    if is_traced((x, result)):  # a view may have no storage to compare
+    return _new(run("unfold_input", {"x": prepare(x, conv)}, conv), x)
+
+
+def fold_output(u: Tensor, conv: Conv) -> Tensor:
+    """Fold patches (col2im): ``X[n, ci, i] = sum_{k, o} P[k, o, i] u[n, (ci, k), o]``.
+
+    The adjoint of :func:`unfold_input`: patches are added up where they come from. Like
+    ``torch.nn.functional.fold``, for any number of dimensions, transposed convolutions,
+    and all padding modes (padding that holds data adds up at the positions that it was
+    copied from). Differentiable.
+
+    Args:
+        u: Patches, ``[N, C_in * K, O]``, in the order of torch's unfold.
+        conv: Hyper-parameters.
+
+    Returns:
+        Sums of patches, ``[N, C_in, I1, ...]``; a new tensor.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If the shape of ``u`` does not fit ``conv``.
+    """
+    check_conv("fold_output", conv)
+    check_tensor("fold_output", "u", u)
+    batch_size = u.shape[0] if u.dim() else 0
+    patch = conv.in_channels * prod(conv.kernel_size)
+    shape = (batch_size, patch, prod(conv.output_size))
+    check_shaped("fold_output", "u", u, shape)
+    return _new(unpad(_plain("fold_output", {"u": u}, conv, batch_size), conv), u)
+
+
+def _new(result: Tensor, operand: Tensor) -> Tensor:
+    """A result with memory of its own, also where a view of its operand suffices."""
+    # what records operations may have no storage to compare
+    if torch.compiler.is_compiling() or is_traced((operand, result)):
         return result.clone()
-    return result.clone() if memory_of(result) == memory_of(x) else result
+    return result.clone() if memory_of(result) == memory_of(operand) else result
 
 
 def _plain(
     name: Quantity, operands: dict[str, Tensor], conv: Conv, batch_size: int
 ) -> Tensor:
-    """A quantity that is linear in each of its operands."""
+    """Evaluate a quantity that can be differentiated by its operands."""
     like = next(iter(operands.values()))
     dtype = result_dtype(like)
     operands = {
@@ -205,6 +330,16 @@ def _plain(
     if torch.compiler.is_compiling():
         return run_compiled(name, operands, conv, batch_size)
     return run(name, operands, conv, batch_size=batch_size)
+
+
+def _check_backward(name: str, weight: Any, g: Any, argument: str, conv: Any) -> None:
+    """Refuse a kernel, and what goes from its output to its input, that do not fit."""
+    check_conv(name, conv)
+    check_tensor(name, argument, g)
+    batch_size = g.shape[0] if g.dim() else 0
+    check_shaped(name, argument, g, _output_shape(conv, batch_size))
+    check_shaped(name, "weight", weight, conv.weight_shape)
+    check_like(name, "weight", weight, g.dtype, g, argument)
 
 
 def _output_shape(conv: Conv, batch_size: int) -> tuple[int, ...]:

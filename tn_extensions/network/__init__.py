@@ -1,6 +1,7 @@
 """Symbolic tensor networks and their rewriting; knows nothing of tensors."""
 
 from tn_extensions.network.build import build
+from tn_extensions.network.export import Exported, Given, export
 from tn_extensions.network.network import TensorNetwork
 from tn_extensions.network.nodes import Affine, Axis, Operand, Pair, Pattern, Selection
 from tn_extensions.network.simplify import Rule, simplify
@@ -9,6 +10,8 @@ from tn_extensions.network.trace import Step, Trace
 __all__ = [
     "Affine",
     "Axis",
+    "Exported",
+    "Given",
     "Operand",
     "Pair",
     "Pattern",
@@ -18,5 +21,6 @@ __all__ = [
     "TensorNetwork",
     "Trace",
     "build",
+    "export",
     "simplify",
 ]

@@ -51,11 +51,12 @@ class TensorNetwork:
     output: Output
     sizes: Mapping[str, int]
 
-    # by the layers that draw, explain and evaluate, see `network.methods`
+    # by what draws, explains, evaluates and exports, see `network.methods`
     draw: ClassVar[Callable[..., Any]]
     to_tikz: ClassVar[Callable[..., str]]
     explain: ClassVar[Callable[..., Any]]
     evaluate: ClassVar[Callable[..., Any]]
+    export: ClassVar[Callable[..., Any]]
 
     def __init__(
         self,

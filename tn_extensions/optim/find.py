@@ -47,7 +47,7 @@ def find_layers(
     layers: dict[str, Layer] = {}
     used: set[str] = set()
     unsupported: dict[str, None] = {}
-    reasons: dict[str, str] = {}
+    others: list[str] = []
     for name, module in model.named_modules():
         is_skipped = any(matches(each, name, module) for each in skip_layers)
         is_known = isinstance(module, (*SUPPORTED, *NORMS))
@@ -70,7 +70,7 @@ def find_layers(
         if reason is None and any(own[key].is_complex() for key in keys):
             reason = "has complex parameters"
         if reason is not None:
-            reasons[name] = reason
+            others.append(f"layer {name!r} {reason}")
             continue
         _check_kind(owner, {f"{name}.{key}": own[key] for key in keys})
         order = tuple(key for key in ("weight", "bias") if key in keys)
@@ -80,7 +80,6 @@ def find_layers(
     if unused:
         rule = "be of layers of the model"
         raise ValueError(describe(owner, "overrides", rule, ", ".join(unused)))
-    others = [f"layer {name!r} {reason}" for name, reason in reasons.items()]
     if not layers:
         rule = f"have trained layers of {supported}"
         found = "; ".join([type(model).__name__, *others])

@@ -20,7 +20,7 @@ def not_finite(
         all_agree: Finds which conditions hold in all processes.
     """
     # a sum is finite only if all of its terms are; there is one answer for all
-    sums = [_sum(gradient).double() for gradient in gradients.values()]
+    sums = [own.sum(dtype=_summable(own)).double() for own in gradients.values()]
     is_finite = torch.stack(sums).isfinite()
     if all_agree([holds(is_finite.all())]) == [True]:
         return []
@@ -48,7 +48,8 @@ def replace_gradients(
     """
     written, products = [], []
     for own, new in pairs:
-        products.append(_inner(own, new))
+        pair = (each.flatten().to(_summable(own)) for each in (own, new))
+        products.append(torch.dot(*pair))
         written.append(own.copy_(new))
     total = sum_over_processes(torch.stack(products).sum())
     if not holds(total.isfinite()):
@@ -60,16 +61,6 @@ def replace_gradients(
     for own in written:  # by one, rather than asking whether it is less
         own.mul_(scale)
     return scale
-
-
-def _sum(tensor: Tensor) -> Tensor:
-    return tensor.sum(dtype=_summable(tensor))
-
-
-def _inner(left: Tensor, right: Tensor) -> Tensor:
-    """Sum of products, which are not held."""
-    dtype = _summable(left)
-    return torch.dot(left.flatten().to(dtype), right.flatten().to(dtype))
 
 
 def _summable(tensor: Tensor) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from math import prod
@@ -52,6 +52,8 @@ that size, and more than that with smaller ones, which take little memory.
 ATTEMPTS = 8
 """Times that damping grows tenfold before an inverse is given up."""
 LOG = getLogger("tn_extensions.optim")
+Bases = tuple[Tensor, Tensor | None]
+"""Eigenvectors ``Q_B`` and ``Q_A``; none of the inputs where there is only a bias."""
 
 
 @dataclass
@@ -80,13 +82,15 @@ class Layer:
         """Its parameters and their gradients."""
         self.averages: Statistics = {}
         """Moving averages of the statistics."""
-        self.bases: tuple[Tensor, Tensor | None] | None = None
-        """Eigenvectors ``Q_B`` and ``Q_A``, if eigenvalues are corrected."""
+        self.bases: Bases | None = None
+        """Eigenvectors, if eigenvalues are corrected and this process has averages."""
+        self.borrow: Callable[[], Bases] | None = None
+        """Gets the eigenvectors for a pass, where one process has them for all."""
         self.inverse: KroneckerProduct | EigendecomposedMatrix | None = None
         self.is_inverted = False
         """Whether some process has tried to invert it."""
-        self.is_elsewhere = False
-        """Whether another process holds its averages and its inverse."""
+        self.has_averages = False
+        """Whether it has averages, here or in another process."""
         self.gathered = Gathered()
         """The statistics since the last step."""
         self.period = 0
@@ -213,21 +217,22 @@ class Layer:
         self, pairs: Pairs, scale: float, into: Gathered, generator: torch.Generator
     ) -> None:
         """Add gradients of the uses on some data to the sum of gradient factors."""
+        bases = self.borrow() if self.borrow else self.bases
         kept, factor = self._draw(len(pairs[0][1]), generator)
         scale *= factor
         if kept is not None:
             pairs = [
                 # moments are of inputs, too
-                (use if self.bases is None else use.of_data(kept), own[kept])
+                (use if bases is None else use.of_data(kept), own[kept])
                 for use, own in pairs
             ]
         approx, known = self.options.approx, into.sums.get("gradients")
         into.sums["gradients"] = add_gradient_factor(
             pairs, approx, known, scale, RANK_LIMIT
         )
-        if self.bases is None:
+        if bases is None:
             return
-        left, right = self.bases
+        left, right = bases
         if right is None:
             moments = bias_moments(pairs, left)
         else:
@@ -288,20 +293,16 @@ class Layer:
         self._damping = number_at(self.owner, "damping", options.damping, step)
         self._decay = number_at(self.owner, "ema_decay", options.ema_decay, step)
 
-    @property
-    def has_averages(self) -> bool:
-        """Tell whether it has averages, here or in another process."""
-        return bool(self.averages) or self.is_elsewhere
-
     def average(self, new: Statistics) -> None:
-        """Add a step's statistics to the averages."""
-        decay = self._decay
+        """Add a step's statistics to the averages; none where others have these."""
+        self.has_averages, decay = True, self._decay
         for what, own in new.items():
             known = self.averages.get(what)
             if what == "moments" and known is not None:
                 known.mul_(decay).add_(own, alpha=1 - decay)
             else:
                 self.averages[what] = averaged(known, own, decay, RANK_LIMIT)
+        self.correct()
 
     def invert(self) -> None:
         """Invert the averages anew.
@@ -350,9 +351,6 @@ class Layer:
         """Take another process's decomposition."""
         if not self.options.eigenvalue_correction:
             self.inverse = self._placed(decomposition)
-        elif self.is_elsewhere:
-            # its moments are in these bases, too
-            self.bases = decomposition
         elif decomposition is not None:
             self.bases = decomposition.left, decomposition.right
             self.averages["moments"] = decomposition.values
@@ -422,6 +420,7 @@ class Layer:
             return value
 
         self.averages = copied(state["averages"])
+        self.has_averages = bool(self.averages)
         left_and_right = state["bases"]
         self.bases = left_and_right and tuple(map(copied, left_and_right))
         self.inverse = self._placed(from_state(copied(state["inverse"])))

@@ -6,9 +6,9 @@ Each group is a dataclass. Its fields are keyword arguments of the preconditione
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
-from typing import Any, ClassVar, Literal, Self, TypeVar, cast, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from torch import nn
 
@@ -27,19 +27,18 @@ Number = float | Callable[[int], float]
 
 G = TypeVar("G", bound="_Group")
 
+_COUNT = ("be a positive integer", lambda value: value >= 1 and value == int(value))
 RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "damping": ("be positive", lambda value: value > 0),
-    "factor_update_steps": ("be a positive integer", lambda v: v >= 1 and v == int(v)),
-    "inverse_update_steps": ("be a positive integer", lambda v: v >= 1 and v == int(v)),
+    "factor_update_steps": _COUNT,
+    "inverse_update_steps": _COUNT,
     "ema_decay": ("be in [0, 1)", lambda value: 0 <= value < 1),
     "kl_clip": ("be positive or None", lambda value: value > 0),
-    "mc_samples": ("be a positive integer", lambda v: v >= 1 and v == int(v)),
+    "mc_samples": _COUNT,
     "lr": ("be non-negative", lambda value: value >= 0),
     "grad_worker_fraction": ("be in [0, 1] or None", lambda value: 0 <= value <= 1),
 }
 """What numbers must be."""
-OPTIONAL = ("kl_clip", "grad_worker_fraction")
-"""Numbers that may be ``None``."""
 CHOICES: dict[str, tuple[Any, ...]] = {
     "approx": get_args(Approx),
     "fisher": get_args(Fisher),
@@ -49,34 +48,28 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 
 
+@dataclass(frozen=True, repr=False)
 class _Group:
     """A group of options that checks itself."""
 
-    SHORT: ClassVar[Mapping[str, str]] = {}
-    """Keyword arguments whose names differ from those of the fields."""
-
     def __post_init__(self) -> None:
         """Refuse what an option cannot be."""
-        for name, own in self.short().items():
-            check(type(self).__name__, name, own, self.SHORT.get(name, name))
+        for own, (name, value) in zip(fields(self), self.short().items(), strict=True):
+            check(type(self).__name__, name, value, own.name)
 
     def __repr__(self) -> str:
         """Tell the values; what computes a number of the step tells nothing."""
-        values = {
-            each.name: getattr(self, each.name) for each in fields(cast(Any, self))
-        }
         told = [
-            f"{name}={'callable' if _is_of_steps(own) else repr(own)}"
-            for name, own in values.items()
+            f"{own.name}={'callable' if _is_of_steps(value) else repr(value)}"
+            for own, value in zip(fields(self), self.short().values(), strict=True)
         ]
         return f"{type(self).__name__}({', '.join(told)})"
 
     def short(self) -> dict[str, Any]:
         """Return the values by the names of the keyword arguments."""
-        shorts = {own: short for short, own in self.SHORT.items()}
         return {
-            shorts.get(each.name, each.name): getattr(self, each.name)
-            for each in fields(cast(Any, self))
+            own.metadata.get("short", own.name): getattr(self, own.name)
+            for own in fields(self)
         }
 
 
@@ -89,13 +82,8 @@ class Damping(_Group):
         method: ``"pi"``, ``"fixed"`` or ``"exact"``; see ``KFACPreconditioner``.
     """
 
-    SHORT: ClassVar[Mapping[str, str]] = {
-        "damping": "value",
-        "damping_method": "method",
-    }
-
-    value: Number = 1e-3
-    method: DampingMethod = "pi"
+    value: Number = field(default=1e-3, metadata={"short": "damping"})
+    method: DampingMethod = field(default="pi", metadata={"short": "damping_method"})
 
 
 @dataclass(frozen=True, repr=False)
@@ -168,33 +156,57 @@ class Distributed(_Group):
     process_group: Any = None
 
 
-def resolved(
-    owner: str, argument: str, kind: type[G], given: Any, short: Mapping[str, Any]
+@dataclass(frozen=True)
+class Options:
+    """All groups, by the arguments that take them."""
+
+    damping: Damping
+    curvature: Curvature
+    schedule: Schedule
+    clipping: Clipping
+    distributed: Distributed
+
+    @classmethod
+    def of(cls, owner: str, arguments: Mapping[str, Any]) -> Self:
+        """Join each group with the keyword arguments that are its short form.
+
+        Args:
+            owner: Whom errors name.
+            arguments: The arguments by name.
+
+        Raises:
+            TypeError: If an argument is of the wrong kind.
+            ValueError: If arguments contradict each other, or cannot be what they are.
+        """
+        return cls(
+            _joined(owner, "damping", Damping, arguments),
+            _joined(owner, "curvature", Curvature, arguments),
+            _joined(owner, "schedule", Schedule, arguments),
+            _joined(owner, "clipping", Clipping, arguments),
+            _joined(owner, "distributed", Distributed, arguments),
+        )
+
+
+def _joined(
+    owner: str, argument: str, kind: type[G], arguments: Mapping[str, Any]
 ) -> G:
-    """Join a group of options with the keyword arguments that are its short form.
-
-    Args:
-        owner: Whom errors name.
-        argument: The argument that takes the group.
-        kind: The group's class.
-        given: The group, if one was given.
-        short: The keyword arguments. Those left at their defaults say nothing.
-
-    Returns:
-        The group.
-
-    Raises:
-        TypeError: If it is no such group.
-        ValueError: If a keyword argument contradicts it, or cannot be what it is.
-    """
+    """Join a group with its short form, of which defaults say nothing."""
+    defaults, given = kind().short(), arguments[argument]
+    short = {name: arguments[name] for name in defaults}
+    if argument in short:
+        # a number as damping is of the short form
+        is_group = isinstance(given, kind)
+        short[argument] = defaults[argument] if is_group else given
+        given = given if is_group else None
     for name, value in short.items():
         check(owner, name, value)
     if given is None:
-        return kind(**{kind.SHORT.get(name, name): own for name, own in short.items()})
+        values = zip(fields(kind), short.values(), strict=True)
+        return kind(**{own.name: value for own, value in values})
     if not isinstance(given, kind):
         rule = f"be a {kind.__name__} or None"
         raise TypeError(describe(owner, argument, rule, type(given).__name__))
-    known, defaults = given.short(), kind().short()
+    known = given.short()
     for name, value in short.items():
         if not (_same(value, defaults[name]) or _same(value, known[name])):
             rule = f"not contradict {argument}={kind.__name__}(...)"
@@ -225,20 +237,18 @@ class LayerOptions:
     norm_layers: NormLayers = "plain"
 
     @classmethod
-    def of(cls, curvature: Curvature, damping: Damping, schedule: Schedule) -> Self:
+    def of(cls, options: Options) -> Self:
         """Return those of all layers."""
-        groups = (curvature, damping, schedule)
+        groups = (options.curvature, options.damping, options.schedule)
         values = {name: own for group in groups for name, own in group.short().items()}
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        return cls(**{own.name: values[own.name] for own in fields(cls)})
 
-    def overridden(self, owner: str, own: Mapping[str, Any]) -> LayerOptions:
+    def overridden(self, owner: str, own: Mapping[str, Any]) -> Self:
         """With a layer's own options, checked."""
         names = [field.name for field in fields(self)]
-        own = dict(own)
         if isinstance(own.get("damping"), Damping):
-            short = {k: v for k, v in own.items() if k == "damping_method"}
-            damping = own.pop("damping")
-            own |= resolved(owner, "damping", Damping, damping, short).short()
+            arguments = {**Damping().short(), **own}
+            own = {**own, **_joined(owner, "damping", Damping, arguments).short()}
         for name, value in own.items():
             if name not in names:
                 rule = f"be among {', '.join(names)}"
@@ -267,13 +277,11 @@ def check(owner: str, name: str, value: Any, argument: str = "") -> None:
             rule = f"be {' or '.join(map(repr, CHOICES[name]))}"
             raise ValueError(describe(owner, argument or name, rule, repr(value)))
     elif name in RULES and not callable(value):
-        if value is None and name in OPTIONAL:
-            return
         _check_number(owner, name, value, argument)
 
 
-def number_at(owner: str, name: str, value: Number, step: int) -> float:
-    """An option at a step, checked.
+def number_at(owner: str, name: str, value: Number | None, step: int) -> Any:
+    """An option at a step, checked; ``None`` where it may be.
 
     Raises:
         TypeError: If it is no number.
@@ -287,6 +295,8 @@ def number_at(owner: str, name: str, value: Number, step: int) -> float:
 
 def _check_number(owner: str, name: str, value: Any, argument: str = "") -> None:
     rule, holds = RULES[name]
+    if value is None and rule.endswith("or None"):
+        return
     argument = argument or name
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         kind = None if value is None else type(value).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from logging import getLogger
 from os import PathLike
 from typing import Any
@@ -17,7 +18,6 @@ from torch.distributed.tensor import DTensor
 from tn_extensions.errors import describe
 from tn_extensions.layers.hooks import unwrapped
 from tn_extensions.optim.checkpoint import read_state
-from tn_extensions.optim.distributed import Processes
 from tn_extensions.optim.find import find_layers
 from tn_extensions.optim.gradients import not_finite, replace_gradients
 from tn_extensions.optim.layer import Layer
@@ -31,25 +31,16 @@ from tn_extensions.optim.options import (
     DampingMethod,
     Distributed,
     Fisher,
-    G,
     LayerOptions,
     NormLayers,
     Number,
+    Options,
     Reduction,
     Schedule,
     check_loss,
     number_at,
-    resolved,
 )
-from tn_extensions.optim.sharded import local_part, reshard
-from tn_extensions.optim.sharing import (
-    load_states,
-    needed,
-    preconditioned,
-    states_of,
-    unlike,
-    update_inverses,
-)
+from tn_extensions.optim.sharded import local_part, processes_of, reshard
 from tn_extensions.optim.statistics import all_finite
 
 LOG = getLogger("tn_extensions.optim")
@@ -196,97 +187,55 @@ class KFACPreconditioner:
         clipping: Clipping | None = None,
         distributed: Distributed | None = None,
     ) -> None:
+        arguments = locals()
         self._owner = type(self).__name__
         if not isinstance(model, nn.Module):
             kind, remedy = type(model).__name__, "Pass the model, not its parameters"
             raise TypeError(describe(self._owner, "model", "be a module", kind, remedy))
-        if isinstance(damping, Damping):
-            given, number = damping, Damping.value
-        else:
-            given, number = None, damping
-        self._damping = self._resolved(
-            Damping, "damping", given, damping=number, damping_method=damping_method
-        )
-        self._schedule = self._resolved(
-            Schedule,
-            "schedule",
-            schedule,
-            factor_update_steps=factor_update_steps,
-            inverse_update_steps=inverse_update_steps,
-            ema_decay=ema_decay,
-        )
-        self._clipping = self._resolved(
-            Clipping, "clipping", clipping, kl_clip=kl_clip, lr=lr
-        )
-        self._curvature = self._resolved(
-            Curvature,
-            "curvature",
-            curvature,
-            approx=approx,
-            fisher=fisher,
-            eigenvalue_correction=eigenvalue_correction,
-            keep=keep,
-            loss_func=loss_func,
-            loss_reduction=loss_reduction,
-            mc_samples=mc_samples,
-            seed=seed,
-            norm_layers=norm_layers,
-        )
-        self._distributed = self._resolved(
-            Distributed,
-            "distributed",
-            distributed,
-            grad_worker_fraction=grad_worker_fraction,
-            process_group=process_group,
-        )
-        loss = self._curvature.loss_func or nn.CrossEntropyLoss()
-        if self._curvature.fisher != "empirical":
+        self._options = Options.of(self._owner, arguments)
+        own = self._options.curvature
+        loss = own.loss_func or nn.CrossEntropyLoss()
+        if own.fisher != "empirical":
             check_loss(self._owner, loss)
-        self._options = LayerOptions.of(self._curvature, self._damping, self._schedule)
         model = unwrapped(model)
         reshard(model)
+        common = LayerOptions.of(self._options)
         self._layers = find_layers(
-            self._owner, model, self._options, skip_layers, overrides or {}
+            self._owner, model, common, skip_layers, overrides or {}
         )
-        self._is_mean = self._curvature.loss_reduction == "mean"
-        self._loss_is_mean = getattr(loss, "reduction", "mean") == "mean"
         self._grad_scaler = grad_scaler
         self.steps = 0
         self.skipped = 0
         self.last_step: StepMetrics | None = None
-        layers = list(self._layers.values())
-        self._processes = Processes(self._owner, layers, self._distributed)
+        self._processes = processes_of(
+            self._owner, self._layers, self._options.distributed
+        )
         self._warned: set[str] = set()
-        device = next(iter(layers[0].parameters.values())).device
-        self._generator = torch.Generator(device)
+        self._generator = torch.Generator(self._processes.device)
         self._seed_draws()
         self._observer = Observer(
             self._owner,
             model,
             self._layers,
-            self._curvature.fisher,
+            own.fisher,
             loss,
-            self._curvature.mc_samples,
+            own.mc_samples,
             self._generator,
-            self._updates_factors,
+            partial(self._is_due, "factor_update_steps"),
         )
-
-    def _resolved(self, kind: type[G], argument: str, given: Any, **short: Any) -> G:
-        return resolved(self._owner, argument, kind, given, short)
+        # a mean over data or rows has gradients that are divided by their number
+        if self._observer.is_empirical:
+            self._power = int(own.loss_reduction == "mean")
+        else:
+            self._power = -int(loss.reduction == "mean")
 
     def __repr__(self) -> str:
         """Tell the options, and the layers with the shapes of their factors."""
-        groups = {
-            "damping": self._damping,
-            "curvature": self._curvature,
-            "schedule": self._schedule,
-            "clipping": self._clipping,
-            "distributed": self._distributed,
-        }
-        lines = [f"{name}={own}" for name, own in groups.items()]
+        lines = [f"{name}={group}" for name, group in vars(self._options).items()]
+        common = vars(LayerOptions.of(self._options))
         for layer in self._layers.values():
-            own, common = vars(layer.options), vars(self._options)
-            other = [f"{k}={v}" for k, v in own.items() if v != common[k]]
+            own = vars(layer.options).items()
+            other = [f"{key}={value}" for key, value in own if value != common[key]]
             lines.append(", ".join([str(layer), *other]))
         return "\n  ".join([f"{self._owner}(", *lines]) + "\n)"
 
@@ -309,19 +258,20 @@ class KFACPreconditioner:
         if not self._check_gradients(layers):
             self.last_step = StepMetrics(self.steps, True, None, {}, False, ())
             return
+        # wrong numbers must be found before anything is done
         for layer in layers.values():
             layer.resolve(self.steps)
         clip_and_lr = self._clip_and_lr()
-        updates_factors = self._updates_factors()
+        updates_factors = self._is_due("factor_update_steps")
         if updates_factors:
             self._update_factors(layers)
-        is_due = self.steps % self._every("inverse_update_steps") == 0
+        is_due = self._is_due("inverse_update_steps")
         due = [
             own
             for own in layers.values()
             if own.has_averages and (is_due or not own.is_inverted)
         ]
-        update_inverses(self._layers, due, self._processes)
+        self._processes.update_inverses(due)
         scale = self._write(layers, clip_and_lr)
         self.last_step = StepMetrics(
             self.steps,
@@ -357,18 +307,19 @@ class KFACPreconditioner:
         """Stop observing the model. There is nothing to precondition with from then."""
         self._observer.remove()
 
-    def _every(self, name: str) -> int:
-        value = getattr(self._schedule, name)
-        return int(number_at(self._owner, name, value, self.steps))
-
-    def _updates_factors(self) -> bool:
-        return self.steps % self._every("factor_update_steps") == 0
+    def _is_due(self, name: str) -> bool:
+        every = getattr(self._options.schedule, name)
+        return self.steps % int(number_at(self._owner, name, every, self.steps)) == 0
 
     def _layers_to_precondition(self) -> dict[str, Layer]:
         """Layers with gradients that the last step has not preconditioned."""
         found = {name: own for name, own in self._layers.items() if own.gradients}
-        if not self._processes.is_sharded:
-            self._check_whole(found)
+        for name, own in found.items():
+            are_sharded = any(isinstance(g, DTensor) for g in own.gradients.values())
+            if are_sharded and not own.is_sharded:
+                remedy = f"Construct {self._owner} after fully_shard"
+                rule, got = "be as it was", "sharded parameters"
+                raise RuntimeError(describe(self._owner, name, rule, got, remedy))
         reason = "no longer multiplies by its own parameters"
         self._warn_of({n: reason for n, own in found.items() if not own.is_intact})
         found = {name: own for name, own in found.items() if own.is_intact}
@@ -381,13 +332,6 @@ class KFACPreconditioner:
             got = "none since the last step" if found else "none"
             raise RuntimeError(describe(self._owner, "step", rule, got, remedy))
         return layers
-
-    def _check_whole(self, layers: Mapping[str, Layer]) -> None:
-        for name, layer in layers.items():
-            if any(isinstance(own, DTensor) for own in layer.gradients.values()):
-                remedy = f"Construct {self._owner} after fully_shard"
-                rule, found = "be as it was", "sharded parameters"
-                raise RuntimeError(describe(self._owner, name, rule, found, remedy))
 
     def _check_gradients(self, layers: Mapping[str, Layer]) -> bool:
         """Tell whether gradients are finite."""
@@ -410,35 +354,26 @@ class KFACPreconditioner:
         is_empirical, scale = self._observer.is_empirical, 1.0
         if self._grad_scaler is not None and is_empirical:
             scale = float(self._grad_scaler.get_scale()) ** -2
-        # a mean over data or rows has gradients that are divided by their number
-        is_mean = self._is_mean if is_empirical else self._loss_is_mean
-        power = (1 if is_empirical else -1) if is_mean else 0
         found = {
-            name: own.take(scale, power, per_row=not is_empirical)
+            name: own.take(scale, self._power, per_row=not is_empirical)
             for name, own in layers.items()
         }
         left_out = dict(self._observer.left_out)
         self._observer.forget()
-        known = [own for own in layers.values() if own.has_averages]
-        if not (any(found.values()) or known or left_out):
+        is_known = any(own.has_averages for own in layers.values())
+        if not (any(found.values()) or is_known or left_out):
             rule = "follow a forward and backward pass in training mode"
             called = "" if is_empirical else "the model itself, and "
             remedy = f"Call model.train(), {called}loss.backward()"
             raise RuntimeError(describe(self._owner, "step", rule, "none", remedy))
         found = self._processes.average(found)
-        names = list(found)
-        are_finite = [not found[name] or all_finite(found[name]) for name in names]
-        for name, is_finite in zip(
-            names, self._processes.all_agree(are_finite), strict=True
-        ):
-            layer, new = self._layers[name], found.pop(name)
-            if not is_finite:
+        are_finite = self._processes.all_agree(list(map(all_finite, found.values())))
+        for name, is_finite in zip(list(found), are_finite, strict=True):
+            new = found.pop(name)
+            if is_finite:
+                self._layers[name].average(new)
+            else:
                 LOG.warning("Layer %s: factors not finite, left out", name)
-            elif new:
-                layer.average(new)
-                layer.correct()
-            elif self._processes.is_sharded:
-                layer.is_elsewhere = not self._processes.inverts(name)
         without = [name for name, own in layers.items() if not own.has_averages]
         unseen = "was not called in the passes that made them"
         self._warn_of({name: left_out.get(name, unseen) for name in without})
@@ -462,7 +397,7 @@ class KFACPreconditioner:
     ) -> Tensor | None:
         pairs = (
             (local_part(own), new[key])
-            for name, new in preconditioned(layers, self._processes)
+            for name, new in self._processes.preconditioned(layers)
             for key, own in layers[name].gradients.items()
         )
         scale = replace_gradients(pairs, clip_and_lr, self._processes.total)
@@ -475,18 +410,15 @@ class KFACPreconditioner:
         return scale
 
     def _clip_and_lr(self) -> tuple[float, float] | None:
-        clipping, step = self._clipping, self.steps
-        if clipping.kl_clip is None:
+        own = self._options.clipping
+        clip = number_at(self._owner, "kl_clip", own.kl_clip, self.steps)
+        if clip is None:
             return None
-        clip = clipping.kl_clip
-        if callable(clip) and clip(step) is None:
-            return None
-        clip = number_at(self._owner, "kl_clip", clip, step)
-        return clip, number_at(self._owner, "lr", clipping.lr, step)
+        return clip, number_at(self._owner, "lr", own.lr, self.steps)
 
     def _seed_draws(self) -> None:
         """Draw by step and process, so that a state needs not say how."""
-        per_step = self._curvature.seed + self.steps * self._processes.size
+        per_step = self._options.curvature.seed + self.steps * self._processes.size
         self._generator.manual_seed(per_step + self._processes.rank)
 
     # -- state
@@ -505,7 +437,7 @@ class KFACPreconditioner:
             "version": VERSION,
             "steps": self.steps,
             "skipped": self.skipped,
-            "layers": states_of(self._layers, self._processes),
+            "layers": self._processes.states(),
         }
 
     def load_checkpoint(
@@ -524,7 +456,7 @@ class KFACPreconditioner:
         Raises:
             ValueError: As :meth:`load_state_dict`, or if there is no such key.
         """
-        names = needed(self._layers, self._processes)
+        names = [name for name in self._layers if self._processes.holds(name)]
         self.load_state_dict(read_state(self._owner, checkpoint_id, key, names))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -542,7 +474,7 @@ class KFACPreconditioner:
             rule = f"be of version {VERSION}"
             raise ValueError(describe(self._owner, "state_dict", rule, version))
         states = state_dict["layers"]
-        wrong = unlike(self._layers, states, self._processes)
+        wrong = self._processes.unlike(states)
         (is_fine,) = self._processes.all_agree([not wrong])
         if not is_fine:
             others = ", ".join(wrong) or "some layers of another process"
@@ -551,4 +483,4 @@ class KFACPreconditioner:
         self._observer.forget()
         self.steps, self.skipped = state_dict["steps"], state_dict["skipped"]
         self._seed_draws()
-        load_states(self._layers, states, self._processes, self.steps > 0)
+        self._processes.load(states, self.steps > 0)

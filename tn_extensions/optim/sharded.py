@@ -1,12 +1,17 @@
-"""Gradients of sharded parameters (FSDP2), whole where they are multiplied.
+"""Processes that shard parameters (FSDP2), and what these have of gradients.
 
-``fully_shard`` splits a parameter into one part a process. A layer's owner receives all
-parts of its gradient, multiplies, and sends the parts back, in one exchange each way.
+``fully_shard`` splits a parameter into one part a process. A layer's owner has its
+averages and its inverse, and no other process has. The owner receives all parts of a
+gradient, multiplies, and sends the parts back, in one exchange each way. EKFAC's
+eigenbases are lent to all for the time of the layer's backward pass, as ``fully_shard``
+does with parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +21,25 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
 from tn_extensions.errors import describe
-from tn_extensions.optim.layer import Layer
+from tn_extensions.optim.distributed import Processes
+from tn_extensions.optim.layer import Bases, Layer
+from tn_extensions.optim.options import Distributed
+from tn_extensions.optim.state import attach_tensors, detach_tensors
 
-Gradients = Mapping[str, Mapping[str, Tensor]]
-"""By name of the layer and of the parameter in it."""
+
+def processes_of(
+    owner: str, layers: Mapping[str, Layer], options: Distributed
+) -> Processes:
+    """Return the processes that train layers, or share their parameters.
+
+    Raises:
+        NotImplementedError: If parameters are sharded in a way that is not supported.
+        ValueError: As :class:`Processes`.
+    """
+    group = _sharding_group(owner, layers.values(), options.process_group)
+    if group is None:
+        return Processes(owner, layers, options)
+    return ShardedProcesses(owner, layers, replace(options, process_group=group))
 
 
 def reshard(model: nn.Module) -> None:
@@ -29,7 +49,7 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def sharding_group(owner: str, layers: Sequence[Layer], group: Any) -> Any | None:
+def _sharding_group(owner: str, layers: Iterable[Layer], group: Any) -> Any | None:
     """Find the processes that layers are sharded over.
 
     Args:
@@ -94,96 +114,140 @@ def local_part(tensor: Tensor) -> Tensor:
         return tensor.to_local()
 
 
-class Exchange:
-    """Gradients of a step, sent to the owners of their layers and back.
+class ShardedProcesses(Processes):
+    """Processes that have parts of parameters, and of their gradients.
 
-    Args:
-        gradients: Sharded gradients, the same ones in all processes.
-        owners: Who multiplies a layer's gradients, by name.
-        rank: This process.
-        group: The processes.
+    Args and errors are those of :class:`Processes`.
     """
 
-    def __init__(
-        self, gradients: Gradients, owners: Mapping[str, int], rank: int, group: Any
-    ) -> None:
-        self._gradients = gradients
-        self._group = group
-        self._rank = rank
-        self._size = dist.get_world_size(group)
-        names = sorted(gradients, key=lambda name: owners[name])
-        # by owner, as an exchange sends them
-        self._keys = [
-            (name, key, owners[name]) for name in names for key in gradients[name]
-        ]
+    def holds(self, name: str) -> bool:
+        """Tell whether this process holds a layer's averages."""
+        return self.inverts(name)
 
-    def gather(self) -> dict[str, dict[str, Tensor]]:
-        """Return the whole gradients of the layers that this process owns."""
-        found: dict[str, dict[str, Tensor]] = {}
-        sent = [local_part(self._gradients[n][k]).flatten() for n, k, _ in self._keys]
-        received = self._sent(sent, self._num_sent(), self._num_owned())
-        parts = [block.split(self._sizes_owned(s)) for s, block in enumerate(received)]
-        for index, (name, key) in enumerate(self._owned()):
-            gradient = self._gradients[name][key]
-            chunks = [
-                own[index].view(_shape_of_part(gradient, source))
-                for source, own in enumerate(parts)
-            ]
-            whole = torch.cat(chunks, _axis(gradient))
-            found.setdefault(name, {})[key] = whole
-        return found
+    @property
+    def _has_inverses(self) -> bool:
+        return True
 
-    def scatter(self, new: Gradients) -> dict[str, dict[str, Tensor]]:
-        """Return this process's parts of all layers' gradients.
+    def _load(self, layer: Layer) -> float:
+        # who shards parameters is short of memory
+        shapes = layer.factor_shapes.values()
+        return float(sum(groups * size**2 for groups, size, _ in shapes))
+
+    def _count_workers(self, fraction: float | None) -> int:
+        if (fraction or 0.0) * self.size > 1:
+            rule = "be 0 or None where parameters are sharded"
+            message = describe(self._owner, "grad_worker_fraction", rule, fraction)
+            raise ValueError(message)
+        return 1
+
+    def all_agree(self, conditions: list[bool]) -> list[bool]:
+        """Conditions on parts of gradients, or averages, that hold everywhere."""
+        held = torch.tensor(conditions, dtype=torch.int32, device=self.device)
+        dist.all_reduce(held, dist.ReduceOp.MIN, group=self.group)
+        return [bool(each) for each in held.tolist()]
+
+    def total(self, summand: Tensor) -> Tensor:
+        """Sum over the processes."""
+        dist.all_reduce(summand, group=self.group)
+        return summand
+
+    def _receiver(self, name: str) -> int | None:
+        return self._owners[name]
+
+    def load(self, states: Mapping[str, Any], has_begun: bool) -> None:
+        """Load states of layers, at least of those that this process holds."""
+        super().load(states, has_begun)
+        self._send_inverses(list(self._layers.values()))
+
+    def _send_inverses(self, layers: Sequence[Layer]) -> None:
+        """Keep inverses, and tell all processes which eigenbases there are to lend."""
+        corrected = [own for own in layers if own.options.eigenvalue_correction]
+        if not corrected or self.size == 1:
+            return
+        own = {
+            layer.name: detach_tensors(dict(enumerate(layer.bases or ())), [])
+            for layer in corrected
+            if self.inverts(layer.name)
+        }
+        for outlines in self._all_objects(own):
+            for name, outline in outlines.items():
+                lend = partial(self._lend, self._layers[name], outline)
+                self._layers[name].borrow = lend if outline else None
+
+    def _lend(self, layer: Layer, outline: Any) -> Bases:
+        """Send a layer's eigenbases to all processes, which drop them after use."""
+        own: list[Tensor] = []
+        detach_tensors(dict(enumerate(layer.bases or ())), own)
+        source = self._owners[layer.name]
+        arrive = partial(self._broadcast, source, self.group, iter(own))
+        left, right = attach_tensors(outline, arrive).values()
+        return left, right
+
+    def preconditioned(
+        self, layers: Mapping[str, Layer]
+    ) -> Iterable[tuple[str, Mapping[str, Tensor]]]:
+        """Multiply gradients by the inverses, each where its inverse is.
 
         Args:
-            new: Whole gradients of the layers that this process owns.
+            layers: Those whose gradients are to be multiplied, which are the same ones
+                in all processes.
+
+        Returns:
+            This process's parts of the products, by layer and parameter.
         """
-        sent = []
-        for rank in range(self._size):
-            for name, key in self._owned():
-                gradient, whole = self._gradients[name][key], new[name][key]
-                axis = _axis(gradient)
-                shapes = [_shape_of_part(gradient, r)[axis] for r in range(self._size)]
-                part = whole.narrow(axis, sum(shapes[:rank]), shapes[rank])
-                sent.append(part.flatten())
-        received = self._sent(sent, self._num_owned(), self._num_sent())
-        flat = torch.cat(received)
-        locals_ = [local_part(self._gradients[n][k]) for n, k, _ in self._keys]
-        parts = flat.split([own.numel() for own in locals_])
-        found: dict[str, dict[str, Tensor]] = {}
-        for (name, key, _), own, part in zip(self._keys, locals_, parts, strict=True):
-            found.setdefault(name, {})[key] = part.view(own.shape)
-        return found
-
-    def _owned(self) -> list[tuple[str, str]]:
-        return [(n, k) for n, k, owner in self._keys if owner == self._rank]
-
-    def _sizes_owned(self, source: int) -> list[int]:
-        """Entries that another process has of each gradient that this one owns."""
-        return [
-            _shape_of_part(self._gradients[name][key], source).numel()
-            for name, key in self._owned()
+        gradients = {
+            (name, key): gradient
+            for name, layer in layers.items()
+            for key, gradient in layer.gradients.items()
+        }
+        parts = {key: local_part(gradient) for key, gradient in gradients.items()}
+        like, ranks = next(iter(parts.values())), range(self.size)
+        owned = [[k for k in gradients if self._owners[k[0]] == rank] for rank in ranks]
+        own = owned[self.rank]
+        shapes = [_shapes_of_parts(gradients[key]) for key in own]
+        received = self._exchange(
+            [[parts[key] for key in keys] for keys in owned],
+            [[each[rank] for each in shapes] for rank in ranks],
+            like,
+        )
+        whole: dict[str, dict[str, Tensor]] = {}
+        for name, key in own:
+            gathered = [next(from_rank) for from_rank in received]
+            axis = _axis(gradients[name, key])
+            whole.setdefault(name, {})[key] = torch.cat(gathered, axis)
+        del received  # whole gradients are held once
+        new = {name: layers[name].preconditioned(whole.pop(name)) for name in [*whole]}
+        chunks = [
+            new[name][key].split([shape[axis] for shape in each], axis)
+            for (name, key), each in zip(own, shapes, strict=True)
+            for axis in [_axis(gradients[name, key])]
         ]
+        received = self._exchange(
+            [[each[rank] for each in chunks] for rank in ranks],
+            [[parts[key].shape for key in keys] for keys in owned],
+            like,
+        )
+        found: dict[str, dict[str, Tensor]] = {}
+        for keys, from_rank in zip(owned, received, strict=True):
+            for (name, key), part in zip(keys, from_rank, strict=True):
+                found.setdefault(name, {})[key] = part
+        return found.items()
 
-    def _num_owned(self) -> list[int]:
-        return [sum(self._sizes_owned(source)) for source in range(self._size)]
-
-    def _num_sent(self) -> list[int]:
-        numbers = [0] * self._size
-        for name, key, owner in self._keys:
-            numbers[owner] += local_part(self._gradients[name][key]).numel()
-        return numbers
-
-    def _sent(
-        self, tensors: list[Tensor], sizes: list[int], sizes_received: list[int]
-    ) -> tuple[Tensor, ...]:
-        """Send a block to each process, and return the blocks from each."""
-        like = local_part(next(iter(next(iter(self._gradients.values())).values())))
-        flat = torch.cat(tensors) if tensors else like.new_empty(0)
-        received = flat.new_empty(sum(sizes_received))
-        dist.all_to_all_single(received, flat, sizes_received, sizes, group=self._group)
-        return received.split(sizes_received)
+    def _exchange(
+        self, sent: list[list[Tensor]], shapes: list[list[torch.Size]], like: Tensor
+    ) -> list[Iterator[Tensor]]:
+        """Send tensors to each process, and receive some of known shapes from each."""
+        flat = torch.cat(
+            [like.new_empty(0), *(t.flatten() for own in sent for t in own)]
+        )
+        counts = [sum(each.numel() for each in own) for own in sent]
+        expected = [sum(shape.numel() for shape in own) for own in shapes]
+        received = flat.new_empty(sum(expected))
+        dist.all_to_all_single(received, flat, expected, counts, group=self.group)
+        return [
+            map(Tensor.view, block.split([s.numel() for s in own]), own)
+            for block, own in zip(received.split(expected), shapes, strict=True)
+        ]
 
 
 def _axis(gradient: Any) -> int:
@@ -191,11 +255,11 @@ def _axis(gradient: Any) -> int:
     return int(placement.dim) % gradient.dim()
 
 
-def _shape_of_part(gradient: Any, rank: int) -> torch.Size:
-    """Return the shape of a process's part; parts are those of ``torch.chunk``."""
+def _shapes_of_parts(gradient: Any) -> list[torch.Size]:
+    """Return the shapes of all processes' parts, which are those of ``torch.chunk``."""
     axis, size = _axis(gradient), gradient.device_mesh.size()
     length = gradient.shape[axis]
     most = -(-length // size)
-    shape = list(gradient.shape)
-    shape[axis] = max(0, min(most, length - rank * most))
-    return torch.Size(shape)
+    lengths = [max(0, min(most, length - rank * most)) for rank in range(size)]
+    shape = gradient.shape
+    return [torch.Size([*shape[:axis], own, *shape[axis + 1 :]]) for own in lengths]

@@ -52,4 +52,4 @@ def all_finite(statistics: Statistics) -> bool:
         (own if what == "moments" else squared_sums(own)).sum()
         for what, own in statistics.items()
     ]
-    return holds(torch.stack(sums).isfinite().all())
+    return not sums or holds(torch.stack(sums).isfinite().all())

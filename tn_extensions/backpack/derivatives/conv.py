@@ -33,6 +33,11 @@ class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
             g = channels_last(g)
         return functional.input_vjp(weight, g, _conv_of(module)).to(g.dtype)
 
+    def squared_input_vjp(self, module: Any, h: Tensor) -> Tensor:
+        """Apply the transposed Jacobian, its entries squared."""
+        weight = module.weight.detach().to(h.dtype)
+        return functional.diagonal_backward(weight, h, _conv_of(module)).to(h.dtype)
+
     def _weight_jac_mat_prod(
         self, module: Any, g_inp: Any, g_out: Any, mat: Tensor
     ) -> Tensor:

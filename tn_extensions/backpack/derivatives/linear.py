@@ -92,6 +92,11 @@ class DenseDerivatives(LinearDerivatives):
         product: Tensor = g @ module.weight.detach().to(g.dtype)
         return product
 
+    def squared_input_vjp(self, module: Any, h: Tensor) -> Tensor:
+        """Apply the transposed Jacobian, its entries squared."""
+        product: Tensor = h @ module.weight.detach().to(h.dtype).square()
+        return product
+
 
 class SumDerivatives(LinearDerivatives):
     """Derivatives of a sum of branches, with respect to each."""

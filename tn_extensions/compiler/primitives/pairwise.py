@@ -7,6 +7,7 @@ evaluated by whatever is best for it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from itertools import combinations
 from math import prod
@@ -14,17 +15,16 @@ from math import prod
 from tn_extensions.compiler.candidate import Candidate, Target, Tensors, as_defined
 from tn_extensions.compiler.half import Half
 from tn_extensions.network import Operand, TensorNetwork
+from tn_extensions.network.index import prime
 from tn_extensions.network.nodes import Node
 from tn_extensions.network.parts import stored
+from tn_extensions.network.rules.mirror import exchange
 
 
 @as_defined
 def pairwise(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     """Contract each two operands that share what is summed before the others."""
-    names = {operand.name for operand in network.operands}
-    if len(names) < 3 or network.pairs or 0 in network.sizes.values():
-        return
-    if len(names) < len(network.operands):  # products are named by their operands
+    if len(network.operands) < 3 or network.pairs or 0 in network.sizes.values():
         return
     if Half.of(network) is not None:  # one half would be evaluated twice
         return
@@ -34,7 +34,8 @@ def pairwise(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     for one, two in combinations(network.operands, 2):
         product = _product(network, one, two)
         if product is not None and prod(product.shape) <= limit:
-            yield _candidate(network, product, target)
+            copy = _copy(network, product, one, two)
+            yield _candidate(network, product, copy, target)
 
 
 def _product(
@@ -48,7 +49,9 @@ def _product(
     # a pattern that reads a single index of theirs would only unfold it
     between = [p for p in network.patterns if len(carried & {*p.indices}) > 1]
     own: list[Node] = [one, two, *between]
-    others = [node for node in network.nodes if node not in own]
+    others = [*network.nodes]
+    for node in own:  # once: an operand may occur twice
+        others.remove(node)
     needed = {*network.output_indices, *(j for node in others for j in node.indices)}
     indices = dict.fromkeys(index for node in own for index in node.indices)
     if needed.issuperset(indices):
@@ -59,12 +62,33 @@ def _product(
     return TensorNetwork(own, [(index,) for index in kept], network.sizes)
 
 
+def _copy(
+    network: TensorNetwork, product: TensorNetwork, one: Operand, two: Operand
+) -> TensorNetwork | None:
+    """The primed copy of a product, of the same value, if the network has it, too."""
+    image = exchange(network)
+    copy, both = product.relabel(image), Counter(product.nodes)
+    both.update(copy.nodes)
+    if not both <= Counter(network.nodes):
+        return None
+    found = _product(network, one.rename(image), two.rename(image))
+    if found is None or found.replace(output=copy.output) != copy:
+        return None
+    return copy if {*found.output_indices} == {*copy.output_indices} else None
+
+
 def _candidate(
-    network: TensorNetwork, product: TensorNetwork, target: Target
+    network: TensorNetwork,
+    product: TensorNetwork,
+    copy: TensorNetwork | None,
+    target: Target,
 ) -> Candidate:
-    names = [operand.name for operand in product.operands]
-    name = " ".join(names)
+    name = " ".join(operand.name for operand in product.operands)
+    while any(operand.name == name for operand in network.operands):
+        name = prime(name)  # of a copy, whose product goes by that name already
     rest = network.replace(product.nodes, [stored(name, product)])
+    if copy is not None:
+        rest = rest.replace(copy.nodes, [stored(name, copy)])
     first, second = target.best(product), target.best(rest)
 
     def multiplied(tensors: Tensors) -> Tensors:

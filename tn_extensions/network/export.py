@@ -1,0 +1,184 @@
+"""Networks as einsum expressions, for other libraries to evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from tn_extensions.errors import describe
+from tn_extensions.network.index import letters
+from tn_extensions.network.methods import method_of
+from tn_extensions.network.network import TensorNetwork
+from tn_extensions.network.nodes import Affine, Axis, Operand, Pattern, Selection, Sizes
+
+_NAME = "TensorNetwork.export"
+
+
+class Given(NamedTuple):
+    """An operand whose entries are still to be given: ``tensor[slices]``, reshaped.
+
+    Args:
+        name: Name of the tensor.
+        shape: An axis for each of its indices, as the equation has them.
+        slices: What is read along each axis of the tensor: all of it, if the network
+            has not been simplified.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    slices: tuple[slice, ...]
+
+    def read(self, tensor: Any) -> Any:
+        """Slice and reshape a tensor or array of any library."""
+        return tensor[self.slices].reshape(self.shape)
+
+
+class Exported(NamedTuple):
+    """An einsum expression, ``einsum(equation, *operands).reshape(shape)``.
+
+    Args:
+        equation: What is summed, in single letters.
+        operands: Arrays, and what is still to be given, in the equation's order.
+        shape: Shape of the result, some of whose axes hold several indices.
+    """
+
+    equation: str
+    operands: list[Any]
+    shape: tuple[int, ...]
+
+
+@method_of(TensorNetwork)
+def export(
+    network: TensorNetwork, dtype: DTypeLike = np.float64, /, **tensors: Any
+) -> Exported:
+    """Write a network as an einsum expression in NumPy's syntax.
+
+    ``numpy.einsum``, ``torch.einsum``, ``jax.numpy.einsum``, ``opt_einsum.contract``
+    and ``cotengra.einsum`` evaluate it. Index patterns become arrays of zeros and ones,
+    or of counts where terms have been summed. If a convolution's padding holds data,
+    its network is that of the padded input: pad ``x`` first.
+
+    Args:
+        network: What to write.
+        dtype: Type of the patterns.
+        **tensors: Tensors or arrays of any library by the names of operands, which are
+            sliced and reshaped; sampled positions, by the name of the index that runs
+            through them. An operand that is left out stays a :class:`Given`; positions
+            then are the matrix ``[kept, index]`` that is one where ``index =
+            positions[kept]``.
+
+    Returns:
+        Equation, operands and shape of the result, unscaled. The first 52 indices are
+        letters, others the symbols of opt_einsum.
+
+    Raises:
+        TypeError: If the network has no operand of a given name.
+        ValueError: If a tensor has another shape, or the network no node.
+
+    >>> from tn_extensions.network import build
+    >>> hit = Pattern.of("i", {"k": 1, "o": 1})
+    >>> sizes = {"n": 2, "g": 3, "c": 4, "i": 9, "k": 3, "o": 7}
+    >>> network = build({"x": ["n", ("g", "c"), "i"], "w": [("g", "c"), "k"]},
+    ...     ["n", ("g", "o")], sizes, [hit])
+    >>> equation, operands, shape = network.export(x=np.ones((2, 12, 9)))
+    >>> equation, operands[0].shape, shape
+    ('abc,dabe,ecf->daf', (3, 4, 3), (2, 21))
+    """
+    if not network.nodes:
+        raise ValueError(describe(_NAME, "network", "have a node", "none"))
+    _check_given(network, tensors)
+    sizes = dict(network.sizes)
+    terms: list[tuple[str, ...]] = []
+    operands: list[Any] = []
+
+    def add(indices: tuple[str, ...], operand: Any) -> None:
+        terms.append(indices)
+        operands.append(operand)
+
+    for number, node in enumerate(network.nodes):
+        if isinstance(node, Operand):
+            indices, slices, patterns = _split(node, number, sizes)
+            shape = tuple(sizes[index] for index in indices)
+            given = Given(node.name, shape, slices)
+            bound = node.name in tensors
+            add(indices, given.read(tensors[node.name]) if bound else given)
+            for pattern in patterns:
+                add(pattern.indices, pattern.dense(sizes).astype(dtype))
+        elif isinstance(node, Selection):
+            add(node.indices, _chosen(node, sizes, tensors.get(node.kept), dtype))
+        else:
+            add(node.indices, node.dense(sizes).astype(dtype))
+    symbol = letters(index for term in terms for index in term)
+    inputs = ",".join("".join(symbol[index] for index in term) for term in terms)
+    output = "".join(symbol[index] for index in network.output_indices)
+    return Exported(f"{inputs}->{output}", operands, network.shape)
+
+
+def _check_given(network: TensorNetwork, tensors: Mapping[str, Any]) -> None:
+    shapes = {operand.name: operand.shape for operand in network.operands}
+    for selection in network.selections:
+        shapes[selection.kept] = (network.sizes[selection.kept],)
+    for name, tensor in tensors.items():
+        if name not in shapes:
+            rule = f"be among {sorted(shapes)}"
+            raise TypeError(describe(_NAME, "operands", rule, repr(name)))
+        if tuple(tensor.shape) != shapes[name]:
+            rule, got = f"equal {list(shapes[name])}", list(tensor.shape)
+            raise ValueError(describe(_NAME, f"{name}.shape", rule, got))
+
+
+def _split(
+    operand: Operand, number: int, sizes: dict[str, int]
+) -> tuple[tuple[str, ...], tuple[slice, ...], list[Pattern]]:
+    """Indices of an operand, slices of its axes, and patterns for what is no slice.
+
+    An axis that no slice splits into its indices gets an index of its own, whose size
+    is added to ``sizes``, and a pattern that ties it to the others.
+    """
+    indices: list[str] = []
+    slices: list[slice] = []
+    patterns: list[Pattern] = []
+    for axis in operand.axes:
+        found = _slice(axis, sizes)
+        if found is None:
+            own = f"axis {len(slices)} of node {number}"
+            sizes[own] = axis.extent
+            patterns.append(Pattern(own, axis.position))
+            found = (own,), slice(None)
+        indices += found[0]
+        slices.append(found[1])
+    return tuple(indices), tuple(slices), patterns
+
+
+def _slice(axis: Axis, sizes: Sizes) -> tuple[tuple[str, ...], slice] | None:
+    """Indices that a slice of an axis splits into, and the slice; None without one."""
+    whole = axis.whole(sizes)
+    if whole is not None:
+        return whole, slice(None)
+    position = axis.position
+    single = [index for index in position.indices if sizes[index] == 1]
+    others = [(index, s) for index, s in position.terms if sizes[index] != 1]
+    step = min((stride for _, stride in others), default=1)
+    if step < 1 or any(stride % step for _, stride in others):
+        return None
+    extent = prod(sizes[index] for index, _ in others)
+    part = Affine(tuple((index, stride // step) for index, stride in others))
+    split = Axis(part, extent).whole(sizes)
+    if split is None:
+        return None
+    stop = position.start + step * (extent - 1) + 1
+    return (*split, *single), slice(position.start, max(stop, 0), step)
+
+
+def _chosen(
+    node: Selection, sizes: Sizes, positions: Any, dtype: DTypeLike
+) -> Given | NDArray[Any]:
+    """The matrix of sampled positions."""
+    shape = sizes[node.kept], sizes[node.index]
+    if positions is None:
+        return Given(node.kept, shape, (slice(None), slice(None)))
+    return np.eye(shape[1], dtype=dtype)[np.asarray(positions)]
