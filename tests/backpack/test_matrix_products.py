@@ -15,11 +15,12 @@ from backpack.extensions.curvmatprod.hmp.hmpbase import HMPBase
 from backpack.extensions.curvmatprod.pchmp.conv2d import PCHMPConv2d
 from backpack.extensions.curvmatprod.pchmp.pchmpbase import PCHMPBase
 from torch import Tensor, nn
-from torch.func import functional_call, hessian, jacrev
+from torch.func import functional_call, hessian, jacrev, jvp, vjp
 from torch.testing import assert_close
 
 from tests.backpack.run import classifier, images, targets
 from tests.strategies import noise_tensor
+from tn_extensions import memory_budget
 from tn_extensions.backpack.derivatives import (
     BatchNormDerivatives,
     ConvDerivatives,
@@ -139,6 +140,38 @@ def test_products(name: str, training: bool, num_dims: int) -> None:
             atol=1e-11,
             msg=f"{key} ".__add__,
         )
+
+
+LAYERS = {
+    "groups": nn.Conv2d(4, 6, (2, 3), groups=2, padding=1, padding_mode="circular"),
+    "depthwise": nn.Conv1d(3, 6, 3, stride=2, groups=3),
+    "transposed": nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2, output_padding=1),
+}
+
+
+@pytest.mark.parametrize("budget", [2**28, 1000])
+@pytest.mark.parametrize("case", LAYERS)
+def test_products_with_several_vectors(case: str, budget: int) -> None:
+    """Each vector's as automatic differentiation has it, at once or in pieces."""
+    layer: Any = LAYERS[case].double()
+    x = noise_tensor((3, layer.in_channels, *[5] * (layer.weight.dim() - 2)))
+    layer.input0, layer.output = x, layer(x)
+    weight = layer.weight.detach()
+
+    def output(weight: Tensor) -> Tensor:
+        result: Tensor = functional_call(layer, {"weight": weight}, (x,))
+        return result
+
+    kernels = noise_tensor((4, *weight.shape))
+    vectors = noise_tensor((4, *layer.output.shape))
+    derivatives = ConvDerivatives()
+    with memory_budget(budget):
+        forward = derivatives._weight_jac_mat_prod(layer, (), (), kernels)
+        back = derivatives._weight_jac_t_mat_prod(layer, (), (), vectors)
+    pull = vjp(output, weight)[1]
+    changes = [jvp(output, (weight,), (kernel,))[1] for kernel in kernels]
+    assert_close(forward, torch.stack(changes))
+    assert_close(back, torch.stack([pull(vector)[0] for vector in vectors]))
 
 
 def test_positive_curvature_refuses_statistics_of_the_batch() -> None:
