@@ -179,9 +179,9 @@ python -m tests.plugs_support
 ```
 
 which runs both and compares gradients of each sample, or their norms, with a backward
-pass for each sample. Cells and models are those of [BackPACK's tables](support.md). Right
-means that *all* parameters' gradients are there and differ from the reference by at most
-{tolerance} of the largest entry.
+pass for each sample. Cells and models are those of [BackPACK's tables](support.md).
+Right means that *all* parameters' gradients are there and differ from the reference by
+at most {tolerance} of the largest entry.
 
 Opacus' columns are `grad_sample_mode="hooks"` and `"ghost"`, captum's
 `sample_wise_grads_per_batch=True`, kronfluence's the gradients that its scores are made
