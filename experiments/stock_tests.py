@@ -1,10 +1,11 @@
-"""Does BackPACK's own test-suite pass with our classes in place of its own?
+"""Does a toolkit's own test-suite pass with our classes in place of its own?
 
 ``python -m experiments.stock_tests [pytest's arguments]``, for instance ``-n 2``, or
 ``-m montecarlo`` for the slow tests; ``--help`` lists the other options. The tests are
-those of the installed version, from its source distribution. What fails is run once
-more with stock's classes: exits with 1 if a test fails only with ours, unless it is
-about a limitation of stock's.
+those of the installed version, from its source distribution. That of laplace-torch has
+none: ``--sources`` must name a checkout of its repository. What fails is run once more
+with stock's classes: exits with 1 if a test fails only with ours, unless it is about a
+limitation of stock's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections import defaultdict
 from collections.abc import Sequence
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -26,22 +28,71 @@ from typing import Any, NamedTuple
 from unittest import SkipTest
 
 ROOT = Path(__file__).parents[1]
-DISTRIBUTION = "backpack-for-pytorch"
-PACKAGES = (
-    "backpack.extensions",
-    "backpack.extensions.firstorder",
-    "backpack.extensions.secondorder",
-)
-"""Where users, and with them the tests, import extensions from."""
 
-LIMITATION = "_not_supported["
-"""In ids of tests that want an error where ours has results."""
+
+class Toolkit(NamedTuple):
+    """A toolkit that we replace classes of.
+
+    Args:
+        distribution: Its name on PyPI.
+        tests: Folder of the tests in its sources.
+        ours: Our module, which exports classes of the same names.
+        limitations: Matches ids of tests that want, or accept, an error where ours has
+            results.
+        places: Where users, and with them the tests, import classes from.
+    """
+
+    distribution: str
+    tests: str
+    ours: str
+    limitations: str
+    places: tuple[str, ...]
+
+
+TOOLKITS = {
+    "backpack": Toolkit(
+        "backpack-for-pytorch",
+        "test",
+        "tn_extensions.backpack",
+        r"_not_supported\[",
+        (
+            "backpack.extensions",
+            "backpack.extensions.firstorder",
+            "backpack.extensions.secondorder",
+        ),
+    ),
+    "curvlinops": Toolkit(
+        "curvlinops-for-pytorch",
+        "test",
+        "tn_extensions.curvlinops",
+        r"_not_supported\[",
+        ("curvlinops", "curvlinops.kfac", "curvlinops.ekfac"),
+    ),
+    "laplace": Toolkit(
+        "laplace-torch",
+        "tests",
+        "tn_extensions.curvlinops.laplace",
+        # halves, which stock cannot decompose (ours are of float32); laplace.Laplace,
+        # which makes laplace's own class
+        r"test_dtype\[.*-dtype0-Curvlinops|test_all_init\[KronLaplace-",
+        (
+            "laplace",
+            # its classes use these names, too
+            "laplace.baselaplace",
+            "laplace.lllaplace",
+            "laplace.curvature",
+            "laplace.curvature.curvlinops",
+            "laplace.utils",
+            "laplace.utils.matrix",
+        ),
+    ),
+}
 
 # theirs needs a plugin to leave out the tests with many Monte-Carlo samples
 CONFIGURATION = """\
 [pytest]
 addopts = --continue-on-collection-errors -m "not montecarlo"
-testpaths = test
+testpaths = {tests}
 markers =
     montecarlo: slow, takes many Monte-Carlo samples
 filterwarnings =
@@ -61,17 +112,18 @@ class Outcome(NamedTuple):
     failed: list[str]
 
 
-def download(folder: Path) -> Path:
-    """Fetch BackPACK's source distribution of the installed version.
+def download(distribution: str, folder: Path) -> Path:
+    """Fetch the source distribution of the installed version.
 
     Args:
+        distribution: Its name on PyPI.
         folder: An empty folder to put it in.
 
     Returns:
         Path of the unpacked sources.
     """
-    version = metadata.version(DISTRIBUTION)
-    package = [f"{DISTRIBUTION}=={version}", "--no-binary", DISTRIBUTION, "--no-deps"]
+    version = metadata.version(distribution)
+    package = [f"{distribution}=={version}", "--no-binary", distribution, "--no-deps"]
     subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", *package, "-d", folder],
         # outside of its repository the sources do not know their version
@@ -85,15 +137,16 @@ def download(folder: Path) -> Path:
     return sources
 
 
-def prepare(sources: Path, folder: Path) -> None:
-    """Copy the tests alone: beside them, the sources would hide the installed BackPACK.
+def prepare(sources: Path, tests: str, folder: Path) -> None:
+    """Copy the tests alone: beside them, the sources would hide the installed toolkit.
 
     Args:
         sources: Unpacked source distribution.
+        tests: Folder of the tests in it.
         folder: Where to run the tests; must not exist.
     """
-    shutil.copytree(sources / "test", folder / "test")
-    (folder / "pytest.ini").write_text(CONFIGURATION, "utf-8")
+    shutil.copytree(sources / tests, folder / tests)
+    (folder / "pytest.ini").write_text(CONFIGURATION.format(tests=tests), "utf-8")
 
 
 def run(
@@ -144,13 +197,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     add = parser.add_argument
+    add("--toolkit", choices=TOOLKITS, default="backpack", help="default: backpack")
     add("--sources", type=Path, metavar="PATH", help="unpacked (default: download)")
     add("--stock", action="store_true", help="run with stock's classes only")
+    add(
+        "--at-most",
+        type=int,
+        metavar="N",
+        help="parameters of each test, evenly spaced (curvlinops has 15000 in all)",
+    )
     args, others = parser.parse_known_args(arguments)
+    toolkit = TOOLKITS[args.toolkit]
+    others.append(f"--toolkit={args.toolkit}")
+    if args.at_most is not None:
+        others.append(f"--at-most={args.at_most}")
 
     with TemporaryDirectory(prefix="stock_tests-") as temporary:
         downloaded, folder = Path(temporary, "sources"), Path(temporary, "run")
-        prepare(args.sources or download(downloaded), folder)
+        sources = args.sources or download(toolkit.distribution, downloaded)
+        if not (sources / toolkit.tests).is_dir():
+            parser.error(
+                f"{toolkit.distribution}'s source distribution must have a folder "
+                f"{toolkit.tests!r}. Name a checkout of its repository by --sources."
+            )
+        prepare(sources, toolkit.tests, folder)
         if args.stock:
             return run(folder, [*others, "--stock-classes"]).status
         ours = run(folder, others)
@@ -159,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nOnce more with stock's classes: {len(ours.failed)} that failed")
         stock = run(folder, [*others, "--stock-classes"], only=ours.failed)
     only_ours = [name for name in ours.failed if name not in stock.failed]
-    supported = [name for name in only_ours if LIMITATION in name]
+    supported = [n for n in only_ours if re.search(toolkit.limitations, n)]
     only_ours = [name for name in only_ours if name not in supported]
     print(
         f"\nFailed with our classes: {len(ours.failed)}; "
@@ -179,15 +249,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def pytest_addoption(parser: Any) -> None:
     """Options that :func:`run` passes."""
+    parser.addoption("--toolkit")
+    parser.addoption("--at-most", type=int)
     parser.addoption("--stock-classes", action="store_true")
     parser.addoption("--log-failed", metavar="PATH")
     parser.addoption("--selection", metavar="PATH")
 
 
+def pytest_load_initial_conftests(early_config: Any) -> None:
+    """Put our classes in place, before the tests' conftest.py or a test is imported."""
+    options = early_config.known_args_namespace
+    if not options.stock_classes:
+        toolkit = TOOLKITS[options.toolkit]
+        early_config.stock_definitions = replace_classes(toolkit)
+
+
 def pytest_configure(config: Any) -> None:
-    """Put our classes in place, before a test is imported."""
-    if not config.getoption("--stock-classes"):
-        replace_classes()
+    """Skip what cannot run, and log what fails."""
     if find_spec("pytorch_memlab") is None:
         stand_in: Any = ModuleType("pytorch_memlab")
         stand_in.MemReporter = _NoMemReporter
@@ -199,28 +277,42 @@ def pytest_configure(config: Any) -> None:
         )
 
 
-def replace_classes() -> list[str]:
-    """Let BackPACK's packages export our classes.
+def names_of(toolkit: Toolkit) -> list[str]:
+    """Return the names of the classes that ours replace."""
+    # it imports stock's modules
+    ours = import_module(toolkit.ours)
+    places = [import_module(place) for place in toolkit.places]
+    return [n for n in ours.__all__ if any(hasattr(place, n) for place in places)]
+
+
+def replace_classes(toolkit: Toolkit) -> list[tuple[ModuleType, str, Any]]:
+    """Let a toolkit's modules export our classes.
+
+    Args:
+        toolkit: The toolkit.
 
     Returns:
-        Names of the classes.
+        Modules, names and stock's classes, where a module defines the class.
     """
-    # they import stock's, which must have happened before
-    ours = import_module("tn_extensions.backpack")
-    packages = [import_module(name) for name in PACKAGES]
-    names = [name for name in ours.__all__ if hasattr(packages[0], name)]
-    for package in packages:
+    names, ours = names_of(toolkit), import_module(toolkit.ours)
+    defined = []
+    for place in map(import_module, toolkit.places):
         for name in names:
-            if hasattr(package, name):
-                setattr(package, name, getattr(ours, name))
-    return names
+            stock = getattr(place, name, None)
+            if stock is None:
+                continue
+            if stock.__module__ == place.__name__:
+                defined.append((place, name, stock))
+            setattr(place, name, getattr(ours, name))
+    return defined
 
 
 def pytest_report_header(config: Any) -> str:
     """Say whose classes are tested."""
     if config.getoption("--stock-classes"):
         return "classes: stock's"
-    return f"classes: ours, {', '.join(replace_classes())}"
+    names = names_of(TOOLKITS[config.getoption("--toolkit")])
+    return f"classes: ours, {', '.join(names)}"
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
@@ -235,13 +327,33 @@ def _without_addresses(parameter: object) -> str:
 
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
-    """Keep the selected tests."""
+    """Keep the selected tests, and so many parameters of each."""
+    if config.getoption("--at-most"):
+        of_test: defaultdict[str, list[Any]] = defaultdict(list)
+        for item in items:
+            of_test[item.nodeid.partition("[")[0]].append(item)
+        kept = {
+            item
+            for own in of_test.values()
+            for item in own[:: -(-len(own) // config.getoption("--at-most"))]
+        }
+        config.hook.pytest_deselected(items=[i for i in items if i not in kept])
+        items[:] = [item for item in items if item in kept]
     if config.getoption("--selection"):
         path = Path(config.getoption("--selection"))
         selected = {*path.read_text("utf-8").splitlines()}
         others = [item for item in items if item.nodeid not in selected]
         items[:] = [item for item in items if item.nodeid in selected]
         config.hook.pytest_deselected(items=others)
+
+
+def pytest_collection_finish(session: Any) -> None:
+    """Give modules the classes back that they define, and call by their names.
+
+    The tests have imported ours by now.
+    """
+    for place, name, stock in getattr(session.config, "stock_definitions", []):
+        setattr(place, name, stock)
 
 
 class _FailureLog:

@@ -20,6 +20,7 @@ from tn_extensions import backpack as ours
 
 NAMES = ("KFAC", "KFLR", "KFRA")
 APPROX = ("backpack", "expand", "reduce")
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 CLASSES = 3
 MC_SAMPLES = 2
 
@@ -124,7 +125,8 @@ def tail(model: nn.Module, layer: nn.Module, x: Tensor) -> curvature.Function:
     """From a layer's output to the model's."""
 
     def replaced(y: Tensor) -> Tensor:
-        handle = layer.register_forward_hook(lambda *_: y)
+        # which the next module may change in place
+        handle = layer.register_forward_hook(lambda *_: y.clone())
         logits = model(x)
         handle.remove()
         return logits
@@ -132,8 +134,13 @@ def tail(model: nn.Module, layer: nn.Module, x: Tensor) -> curvature.Function:
     return replaced
 
 
-def reference_block(name: str, model: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
-    """GGN with respect to a layer's output, as ``name`` defines it."""
+def reference_blocks(
+    name: str, model: nn.Module, layer: nn.Module, x: Tensor
+) -> Tensor:
+    """GGN with respect to a layer's output, as ``name`` defines it, ``[N, D, D]``.
+
+    A block for each sample; of KFRA, for each the average over all, divided by ``N``.
+    """
     logits = model(x)
     y = layer(layer_input(model, layer, x))
     if name == "KFAC":
@@ -142,11 +149,25 @@ def reference_block(name: str, model: nn.Module, layer: nn.Module, x: Tensor) ->
         criterion, labels = nn.CrossEntropyLoss(), targets(len(x))
         hessian = curvature.loss_hessian(lambda z: criterion(z, labels), logits)
     if name != "KFRA":
-        return curvature.ggn_block(tail(model, layer, x), y, hessian)
+        return curvature.ggn_blocks(tail(model, layer, x), y, hessian)
     # of a chain of modules
     modules = list(model.children())
     rest = modules[modules.index(layer) + 1 :]
-    return curvature.averaged_block(rest, y, torch.einsum("ncnd->cd", hessian))
+    block = curvature.averaged_block(rest, y, torch.einsum("ncnd->cd", hessian))
+    return block.expand(len(y), -1, -1) / len(y)
+
+
+def reference(
+    name: str, model: nn.Module, layer: nn.Module, x: Tensor, approx: str = "backpack"
+) -> dict[str, list[Tensor]]:
+    """Savefields of a layer's parameters, by name, as ``name`` defines them."""
+    blocks = reference_blocks(name, model, layer, x)
+    z = layer_input(model, layer, x)
+    if isinstance(layer, BATCH_NORM):
+        scale, shift = curvature.scale_and_shift_blocks(layer, z, blocks)
+        return {"weight": [scale], "bias": [shift]}
+    factors = curvature.expected(layer, z, blocks.sum(0), approx)
+    return {"weight": factors, "bias": factors[:1]}
 
 
 def assert_as_reference(
@@ -164,17 +185,18 @@ def assert_as_reference(
     layers = {key: layer for key, layer in model.named_modules() if is_layer(layer)}
     assert layers
     for key, layer in layers.items():
-        block = reference_block(name, model, layer, x)
-        wanted = curvature.expected(layer, layer_input(model, layer, x), block, approx)
+        wanted = reference(name, model, layer, x, approx)
         at = f"{key} {layer} {approx} "
         close: Any = {"rtol": 1e-9, "atol": 1e-12, "msg": at.__add__}
-        assert_close(actual[f"{key}.weight"], wanted, **close)
-        if layer.bias is not None:
-            assert_close(actual[f"{key}.bias"], wanted[:1], **close)
+        for parameter, _ in layer.named_parameters():
+            found = actual[f"{key}.{parameter}"]
+            assert_close(found, wanted[parameter], **close)
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is a ``Linear`` or a convolution, transposed or not."""
+    """Whether a module is a ``Linear``, a convolution or an affine BatchNorm."""
+    if isinstance(module, BATCH_NORM):
+        return module.affine
     return isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
 
 

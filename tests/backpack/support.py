@@ -27,7 +27,7 @@ from experiments import storage
 from tests.backpack import run, suite, support_page
 from tests.backpack.support_cases import Branched, Case, Variants, tables
 from tests.backpack.support_page import LACKING, WRONG, YES, Outcome, Outcomes, Place
-from tests.reference import curvature, diagonals
+from tests.reference import diagonals
 from tn_extensions import backpack as ours
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
@@ -166,7 +166,7 @@ def couples_samples(model: nn.Module) -> bool:
 
 
 def kronecker_factors(name: str, model: nn.Module, x: Tensor) -> Saved | None:
-    """Factors of all convolutions and Linears, from Jacobians."""
+    """Factors of all layers, from Jacobians."""
     if name == "KFRA" and type(model) is not nn.Sequential:
         return None  # a recursion over a chain of modules
     model.requires_grad_(False)
@@ -174,12 +174,9 @@ def kronecker_factors(name: str, model: nn.Module, x: Tensor) -> Saved | None:
     for key, layer in model.named_modules():
         if not run.is_layer(layer):
             continue
-        block = run.reference_block(name, model, layer, x)
-        z = run.layer_input(model, layer, x)
-        factors = curvature.expected(layer, z, block, "backpack")
-        result[f"{key}.weight"] = factors
-        if layer.bias is not None:
-            result[f"{key}.bias"] = factors[:1]
+        wanted = run.reference(name, model, layer, x)
+        for parameter, _ in layer.named_parameters():
+            result[f"{key}.{parameter}"] = wanted[parameter]
     return result
 
 
@@ -247,8 +244,9 @@ BackPACK's Monte-Carlo samples. A row holds for one, two and three dimensions, o
 those in brackets; a cell names them where they differ.
 
 With groups, where stock raises, our `KFAC`, `KFLR` and `KFRA` have one pair of factors
-per group. They skip BatchNorm's parameters, with a warning. In train mode it couples
-the samples, so that the gradient of a sample is not defined.
+per group. BatchNorm's scale and shift have one factor each, `[C, C]`, their block of
+the GGN. In train mode, BatchNorm couples the samples, so that the gradient of a sample
+is not defined.
 """
 
 

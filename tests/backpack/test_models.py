@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -27,12 +26,9 @@ from tests.backpack.run import (
     run_copy,
     targets,
 )
-from tests.messages import FORM
 from tests.strategies import noise_tensor, with_stale_attributes
 from tn_extensions import backpack as ours
-
-# but where a test is about them
-pytestmark = pytest.mark.filterwarnings("ignore:KF[A-Z]*. BatchNorm")
+from tn_extensions import memory_budget
 
 
 def with_statistics(model: nn.Module) -> nn.Module:
@@ -131,46 +127,64 @@ def test_samples_are_unbiased_where_batch_norm_couples_them() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_skipped_parameters_are_named(name: str) -> None:
-    model, x = batch_norm_chain(training=False)
-    model[5].bias.requires_grad_(False)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        factors = run_copy(model, extension(ours, name), x)
-    ours_only = [w for w in caught if str(w.message).startswith(f"{name}: ")]
-    messages = Counter(str(w.message) for w in ours_only)
-    assert all(issubclass(w.category, UserWarning) for w in ours_only)
-    assert all(FORM.match(message) for message in messages)
-    described = {
-        f"{kind}.{parameter} [{size}]"
-        for kind, parameter, size in [
-            ("BatchNorm2d", "weight", 4),
-            ("BatchNorm2d", "bias", 4),
-            ("BatchNorm2d", "weight", 3),  # its bias is frozen
-            ("BatchNorm1d", "weight", 2),
-            ("BatchNorm1d", "bias", 2),
-        ]
-    }
-    found = {
-        f"{message.split()[1]} {message[message.index('[') : message.index(']') + 1]}"
-        for message in messages
-    }
-    assert found == described
-    assert set(messages.values()) == {1}
-    assert all(repr(name.lower()) in message for message in messages)
-    # all but BatchNorms' have factors
-    skipped = {f"{i}.{p}" for i in (1, 5, 10) for p in ("weight", "bias")}
-    parameters = {key for key, _ in model.named_parameters()}
-    assert skipped < parameters and factors.keys() == parameters - skipped
+def test_frozen_and_absent_parameters_of_batch_norm(name: str) -> None:
+    x = images(3, 2, 4, 4)
+    frozen = nn.BatchNorm2d(2)
+    frozen.bias.requires_grad_(False)
+    absent = nn.BatchNorm2d(2, affine=False)
+    model = classifier(nn.Conv2d(2, 2, 2), frozen, nn.Tanh(), absent, x=x)
+    whole = copy.deepcopy(model).requires_grad_()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", f"{name}: ")
+        found = run_copy(with_statistics(model), extension(ours, name), x)
+    wanted = run_copy(with_statistics(whole), extension(ours, name), x)
+    assert wanted.pop("1.bias")
+    assert_same(found, wanted)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_warning_without_parameters(name: str) -> None:
-    x = images(2, 2, 3, 3)
-    model = classifier(nn.Conv2d(2, 2, 2), nn.BatchNorm2d(2, affine=False), x=x)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", f"{name}: ")
-        run_copy(model, extension(ours, name), x)
+def test_scale_and_shift_in_pieces(name: str) -> None:
+    model, x = batch_norm_chain(training=False)
+    wanted = run_copy(model, extension(ours, name), x)
+    with memory_budget(1):
+        assert_same(run_copy(model, extension(ours, name), x), wanted)
+
+
+def test_diagonal_of_scale_and_shift() -> None:
+    """It is what BackPACK's diagonal of the GGN has."""
+    model, x = batch_norm_chain(training=False)
+    factors = run_copy(model, ours.KFLR(), x)
+    diagonal = run_copy(model, ours.DiagGGNExact(), x)
+    for norm in ("1", "5", "10"):
+        for parameter in ("weight", "bias"):
+            (factor,) = factors[f"{norm}.{parameter}"]
+            wanted = diagonal[f"{norm}.{parameter}"]
+            torch.testing.assert_close(factor.diagonal(), wanted)
+
+
+@pytest.mark.parametrize("approx", APPROX)
+@pytest.mark.parametrize("name", NAMES)
+def test_scale_and_shift_are_those_of_a_depthwise_convolution(
+    name: str, approx: str
+) -> None:
+    """Where one sample and one position leave nothing to approximate."""
+    x = images(1, 4, 1, 1)
+    norm = with_statistics(nn.BatchNorm2d(4).double())
+    depthwise = nn.Conv2d(4, 4, 1, groups=4).double()
+    normalized = nn.BatchNorm2d(4, affine=False).double()
+    normalized.load_state_dict(norm.state_dict(), strict=False)
+    with torch.no_grad():
+        depthwise.weight.copy_(norm.weight.view(-1, 1, 1, 1))
+        depthwise.bias.copy_(norm.bias)
+    model = classifier(norm, nn.Tanh(), x=x).eval()
+    other = classifier(normalized, depthwise, nn.Tanh(), x=x).eval()
+    other[-1].load_state_dict(model[-1].state_dict())
+    own = extension(ours, name, approx=approx)
+    found, pairs = run_copy(model, own, x), run_copy(other, own, x)
+    (scale,), (shift,) = found["0.weight"], found["0.bias"]
+    left, right = pairs["1.weight"]
+    torch.testing.assert_close(scale.diagonal(), (left * right).flatten())
+    torch.testing.assert_close(shift.diagonal(), pairs["1.bias"][0].flatten())
 
 
 class Residual(nn.Module):

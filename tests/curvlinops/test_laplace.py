@@ -234,11 +234,14 @@ def test_diagonal(subset: str, backend: str, likelihood: str) -> None:
     assert la(x)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("diagonal", [False, True])
 @pytest.mark.parametrize("damping", [False, True])
-def test_matrices_equal_laplaces(damping: bool) -> None:
-    """On factors without groups, with and without damping."""
+def test_matrices_equal_laplaces(damping: bool, diagonal: bool) -> None:
+    """On factors without groups, with and without damping; also on diagonals."""
     roots = [[images(3, 3), images(4, 4)], [images(3, 3)], [images(2, 2)]]
     factors = [[root @ root.T for root in F] for F in roots]
+    if diagonal:
+        factors = [[factor.diagonal() for factor in F] for F in factors]
     mine, theirs = ours.Kron(factors) * 1.3, matrix.Kron(factors) * 1.3
     w = noise_tensor([2, 3, 17])
     assert_close(mine.bmm(w), theirs.bmm(w))

@@ -217,4 +217,62 @@ def test_download_unpacks_the_installed_version(
             archive.add(content, "some")
 
     monkeypatch.setattr(stock_tests.subprocess, "run", pip)
-    assert (stock_tests.download(target) / "file").read_text() == "text"
+    assert (
+        stock_tests.download("backpack-for-pytorch", target) / "file"
+    ).read_text() == "text"
+
+
+PLACES = """\
+from {place} import {name}
+
+
+def test_ours():
+    assert {name}.__module__.startswith("tn_extensions")
+
+
+def test_toolkit_has_its_own():
+    import {place}
+
+    assert not {place}.{name}.__module__.startswith("tn_extensions")
+"""
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "place", "name"),
+    [
+        ("curvlinops", "curvlinops.kfac", "KFACLinearOperator"),
+        ("laplace", "laplace.baselaplace", "KronLaplace"),
+    ],
+)
+def test_classes_are_replaced_while_tests_are_imported(
+    toolkit: str, place: str, name: str, tmp_path: Path
+) -> None:
+    """In the module that defines a class, other code means that class."""
+    pytest.importorskip(toolkit)
+    folder = tmp_path / stock_tests.TOOLKITS[toolkit].tests
+    folder.mkdir()
+    content = PLACES.format(place=place, name=name)
+    # it is imported first
+    (folder / "conftest.py").write_text(content.partition("def ")[0])
+    (folder / "test_conftest.py").write_text(
+        f"import conftest\n\n\ndef test_ours():\n"
+        f"    assert conftest.{name}.__module__.startswith('tn_extensions')\n"
+    )
+    (folder / "test_places.py").write_text(content)
+    status, printed = _run(tmp_path, f"--toolkit={toolkit}")
+    assert status == 0, printed
+    assert "3 passed" in printed
+
+
+def test_sources_without_tests_are_refused(tmp_path: Path) -> None:
+    status, printed = _run(tmp_path, "--toolkit=laplace")
+    assert status == pytest.ExitCode.INTERRUPTED  # argparse's 2
+    assert "must have a folder 'tests'. Name a checkout" in printed
+
+
+def test_some_parameters_of_each_test(sources: Path) -> None:
+    status, printed = _run(sources, "test/test_place.py", "--at-most=2")
+    found = [line for line in printed.splitlines() if line.startswith("PASSED")]
+    assert status == 0
+    assert sum("::test_ours[" in line for line in found) == 2
+    assert sum("::test_others_are_stocks" in line for line in found) == 1

@@ -40,7 +40,7 @@ def expected_factors(
     with torch.no_grad():
         h = first(x)
         H = curvature.loss_hessian(lambda f: loss(f, y), tail(h))
-        block = curvature.ggn_block(tail, h, H)
+        block = curvature.ggn_blocks(tail, h, H).sum(0)
     A = curvature.input_factor(first, x, approx)
     return KroneckerFactors(A, curvature.output_factor(first, block, approx))
 

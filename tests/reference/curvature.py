@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.autograd.functional import jacobian as full_jacobian
+from torch.func import functional_call
 
 from tests.reference.jacobian import kfac_factor
 
@@ -27,8 +28,8 @@ def loss_hessian(loss: Function, logits: Tensor) -> Tensor:
     return hessian(loss, logits).reshape(*2 * (len(logits), logits[0].numel()))
 
 
-def ggn_block(tail: Function, y: Tensor, output_hessian: Tensor) -> Tensor:
-    """GGN with respect to ``y``, the samples' blocks summed, ``[D, D]``.
+def ggn_blocks(tail: Function, y: Tensor, output_hessian: Tensor) -> Tensor:
+    """GGN with respect to ``y``, a block for each sample, ``[N, D, D]``.
 
     Args:
         tail: From ``y`` to the model's output, for the whole batch.
@@ -36,7 +37,7 @@ def ggn_block(tail: Function, y: Tensor, output_hessian: Tensor) -> Tensor:
         output_hessian: Hessian with respect to the model's output, ``[N, C, N, C]``.
     """
     j = jacobian(tail, y)
-    return torch.einsum("acni,acbd,bdnj->ij", j, output_hessian, j)
+    return torch.einsum("acni,acbd,bdnj->nij", j, output_hessian, j)
 
 
 def averaged_block(modules: Sequence[Function], y: Tensor, block: Tensor) -> Tensor:
@@ -53,6 +54,23 @@ def averaged_block(modules: Sequence[Function], y: Tensor, block: Tensor) -> Ten
     block = averaged_block(others, first(y), block)
     j = jacobian(first, y)
     return torch.einsum("ncmi,cd,ndmj->ij", j, block, j) / len(y)
+
+
+def scale_and_shift_blocks(module: Any, x: Tensor, blocks: Tensor) -> list[Tensor]:
+    """Blocks ``sum_n J_n^T B_n J_n`` of BatchNorm's scale and shift, ``[C, C]`` each.
+
+    Args:
+        module: BatchNorm.
+        x: Its input.
+        blocks: ``B_n``, with respect to a sample's output, ``[N, D, D]``.
+    """
+
+    def output(weight: Tensor, bias: Tensor) -> Tensor:
+        parameters = {"weight": weight, "bias": bias}
+        return functional_call(module, parameters, x).flatten(1)
+
+    jacobians = full_jacobian(output, (module.weight, module.bias), vectorize=True)
+    return [torch.einsum("nic,nij,njd->cd", j, blocks, j) for j in jacobians]
 
 
 def output_factor(module: Any, block: Tensor, approx: str) -> Tensor:

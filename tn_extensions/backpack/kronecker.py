@@ -51,11 +51,16 @@ class KFAC(secondorder.KFAC, _Kronecker):
     approximates the GGN of ``weight.transpose(0, 1)``, as in BackPACK (per group, the
     weight ``[CI, CO, K]`` with its first two axes exchanged).
 
+    BatchNorm's scale and shift, ``C`` numbers each, have one factor ``[F]``, ``[C,
+    C]``: their block of the GGN, whatever ``approx`` is. With normalised inputs ``x``,
+    ``F = sum_{v,n} s s^T``, ``s = sum_o S x`` of the scale and ``s = sum_o S`` of the
+    shift.
+
     BatchNorm, pooling (average, maximum and their adaptive forms) and sums of branches
-    are backpropagated through. BatchNorm's parameters are skipped with a warning. In
-    train mode it couples the samples: a Monte-Carlo sample is then backpropagated for
-    all of them jointly, as automatic differentiation does. The mixed terms this brings
-    in vanish on average, so that factors are unbiased.
+    are backpropagated through. In train mode, BatchNorm couples the samples: a
+    Monte-Carlo sample is then backpropagated for all of them jointly, as automatic
+    differentiation does. The mixed terms this brings in vanish on average, so that
+    factors are unbiased.
 
     Args:
         mc_samples: Number of samples.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-from warnings import warn
+from typing import Any, Literal, cast
 
 import torch
 from backpack.core.derivatives import (
@@ -34,7 +33,10 @@ from tn_extensions.backpack.derivatives import (
     ConvDerivatives,
     DenseDerivatives,
 )
-from tn_extensions.backpack.derivatives.batchnorm import uses_batch_statistics
+from tn_extensions.backpack.derivatives.batchnorm import (
+    input_of_weight,
+    uses_batch_statistics,
+)
 from tn_extensions.backpack.layer import Layer
 from tn_extensions.backpack.modules import (
     BATCH_NORMS,
@@ -127,24 +129,49 @@ def _squeezed(factor: Tensor) -> Tensor:
 
 
 class KroneckerBatchNorm(HBPBaseModule):
-    """Backpropagates through batch normalisation, and warns that it gets no factors."""
+    """Blocks of the GGN of BatchNorm's scale and shift, ``C`` numbers each.
+
+    They take the place of Kronecker factors, and no approximation of their own. With
+    normalised inputs ``x`` and a square root ``S`` as :class:`KroneckerLayer` has it:
+    ``sum_{v,n} s s^T``, ``s = sum_o S x`` of the scale and ``s = sum_o S`` of the
+    shift. With an average ``M`` instead of ``S``: ``1/N sum_n J_n^T M J_n``, ``J_n``
+    the Jacobian of sample ``n``'s output with respect to the parameter.
+    """
+
+    takes_columns = True
 
     def __init__(self) -> None:
-        super().__init__(BatchNormDerivatives())
+        super().__init__(BatchNormDerivatives(), params=["weight", "bias"])
 
-    def __call__(self, extension: Any, module: Any, g_inp: Any, g_out: Any) -> None:
-        """Warn of each parameter that is left out, then backpropagate."""
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                message = describe(
-                    type(extension).__name__,
-                    f"{type(module).__name__}.{name}",
-                    "belong to a convolution or Linear to have Kronecker factors",
-                    f"a parameter of shape {list(parameter.shape)}",
-                    f"It is skipped and has no {extension.savefield!r}",
-                )
-                warn(message, UserWarning, stacklevel=2)
-        super().__call__(extension, module, g_inp, g_out)
+    def weight(
+        self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
+    ) -> list[Tensor]:
+        """Block ``[F]`` of the scale, ``[C, C]``."""
+        return [self._block("weight", ext, module, backproped)]
+
+    def bias(
+        self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
+    ) -> list[Tensor]:
+        """Block ``[F]`` of the shift, ``[C, C]``."""
+        return [self._block("bias", ext, module, backproped)]
+
+    def _block(self, name: str, ext: Any, module: Any, backproped: Any) -> Tensor:
+        if BackpropStrategy.is_batch_average(ext.get_backprop_strategy()):
+            average: Tensor = backproped
+            if name == "weight":
+                x = input_of_weight(module, average.dtype).flatten(1)
+                average = average * (x.T @ x).div_(max(len(x), 1))
+            channels = module.num_features
+            positions = len(average) // channels
+            return average.reshape(2 * (channels, positions)).sum((1, 3))
+        block = None
+        for vectors in backproped.copy().take():
+            gradients = self.derivatives.param_mjp(
+                name, module, None, None, vectors, sum_batch=False
+            )
+            rows = gradients.flatten(0, 1)
+            block = rows.T @ rows if block is None else block.addmm_(rows.T, rows)
+        return cast(Tensor, block)
 
     def couples(self, ext: Any, module: Any) -> bool:
         """Whether columns of different samples may no longer share a ``v``.

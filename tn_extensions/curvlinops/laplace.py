@@ -232,8 +232,8 @@ class Kron(matrix.Kron):
     """Sums of Kronecker factors, in place of :class:`laplace.utils.Kron`.
 
     Args:
-        kfacs: For each parameter, ``[B, A]`` or ``[B]`` (see the module). None at all:
-            zero.
+        kfacs: For each parameter, ``[B, A]`` or ``[B]`` (see the module). As laplace's,
+            a factor may be a vector, the diagonal of a matrix. None at all: zero.
     """
 
     kfacs: list[list[Tensor]]
@@ -367,6 +367,8 @@ class KronDecomposed(matrix.KronDecomposed):
 
 def _eigen(factor: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors, the latter as the factor's rows."""
+    if factor.ndim == 1:
+        return factor, torch.eye(len(factor)).to(factor)
     as_rows = rows(factor)
     values, vectors = symeig(square(as_rows) if as_rows.ndim == 4 else as_rows)
     return values, vectors.reshape(as_rows.shape)

@@ -84,7 +84,8 @@ def rows(factor: Tensor) -> Tensor:
 
 
 def square(rows: Tensor) -> Tensor:
-    """Rows as ``[G, D, D]``."""
+    """Rows as ``[G, D, D]``; of a diagonal matrix, its diagonal ``[D]``."""
+    rows = rows.diag() if rows.ndim == 1 else rows
     return rows.flatten(1, 2) if rows.ndim == 4 else rows.reshape(-1, *rows.shape[-2:])
 
 

@@ -24,11 +24,14 @@ SUPPORTED = (nn.Linear, *CONVOLUTIONS)
 Groups = Literal["separate", "average"]
 
 
-def reason_against(module: Any) -> str | None:
+def reason_against(
+    module: Any, kinds: tuple[type[nn.Module], ...] = SUPPORTED
+) -> str | None:
     """Say why a layer's outputs are not those of torch's layer with its parameters.
 
     Args:
-        module: One of :data:`SUPPORTED`.
+        module: A layer.
+        kinds: Torch's classes of layers, of which it is one.
 
     Returns:
         The end of a sentence on the layer: it has a ``forward`` of its own (weight
@@ -36,7 +39,7 @@ def reason_against(module: Any) -> str | None:
         other parameters (``parametrize``, ``weight_norm``, ``spectral_norm``,
         ``prune``). ``None``: its parameters are what it multiplies by.
     """
-    base = next(kind for kind in SUPPORTED if isinstance(module, kind))
+    base = next(kind for kind in kinds if isinstance(module, kind))
     for method in ("forward", "_conv_forward"):
         own = getattr(type(module), method, None)
         if method in vars(module) or own is not getattr(base, method, None):

@@ -17,6 +17,7 @@ from tn_extensions.errors import describe
 from tn_extensions.layers.module import SUPPORTED, reason_against
 from tn_extensions.layers.names import check_patterns, matches
 from tn_extensions.optim.layer import Layer
+from tn_extensions.optim.norms import NORMS, NormLayer
 from tn_extensions.optim.options import LayerOptions
 
 
@@ -49,29 +50,31 @@ def find_layers(
     others: list[str] = []
     for name, module in model.named_modules():
         is_skipped = any(matches(each, name, module) for each in skip_layers)
-        is_supported = isinstance(module, SUPPORTED)
+        is_known = isinstance(module, (*SUPPORTED, *NORMS))
         # those of a kernel that is computed may belong to a module inside
-        own = dict(module.named_parameters(recurse=is_supported))
+        own = dict(module.named_parameters(recurse=is_known))
         keys = [key for key, parameter in own.items() if parameter.requires_grad]
         if not keys or is_skipped or isinstance(module, ParametrizationList):
             continue
-        if not is_supported:
+        patterns = [each for each in overrides if matches(each, name, module)]
+        mine = options
+        for pattern in patterns:
+            mine = mine.overridden(owner, overrides[pattern])
+        is_norm = isinstance(module, NORMS) and mine.norm_layers == "unit-wise"
+        kind = NormLayer if is_norm else Layer
+        if not isinstance(module, kind.kinds):
             unsupported[type(module).__name__] = None
             continue
-        reason = reason_against(module)
+        used.update(patterns)
+        reason = reason_against(module, kind.kinds)
         if reason is None and any(own[key].is_complex() for key in keys):
             reason = "has complex parameters"
         if reason is not None:
             others.append(f"layer {name!r} {reason}")
             continue
         _check_kind(owner, {f"{name}.{key}": own[key] for key in keys})
-        patterns = [each for each in overrides if matches(each, name, module)]
-        used.update(patterns)
-        mine = options
-        for pattern in patterns:
-            mine = mine.overridden(owner, overrides[pattern])
         order = tuple(key for key in ("weight", "bias") if key in keys)
-        layers[name] = Layer(name, module, order, mine, owner)
+        layers[name] = kind(name, module, order, mine, owner)
     supported = ", ".join(kind.__name__ for kind in SUPPORTED)
     unused = [pattern for pattern in overrides if pattern not in used]
     if unused:

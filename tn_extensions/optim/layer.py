@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,9 @@ class Layer:
     options: LayerOptions
     owner: str
 
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = SUPPORTED
+    """Classes of layers."""
+
     def __post_init__(self) -> None:
         self.trained = Trained(self.module, self.keys)
         """Its parameters and their gradients."""
@@ -102,6 +105,16 @@ class Layer:
         return len(self.keys) == 2
 
     @property
+    def has_input_factor(self) -> bool:
+        """Tell whether it has an input factor."""
+        return "weight" in self.keys
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Tell whether statistics of gradients are of inputs, too."""
+        return self.bases is not None
+
+    @property
     def out_channels(self) -> int:
         """Channels of its outputs."""
         return out_channels(self.module)
@@ -112,7 +125,7 @@ class Layer:
         groups = num_groups(self.module, "separate")
         rows = self.out_channels // groups
         found = {"gradients": (groups, rows, rows)}
-        if "weight" in self.keys:
+        if self.has_input_factor:
             columns = self.module.weight.numel() // groups // rows + self.is_joint
             found = {"inputs": (groups, columns, columns), **found}
         return found
@@ -136,7 +149,17 @@ class Layer:
     def is_intact(self) -> bool:
         """True while it multiplies by its own parameters."""
         is_whole = len(self.parameters) == len(self.keys)
-        return is_whole and reason_against(self.module) is None
+        return is_whole and reason_against(self.module, self.kinds) is None
+
+    @property
+    def least_axes(self) -> int:
+        """Number of axes that a batch of its inputs has at least."""
+        is_linear = isinstance(self.module, nn.Linear)
+        return 2 if is_linear else int(self.module.weight.dim())
+
+    def use(self, x: Tensor, output: Tensor, num_data: int | None) -> Use:
+        """See what it did to an input."""
+        return Use.of(self.module, x, output, "separate", num_data)
 
     def reason_against(self, x: Tensor, num_data: int | None) -> str | None:
         """Say why an input has no statistics, or return ``None``.
@@ -145,9 +168,7 @@ class Layer:
             x: The input.
             num_data: Number of data. ``None``: as many as it has rows.
         """
-        is_linear = isinstance(self.module, nn.Linear)
-        least = 2 if is_linear else self.module.weight.dim()
-        if x.dim() < least:
+        if x.dim() < self.least_axes:
             return f"was called on {list(x.shape)}, which is not a batch"
         if not x.numel() or num_data == 0:
             return "was called on an empty batch"
@@ -159,7 +180,7 @@ class Layer:
         return None
 
     def __str__(self) -> str:
-        kind = next(own.__name__ for own in SUPPORTED if isinstance(self.module, own))
+        kind = next(own.__name__ for own in self.kinds if isinstance(self.module, own))
         letters = {"inputs": "A", "gradients": "B"}
         factors = [f"{letters[w]} {[*own]}" for w, own in self.factor_shapes.items()]
         return f"{self.name or 'model'}: {kind}, {', '.join(factors)}"
@@ -183,7 +204,7 @@ class Layer:
         """
         num_data = uses[0].num_data
         into.num_data += num_data if is_counted else 0
-        if "weight" in self.keys:
+        if self.has_input_factor:
             kept, scale = self._draw(num_data, generator)
             if kept is not None:
                 uses = [use.of_data(kept) for use in uses]
@@ -433,8 +454,14 @@ class Layer:
         }
         if self.inverse is None:
             return gradients
+        return self._multiplied(self.inverse, gradients)
+
+    def _multiplied(
+        self, inverse: Any, gradients: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Multiply gradients by an inverse."""
         vectors = {key: own.unsqueeze(-1) for key, own in gradients.items()}
-        blocks = {"joint" if self.is_joint else self.keys[0]: self.inverse}
+        blocks = {"joint" if self.is_joint else self.keys[0]: inverse}
         found = multiply(self.module, "separate", blocks, vectors)
         return {key: own.squeeze(-1) for key, own in found.items()}
 

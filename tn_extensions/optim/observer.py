@@ -60,8 +60,7 @@ class _Use:
     def seen(self, x: Tensor) -> Use:
         """Return the use as layers see it, with its input."""
         output = torch.empty(self.size, device="meta")
-        num_data = self.observed.num_data
-        return Use.of(self.layer.module, x, output, "separate", num_data)
+        return self.layer.use(x, output, self.observed.num_data)
 
 
 Arrived = list[tuple[_Use, engine.Kept | None, Tensor]]
@@ -275,7 +274,7 @@ class Observer:
             into.num_rows = num_rows
             with exactly(output.device):
                 layer.add_inputs(own, into, self._generator)
-            if layer.bases is None:
+            if not layer.needs_inputs:
                 own[:] = map(Use.without_input, own)
         scale = scale_of_sum(self._loss, num_rows, self._mc_samples)
 

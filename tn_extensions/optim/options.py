@@ -20,6 +20,7 @@ Approx = Literal["expand", "reduce"]
 Fisher = Literal["empirical", "mc", "type-2"]
 DampingMethod = Literal["pi", "fixed", "exact"]
 Reduction = Literal["mean", "sum"]
+NormLayers = Literal["plain", "unit-wise"]
 
 Number = float | Callable[[int], float]
 """A number, or what computes it of the number of steps taken."""
@@ -43,6 +44,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "fisher": get_args(Fisher),
     "damping_method": get_args(DampingMethod),
     "loss_reduction": get_args(Reduction),
+    "norm_layers": get_args(NormLayers),
 }
 
 
@@ -126,6 +128,7 @@ class Curvature(_Group):
         loss_reduction: Whether the loss that trains is a ``"mean"`` or a ``"sum"``.
         mc_samples: Draws per datum and step.
         seed: Of the draws.
+        norm_layers: ``"plain"`` or ``"unit-wise"``.
     """
 
     approx: Approx = "expand"
@@ -136,6 +139,7 @@ class Curvature(_Group):
     loss_reduction: Reduction = "mean"
     mc_samples: int = 1
     seed: int = 0
+    norm_layers: NormLayers = "plain"
 
 
 @dataclass(frozen=True, repr=False)
@@ -230,6 +234,7 @@ class LayerOptions:
     ema_decay: Number
     eigenvalue_correction: bool
     keep: Mapping[str, float] | None = None
+    norm_layers: NormLayers = "plain"
 
     @classmethod
     def of(cls, options: Options) -> Self:

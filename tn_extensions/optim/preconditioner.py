@@ -32,6 +32,7 @@ from tn_extensions.optim.options import (
     Distributed,
     Fisher,
     LayerOptions,
+    NormLayers,
     Number,
     Options,
     Reduction,
@@ -109,7 +110,8 @@ class KFACPreconditioner:
             eigenvalues (Martens & Grosse, 2015). ``"fixed"``: ``a = b = damping``.
             ``"exact"``: added to ``B (x) A``, in its eigenbasis (always so in EKFAC).
         overrides: ``approx``, ``damping``, ``damping_method``, ``ema_decay``, ``keep``,
-            ``eigenvalue_correction`` of layers by name (as in ``skip_layers``).
+            ``eigenvalue_correction``, ``norm_layers`` of layers by name (as in
+            ``skip_layers``).
         keep: ``{"n": share}`` of the data to estimate factors from, without bias: a
             fixed number, drawn anew for each layer and factor. ``None``: all.
         loss_func: The loss that ``"mc"`` and ``"type-2"`` are of: ``CrossEntropyLoss``
@@ -125,8 +127,14 @@ class KFACPreconditioner:
             (KAISA). 1: all, and inverses are sent. 0: one, and gradients are sent.
             Default: 1; with sharded parameters (``fully_shard``) 0, the only choice.
         process_group: The processes. Default: all, or those that share the parameters.
+        norm_layers: ``"plain"``: norm layers keep their gradient. ``"unit-wise"``: the
+            gradients ``v`` of a scale and its shift, ``[2]``, of ``BatchNorm``,
+            ``LayerNorm``, ``GroupNorm`` and ``RMSNorm`` become
+            ``(F + damping I)^-1 v``, ``F = 1/N sum u u^T`` of each datum's gradients
+            ``u`` of both (Osawa et al., CVPR 2019).
         curvature: ``approx``, ``fisher``, ``eigenvalue_correction``, ``keep``,
-            ``loss_func``, ``loss_reduction``, ``mc_samples`` and ``seed`` as a group.
+            ``loss_func``, ``loss_reduction``, ``mc_samples``, ``seed`` and
+            ``norm_layers`` as a group.
             Arguments, here and below, must not contradict the group.
         schedule: ``factor_update_steps``, ``inverse_update_steps`` and ``ema_decay`` as
             a group.
@@ -173,6 +181,7 @@ class KFACPreconditioner:
         grad_scaler: Any = None,
         grad_worker_fraction: float | None = None,
         process_group: Any = None,
+        norm_layers: NormLayers = "plain",
         curvature: Curvature | None = None,
         schedule: Schedule | None = None,
         clipping: Clipping | None = None,

@@ -126,7 +126,7 @@ class BatchNormDerivatives(AnyDtype, BaseParameterDerivatives):
         self, module: Any, g_inp: Any, g_out: Any, mat: Tensor
     ) -> Tensor:
         """Apply the weight's Jacobian to ``[V, C]``."""
-        normalized = _input_of_weight(module, mat.dtype)
+        normalized = input_of_weight(module, mat.dtype)
         return normalized * mat.view(len(mat), 1, -1, *[1] * (normalized.dim() - 2))
 
     def _weight_jac_t_mat_prod(
@@ -139,7 +139,7 @@ class BatchNormDerivatives(AnyDtype, BaseParameterDerivatives):
         subsampling: list[int] | None = None,
     ) -> Tensor:
         """Apply the weight's transposed Jacobian to ``[V, N, C, ...]``."""
-        normalized = _input_of_weight(module, mat.dtype)
+        normalized = input_of_weight(module, mat.dtype)
         if subsampling is not None:
             normalized = normalized[subsampling]
         equation = f"vnc...,nc...->v{'' if sum_batch else 'n'}c"
@@ -176,7 +176,7 @@ def _fixed_scale(module: Any) -> Tensor:
     return _times_weight(torch.rsqrt(module.running_var + module.eps), module)
 
 
-def _input_of_weight(module: Any, dtype: torch.dtype) -> Tensor:
+def input_of_weight(module: Any, dtype: torch.dtype) -> Tensor:
     """Normalised input, which the weight multiplies."""
     x = module.input0.detach().to(dtype)
     if uses_batch_statistics(module):
