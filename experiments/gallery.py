@@ -247,6 +247,8 @@ here. All take transposed convolutions, which are the rows marked "transposed" t
 | KFAC-reduce, transposed | `kfac_reduce` | [factors] |
 | GGN Gram matrix | `ggn_gram` | [GGN] |
 | GGN or Fisher diagonal | `ggn_diagonal` | [GGN] |
+| GGN or Fisher times a vector | `ggn_matvec` | [products] |
+| approximate Hessian diagonal | `diagonal_backward` | [diagonals] |
 
 [convolution]: #convolution
 [unfolded]: #unfolded-input-and-kernel-folded-output
@@ -254,6 +256,8 @@ here. All take transposed convolutions, which are the rows marked "transposed" t
 [gradients]: #per-sample-gradients
 [factors]: #kronecker-factors
 [GGN]: #ggn-diagonal-and-gram-matrix
+[products]: #products-with-the-ggn
+[diagonals]: #diagonals-of-hessians
 
 ## Formulas and costs
 

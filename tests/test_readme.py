@@ -123,6 +123,9 @@ def test_snippet_runs(
 ) -> None:
     if "import Laplace" in block.text:
         pytest.importorskip("laplace", reason="the extra is not installed")
+    for library in ("lightning", "transformers"):
+        if f"import {library}\n" in block.text:
+            pytest.importorskip(library, reason="no extra needs it")
     if ".draw(" in block.text:
         pytest.importorskip("matplotlib", reason="the extra is not installed")
     monkeypatch.chdir(tmp_path)

@@ -10,13 +10,16 @@ from tn_extensions.functional.index_pattern import index_pattern
 from tn_extensions.network import TensorNetwork, export
 from tn_extensions.patch import patch, unpatch
 from tn_extensions.tune import tune
+from tn_extensions.unfold import Fold, Unfold
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Conv",
     "ConvDim",
+    "Fold",
     "TensorNetwork",
+    "Unfold",
     "draw",
     "evaluate",
     "explain",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import runpy
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from tn_extensions.patch import TOOLKITS, patch
+from tn_extensions.report import report
 
 
 def main() -> None:
@@ -18,6 +20,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--only", action="append", choices=TOOLKITS, help="patch this toolkit only")
+    add("--report", action="store_true", help="say at the end what was computed")
     add("script", help="path of the script")
     add("arguments", nargs=argparse.REMAINDER, help="its own arguments")
     args = parser.parse_args()
@@ -26,7 +29,12 @@ def main() -> None:
     patch(args.only)
     sys.argv = [args.script, *args.arguments]
     sys.path[0] = str(Path(args.script).resolve().parent)
-    runpy.run_path(args.script, run_name="__main__")
+    with report() if args.report else nullcontext() as found:
+        try:
+            runpy.run_path(args.script, run_name="__main__")
+        finally:  # also after an exception, or `sys.exit`
+            if found is not None:
+                print(found, file=sys.stderr)
 
 
 if __name__ == "__main__":

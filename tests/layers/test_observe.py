@@ -86,7 +86,8 @@ def test_names() -> None:
         found = backward(output, uses, *g)
     assert found.keys() == {"first.weight", "first.bias"}
     positive = (model.first(x) > 0).double()
-    for n, (both, (alone,)) in enumerate(zip(*found.values(), strict=True)):
+    shown = found["first.weight"], found["first.bias"]
+    for n, (both, (alone,)) in enumerate(zip(*shown, strict=True)):
         assert len(both) == 2
         assert_close(alone[1], positive * g[n].unsqueeze(2))
         ((_, of_second),) = [pair for pair in both if pair[0] is second]

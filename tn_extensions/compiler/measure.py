@@ -84,14 +84,15 @@ def measure(
 
 
 def _time(call: Callable[[], object], repeats: int, device: torch.device) -> float:
-    _wait(device)
+    wait(device)
     start = perf_counter()
     for _ in range(repeats):
         call()
-    _wait(device)
+    wait(device)
     return (perf_counter() - start) / repeats
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait until a device has done what it was told to do."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import lru_cache, wraps
 from math import prod
+from time import perf_counter
 from typing import Any, ParamSpec, TypeVar, get_args
 
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor
 from tn_extensions import quantities
 from tn_extensions.compiler import Plan
 from tn_extensions.compiler import plan as plan_network
+from tn_extensions.compiler.measure import wait
+from tn_extensions.compiler.tracing import holds_data, is_capturing
 from tn_extensions.conv import Conv
 from tn_extensions.conv_dim import as_int
 from tn_extensions.errors import describe
@@ -101,18 +105,51 @@ def run(
     defined = network(name, conv, batch_size, *arguments)
     if 0 in defined.sizes.values():  # no data, or no output
         return _zero(defined, operands, out, accumulate)
-    chosen = plan_network(defined, like.dtype, like.device.type)
-    if torch.is_autocast_enabled(like.device.type):
-        # the plan's precision was decided above
-        with torch.autocast(like.device.type, enabled=False):
+    with observed(name, conv, like):
+        chosen = plan_network(defined, like.dtype, like.device.type)
+        if torch.is_autocast_enabled(like.device.type):
+            # the plan's precision was decided above
+            with torch.autocast(like.device.type, enabled=False):
+                result = chosen.run(operands, scale, out, accumulate)
+        else:
             result = chosen.run(operands, scale, out, accumulate)
-    else:
-        result = chosen.run(operands, scale, out, accumulate)
     if result is out or name in _LAID_OUT_BY_TORCH:
         return result
     if name in _SYMMETRIC and result.mT.is_contiguous():
         return result.mT
     return result.contiguous()
+
+
+observers: list[Callable[[str, Conv, float], None]] = []
+"""Called with what has run: the quantity (or several, joined by `` + ``), the
+convolution, and the seconds that it took to plan and run."""
+
+_UNOBSERVED = nullcontext()
+
+
+def observed(name: str, conv: Conv, like: Tensor) -> AbstractContextManager[None]:
+    """Tell observers how long a context takes, if there are any.
+
+    Args:
+        name: The quantity.
+        conv: Its hyper-parameters.
+        like: A tensor on the device on which it runs, which is waited for.
+    """
+    return _observed(name, conv, like) if observers else _UNOBSERVED
+
+
+@contextmanager
+def _observed(name: str, conv: Conv, like: Tensor) -> Iterator[None]:
+    has_clock = holds_data(like) and not is_capturing(like)
+    if has_clock:
+        wait(like.device)
+    start = perf_counter()
+    yield
+    if has_clock:
+        wait(like.device)
+    seconds = perf_counter() - start
+    for observe in tuple(observers):
+        observe(name, conv, seconds)
 
 
 _only_shapes = ContextVar("only_shapes", default=False)

@@ -22,7 +22,12 @@ from tn_extensions.functional.checks import (
     check_like,
     check_vectors,
 )
-from tn_extensions.functional.evaluate import network, prepare, result_dtype
+from tn_extensions.functional.evaluate import (
+    network,
+    observed,
+    prepare,
+    result_dtype,
+)
 from tn_extensions.network import Affine, Operand, TensorNetwork
 from tn_extensions.network.index import prime
 from tn_extensions.network.nodes import Node
@@ -99,13 +104,15 @@ def together(
             for name, options in asked
         ]
     with torch.no_grad():
+        given = conv
         operands, conv = _prepared(asked, conv, {"x": x, "g": g, "S": S})
         joint = {
             number: _network(name, options, operands, conv)
             for number, (name, options) in enumerate(asked)
             if name not in _FACTORS
         }
-        found = _run(list(dict.fromkeys(joint.values())), operands)
+        title = " + ".join(dict.fromkeys(asked[number][0] for number in joint))
+        found = _run(list(dict.fromkeys(joint.values())), operands, title, given)
         results = []
         for number, (name, options) in enumerate(asked):
             if number in joint:
@@ -176,14 +183,18 @@ def _joint_plan(
 
 
 def _run(
-    networks: list[TensorNetwork], operands: Mapping[str, Tensor]
+    networks: list[TensorNetwork],
+    operands: Mapping[str, Tensor],
+    title: str,
+    conv: Conv,
 ) -> dict[TensorNetwork, Tensor]:
     like = next(iter(operands.values()), None)
     if like is None or not networks:
         return {}
     if any(0 in one.sizes.values() for one in networks):  # no data, or no output
         return {one: like.new_zeros(one.shape) for one in networks}
-    with torch.autocast(like.device.type, enabled=False):
+    autocast = torch.autocast(like.device.type, enabled=False)
+    with observed(title, conv, like), autocast:
         found = _joint_plan(networks, operands).run(operands)
     return {
         one: result.contiguous() for one, result in zip(networks, found, strict=True)

@@ -112,7 +112,7 @@ class Layer:
     @property
     def needs_inputs(self) -> bool:
         """Tell whether statistics of gradients are of inputs, too."""
-        return self.bases is not None
+        return self.bases is not None or self.borrow is not None
 
     @property
     def out_channels(self) -> int:

@@ -90,6 +90,14 @@ def test_large_patches_are_added_and_small_ones_left_to_torch() -> None:
     assert large.cost.peak == small.cost.peak == 0
 
 
+def test_many_channels_of_short_rows_are_left_to_torch() -> None:
+    short, strided = (
+        plan(quantities.fold_output(Conv.make(c, c, 3, (n, n), stride, 1), 8))
+        for c, n, stride in ((512, 7, 1), (64, 56, 2))
+    )
+    assert short.candidate.name == strided.candidate.name == "native fold"
+
+
 @pytest.mark.parametrize("options", USUAL)
 def test_long_kernels_are_folded_a_dimension_at_a_time(options: dict[str, Any]) -> None:
     conv = layer(2, **({"kernel_size": 6, "input_size": (16, 15)} | options))

@@ -33,7 +33,7 @@ _TRAFFIC = 1.5
 _MOST_TOGETHER = 32
 """Kernel entries up to which all dimensions are folded at once."""
 
-_SCATTERED = 4
+_SCATTERED = 6
 """Torch's kernel is about as fast as a copy of runs of so many elements."""
 
 
@@ -117,6 +117,9 @@ def fold(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
             value = _folded(value, dims, own, space, sizes)
         return grouped(value.permute(permutation), lengths)
 
+    last = dims[-1]
+    steps = (side.step or 1 for pair in last.slices for side in pair)
+    row = sizes[last.shared] / max(steps)  # as if what is left out was touched, too
     operations, held = [], 0
     elements = prod(sizes[j] for j in order)
     for own in rounds:
@@ -125,7 +128,7 @@ def fold(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
             elements = elements // sizes[dim.shared] * sizes[dim.place]
             elements //= len(dim.slices)
         times = prod(len(dim.slices) for dim in own)
-        moved = target.rates.move(_TRAFFIC * read / times, target.itemsize)
+        moved = target.rates.move(_TRAFFIC * read / times, target.itemsize, row)
         zeros = target.rates.move(elements / 2, target.itemsize)
         text = ", ".join(dim.place for dim in own)
         operations.append(Operation("zeros", text, zeros))
@@ -220,10 +223,11 @@ def fold_natively(network: TensorNetwork, target: Target) -> Iterable[Candidate]
     in_order = [[j for j in own if sizes[j] > 1] for own in (wanted, read)]
     if None in axes or {*wanted} != {*read} or in_order[0] != in_order[1]:
         return
-    columns = [prod(sizes[j] for j in own) for own in (kernels, outputs)]
+    positions = prod(sizes[j] for j in outputs)
 
     def compute(tensors: Tensors) -> Tensor:
-        patches = tensors[operand.name].reshape(-1, *columns)
+        # all channels of one sample: torch's kernel takes samples one by one
+        patches = tensors[operand.name].reshape(1, -1, positions)
         return _fold(patches, dims).reshape(network.shape)
 
     moved = target.rates.move(prod(operand.shape), target.itemsize, _SCATTERED)
@@ -237,7 +241,7 @@ def fold_natively(network: TensorNetwork, target: Target) -> Iterable[Candidate]
 
 
 def _fold(patches: Tensor, dims: Sequence[Geometry]) -> Tensor:
-    """Fold ``[B, K, O]`` to ``[B, 1, I1, I2]``."""
+    """Fold ``[N, C * K, O]`` to ``[N, C, I1, I2]``."""
     two = [Geometry(1, 1, 1, 1, 1, 0), *dims][-2:]
     fits = all(dim.fits for dim in two)
     # else all positions that are hit, of which some are cropped or missing
