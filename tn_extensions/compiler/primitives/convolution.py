@@ -178,6 +178,9 @@ def _cost(
         rate = 1.5 * rates.depthwise * kernel / (kernel + 100) * outputs / (outputs + 4)
         if max(outputs, columns) < _MANY_OUTPUTS:
             rate *= 0.3 if columns == 1 else 0.12
+        few = min(columns, prod(sizes[index] for index in roles.contracted))
+        if few > 1 and kernel <= LARGE_KERNEL:  # channels of a group fill vectors
+            rate = max(rate, rates.native * few / (few + 16))
     elif gradient:  # few positions are few terms, few outputs little to reuse
         rate *= kernel / (kernel + 16) * outputs / (outputs + 1)
         if groups > 1:  # nor do few channels fill a processor's vectors
