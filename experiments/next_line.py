@@ -81,7 +81,10 @@ def traces(found: Sequence[Any]) -> Tensor:
     """Traces of all factors, or of the eigenvalues, in a fixed order."""
     factors: list[Mapping[Any, Tensor]] = [f for f in found if isinstance(f, Mapping)]
     values = [one for own in factors[:2] for _, one in sorted(own.items())]
-    return torch.stack([trace(one).sum() for one in values])
+    # without groups, ours and others have no axis for them
+    return torch.stack(
+        [trace(one[None] if one.dim() == 2 else one).sum() for one in values]
+    )
 
 
 def measure(
