@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, lru_cache
 from typing import Any, cast
 
 import torch
@@ -229,16 +230,23 @@ def _network(
     vectors = operands["S" if takes_root and "S" in operands else "g"]
     has_axis = vectors.dim() == conv.num_dims + 3
     arguments = dict(options)
-    if "num_vectors" in inspect.signature(getattr(networks_of, name)).parameters:
+    if "num_vectors" in _parameters(getattr(networks_of, name)):
         number = len(vectors) if has_axis else 1 if takes_root else None
         arguments["num_vectors"] = number
     batch_size = vectors.shape[-conv.num_dims - 2]
     found = network(cast(Quantity, name), conv, batch_size, **arguments)
     if takes_root and "S" in operands:
-        return _map(found, lambda node: replace(node, name="S"))
+        return _of_roots(found)
     return found if has_axis or not takes_root else _of_one_vector(found)
 
 
+@lru_cache(maxsize=512)
+def _of_roots(defined: TensorNetwork) -> TensorNetwork:
+    """The same of vectors that are called ``S``."""
+    return _map(defined, lambda node: replace(node, name="S"))
+
+
+@lru_cache(maxsize=512)
 def _of_one_vector(defined: TensorNetwork) -> TensorNetwork:
     """The same of gradients that have no axis of vectors."""
     single = {"v", prime("v")}
@@ -266,9 +274,13 @@ def _map(defined: TensorNetwork, change: Callable[[Operand], Operand]) -> Tensor
 # -- arguments
 
 
+@cache
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
+
+
 def _operands(name: str) -> list[str]:
-    parameters = inspect.signature(_FUNCTIONS[name]).parameters
-    return [operand for operand in ("x", "g", "S") if operand in parameters]
+    return [one for one in ("x", "g", "S") if one in _parameters(_FUNCTIONS[name])]
 
 
 def _asked(
@@ -295,7 +307,7 @@ def _asked(
 
 def _check_options(owner: str, name: str, options: Mapping[str, Any]) -> None:
     """Refuse what is no option of a quantity."""
-    parameters = [*inspect.signature(_FUNCTIONS[name]).parameters]
+    parameters = _parameters(_FUNCTIONS[name])
     known = [p for p in parameters if p not in ("x", "g", "S", "conv", "out")]
     for option, value in options.items():
         if option not in known:
