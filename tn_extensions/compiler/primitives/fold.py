@@ -217,6 +217,8 @@ def fold_natively(network: TensorNetwork, target: Target) -> Iterable[Candidate]
                 -pattern.position.start,
             )
         )
+    if len(dims) != count:  # a pattern's index is summed
+        return
     wanted = [*kept, *kernels, *outputs]
     read = [index for axis in axes for index in axis or ()]
     # where indices of size one are does not matter
