@@ -1,4 +1,4 @@
-"""What does ``torch.compile`` make of our operators, and of hooks on a model?
+"""Measure what ``torch.compile`` makes of our operators, and of hooks on a model.
 
 ``python -m experiments.compiled --help`` lists the options. Times the KFAC factors of
 ResNet-18's convolutions eagerly, by operators and compiled to one graph; calls of a

@@ -1,4 +1,4 @@
-"""How fast are several quantities of a layer together, and each on its own?
+"""Compare several quantities of a layer evaluated together with each on its own.
 
 ``python -m experiments.together --help`` lists the options. Writes JSON: for each flow
 and layer the seconds of :func:`~tn_extensions.functional.together`, and of one function

@@ -76,7 +76,7 @@ def source_positions(
 
 
 def source_position(position: int, size: int, mode: PaddingMode) -> int:
-    """Where one position was copied from.
+    """Find the position that a padded one was copied from.
 
     Args:
         position: From the first one of the axis, which the left padding is before.

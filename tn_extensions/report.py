@@ -1,4 +1,4 @@
-"""What a run computed with ours, for which toolkit: ``python -m tn_extensions``."""
+"""Report what a run computed with ours, for which toolkit."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
 """By toolkit; docs/support.md and docs/plugs_support.md have all, as measured."""
 
 OURS = "tn_extensions"
-"""What is called a toolkit where the script itself, or our optimizers, call ours."""
+"""Name in the report of calls that no toolkit makes."""
 
 _PLUGS = sorted((toolkit.plug, name) for name, toolkit in TOOLKITS.items())
 """Our modules with the toolkits' names; a plug within another one comes after it."""

@@ -25,7 +25,10 @@ _BEYOND_TORCH = {"padding_mode": "zeros", "transposed": False, "output_padding":
 
 
 class _Patches(nn.Module):
-    """Where patches are. Channels are treated as samples: both are alike."""
+    """Hold the options of patches; the base of both modules.
+
+    Channels are treated as samples, since patterns are the same for all of them.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__()

@@ -58,7 +58,7 @@ from tn_extensions.backpack.modules import (
 
 
 class _Approximation(Extension, SecondOrderBackpropExtension):
-    """What extensions share that backpropagate a diagonal."""
+    """Backpropagate a diagonal in place of the Hessian; the base of both extensions."""
 
     in_parameter_dtype = True
     field: str
@@ -67,7 +67,7 @@ class _Approximation(Extension, SecondOrderBackpropExtension):
         super().__init__(self.field, {})
 
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
-        """Of all modules that a diagonal is backpropagated through."""
+        """Return extensions of all modules that pass a diagonal on."""
         diagonal: dict[type[Module], BaseDerivatives] = {
             nn.ReLU: ReLUDerivatives(),
             nn.LeakyReLU: LeakyReLUDerivatives(),
@@ -145,7 +145,7 @@ class DiagHessianBL89(_Approximation):
     field = "diag_h_bl89"
 
     def of_cross_entropy(self, module: Any, probabilities: Tensor) -> Tensor:
-        """The same of the classes that are aimed at."""
+        """Compute the diagonal at the outputs, of the target classes only."""
         targets = module.input1
         if not targets.is_floating_point():
             classes = torch.arange(probabilities.shape[1], device=targets.device)

@@ -73,7 +73,7 @@ class Extension(BackpropExtension):
         raise NotImplementedError
 
     def of_kernel(self, layer: Layer, *found: Tensor) -> Tensor:
-        """What it saves for a layer's kernel, made of the quantities it asks for."""
+        """Make what is saved for a layer's kernel of the quantities asked for."""
         (result,) = found
         return result
 

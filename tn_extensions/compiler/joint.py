@@ -38,7 +38,7 @@ _MEASURED = 3
 
 
 class JointPlan:
-    """How several networks are evaluated: on their own or, some, from a common part.
+    """Evaluate several networks, each on its own or some from a common part.
 
     Of sharings, the one that saves most is chosen, as estimated or measured. The other
     networks are planned in the same way.
@@ -79,7 +79,7 @@ class JointPlan:
 
     @property
     def sharing(self) -> Sharing | None:
-        """What is shared; None if each network is evaluated on its own."""
+        """The chosen sharing; None if each network is evaluated on its own."""
         return self._chosen
 
     def seconds(self, sharing: Sharing | None = None) -> float:

@@ -134,7 +134,7 @@ def plan_together(
     g: Tensor | None = None,
     S: Tensor | None = None,
 ) -> JointPlan:
-    """How several quantities are (or would be) evaluated together; print it.
+    """Plan the joint evaluation of several quantities; print the plan to read it.
 
     Args:
         *quantities: As for :func:`together`, but for Kronecker factors, which have
@@ -205,7 +205,7 @@ def _run(
 def _prepared(
     asked: Sequence[tuple[str, Any]], conv: Conv, given: Mapping[str, Tensor | None]
 ) -> tuple[dict[str, Tensor], Conv]:
-    """What is needed, in the result's dtype, with padding that holds data."""
+    """Convert the needed tensors to the result's dtype, and pad by data if asked."""
     needed = {"g", *(operand for name, _ in asked for operand in _operands(name))}
     operands = {
         key: tensor.detach()
@@ -242,13 +242,13 @@ def _network(
 
 @lru_cache(maxsize=512)
 def _of_roots(defined: TensorNetwork) -> TensorNetwork:
-    """The same of vectors that are called ``S``."""
+    """Call the vectors ``S`` in a network."""
     return _map(defined, lambda node: replace(node, name="S"))
 
 
 @lru_cache(maxsize=512)
 def _of_one_vector(defined: TensorNetwork) -> TensorNetwork:
-    """The same of gradients that have no axis of vectors."""
+    """Remove the axis of vectors from a network's gradients."""
     single = {"v", prime("v")}
 
     def of_gradients(node: Operand) -> Operand:

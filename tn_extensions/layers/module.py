@@ -292,7 +292,7 @@ class Use:
         return replace(self, x=self.x.new_empty(0))
 
     def with_input(self, x: Tensor) -> Use:
-        """The same of an input whose first axis is that of the layer's."""
+        """Put in an input, with the first axis that the layer saw."""
         return replace(self, x=self._by_datum(x))
 
 

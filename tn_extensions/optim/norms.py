@@ -71,7 +71,7 @@ class NormUse(Use):
         return torch.stack(sums, 2).flatten(1).unsqueeze(2)
 
     def with_input(self, x: Tensor) -> NormUse:
-        """The same of an input, which is not normalised."""
+        """Put in an input, normalised as the layer does it."""
         normalize = next(
             own for kind, own in _NORMALIZED.items() if isinstance(self.module, kind)
         )
