@@ -144,12 +144,46 @@ def imported(folders: list[str]) -> set[str]:
     return packages
 
 
-def test_changelog_has_unreleased_entries() -> None:
+def test_changelog_and_citation_have_the_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text("utf-8")
     versions = re.findall(r"^## \[(.+?)\]", text, re.MULTILINE)
-    assert versions[0] == "Unreleased"
-    unreleased = text.split("## [")[1]
-    assert re.search(r"^### (Added|Changed|Fixed|Removed)\n\n- ", unreleased, re.M)
+    assert versions[:2] == ["Unreleased", tn_extensions.__version__]
+    for version in versions:  # each is a link at the end of the page
+        assert f"\n[{version}]: https://" in text
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"\nversion: {tn_extensions.__version__}\n" in citation
+    (released,) = re.findall(r'date-released: "(.+)"', citation)
+    assert f"## [{tn_extensions.__version__}] - {released}\n" in text
+
+
+def test_workflows_run_what_is_supported() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    classifiers = config["metadata"]["classifiers"]
+    pythons = re.findall(r"Python :: (3\.\d+)", classifiers)
+    (oldest,) = re.findall(
+        r"^torch>=(.+)", config["options"]["install_requires"], re.MULTILINE
+    )
+    text = (ROOT / ".github/workflows/tests.yml").read_text("utf-8")
+    assert f"python: {pythons}".replace("'", '"') in text
+    assert f'torch: "{oldest}"' in text
+    assert config["options"]["python_requires"] == f">={pythons[0]}"
+
+
+def test_commands_and_paths_exist() -> None:
+    """Check what workflows and the guide for contributors name."""
+    pages = [*(ROOT / ".github").rglob("*.*"), ROOT / "CONTRIBUTING.md"]
+    text = "\n".join(page.read_text("utf-8") for page in pages)
+    targets = set(re.findall(r"(?:`|run: )make ([a-z-]+)", text))
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert {"docs", "lint", "test"} <= targets
+    assert targets <= set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    prefix = r"(?:docs|experiments|tests|tn_extensions)"
+    paths = set(re.findall(rf"[`(]({prefix}(?:/[\w.]+)*)[`)]", text))
+    assert len(paths) > 10
+    # a place in a pattern of names
+    missing = {path for path in paths if not (ROOT / path).exists()}
+    assert missing == {"tn_extensions/a/b.py", "tests/a/test_b.py"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)

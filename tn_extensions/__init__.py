@@ -12,7 +12,7 @@ from tn_extensions.patch import patch, unpatch
 from tn_extensions.tune import tune
 from tn_extensions.unfold import Fold, Unfold
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Conv",
