@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.backpack.run import classifier, images
-from tests.backpack.test_factors import Upsample
-from tests.backpack.test_models import with_statistics
+from tests.backpack.test_kronecker import Upsample
+from tests.backpack.test_kronecker_modules import with_statistics
 from tests.strategies import MODULES
 
 SIZES = {1: (7,), 2: (5, 4), 3: (3, 4, 3)}

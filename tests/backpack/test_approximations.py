@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from tests.backpack.run import classifier, run, run_copy, targets
-from tests.backpack.test_models import with_statistics
+from tests.backpack.test_kronecker_modules import with_statistics
 from tests.reference import diagonals, per_sample
 from tests.strategies import examples, module_input, modules, noise_tensor
 from tn_extensions import backpack as ours

@@ -17,9 +17,6 @@ from torch import Tensor, nn
 
 from tests.backpack.run import classifier, images, targets
 from tests.backpack.suite import (
-    EXACT,
-    FIRST_ORDER,
-    HESSIAN,
     SAMPLED,
     SUITE,
     assert_equal,
@@ -27,13 +24,11 @@ from tests.backpack.suite import (
     names_with,
     saved,
 )
-from tests.backpack.test_models import Scaled, Standardized
+from tests.backpack.test_kronecker_modules import Scaled
 from tests.messages import assert_in_form
 from tests.strategies import noise_tensor
 from tn_extensions import backpack as ours
-from tn_extensions import functional, memory_budget
-from tn_extensions.backpack import layer
-from tn_extensions.backpack.derivatives import ConvDerivatives
+from tn_extensions import memory_budget
 from tn_extensions.backpack.sharing import SHARED
 
 NAMES = sorted(SUITE)
@@ -53,48 +48,6 @@ def small() -> tuple[nn.Module, Tensor]:
     first = nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular")
     second = nn.Conv2d(4, 2, 2, groups=2, padding="same", padding_mode="reflect")
     return classifier(first, nn.ReLU(), second, nn.Sigmoid(), x=x), x
-
-
-class Calls:
-    """Counts calls of a function, which it replaces."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
-        self.count = 0
-        self._function = getattr(owner, name)
-        monkeypatch.setattr(owner, name, self._make())
-
-    def _make(self) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            self.count += 1
-            return self._function(*args, **options)
-
-        call.__name__ = self._function.__name__
-        return call
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-def test_what_extensions_share(reverse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On each layer, and in backpropagation, what several need is computed once.
-
-    In whatever order they come.
-    """
-    model, x = small()
-    padded = Calls(monkeypatch, layer, "pad")
-    through = Calls(monkeypatch, ConvDerivatives, "input_vjp")
-    factors = Calls(monkeypatch, functional, "kfac_expand")
-    together = Calls(monkeypatch, functional, "together")
-    every = [make(ours) for make in (EXACT | FIRST_ORDER).values()]
-    every = [*every, ours.KFLR(), ours.KFAC()]
-    saved(model, every[::-1] if reverse else every, x)
-    # of two convolutions, and a Linear
-    assert padded.count == 2
-    assert factors.count == 2 + 1
-    # the first one's input needs no gradient; KFAC has samples of its own
-    assert through.count == 2
-    # of the square root, and of the gradients; of the Linear, Gram matrices
-    assert together.count == 2 * (2 + 1)
-    saved(model, [ours.DiagGGNExact()], x)
-    assert together.count == 2 * (2 + 1) + 2
 
 
 def test_pieces_are_joined_for_those_that_need_all_columns() -> None:
@@ -191,22 +144,6 @@ def test_nothing_is_taken_from_a_pass_that_failed_elsewhere() -> None:
     (wanted,) = saved(conv, [ours.SumGradSquared()], z, nn.MSELoss(), y)
     actual = saved(conv, [first, second], z, nn.MSELoss(), y)[1]
     assert_equal(actual, wanted)
-
-
-def test_other_derivatives_are_not_shared() -> None:
-    """A user's module extension counts for the extension that has it."""
-
-    class Zero(ModuleExtension):
-        def backpropagate(self, ext: Any, module: Any, *rest: Any) -> Any:
-            return torch.zeros_like(rest[-1])
-
-    model, x = small()
-    own, other = ours.DiagGGNExact(), ours.KFLR()
-    other.set_module_extension(nn.ReLU, Zero(), overwrite=True)
-    (wanted,) = saved(model, [own], x)
-    actual, zero = saved(model, [own, other], x)
-    assert_equal(actual, wanted)
-    assert not zero["0.weight"][0].any()
 
 
 @pytest.mark.parametrize("name", list(EVERY))
@@ -324,37 +261,6 @@ def test_channels_last(name: str) -> None:
     assert_near(actual, wanted, 1e-10, torch.float64)
 
 
-@pytest.mark.parametrize("name", list(EVERY))
-def test_float32(name: str) -> None:
-    model, x = small()
-    (wanted,) = saved(model, [EVERY[name](ours)], x)
-    (actual,) = saved(model.float(), [EVERY[name](ours)], x.float())
-    assert_near(actual, wanted, 1e-4, torch.float32)
-
-
-@pytest.mark.parametrize("name", [n for n in EVERY if "Hessian" not in n])
-@pytest.mark.parametrize("way", ["autocast", "module"])
-def test_bfloat16(name: str, way: str) -> None:
-    """Squares and sums are of float32; gradients have the parameter's dtype."""
-    model, x = small()
-    (wanted,) = saved(model, [EVERY[name](ours)], x)
-    model, x = model.float(), x.float()
-    extension = EVERY[name](ours)
-    if way == "module":
-        dtype = torch.bfloat16 if extension.in_parameter_dtype else torch.float32
-        (actual,) = saved(model.bfloat16(), [extension], x.bfloat16())
-    else:
-        dtype = torch.float32
-        criterion, model = extend(nn.CrossEntropyLoss()), extend(model)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = criterion(model(x), targets(len(x)))
-        torch.manual_seed(1)
-        with backpack(extension):
-            loss.backward()
-        actual = names_with(model, extension.savefield)
-    assert_near(actual, wanted, 0.1, dtype)
-
-
 def assert_near(actual: Any, wanted: Any, tolerance: float, dtype: Any) -> None:
     """Values up to a tolerance relative to the largest, in a dtype."""
     assert actual.keys() == wanted.keys()
@@ -394,98 +300,9 @@ def test_distributed_data_parallel(name: str) -> None:
     assert_close_fields(names_with(model, extension.savefield), wanted)
 
 
-@pytest.mark.parametrize("name", ["BatchDotGrad", "GGNGramExact", "GGNGramMC"])
-@pytest.mark.parametrize("as_dict", [True, False])
-def test_sums_over_groups(name: str, as_dict: bool) -> None:
-    model, x = small()
-    wanted = expected(name, model, x)
-    criterion, model = extend(nn.CrossEntropyLoss()), extend(model)
-    parameters = dict(model.named_parameters())
-    weights = [p for key, p in parameters.items() if key.endswith("weight")]
-    groups: list[Any] = [weights, [parameters["0.bias"]]]
-    if as_dict:
-        groups = [{"params": group, "lr": 0.1} for group in groups]
-    options = {"mc_samples": 2} if name.endswith("MC") else {}
-    extension = getattr(ours, name)(param_groups=groups, **options)
-    for _ in range(2):  # a second pass begins anew
-        loss = criterion(model(x), targets(len(x)))
-        torch.manual_seed(1)
-        with backpack(extension):
-            loss.backward()
-        total = sum(value for key, value in wanted.items() if key.endswith("weight"))
-        for key, parameter in parameters.items():
-            found = getattr(parameter, extension.savefield)
-            exact = total if key.endswith("weight") else wanted[key]
-            torch.testing.assert_close(found, exact)
-    shared = {getattr(p, extension.savefield).data_ptr() for p in weights}
-    assert len(shared) == 1
-
-
-def test_groups_that_do_not_fit() -> None:
-    weight = nn.Conv2d(1, 1, 1).weight
-    with pytest.raises(ValueError) as twice:
-        ours.BatchDotGrad(param_groups=[[weight], [weight]])
-    assert_in_form(twice.value, "BatchDotGrad", "param_groups[1]")
-    with pytest.raises(TypeError) as wrong:
-        ours.GGNGramExact(param_groups=[{"params": ["weight"]}])
-    assert_in_form(wrong.value, "GGNGramExact", "param_groups[0]")
-
-
-SECOND_ORDER = [*EXACT, *SAMPLED, *HESSIAN]
-
-
 def fields_of(model: nn.Module, extension: Any) -> list[str]:
     """Names of parameters with a savefield."""
     return list(names_with(model, extension.savefield))
-
-
-@pytest.mark.parametrize("name", SECOND_ORDER)
-def test_unknown_module(name: str) -> None:
-    """Nothing is left of the pass, not even of the extensions beside."""
-    x = images(2, 2, 4, 4)
-    model = classifier(nn.Conv2d(2, 2, 2), Standardized(2, 2, 2), x=x)
-    criterion, model = extend(nn.CrossEntropyLoss()), extend(model)
-    extensions = [ours.BatchGrad(), SUITE[name](ours)]
-    with backpack(*extensions), pytest.raises(NotImplementedError, match="Standardi"):
-        criterion(model(x), targets(len(x))).backward()
-    for extension in extensions:
-        assert fields_of(model, extension) == []
-    assert not SHARED.active and not SHARED._values
-
-
-@pytest.mark.parametrize("name", list(FIRST_ORDER))
-def test_unknown_module_of_first_order(name: str) -> None:
-    """As in BackPACK, a warning."""
-    x = images(2, 2, 4, 4)
-    model = classifier(nn.Conv2d(2, 2, 2), Standardized(2, 2, 2), x=x)
-    wanted = expected(name, model, x)
-    with pytest.warns(UserWarning, match="Standardized"):
-        criterion, model = extend(nn.CrossEntropyLoss()), extend(model)
-        extension = SUITE[name](ours)
-        with backpack(extension):
-            criterion(model(x), targets(len(x))).backward()
-    actual = names_with(model, extension.savefield)
-    assert_equal(actual, {k: v for k, v in wanted.items() if not k.startswith("1.")})
-
-
-@pytest.mark.parametrize("name", SECOND_ORDER)
-def test_loss_without_reduction(name: str) -> None:
-    model, x = small()
-    criterion, model = extend(nn.CrossEntropyLoss(reduction="none")), extend(model)
-    with backpack(SUITE[name](ours)), pytest.raises(ValueError) as caught:
-        criterion(model(x), targets(len(x))).sum().backward()
-    assert_in_form(caught.value, name, "CrossEntropyLoss.reduction")
-
-
-@pytest.mark.parametrize("name", list(FIRST_ORDER))
-def test_first_order_takes_a_loss_without_reduction(name: str) -> None:
-    model, x = small()
-    wanted = expected(name, model, x, nn.CrossEntropyLoss(reduction="sum"))
-    criterion, model = extend(nn.CrossEntropyLoss(reduction="none")), extend(model)
-    extension = SUITE[name](ours)
-    with backpack(extension):
-        criterion(model(x), targets(len(x))).sum().backward()
-    assert_equal(names_with(model, extension.savefield), wanted)
 
 
 @pytest.mark.parametrize("name", list(EVERY))

@@ -14,7 +14,6 @@ from torch.testing import assert_close
 from tests.strategies import examples, noise_tensor
 from tn_extensions import memory_budget
 from tn_extensions.backpack.columns import Columns, column_per_sample
-from tn_extensions.backpack.saved import SavedCopies
 
 SHAPE = (2, 3)
 
@@ -104,21 +103,3 @@ def test_alone_unless_memory_is_handed_on() -> None:
     same = handed_on.through(lambda c: (piece.mul_(2) for piece in c.take()))
     del handed_on
     assert same.is_alone
-
-
-def test_saved_for_two_inputs() -> None:
-    """Each input has a copy; only the last one left may be overwritten."""
-    saved = SavedCopies()
-    columns = Columns([torch.ones(1)])
-    for key in (1, 2):
-        saved.save_quantity(key, columns, lambda a, b: a + b)
-    saved.save_quantity(1, columns, lambda a, b: a + b)
-    del columns
-    first = saved.retrieve_quantity(1, delete_old=True)
-    assert first.merged().item() == 2 and first.is_alone
-    kept = saved.retrieve_quantity(2, delete_old=False)
-    assert not kept.is_alone
-    list(kept.take())
-    again = saved.retrieve_quantity(2, delete_old=True)
-    assert again.merged().item() == 1
-    assert saved.retrieve_quantity(2, delete_old=True) is None

@@ -11,14 +11,12 @@ import pytest
 import torch
 from backpack import backpack, extend
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.testing import assert_close
 
 from tests.backpack import run
 from tests.backpack.run import classifier, images, targets
 from tests.backpack.suite import FIRST_ORDER, SUITE, assert_equal, names_with
 from tests.messages import assert_in_form
-from tests.reference import per_sample
 from tn_extensions import backpack as ours
 
 pytestmark = [
@@ -31,22 +29,6 @@ EVERY: dict[str, Callable[[Any], Any]] = SUITE | {
     name: lambda module, name=name: run.extension(module, name) for name in run.NAMES
 }
 SECOND_ORDER = [name for name in EVERY if name not in FIRST_ORDER]
-
-
-class Shared(nn.Module):
-    """A network whose modules without parameters are used over and over."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(2, 3, 3, padding=1)
-        self.second = nn.Conv2d(3, 2, 2, padding=1)
-        self.last = nn.Linear(2, 3)
-        self.pool, self.act, self.flatten = nn.MaxPool2d(2), nn.Tanh(), nn.Flatten()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.act(self.first(x)))
-        x = self.pool(self.act(self.second(x)))
-        return self.last(self.flatten(x))
 
 
 class Twice(nn.Module):
@@ -88,25 +70,6 @@ def assert_refused(
 
 
 @pytest.mark.parametrize("name", list(FIRST_ORDER))
-def test_modules_without_parameters_used_twice(name: str) -> None:
-    model, x = Shared().double(), images(3, 2, 4, 4)
-    extension = SUITE[name](ours)
-    gradients = per_sample.gradients(
-        model, x, lambda z: nn.functional.cross_entropy(z, targets(len(z)))
-    )
-    backward(model, extension, x=x)
-    made = {
-        "BatchGrad": lambda g: g,
-        "BatchL2Grad": lambda g: g.flatten(1).square().sum(1),
-        "SumGradSquared": lambda g: g.square().sum(0),
-        "Variance": lambda g: g.var(0, correction=0),
-        "BatchDotGrad": lambda g: g.flatten(1) @ g.flatten(1).T,
-    }[name]
-    wanted = {key: made(g) for key, g in gradients.items()}
-    assert_equal(names_with(model, extension.savefield), wanted)
-
-
-@pytest.mark.parametrize("name", list(FIRST_ORDER))
 def test_one_loss_of_two_outputs(name: str) -> None:
     """The loss is used twice, the model once; sums over groups are complete."""
     model, x = classifier(nn.Conv1d(1, 2, 2), x=images(3, 1, 4)), images(3, 1, 4)
@@ -142,15 +105,6 @@ def test_convolution_used_twice(name: str, retain_graph: bool) -> None:
     assert "retain_graph" not in message
 
 
-@pytest.mark.parametrize("name", SECOND_ORDER)
-def test_activation_used_twice_by_second_order(name: str) -> None:
-    """BackPACK needs the input of each use."""
-    x, act = images(3, 1, 5), nn.Sigmoid()
-    model = classifier(nn.Conv1d(1, 2, 2), act, nn.Conv1d(2, 2, 2), act, x=x)
-    message = assert_refused(ValueError, name, model, x)
-    assert "Sigmoid must be used once" in message
-
-
 @pytest.mark.parametrize("name", list(EVERY))
 def test_another_forward_pass_before_the_backward_pass(name: str) -> None:
     """BackPACK then has the other pass's input; where sizes tell, it is refused."""
@@ -166,93 +120,6 @@ def test_another_forward_pass_before_the_backward_pass(name: str) -> None:
         model(x[:2])
     backward(model, extension, x=x)
     assert names_with(model, extension.savefield)
-
-
-class Standardized(nn.Conv1d):
-    """Weight standardisation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight - self.weight.mean((1, 2), keepdim=True)
-        return self._conv_forward(x, weight, self.bias)
-
-
-class LowRank(nn.Linear):
-    """An adapter inside of a layer."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + x.sum(-1, keepdim=True)
-
-
-def masked(layer: nn.Module, name: str = "weight") -> nn.Module:
-    """Pruned by the mask of torch.nn.utils.prune."""
-    return prune.l1_unstructured(layer, name, 0.5)
-
-
-def with_own_method(layer: Any) -> nn.Module:
-    """A method set on the module, as some hooks of other packages do."""
-    plain = layer.forward
-    layer.forward = lambda x: 2 * plain(x)
-    return layer
-
-
-COMPUTED: dict[str, Callable[[], nn.Module]] = {
-    "own forward": lambda: Standardized(2, 2, 2),
-    "own method": lambda: with_own_method(nn.Conv1d(2, 2, 2)),
-    "weight_norm": lambda: weight_norm(nn.Conv1d(2, 2, 2)),
-    "spectral_norm": lambda: spectral_norm(nn.ConvTranspose1d(2, 2, 2)),
-    "prune": lambda: masked(nn.Conv1d(2, 2, 2)),
-    "prune bias": lambda: masked(nn.Conv1d(2, 2, 2), "bias"),
-    "parametrized": lambda: parametrizations.weight_norm(nn.Conv1d(2, 2, 2)),
-    "linear": lambda: nn.Sequential(nn.Flatten(), weight_norm(nn.Linear(8, 2))),
-    "linear, own forward": lambda: nn.Sequential(nn.Flatten(), LowRank(8, 2)),
-}
-
-
-@pytest.mark.parametrize("case", list(COMPUTED))
-@pytest.mark.parametrize("name", SECOND_ORDER)
-def test_computed_kernels(name: str, case: str) -> None:
-    x = images(2, 1, 5)
-    model = classifier(nn.Conv1d(1, 2, 2), nn.ReLU(), *chain(COMPUTED[case]()), x=x)
-    message = assert_refused(NotImplementedError, name, model, x)
-    assert "must multiply by its parameters" in message
-
-
-def chain(module: nn.Module) -> list[nn.Module]:
-    """Modules of a sequence, or the module itself."""
-    return list(module) if isinstance(module, nn.Sequential) else [module]
-
-
-@pytest.mark.parametrize("case", list(COMPUTED))
-@pytest.mark.parametrize("name", list(FIRST_ORDER))
-def test_computed_kernels_of_first_order(name: str, case: str) -> None:
-    """A warning, as BackPACK's of a module that it does not know; others are saved."""
-    x = images(2, 1, 5)
-    model = classifier(nn.Conv1d(1, 2, 2), nn.ReLU(), *chain(COMPUTED[case]()), x=x)
-    extension = SUITE[name](ours)
-    with pytest.warns(UserWarning, match="must multiply by its parameters") as caught:
-        backward(model, extension, x=x)
-    (line,) = {str(w.message) for w in caught if "multiply" in str(w.message)}
-    assert line.startswith(f"{name}: ") and "\n" not in line
-    found = names_with(model, extension.savefield)
-    ends = (0, len(model) - 1)
-    assert set(found) == {f"{i}.{key}" for i in ends for key in ("weight", "bias")}
-    for layer in model[1:-1]:  # nor on a result that is no parameter
-        assert not hasattr(getattr(layer, "weight", None), extension.savefield)
-
-
-@pytest.mark.parametrize("name", ["BatchGrad", "DiagGGNExact", "KFLR"])
-def test_subclasses_that_compute_the_same(name: str) -> None:
-    class Layer(nn.Linear):
-        """Not more than a name."""
-
-    x = images(2, 4)
-    model = classifier(nn.Linear(4, 4), nn.ReLU(), x=x)
-    twin = copy.deepcopy(model)
-    twin[0].__class__ = Layer
-    extension = EVERY[name](ours)
-    wanted = names_with(backward(model, extension, x=x), extension.savefield)
-    found = names_with(backward(twin, extension, x=x), extension.savefield)
-    assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("name", list(EVERY))
@@ -286,35 +153,6 @@ def test_squeezed_outputs(name: str, loss: Callable[[], nn.Module]) -> None:
     assert "[N, C]" in str(caught.value)
 
 
-class Magnitude(nn.Module):
-    """From complex numbers to real ones."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.abs()
-
-
-@pytest.mark.parametrize("name", list(FIRST_ORDER))
-@pytest.mark.parametrize("layer", [nn.Conv1d(2, 3, 2), nn.Linear(5, 2)], ids=str)
-def test_complex_layers(name: str, layer: nn.Module) -> None:
-    layer = copy.deepcopy(layer).to(torch.complex128)
-    x = images(2, 2, 5).to(torch.complex128)
-    head = nn.Sequential(Magnitude(), nn.Flatten(), nn.LazyLinear(3).double())
-    model = nn.Sequential(layer, *head)
-    model(x)
-    message = assert_refused(TypeError, name, model, x)
-    kind = type(layer).__name__
-    assert f"{kind}.output must be real" in message and f"{kind}(" in message
-
-
-@pytest.mark.parametrize("name", ["KFAC", "DiagGGNMC", "SqrtGGNMC", "GGNGramMC"])
-@pytest.mark.parametrize("value", [0, -1, 1.5, "2", True, None])
-def test_numbers_of_samples(name: str, value: Any) -> None:
-    kind = ValueError if type(value) is int else TypeError
-    with pytest.raises(kind) as caught:
-        getattr(ours, name)(mc_samples=value)
-    assert_in_form(caught.value, name, "mc_samples")
-
-
 @pytest.mark.parametrize("name", ["BatchGrad", "SqrtGGNExact", "GGNGramExact"])
 @pytest.mark.parametrize(
     "value", [[0.5], 3, [True], "01", torch.tensor([True, False]), [None]]
@@ -343,48 +181,6 @@ def test_sequences_of_samples(name: str) -> None:
         found.append(names_with(twin, extension.savefield))
     for other in found[1:]:
         assert_close(other, found[0])
-
-
-GRAMS = ["BatchDotGrad", "GGNGramExact", "GGNGramMC"]
-
-
-@pytest.mark.parametrize("name", GRAMS)
-@pytest.mark.parametrize("kept", [[], ["model"]], ids=len)
-def test_groups_of_another_model(name: str, kept: list[str]) -> None:
-    x = images(3, 1, 4)
-    model = classifier(nn.Conv1d(1, 2, 2), x=x)
-    other = copy.deepcopy(model)
-    groups = [list(model.parameters()) for _ in kept] + [list(other.parameters())]
-    extension = getattr(ours, name)(param_groups=groups)
-    for _ in range(2):
-        with pytest.raises(ValueError) as caught:
-            backward(model, extension, x=x)
-        assert_in_form(caught.value, name, f"param_groups[{len(kept)}]")
-        assert names_with(model, extension.savefield) == {}
-    backward(other, getattr(ours, name)(param_groups=groups[len(kept) :]), x=x)
-
-
-@pytest.mark.parametrize("name", GRAMS)
-def test_groups_that_are_frozen_or_unused_in_part(name: str) -> None:
-    x = images(3, 1, 4)
-    model, spare = classifier(nn.Conv1d(1, 2, 2), x=x), nn.Linear(2, 2)
-    model[0].requires_grad_(False)
-    groups = [model[0].parameters(), [*model[2].parameters(), *spare.parameters()]]
-    extension = getattr(ours, name)(param_groups=groups)
-    found = names_with(backward(model, extension, x=x), extension.savefield)
-    assert set(found) == {"2.weight", "2.bias"}
-
-
-@pytest.mark.parametrize("name", GRAMS)
-def test_groups_that_are_none(name: str) -> None:
-    layer = nn.Conv1d(1, 2, 2)
-    for groups in (layer.parameters(), [layer], [{"parameters": [layer.weight]}], [3]):
-        with pytest.raises(TypeError) as caught:
-            getattr(ours, name)(param_groups=groups)
-        assert_in_form(caught.value, name, "param_groups[0]")
-    with pytest.raises(TypeError) as caught:
-        getattr(ours, name)(param_groups=3)
-    assert_in_form(caught.value, name, "param_groups")
 
 
 LAYERS: list[tuple[Callable[..., nn.Module], tuple[int, ...], dict[str, Any]]] = [

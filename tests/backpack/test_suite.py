@@ -26,8 +26,8 @@ from tests.backpack.suite import (
     expected,
     saved,
 )
-from tests.backpack.test_factors import Upsample
-from tests.backpack.test_models import ResNet, with_statistics
+from tests.backpack.test_kronecker import Upsample
+from tests.backpack.test_kronecker_modules import ResNet, with_statistics
 from tests.strategies import MODULES, examples, module_input, modules, noise_tensor
 from tn_extensions import backpack as ours
 from tn_extensions import memory_budget
@@ -131,19 +131,6 @@ def test_residual_network(name: str) -> None:
     x = images(2, 2, 4, 4)
     model = with_statistics(ResNet().double()).eval()
     assert_as_jacobians(name, model, x, use_converter=True)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_branches_with_curvature(name: str) -> None:
-    """Square roots that start within a branch stay apart from the others."""
-    x = images(2, 2, 4, 3)
-    branches = Parallel(
-        nn.Sequential(nn.Conv2d(2, 2, 1), nn.Tanh(), nn.Conv2d(2, 2, 1)),
-        nn.Conv2d(2, 2, 1),
-        nn.Sequential(nn.Sigmoid(), nn.Conv2d(2, 2, 1), nn.Sigmoid()),
-    )
-    model = classifier(nn.Conv2d(2, 2, 2), nn.Tanh(), branches, nn.Tanh(), x=x)
-    assert_as_jacobians(name, model, x)
 
 
 def handed_on(first: bool) -> nn.Module:
@@ -256,11 +243,3 @@ def test_linear_on_sequences(name: str) -> None:
         nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2), nn.Flatten(), nn.Linear(6, 3)
     ).double()
     assert_as_jacobians(name, model, x)
-
-
-@pytest.mark.usefixtures("double")
-def test_other_layers_of_dot_products() -> None:
-    tokens = torch.tensor([[1, 0, 1], [2, 2, 0]])
-    model = nn.Sequential(nn.Embedding(3, 4), nn.Flatten(), nn.Linear(12, 3)).double()
-    for name in ("BatchDotGrad", "GGNGramExact"):
-        assert_as_jacobians(name, model, tokens)

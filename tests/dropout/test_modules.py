@@ -105,32 +105,6 @@ def conv(keep: dict[str, float], **options: Any) -> TensorDropoutConv2d:
     return TensorDropoutConv2d(4, 6, 3, keep=keep, **options)
 
 
-@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect"])
-@pytest.mark.parametrize(
-    "keep",
-    [
-        {"n": 0.5, "ci": 0.5, "i1": 0.7},
-        {"i1": 0.5, "i2": 0.5},
-        {"n": 0.5, "o1": 0.5},
-        {"g": 0.5, "o2": 0.5},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_unbiased(sampler: Sampler, keep: dict[str, float], mode: str) -> None:
-    """The end to end; each axis and sampler by itself is tested in tests/sampling."""
-    layer = conv(keep, sampler=sampler, padding_mode=mode, groups=2).double()
-    x = noise_tensor((4, 4, 5, 5))
-    layer.eval()
-    exact = gradients(layer, x)[2]
-    layer.train()
-    count = 400
-    runs = torch.stack([gradients(layer, x)[2] for _ in range(count)])
-    error = runs.std(0) / count**0.5
-    assert bool(((runs.mean(0) - exact).abs() <= 4.5 * error + 1e-12).all())
-    assert bool((error > 0).all())
-
-
 def test_exact_without_training() -> None:
     x = noise_tensor((4, 4, 6, 6))
     layer = conv({"n": 0.5, "i1": 0.5}).double()
@@ -146,22 +120,6 @@ def test_exact_without_training() -> None:
     layer.weight.requires_grad_(False)
     layer(x)
     assert spy.sampled == []
-
-
-@pytest.mark.parametrize("shape", [(0, 4, 6, 6), (4, 6, 6), (1, 4, 6, 6)])
-def test_few_samples(shape: tuple[int, ...]) -> None:
-    layer = conv({"n": 0.5, "i2": 0.5}).double()
-    x = noise_tensor(shape)
-    found = gradients(layer, x)
-    exact = gradients(layer.eval(), x)
-    assert same(found, exact, skip=2)
-    assert found[2].shape == exact[2].shape
-
-
-def test_nothing_kept_is_zero() -> None:
-    layer = conv({"n": 1e-9}).double()
-    found = gradients(layer, noise_tensor((4, 4, 6, 6)))
-    assert not found[2].any() and found[1].any() and found[3].any()
 
 
 def test_reproducible() -> None:
@@ -252,76 +210,6 @@ def test_checkpointing_with_a_generator_uses_the_second_draw_whole() -> None:
     assert torch.allclose(layer.weight.grad, expected)  # type: ignore[arg-type]
 
 
-def test_double_use_adds_up() -> None:
-    layer = TensorDropoutConv2d(4, 4, 3, padding=1, keep={"n": 0.5}).double()
-    x = noise_tensor((4, 4, 6, 6))
-    with Spy() as spy:
-        found = gradients(nn.Sequential(layer, layer), x)
-    first, second = spy.sampled
-    assert len(spy.sampled) == 2
-    plain = nn.Conv2d(4, 4, 3, padding=1).double()
-    plain.load_state_dict(layer.state_dict())
-    middle = plain(x).detach()
-    g = torch.randn(
-        found[0].shape,
-        dtype=torch.float64,
-        generator=torch.Generator().manual_seed(0),
-    )
-    late = defined_weight_gradient(plain, middle, second)
-    with torch.no_grad():
-        g_middle = nn.functional.conv_transpose2d(g, plain.weight, padding=1)
-    early = first.run({"x": x, "g": g_middle})
-    assert torch.allclose(found[2], early + late)
-
-
-def test_saved_bytes_scale_with_the_shares() -> None:
-    shares = {"n": 0.5, "ci": 0.5, "i1": 0.5}
-    x = torch.rand(8, 32, 28, 28, requires_grad=True)
-    for mode in ("zeros", "circular"):
-        for names in (["n"], ["n", "ci"], ["n", "i1"], ["ci", "i1"], list(shares)):
-            keep = {name: shares[name] for name in names}
-            layer = TensorDropoutConv2d(
-                32, 32, 3, padding=1, keep=keep, sampler="fixed", padding_mode=mode
-            )
-            expected = 0.5 ** len(names)
-            assert saved(layer, x) / x.nbytes == pytest.approx(expected, rel=0.05)
-
-
-def test_saved_bytes_of_linear_and_of_bernoulli_draws() -> None:
-    x = torch.rand(64, 16, 64, requires_grad=True)
-    keep = {"n": 0.5, "i1": 0.5, "ci": 0.5}
-    layer = TensorDropoutLinear(64, 64, keep=keep, sampler="fixed")
-    assert saved(layer, x) / x.nbytes == pytest.approx(0.125, rel=0.05)
-    layer = TensorDropoutLinear(64, 64, keep=keep)
-    mean = sum(saved(layer, x) for _ in range(300)) / 300
-    assert mean / x.nbytes == pytest.approx(0.125, rel=0.05)
-
-
-def test_output_positions_need_the_inputs_that_they_see() -> None:
-    x = torch.rand(2, 4, 28, 28, requires_grad=True)
-    layer = conv({"o1": 0.1}, sampler="fixed")  # 3 of 28 rows, which see 9 at most
-    assert saved(layer, x) / x.nbytes <= 0.05 + 9 / 28
-    pointwise = conv({"o1": 0.5}, sampler="fixed", padding=0)
-    pointwise = TensorDropoutConv2d(4, 4, 1, keep={"o1": 0.5}, sampler="fixed")
-    assert saved(pointwise, x) / x.nbytes == pytest.approx(0.5, rel=0.05)
-
-
-def saved(layer: nn.Module, x: Tensor) -> int:
-    """Bytes saved for the backward pass beyond parameters."""
-    own = {parameter.data_ptr() for parameter in layer.parameters()}
-    total = 0
-
-    def pack(tensor: Tensor) -> Tensor:
-        nonlocal total
-        if tensor.data_ptr() not in own:
-            total += tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        layer(x)
-    return total
-
-
 def test_compiled_model_breaks_at_the_layer() -> None:
     layer = conv({"n": 0.5}).double()
     model = nn.Sequential(nn.Tanh(), layer, nn.Tanh())
@@ -332,15 +220,6 @@ def test_compiled_model_breaks_at_the_layer() -> None:
     torch.manual_seed(3)
     found = gradients(compiled, x)
     assert same(found, expected)
-
-
-def test_second_derivatives_are_refused() -> None:
-    layer = conv({"n": 0.5})
-    x = torch.rand(4, 4, 6, 6, requires_grad=True)
-    loss = layer(x).square().sum()
-    (gradient,) = torch.autograd.grad(loss, layer.weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
 
 
 def test_copies_and_representation() -> None:

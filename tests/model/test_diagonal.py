@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from tests.messages import assert_in_form
 from tests.model import reference
 from tests.model.networks import (
     MODELS,
@@ -148,39 +147,6 @@ def test_some_parameters() -> None:
         found = ggn_diagonal(model, loss, (x, y), params=params)
         names = expected.keys() if params is None else params
         assert_close(found, {n: expected[n] for n in names if n != "0.bias"})
-
-
-def refused(kind: type[Exception], argument: str, *args: Any, **options: Any) -> str:
-    with pytest.raises(kind) as error:
-        ggn_diagonal(*args, **options)
-    owner = str(error.value).split(":")[0]
-    assert_in_form(error.value, owner, argument)
-    return owner
-
-
-def test_bad_input() -> None:
-    model, x, y = model_and_data(Tied)
-    loss, data = nn.CrossEntropyLoss(), (x, y)
-
-    def check(kind: type[Exception], argument: str, *args: Any, **options: Any) -> None:
-        assert refused(kind, argument, *args, **options) == "ggn_diagonal"
-
-    check(NotImplementedError, "loss", model, nn.NLLLoss(), data)
-    check(NotImplementedError, "loss", model, nn.functional.cross_entropy, data)
-    check(ValueError, "loss", model, nn.MSELoss(reduction="none"), data)
-    check(ValueError, "fisher_type", model, loss, data, fisher_type="empirical")
-    check(ValueError, "mc_samples", model, loss, data, mc_samples=2)
-    check(TypeError, "mc_samples", model, loss, data, mc_samples=1.0)
-    mc = {"fisher_type": "mc", "mc_samples": 0}
-    check(ValueError, "mc_samples", model, loss, data, **mc)
-    check(ValueError, "data", model, loss, [])
-    check(TypeError, "data", model, loss, [x])
-    check(TypeError, "data", model, loss, x)
-    check(ValueError, "targets", model, loss, (x, y[:2]))
-    check(ValueError, "the model's output", model, loss, (x * torch.nan, y))
-    flat = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)).double()
-    check(ValueError, "outputs", flat, nn.MSELoss(), (x, y.double()))
-    check(ValueError, "layer '1'", model_and_data(Normalised)[0].train(), loss, data)
 
 
 def test_nothing_changes() -> None:

@@ -17,7 +17,6 @@ from tests.messages import assert_in_form
 from tests.model import reference
 from tests.model.networks import (
     MODELS,
-    Frames,
     Normalised,
     Shared,
     Tied,
@@ -96,28 +95,6 @@ def test_sum_to_the_gradient_of_the_loss() -> None:
     assert_close(per_sample_grad_norms(model, loss, x, y), expected)
 
 
-def test_some_parameters() -> None:
-    model, x, y = model_and_data(Normalised)
-    loss = nn.CrossEntropyLoss()
-    expected = reference.norms(model, loss, x, y)
-    model[0].weight.requires_grad_(False)
-    for params in (
-        ["0.weight", "0.bias", "1.weight"],
-        (model[0].weight, model[0].bias, model[1].weight),
-    ):
-        options: dict[str, Any] = {"params": params, "per_parameter": True}
-        found = per_sample_grad_norms(model, loss, x, y, **options)
-        assert_close(found, {name: expected[name] for name in ("0.bias", "1.weight")})
-    found = per_sample_grad_norms(model, loss, x, y, per_parameter=True)
-    assert found.keys() == expected.keys() - {"0.weight"}
-    # a name beside the one that the model gives first
-    tied, x, y = model_and_data(Tied)
-    found = per_sample_grad_norms(
-        tied, loss, x, y, params=["second.weight"], per_parameter=True
-    )
-    assert list(found) == ["first.weight"]
-
-
 @pytest.mark.parametrize("num_data", [0, 1])
 @pytest.mark.parametrize("make", [Shared, Tied, Normalised])
 def test_few_data(make: Any, num_data: int) -> None:
@@ -171,33 +148,6 @@ def test_without_gradients_around() -> None:
     assert not found.requires_grad
 
 
-def test_functions_without_a_batching_rule() -> None:
-    """Data are then run one after the other."""
-
-    class Branches(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gain, self.last = nn.Parameter(torch.ones(4)), nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            rows = [row * self.gain if row.sum() > 0 else row - self.gain for row in x]
-            return torch.as_tensor(self.last(torch.stack(rows)))
-
-    model, x = Branches().double(), noise_tensor((6, 4))
-    for budget in (1, 2**20):
-        with memory_budget(budget):
-            check(model, nn.CrossEntropyLoss(), x, torch.arange(6) % 3)
-
-
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_attributes_are_left_as_they_are() -> None:
-    """Of a transform, there are no tensors in the model that can be used no more."""
-    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 3))).double()
-    x, y = noise_tensor((3, 4)), torch.arange(3)
-    check(model, nn.CrossEntropyLoss(), x, y)
-    assert model[0].weight.sum().isfinite()
-
-
 def test_compiled_models() -> None:
     """As a whole or in part, they run without compilation, and stay compiled."""
     model, x, y = model_and_data(Normalised)
@@ -249,29 +199,3 @@ def test_bad_input() -> None:
             return super().forward(x), x
 
     refused(TypeError, "the model's output", Pair(4, 3).double(), loss, x, y)
-
-
-def test_data_that_depend_on_each_other() -> None:
-    model, x, y = model_and_data(Normalised)
-    loss = nn.CrossEntropyLoss()
-    before = model[1].running_mean.clone()
-    assert "model.eval()" in refused(ValueError, "layer '1'", model.train(), loss, x, y)
-    assert torch.equal(model[1].running_mean, before)
-    frames, x, y = model_and_data(partial(Frames, "neither"))
-    argument = "rows of the input of layer 'linear.weight'"
-    assert "another order" in refused(ValueError, argument, frames, loss, x, y)
-
-
-def test_parameters_without_use_and_models_that_draw() -> None:
-    model, x, y = model_and_data(Tied)
-    loss = nn.CrossEntropyLoss()
-    model.unused = nn.Linear(2, 2)
-    message = refused(ValueError, "parameter 'unused.weight'", model, loss, x, y)
-    assert "params" in message
-    drawing = nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.LayerNorm(3)).double()
-    argument = "parameters 2.weight, 2.bias"
-    assert "model.eval()" in refused(NotImplementedError, argument, drawing, loss, x, y)
-    # only the other layers need to be run again
-    params = [*drawing[0].parameters()]
-    found = per_sample_grad_norms(drawing, loss, x, y, params=params)
-    assert found.isfinite().all()

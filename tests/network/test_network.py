@@ -98,29 +98,6 @@ def test_sizes_of_absent_indices_are_dropped() -> None:
     assert dict(network.sizes) == {"a": 3}
 
 
-@pytest.mark.parametrize(
-    ("output", "sizes", "argument"),
-    [
-        ([["a"]], {}, "sizes"),
-        ([["b"]], {"a": 3, "b": 3}, "output"),
-        ([["a"], ["a"]], {"a": 3}, "output"),
-        ([["a"]], {"a": 4}, "axis 0 of operand 'x'"),
-    ],
-)
-def test_inconsistent_networks_are_refused(
-    output: Any, sizes: dict[str, int], argument: str
-) -> None:
-    with pytest.raises(ValueError) as caught:
-        TensorNetwork([vector("x", "a")], output, sizes)
-    assert_in_form(caught.value, "TensorNetwork", argument)
-
-
-def test_reading_before_the_start_is_refused() -> None:
-    operand = Operand("x", (Axis(Affine((("a", 1),), -1), 3),))
-    with pytest.raises(ValueError, match="read within its 3 entries"):
-        TensorNetwork([operand], [["a"]], {"a": 3})
-
-
 def test_multiply_contracts_common_indices() -> None:
     left = TensorNetwork([matrix("l", "a", "b")], [["a"], ["b"]], {"a": 3, "b": 3})
     right = TensorNetwork([matrix("r", "b", "c")], [["b"], ["c"]], {"b": 3, "c": 3})

@@ -18,7 +18,6 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from tests.optim.support import (
-    assert_same_state,
     batch,
     gradients,
     loss_of,
@@ -28,7 +27,7 @@ from tests.optim.support import (
     train,
 )
 from tests.strategies import noise_tensor
-from tn_extensions.optim import KFAC, KFACPreconditioner
+from tn_extensions.optim import KFACPreconditioner
 
 Factors = dict[tuple[str, str], Tensor]
 
@@ -62,59 +61,6 @@ FISHERS = ["empirical", "type-2"]
 # -- passes whose gradients are thrown away
 
 
-def attack_by_grad(model: nn.Module, number: int) -> None:
-    x, y = batch(number=number)
-    torch.autograd.grad(loss_of(model, (x.requires_grad_(), y)), x)
-
-
-def attack_by_inputs(model: nn.Module, number: int) -> None:
-    x, y = batch(number=number)
-    loss_of(model, (x.requires_grad_(), y)).backward(inputs=[x])
-
-
-def attack_and_zero(model: nn.Module, number: int) -> None:
-    loss_of(model, batch(number=number)).backward()
-    model.zero_grad()
-
-
-def attack_and_zero_in_place(model: nn.Module, number: int) -> None:
-    loss_of(model, batch(number=number)).backward()
-    model.zero_grad(set_to_none=False)
-
-
-def attack_as_frozen(model: nn.Module, number: int) -> None:
-    model.requires_grad_(False)
-    attack_by_grad(model, number)
-    model.requires_grad_(True)
-
-
-def never_differentiated(model: nn.Module, number: int) -> None:
-    model(batch(number=number)[0])
-
-
-ATTACKS = [
-    attack_by_grad,
-    attack_by_inputs,
-    attack_and_zero,
-    attack_and_zero_in_place,
-    attack_as_frozen,
-    never_differentiated,
-]
-
-
-@pytest.mark.parametrize("fisher", FISHERS)
-@pytest.mark.parametrize("times", [1, 3])
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_discarded_passes(attack: Any, times: int, fisher: Any) -> None:
-    model = network()
-    found = KFACPreconditioner(model, fisher=fisher)
-    for number in range(times):
-        attack(model, number + 1)
-    loss_of(model, batch()).backward()
-    found.step()
-    assert_close(factors(found), expected_factors(fisher=fisher))
-
-
 @pytest.mark.parametrize("in_place", [False, True])
 def test_step_of_a_generator(in_place: bool) -> None:
     """It leads through the discriminator, whose gradients are then set to zero."""
@@ -127,24 +73,6 @@ def test_step_of_a_generator(in_place: bool) -> None:
     for number in range(2):
         (loss_of(model, batch(number=number)) / 2).backward()
     found.step()
-    other = network()
-    both = [torch.cat(parts) for parts in zip(batch(), batch(number=1), strict=True)]
-    wanted = factors_of(other, lambda: loss_of(other, (both[0], both[1])))
-    assert_close(factors(found), wanted)
-
-
-def test_changed_gradients_are_not_discarded() -> None:
-    """Clipping between accumulated passes is no reason to drop statistics."""
-    model = network()
-    found = KFACPreconditioner(model)
-    for number in range(2):
-        (loss_of(model, batch(number=number)) / 2).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
-        if number == 0:
-            for parameter in model.parameters():
-                parameter.grad = parameter.grad / 2
-    found.step()
-    assert all(layer.averages for layer in found._layers.values())
     other = network()
     both = [torch.cat(parts) for parts in zip(batch(), batch(number=1), strict=True)]
     wanted = factors_of(other, lambda: loss_of(other, (both[0], both[1])))
@@ -736,53 +664,7 @@ def test_kernels_that_are_computed_later(key: str) -> None:
         assert_first_is_left_alone(model, found)
 
 
-def test_parameters_that_are_replaced() -> None:
-    model = network()
-    found = KFACPreconditioner(model)
-    for layer in (model[0], model[5]):
-        layer.weight = nn.Parameter(layer.weight.detach().clone())
-    loss_of(model, batch()).backward()
-    found.step()
-    assert_close(factors(found), expected_factors())
-
-
 # -- a step without a backward pass
-
-
-def test_second_step() -> None:
-    model = network()
-    found = KFACPreconditioner(model)
-    loss_of(model, batch()).backward()
-    found.step()
-    state, before = copy.deepcopy(found.state_dict()), gradients(model)
-    with pytest.raises(RuntimeError, match="since the last step"):
-        found.step()
-    assert_close(gradients(model), before, rtol=0, atol=0)
-    assert_same_state(found.state_dict(), state)
-    # whether gradients accumulate or are assigned, they are new
-    loss_of(model, batch()).backward()
-    found.step()
-    for parameter in model.parameters():
-        parameter.grad = parameter.grad.clone()
-    found.step()
-    assert found.steps == 3
-
-
-def test_models_not_parameters() -> None:
-    model = network()
-    for kind in (KFAC, KFACPreconditioner):
-        for wrong in (model.parameters(), list(model.parameters())):
-            with pytest.raises(
-                TypeError, match=f"{kind.__name__}: model must be a mod"
-            ):
-                kind(wrong)
-
-
-def test_patterns_of_no_layer() -> None:
-    with pytest.raises(ValueError, match="skip_layers must hold patterns .* 'nope'"):
-        KFACPreconditioner(network(), skip_layers=["0", "nope"])
-    # those of layers that are not preconditioned anyway are fine
-    KFACPreconditioner(network(), skip_layers=["ReLU", "0"])
 
 
 def test_bound_that_comes_and_goes() -> None:

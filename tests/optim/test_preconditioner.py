@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import io
-import logging
 from typing import Any
 
 import pytest
@@ -36,14 +34,9 @@ from tests.strategies import (
     module_input,
     modules,
     noise_tensor,
-    with_stale_attributes,
 )
 from tn_extensions import curvlinops
-from tn_extensions.kronecker.dense import DenseMatrix
-from tn_extensions.kronecker.low_rank import LowRank
-from tn_extensions.layers.module import SUPPORTED
-from tn_extensions.optim import KFAC, KFACPreconditioner
-from tn_extensions.optim import layer as layer_module
+from tn_extensions.optim import KFACPreconditioner
 
 APPROX = ["expand", "reduce"]
 METHODS: list[tuple[str, dict[str, Any]]] = [
@@ -155,97 +148,7 @@ def test_other_losses(loss: Any, reduction: str) -> None:
 # -- eigenvalue correction
 
 
-def test_corrected_eigenvalues() -> None:
-    """After a step in a basis, eigenvalues are averages with moments in it."""
-    model = network()
-    found = KFACPreconditioner(
-        model,
-        eigenvalue_correction=True,
-        inverse_update_steps=10,
-        ema_decay=0.5,
-        damping=0.1,
-        kl_clip=None,
-    )
-    train(model, found, [0], lr=0.0)
-    layer = found._layers["2"]
-    first = layer.averages["moments"].clone()
-    assert layer.bases is not None and layer.bases[1] is not None
-    left, right = layer.bases
-    rows = []
-    other = network()
-    for datum, label in zip(*batch(number=1), strict=True):
-        loss = loss_of(other, (datum[None], label[None]))
-        grads = torch.autograd.grad(loss, [other[2].weight, other[2].bias])
-        rows.append(joint(other[2], *grads))
-    per_sample = torch.stack(rows)
-    moments = (left.mT @ per_sample @ right).square().mean(0)
-    train(model, found, [1], lr=0.0)
-    expected = 0.5 * first + 0.5 * moments
-    assert_close(layer.averages["moments"], expected)
-    model.zero_grad()
-    loss_of(model, batch(number=1)).backward()
-    before = joint(layer.module, *(p.grad for p in layer.parameters.values()))
-    found.step()
-    values = 0.5 * expected + 0.5 * moments
-    wanted = left @ ((left.mT @ before @ right) / (values + 0.1)) @ right.mT
-    after = joint(layer.module, *(p.grad for p in layer.parameters.values()))
-    assert_close(after, wanted)
-
-
 # -- factors of some of the data
-
-SOME = {"n": 0.5}
-
-
-@pytest.mark.parametrize("fisher", ["empirical", "type-2"])
-@pytest.mark.parametrize("approx", APPROX)
-@pytest.mark.parametrize("is_corrected", [False, True])
-def test_some_of_equal_data(fisher: str, approx: str, is_corrected: bool) -> None:
-    """Whichever are kept, factors and moments are those of all."""
-    options: dict[str, Any] = {
-        "fisher": fisher,
-        "approx": approx,
-        "eigenvalue_correction": is_corrected,
-        "damping": 0.1,
-    }
-
-    def equal(number: int) -> tuple[Tensor, Tensor]:
-        x, y = batch(1, number)
-        return x.expand(5, *x.shape[1:]), y.expand(5)
-
-    model = network()
-    expected = train(model, KFACPreconditioner(model, **options), range(3), data=equal)
-    model = network()
-    found = KFACPreconditioner(model, keep=SOME, **options)
-    actual = train(model, found, range(3), data=equal)
-    assert_close(actual, expected, rtol=1e-6, atol=1e-8)
-
-
-def test_some_of_unlike_data() -> None:
-    """Means over draws approach the factors of all data; a seed tells the draws."""
-    options: dict[str, Any] = {
-        "ema_decay": lambda step: step / (step + 1),
-        "inverse_update_steps": 10**6,
-        "overrides": {"5": {"keep": None}},
-    }
-    steps = [0] * 150
-    first, second, whole = (
-        KFACPreconditioner(network(), keep=keep, **options)
-        for keep in (SOME, SOME, None)
-    )
-    for each, count in ((first, 150), (second, 150), (whole, 1)):
-        train(each._observer._model, each, steps[:count], lr=0.0)
-    for name, layer in whole._layers.items():
-        for what, own in layer.averages.items():
-            expected = matrix_of(own)
-            a, b = (
-                matrix_of(each._layers[name].averages[what]) for each in (first, second)
-            )
-            assert torch.equal(a, b)
-            assert_close(a, expected, rtol=0, atol=0.15 * float(expected.max()))
-            is_exact = bool((a - expected).abs().max() < 1e-9 * expected.max())
-            assert is_exact == (name == "5")
-
 
 # -- schedules and options
 
@@ -287,45 +190,6 @@ def test_hyperparameters_of_the_step() -> None:
     )
     assert_close(train(callable_, found, [0, 1]), first, rtol=0, atol=0)
     assert set(asked) == {0, 1}
-
-
-def test_overrides_and_skipped_layers() -> None:
-    own = {"5": {"damping": 5.0, "approx": "reduce", "damping_method": "fixed"}}
-    options: dict[str, Any] = {"damping": 1e-2, "skip_layers": ("0", "ConvTranspose2d")}
-    before, after = preconditioned(network(), batch(), overrides=own, **options)
-    _, alone = preconditioned(network(), batch(), skip_layers=("0", "2"), **own["5"])
-    assert_close(before[:4], after[:4], rtol=0, atol=0)
-    assert_close(after[4:], alone[4:])
-    assert not torch.allclose(before[4], after[4])
-
-
-def test_kl_clip() -> None:
-    before, free = preconditioned(network(), batch())
-    _, clipped = preconditioned(network(), batch(), kl_clip=1e-4, lr=0.2)
-    total = sum(float((b * f).sum()) for b, f in zip(before, free, strict=True))
-    scale = min(1.0, (1e-4 / (0.2**2 * total)) ** 0.5)
-    assert scale < 1
-    assert_close(clipped, [scale * f for f in free])
-
-
-def test_unsupported_layers_keep_their_gradient() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.PReLU(),
-        nn.Flatten(),
-        nn.Linear(36, 3),
-    ).double()
-    with pytest.warns(UserWarning, match="BatchNorm2d, PReLU keep their plain") as seen:
-        found = KFACPreconditioner(model)
-    assert len(seen) == 1
-    loss_of(model, batch()).backward()
-    before = gradients(model)
-    found.step()
-    after = gradients(model)
-    names = [name for name, _ in model.named_parameters()]
-    for name, b, a in zip(names, before, after, strict=True):
-        assert torch.equal(b, a) == name.startswith(("1.", "2."))
 
 
 # -- what training scripts do
@@ -484,24 +348,6 @@ def test_removing_hooks() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_frozen_layers_and_parameters() -> None:
-    model = network()
-    model[0].requires_grad_(False)
-    model[2].weight.requires_grad_(False)
-    model[5].bias.requires_grad_(False)
-    found = KFACPreconditioner(model, damping=0.1, damping_method="exact", kl_clip=None)
-    assert list(found._layers) == ["2", "5"]
-    loss_of(model, batch()).backward()
-    params = [model[2].bias, model[5].weight]
-    before = [p.grad.clone() for p in params]
-    found.step()
-    operator = curvlinops.KFACLinearOperator(
-        model, nn.CrossEntropyLoss(), params, [batch()], fisher_type="empirical"
-    )
-    expected = operator.inverse(0.1, use_exact_damping=True) @ before
-    assert_close([p.grad for p in params], expected)
-
-
 def test_freezing_later() -> None:
     model = network()
     found = KFACPreconditioner(model)
@@ -597,103 +443,7 @@ def test_grad_scaler() -> None:
 # -- state
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"approx": "reduce", "damping_method": "exact", "fisher": "mc"},
-        {"eigenvalue_correction": True},
-    ],
-)
-def test_resuming(options: Any) -> None:
-    """Bit for bit, between two updates of the inverses, from a safe file."""
-    options = {"inverse_update_steps": 3, "factor_update_steps": 2, **options}
-    model = network()
-    whole = train(model, KFACPreconditioner(model, **options), range(7))
-    model = network()
-    first = KFACPreconditioner(model, **options)
-    train(model, first, range(4))
-    file = io.BytesIO()
-    torch.save([first.state_dict(), model.state_dict()], file)
-    file.seek(0)
-    state, weights = torch.load(file, weights_only=True)
-    resumed = network()
-    resumed.load_state_dict(weights)
-    second = KFACPreconditioner(resumed, **options)
-    second.load_state_dict(state)
-    assert second.steps == 4
-    assert_close(train(resumed, second, range(4, 7)), whole, rtol=0, atol=0)
-
-
-def test_checkpoint_of_another_architecture() -> None:
-    model = network()
-    found = KFACPreconditioner(model)
-    train(model, found, [0])
-    state = found.state_dict()
-    other = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Flatten(), nn.Linear(36, 3))
-    refusing = KFACPreconditioner(other.double())
-    train(other, refusing, [0])
-    before = copy.deepcopy(refusing.state_dict())
-    with pytest.raises(ValueError, match="0, 2, 5") as error:
-        refusing.load_state_dict(state)
-    assert_in_form(error.value, "KFACPreconditioner", "state_dict")
-    assert_same_state(before, refusing.state_dict())
-    with pytest.raises(ValueError, match="version 1"):
-        refusing.load_state_dict({"version": 0})
-
-
 # -- the optimizer
-
-
-def test_optimizer() -> None:
-    options: dict[str, Any] = {"damping": 0.1, "kl_clip": 1e-3}
-    model = network()
-    found = KFACPreconditioner(model, lr=0.05, **options)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01
-    )
-    for number in range(4):
-        optimizer.zero_grad()
-        loss_of(model, batch(number=number)).backward()
-        found.step()
-        optimizer.step()
-    own = network()
-    kfac = KFAC(own, lr=0.05, momentum=0.9, weight_decay=0.01, **options)
-    assert isinstance(kfac, torch.optim.Optimizer)
-
-    def closure() -> Tensor:
-        kfac.zero_grad()
-        loss = loss_of(own, batch(number=number))
-        loss.backward()
-        return loss
-
-    for number in range(2):  # noqa: B007 (the closure reads it)
-        assert kfac.step(closure).item() > 0
-    file = io.BytesIO()
-    torch.save(kfac.state_dict(), file)
-    file.seek(0)
-    resumed = KFAC(own, lr=1.0, **options)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    # the hooks of the former would see the same passes
-    for number in range(2, 4):
-        resumed.zero_grad()
-        loss_of(own, batch(number=number)).backward()
-        resumed.step()
-    assert_close(list(own.parameters()), list(model.parameters()), rtol=0, atol=0)
-
-
-def test_schedulers_and_param_groups() -> None:
-    model = network()
-    groups = [
-        {"params": model[:3].parameters(), "lr": 0.01},
-        {"params": model[3:].parameters()},
-    ]
-    kfac = KFAC(model, lr=0.1, params=groups)
-    scheduler = torch.optim.lr_scheduler.StepLR(kfac, 1, gamma=0.5)
-    loss_of(model, batch()).backward()
-    kfac.step()
-    scheduler.step()
-    assert [group["lr"] for group in kfac.param_groups] == [0.005, 0.05]
 
 
 # -- bad input
@@ -743,22 +493,6 @@ def test_bad_options(options: Any, argument: str, kind: Any) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_bad_models() -> None:
-    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    tied[1].weight = tied[0].weight
-    lazy = nn.Sequential(nn.LazyLinear(3))
-    for model, kind in (
-        (tied, NotImplementedError),
-        (lazy, ValueError),
-        (nn.BatchNorm1d(3), ValueError),
-        (3, TypeError),
-    ):
-        with pytest.raises(kind, match="KFACPreconditioner: "):
-            KFACPreconditioner(model)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=", ".join(k.__name__ for k in SUPPORTED)):
-        KFACPreconditioner(nn.BatchNorm1d(3))
-
-
 @pytest.mark.parametrize("name", ["damping", "ema_decay", "kl_clip", "lr"])
 def test_bad_hyperparameters_of_a_step(name: str) -> None:
     model = network()
@@ -789,112 +523,3 @@ def test_no_backward() -> None:
     model.train()
     model.zero_grad()
     train(model, found, [0])
-
-
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_nan(where: str) -> None:
-    model = network()
-    found = KFACPreconditioner(model)
-    train(model, found, [0, 1])
-    state = copy.deepcopy(found.state_dict())
-    model.zero_grad()
-    loss = loss_of(model, batch())
-    (loss * torch.nan if where == "loss" else loss).backward()
-    model[2].weight.grad[0] = torch.nan
-    before = gradients(model)
-    with pytest.raises(ValueError, match=r"2\.weight") as error:
-        found.step()
-    assert_in_form(error.value, "KFACPreconditioner", "gradients")
-    assert_same_state(state, found.state_dict())
-    assert_close(gradients(model), before, rtol=0, atol=0, equal_nan=True)
-    # what was seen of the failed step is gone
-    other = network()
-    expected = train(other, KFACPreconditioner(other), [0, 1, 2])
-    assert_close(train(model, found, [2]), expected, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("in_place", [8, 1000])
-@pytest.mark.parametrize("fault", ["refused", "infinite"])
-def test_nearly_singular_factors(
-    fault: str,
-    in_place: int,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """More damping, which is logged, rather than a crash."""
-    monkeypatch.setattr(layer_module, "IN_PLACE", in_place)
-    tried: list[float] = []
-
-    def failing(inverse: Any) -> Any:
-        def tries(factor: Any, damping: Any) -> Any:
-            tried.append(float(damping))
-            if tried[-1] >= 1e-4:
-                return inverse(factor, damping)
-            if fault == "refused":
-                raise torch.linalg.LinAlgError("not positive definite")
-            return torch.full((1, 1, 1), torch.inf)
-
-        return tries
-
-    for owner, name in (
-        (layer_module, "decompose"),
-        (DenseMatrix, "inverse"),
-        (LowRank, "inverse"),
-    ):
-        monkeypatch.setattr(owner, name, failing(getattr(owner, name)))
-    model = network()
-    found = KFACPreconditioner(
-        model, damping=1e-9, damping_method="fixed", kl_clip=None
-    )
-    with caplog.at_level(logging.WARNING, logger="tn_extensions.optim"):
-        loss_of(model, batch()).backward()
-        found.step()
-    assert min(tried) == 1e-9 and max(tried) >= 1e-4
-    assert "Layer 0: damping" in caplog.text and "instead of 1e-09" in caplog.text
-    assert all(g.isfinite().all() for g in gradients(model))
-
-
-@pytest.mark.parametrize("in_place", [8, 1000])
-def test_no_inverse(
-    in_place: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The former one stays, or its place was taken."""
-    monkeypatch.setattr(layer_module, "IN_PLACE", in_place)
-    model = network()
-    found = KFACPreconditioner(model, kl_clip=None)
-    train(model, found, range(2))
-    layer = found._layers["0"]
-    former = layer.inverse
-    layer.averages["inputs"].diagonal(dim1=1, dim2=2).fill_(-1e30)
-    train(model, found, [2])
-    assert found.skipped == 0
-    if in_place == 8:
-        assert layer.inverse is None
-        assert "Layer 0: no inverse, none stays" in caplog.text
-    else:
-        assert layer.inverse is former
-        assert "Layer 0: no inverse, the former one stays" in caplog.text
-
-
-def test_update_that_overflows(caplog: pytest.LogCaptureFixture) -> None:
-    model = network(torch.float32)
-    found = KFACPreconditioner(model, damping=1e-2)
-    train(model, found, [0], data=lambda _: batch(dtype=torch.float32))
-    weights = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    optimizer.zero_grad()
-    loss_of(model, batch(dtype=torch.float32)).backward()
-    for parameter in model.parameters():
-        parameter.grad *= 1e25
-    found.step()
-    optimizer.step()
-    assert found.skipped == 1
-    assert_close(model.state_dict(), weights, rtol=0, atol=0)
-    assert "not finite" in caplog.text
-
-
-@pytest.mark.parametrize("fisher", ["empirical", "type-2"])
-def test_kernels_that_were_exchanged(fisher: Any) -> None:
-    _, wanted = preconditioned(network(), batch(), fisher=fisher)
-    stale = with_stale_attributes(network())
-    assert_close(preconditioned(stale, batch(), fisher=fisher)[1], wanted)

@@ -19,9 +19,7 @@ from tests.sampling.estimates import (
 )
 from tests.strategies import examples
 from tn_extensions import Conv, quantities
-from tn_extensions.network import Selection
 from tn_extensions.sampling import SAMPLERS, Draw, Sampled, Sampler, draw, sample
-from tn_extensions.sampling.narrowed import narrow, samplable
 from tn_extensions.sampling.norms import slice_norms
 
 
@@ -42,16 +40,6 @@ def test_equals_definition(
 CONV = Conv.make(4, 6, (3, 2), (7, 6), stride=(1, 2), padding=1, groups=2)
 NETWORK = quantities.weight_vjp(CONV, 3)
 INDICES = ("n", "g", "ci", "i1", "i2", "o1", "o2")
-
-
-def test_which_indices_can_be_sampled() -> None:
-    assert set(samplable(NETWORK)) == set(INDICES)
-    transposed = Conv.make(4, 6, 3, 5, groups=2, transposed=True)
-    vjp = quantities.weight_vjp(transposed, 3)
-    assert set(samplable(vjp)) == {"n", "g", "ci", "i1", "o1"}
-    assert set(samplable(quantities.kfac_expand(CONV, 3))) == {"n", "g"}
-    assert set(samplable(quantities.ggn_gram(CONV, 3, 2))) == {"g", "ci", "co"}
-    assert "k1" in samplable(quantities.conv(CONV, 3))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -117,27 +105,6 @@ def test_several_axes_unbiased_and_of_the_variance_of_the_formula() -> None:
     assert bool(((variance - expected).abs() <= 5 * spread).all())
 
 
-def test_narrowed_operands_are_as_small_as_what_is_kept() -> None:
-    keep = {"n": 0.7, "g": 0.5, "i1": 0.5, "i2": 0.5}
-    sampled = sample(NETWORK, keep, sampler="fixed")
-    x = sampled.narrow("x", operands(NETWORK)["x"])
-    assert list(x.shape) == [2, 2, 4, 3]
-    rows = sample(NETWORK, {"o1": 0.2}, sampler="fixed")  # one row meets three
-    touched = rows.narrow("x", operands(NETWORK)["x"])
-    assert touched.shape[2] in (2, 3)
-
-
-def test_indices_of_patterns_keep_their_size() -> None:
-    """Operands carry their sampled positions instead, which selections lead to."""
-    narrowed = narrow(NETWORK, (("n", 2), ("ci", 1), ("i1", 3), ("o2", 2)))
-    changed = {"n": 2, "ci": 1, "si1": 3, "so2": 2}
-    assert narrowed.sizes == {**NETWORK.sizes, **changed}
-    shapes = {operand.name: list(operand.shape) for operand in narrowed.operands}
-    assert shapes == {"x": [2, 2, 3, 6], "g": [2, 6, 7, 2]}
-    assert narrowed.patterns == NETWORK.patterns
-    assert set(narrowed.selections) == {Selection("si1", "i1"), Selection("so2", "o2")}
-
-
 def test_one_plan_serves_all_draws_of_so_many() -> None:
     keep = {"n": 0.5, "i1": 0.5}
     one, other = (sample(NETWORK, keep, sampler="fixed") for _ in range(2))
@@ -159,35 +126,6 @@ def test_everything_dropped_is_zero() -> None:
     result = nothing.run(tensors)
     assert result.shape == NETWORK.shape and not result.any()
     assert result.dtype == torch.float64
-
-
-def test_norms_of_zero_never_lead_to_nan() -> None:
-    tensors = operands(NETWORK)
-    tensors["x"].zero_()
-    keep = dict.fromkeys(INDICES, 0.5)
-    sampled = sample(NETWORK, keep, sampler="norm", tensors=tensors)
-    assert not sampled.run(tensors).any()
-
-
-def test_norms_of_operands_reduce_the_variance() -> None:
-    """Two slices out of a hundred are a thousand times as large as the others."""
-    network = quantities.weight_vjp(Conv.make(1, 1, 1, 4), 100)
-    tensors = operands(network)
-    tensors["x"][2:] *= 1e-3
-    exact = estimate(network, {}, tensors)
-
-    def error(sampler: Sampler, **known: Tensor) -> float:
-        runs = [
-            sample(network, {"n": 0.1}, sampler=sampler, tensors=known).run(tensors)
-            for _ in range(100)
-        ]
-        return float((torch.stack(runs) - exact).square().mean().sqrt())
-
-    assert error("norm", x=tensors["x"]) < 0.2 * error("bernoulli")
-    assert error("norm", **tensors) < error("norm", x=tensors["x"])
-    known = {"x": tensors["x"]}
-    norm = sample(network, {"n": 0.1}, sampler="norm", tensors=known)
-    assert {0, 1} <= {*norm.draws["n"].indices.tolist()}
 
 
 @pytest.mark.parametrize(
