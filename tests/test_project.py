@@ -186,6 +186,35 @@ def test_commands_and_paths_exist() -> None:
     assert missing == {"tn_extensions/a/b.py", "tests/a/test_b.py"}
 
 
+TESTED_TOGETHER = {
+    "backpack/adapted.py": "backpack/test_suite.py",
+    "backpack/modules.py": "backpack/test_suite.py",
+    "compiler/primitives/crossed.py": "compiler/primitives/test_halves.py",
+    "compiler/primitives/khatri_rao.py": "compiler/primitives/test_halves.py",
+    "compiler/primitives/patch_gram.py": "compiler/primitives/test_halves.py",
+    "curvlinops/ggn_diagonal.py": "curvlinops/test_ggn.py",
+    "curvlinops/ggn_gram.py": "curvlinops/test_ggn.py",
+    "diagram/label.py": "diagram/test_layout.py",
+    "diagram/ports.py": "diagram/test_layout.py",
+    "diagram/scene.py": "diagram/test_layout.py",
+    "diagram/wiring.py": "diagram/test_layout.py",
+}
+"""Modules without a test module of their own, and where they are tested."""
+
+
+def test_every_module_has_its_test_module() -> None:
+    package, tests = ROOT / "tn_extensions", ROOT / "tests"
+    modules = {path.relative_to(package) for path in PACKAGE_MODULES}
+    untested = {
+        str(path)
+        for path in modules
+        if not path.name.startswith("__")
+        and not (tests / path.with_name(f"test_{path.name}")).exists()
+    }
+    assert untested == set(TESTED_TOGETHER)
+    assert all((tests / place).exists() for place in TESTED_TOGETHER.values())
+
+
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_module_says_what_it_is(path: Path) -> None:
     tree = ast.parse(path.read_text("utf-8"))

@@ -29,7 +29,6 @@ from tests.optim.support import (
 )
 from tn_extensions.optim import KFACPreconditioner
 from tn_extensions.optim.distributed import _assignment
-from tn_extensions.optim.triangles import pack, unpack
 
 STEPS = 20
 OPTIONS: list[dict[str, Any]] = [
@@ -189,15 +188,6 @@ def die(folder: str) -> None:
 def test_a_dead_process_does_not_make_others_hang(tmp_path: Path) -> None:
     with pytest.raises(mp.ProcessExitedException):
         launch(2, die, str(tmp_path))
-
-
-@pytest.mark.parametrize("size", [1, 2, 5, 6])
-def test_triangles(size: int) -> None:
-    matrices = torch.randn(3, size, size)
-    matrices = matrices + matrices.mT
-    packed = pack(matrices)
-    assert packed.numel() <= 3 * (size + 1) ** 2 / 2
-    assert torch.equal(unpack(packed), matrices)
 
 
 def test_assignment() -> None:
