@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from experiments import gpu
 from experiments.harness import machine, report
 from experiments.harness.case import Options
 from experiments.harness.measure import MIN_ROUNDS, number_of_rounds
@@ -24,15 +25,15 @@ FOLDER = Path(__file__).parent
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the command line asks for, and write reports."""
     args = _parser().parse_args(arguments)
+    args.device = args.device or ("cuda" if args.question == "gpu" else "cpu")
     if args.question == "report":
         write_reports(args.output)
         return 0
+    device = torch.device(args.device)
+    if args.question == "gpu":
+        return gpu.run(args.device, args.quick, args.output, args.minutes or 8)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("experiments: --device cuda needs a CUDA device.", file=sys.stderr)
-        return 1
     # convolutions would round their inputs to 10 bits, matrix products not
     torch.backends.cudnn.allow_tf32 = False
     options = Options(device, args.rounds, not args.no_memory, args.quick)
@@ -72,9 +73,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Questions: " + ", ".join(NAMES),
     )
     add = parser.add_argument
-    choices = (*NAMES, "all", "report")
-    add("question", choices=choices, metavar="QUESTION", help="which, all, or report")
-    add("--device", default="cpu", help="cpu (default) or cuda")
+    others = "or all, report, gpu (a pass of 8 minutes over a device)"
+    choices = (*NAMES, "all", "report", "gpu")
+    add("question", choices=choices, metavar="QUESTION", help=f"which, {others}")
+    add("--device", help="cpu (default) or cuda (default of gpu)")
     add("--threads", type=int, help="of a CPU (default: torch's choice)")
     add("--rounds", type=number_of_rounds, default=MIN_ROUNDS)
     add("--quick", action="store_true", help="few and small cases")

@@ -39,6 +39,8 @@ def describe(device: torch.device) -> dict[str, object]:
 
 def device_name(device: torch.device) -> str:
     """Name of a GPU or of the processor."""
+    if not is_available(device):
+        return f"no {device.type} device"
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -48,6 +50,11 @@ def device_name(device: torch.device) -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
+
+
+def is_available(device: torch.device) -> bool:
+    """Whether the machine has a device."""
+    return device.type != "cuda" or torch.cuda.is_available()
 
 
 def git_revision() -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from experiments.harness import machine
 from experiments.harness.case import Case, Options, in_a_line
 from experiments.harness.measure import preload
 from experiments.harness.question import Question
@@ -31,6 +32,10 @@ def run(
         resume: Whether to pass over cases that are in the store.
         seconds: When to stop beginning new cases. Default: never.
     """
+    if not machine.is_available(options.device):
+        reason = machine.device_name(options.device)
+        store.add({"device": options.device.type}, [{"reason": reason}])
+        return
     # the processes that weigh are forked from one that has imported these
     preload(*question.preload)
     cases = [case for case in question.cases(options) if wanted(case)]

@@ -46,10 +46,18 @@ class Store:
         if not self._has_begun:
             lines.insert(0, {"machine": self._machine})
             self._has_begun = True
+            self._drop_unfinished_line()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
         self._lines += lines
+
+    def _drop_unfinished_line(self) -> None:
+        """Cut off what a run that was stopped while writing has left."""
+        if self.path.exists():
+            content = self.path.read_bytes()
+            with self.path.open("r+b") as file:
+                file.truncate(content.rfind(b"\n") + 1)
 
 
 def load(*paths: Path) -> pd.DataFrame:

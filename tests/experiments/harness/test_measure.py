@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments import measure
-from experiments.measure import (
+from experiments.harness import measure
+from experiments.harness.measure import (
     MemoryNotMeasured,
     medians,
     peak_memory,
