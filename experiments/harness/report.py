@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,11 @@ def write(name: str, question: Question, path: Path) -> Path:
     parts += [question.reading, machines(rows)]
     if question.claims:
         parts.append(markdown(check(question, rows)))
-    for file, figure in question.figures(rows).items():
+    for file, figure in _shown(question.figures, rows).items():
         target = path.with_name(f"{path.stem}-{file}.svg")
         figure.savefig(target, bbox_inches="tight", metadata={"Date": None})
         parts.append(f"![{file}]({target.name})")
-    for title, table in question.tables(rows).items():
+    for title, table in _shown(question.tables, rows).items():
         parts.append(f"## {title}\n\n{markdown(table)}")
     left_out = missing(rows)
     if len(left_out):
@@ -47,6 +47,16 @@ def write(name: str, question: Question, path: Path) -> Path:
     report = path.with_suffix(".md")
     write_text(report, "\n\n".join(parts) + "\n")
     return report
+
+
+def _shown(
+    show: Callable[[pd.DataFrame], Mapping[str, Any]], rows: pd.DataFrame
+) -> Mapping[str, Any]:
+    """Make tables or figures; none if rows lack columns, as where all cases failed."""
+    try:
+        return show(rows)
+    except KeyError:
+        return {}
 
 
 def overview(questions: Iterable[tuple[str, Question]], folder: Path) -> str:

@@ -29,10 +29,8 @@ class Convolutions(nn.Module):
     def __init__(self, network: str, device: torch.device) -> None:
         super().__init__()
         self.layers = layers_of(network)
-        modules = {
-            str(i): each.module(str(device)) for i, each in enumerate(self.layers)
-        }
-        self.convolutions = nn.ModuleDict(modules)
+        modules = [layer.module(str(device)) for layer in self.layers]
+        self.convolutions = nn.ModuleList(modules)
 
     def forward(self, batch_size: int) -> None:
         """Run all convolutions."""
