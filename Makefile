@@ -7,7 +7,7 @@ define HELP
 make demo         train with KFAC and others, compare factors with BackPACK's
 make test         run the tests
 make test-processors  run some as on processors with other instructions
-make bench        measure the KFAC factors of real networks' layers
+make bench        measure KFAC's factors and others over nine networks' layers
 make docs-figures draw the pictures of docs/, write its gallery
 make lint         check style, types and import layers
 make format       format the code
@@ -67,7 +67,7 @@ test-processors: $(READY)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(SMOKE)
 
 bench: $(READY)
-	$(RUN) -m experiments.factors $(BENCH_ARGS)
+	$(RUN) -m experiments convolutions $(BENCH_ARGS)
 
 docs-figures: $(READY)
 	$(RUN) -m experiments.gallery
