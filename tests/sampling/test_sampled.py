@@ -204,7 +204,7 @@ def test_norms_of_operands_reduce_the_variance() -> None:
         ({"sampler": "gauss"}, ValueError, "sampler"),
         ({"sampler": "norm"}, ValueError, "tensors"),
         ({"generator": 1}, TypeError, "generator"),
-        ({"tensors": {"y": torch.rand(3)}}, ValueError, "tensors['y']"),
+        ({"tensors": {"y": torch.rand(3)}}, ValueError, "tensors"),
         ({"tensors": {"x": torch.rand(3)}}, ValueError, "tensors['x']"),
         (
             {"network": quantities.kfac_expand(CONV, 3), "keep": {"i1": 0.5}},

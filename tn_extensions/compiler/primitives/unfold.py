@@ -205,7 +205,7 @@ class Unfolding:
         return self.shape[-1] if self.order[-1] in fastest else _SCATTERED
 
     def is_free(self, lengths: Iterable[int]) -> bool:
-        """Tell whether a contiguous operand, with merged axes, is read without a copy."""
+        """Tell whether a contiguous operand with merged axes is read without a copy."""
         if not self.is_view or self.padded_elements:
             return False
         order = (*self.kept, *(dim.read for dim in self.dims))
