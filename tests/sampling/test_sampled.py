@@ -81,7 +81,7 @@ def test_unbiased(index: str, sampler: Sampler) -> None:
 
 
 def slices(index: str, tensors: dict[str, Tensor]) -> Tensor:
-    """What each slice adds to the network, ``[size, *shape]``."""
+    """Return what each slice adds to the network, ``[size, *shape]``."""
     size = NETWORK.sizes[index]
     alone = [Draw(torch.tensor([value])) for value in range(size)]
     return torch.stack([estimate(NETWORK, {index: each}, tensors) for each in alone])
