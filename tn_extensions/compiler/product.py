@@ -110,7 +110,7 @@ def _onednn(left: Tensor, right: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _prefers_onednn() -> bool:
-    """Tell which library is faster on a small product, tried once per process."""
+    """Tell whether oneDNN is faster on a small product; tried once per process."""
     if not torch.backends.mkldnn.is_available():
         return False
     square = torch.ones(256, 256)

@@ -37,7 +37,7 @@ class Point(NamedTuple):
     y: float
 
     def by(self, x: float, y: float) -> Point:
-        """Return the position that is so much further right and up."""
+        """Return the position, moved so much to the right and up."""
         return Point(self.x + x, self.y + y)
 
 

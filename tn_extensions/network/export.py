@@ -60,8 +60,8 @@ def export(
 
     ``numpy.einsum``, ``torch.einsum``, ``jax.numpy.einsum``, ``opt_einsum.contract``
     and ``cotengra.einsum`` evaluate it. Index patterns become arrays of zeros and ones,
-    or of counts where terms have been summed. Padding that is not zero belongs to the
-    input: with such a ``padding_mode``, pad ``x`` first.
+    or of counts where terms have been summed. If a ``padding_mode`` is not ``"zeros"``,
+    the network takes the padded input: pad ``x`` first.
 
     Args:
         network: The network.

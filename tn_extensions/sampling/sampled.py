@@ -199,7 +199,7 @@ def sample(
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an index cannot be sampled, a share lies outside of ``(0, 1]``,
+        ValueError: If an index cannot be sampled, a share is outside of ``(0, 1]``,
             there is no such sampler, or tensors are missing or do not fit.
 
     Reference: Adelman et al., "Faster neural network training with approximate tensor

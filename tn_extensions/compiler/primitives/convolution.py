@@ -39,7 +39,7 @@ from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import Operand, TensorNetwork
 
 _MANY_OUTPUTS = 32
-"""Number of outputs from which on convolutions with groups are faster."""
+"""Number of output positions or channels from which on grouped ones are faster."""
 
 _FEW_CHANNELS = 3
 """Channels per group below which a weight gradient is as slow as a depthwise one."""
