@@ -89,7 +89,7 @@ class Reads:
     def of(
         cls, network: TensorNetwork, pattern: Pattern, summed: Operand, read: Operand
     ) -> Reads | None:
-        """Read a pattern between two operands and the result; None for other patterns."""
+        """Read a pattern between two operands and the result; None for any other."""
         sampled = {each.index: each.kept for each in network.selections}
         carried = (summed.indices, read.indices, network.output_indices)
         found = [
