@@ -346,8 +346,12 @@ def _best(
     return best
 
 
-_FIRST_TOUCH = 4e10
-"""Bytes per second at which memory becomes usable, on average of fresh and used."""
+_REUSED, _FRESH = 4e10, 4e9
+"""Bytes per second at which memory becomes usable, if it was used before or is new."""
+
+_AT_HAND = 2**24
+"""Bytes that an allocator has at hand. More is returned to the system when it is freed,
+and comes back as pages to be cleared."""
 
 
 def _preference(target: Target) -> Callable[[Candidate], tuple[float, float]]:
@@ -359,7 +363,8 @@ def _preference(target: Target) -> Callable[[Candidate], tuple[float, float]]:
 
     def key(candidate: Candidate) -> tuple[float, float]:
         held = candidate.peak * target.itemsize
-        seconds = candidate.cost.seconds + held / _FIRST_TOUCH
+        price = held / _REUSED + max(0, held - _AT_HAND) / _FRESH
+        seconds = candidate.cost.seconds + price
         return max(ceil(held / target.budget) - 1, 0), seconds
 
     return key
