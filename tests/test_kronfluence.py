@@ -16,6 +16,7 @@ from kronfluence.arguments import FactorArguments, ScoreArguments
 from kronfluence.module.conv2d import TrackedConv2d
 from kronfluence.module.tracked_module import ModuleMode, TrackedModule
 from kronfluence.task import Task
+from kronfluence.utils.exceptions import FactorsNotFoundError
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import TensorDataset
@@ -45,7 +46,7 @@ def tracked(layer: nn.Module) -> ours.TrackedConvolution:
 
 
 def matrices(layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A gradient as kronfluence lays it out, ``[C_out, D]``."""
+    """Arrange a gradient as kronfluence does, ``[C_out, D]``."""
     columns = kernel_matrices(weight[None], layer.groups, transposed_groups(layer))
     joined = columns.flatten(0, 2)
     return joined if bias is None else torch.cat([joined, bias[:, None]], 1)
@@ -111,6 +112,61 @@ def test_factors_of_every_convolution(case: st.DataObject) -> None:
     for name in (A, B):
         assert_close(module.storage[f"{name}"], expected[name])
         assert module.storage[f"num_{name}_processed"].item() == num_positions
+
+
+BASES = ("activation_eigenvectors", "gradient_eigenvectors")
+
+
+def fitting_moments(layer: nn.Module) -> ours.TrackedConvolution:
+    arguments = FactorArguments(
+        strategy="ekfac",
+        per_sample_gradient_dtype=torch.float64,
+        lambda_dtype=torch.float64,
+    )
+    module = ours.TrackedConvolution("layer", layer, factor_args=arguments)
+    module.set_mode(ModuleMode.LAMBDA)
+    module.gradient_scale = 0.5
+    # kronfluence wants them, and uses them later
+    module.storage["activation_eigenvalues"] = torch.ones(())
+    module.storage["gradient_eigenvalues"] = torch.ones(())
+    return module
+
+
+@examples(50)
+@given(case=st.data())
+def test_moments_of_every_convolution(case: st.DataObject) -> None:
+    layer, sizes = case.draw(modules())
+    module, expected, num_samples = fitting_moments(layer), torch.zeros(()), 0
+    for batch_size in (case.draw(BATCHES), 1):
+        x = module_input(layer, sizes, batch_size)
+        output = module(x)
+        g = noise_tensor(output.shape)
+        each = sample_gradients(layer, x, g / 2) if batch_size else None
+        for name, dim in zip(BASES, (1, 0), strict=True):
+            size = matrices(layer, layer.weight, layer.bias).shape[dim]
+            basis = noise_tensor((size, size))
+            module.storage[name] = basis
+            if each is not None and dim == 1:
+                each = each @ basis
+            elif each is not None:
+                each = basis.T @ each
+        output.backward(g)
+        if each is not None:
+            expected = expected + each.square().sum(0)
+        num_samples += batch_size
+    assert_close(module.storage["lambda_matrix"], expected)
+    assert module.storage["num_lambda_processed"].item() == num_samples
+
+
+def test_moments_need_bases_and_a_layer_that_is_used_once() -> None:
+    layer = nn.Conv2d(2, 2, 3, padding=1).double()
+    module, x = fitting_moments(layer), noise_tensor((2, 2, 4, 4))
+    with pytest.raises(FactorsNotFoundError, match="layer must have eigenvectors"):
+        module(x).sum().backward()
+    for name, size in zip(BASES, (19, 2), strict=True):
+        module.storage[name] = torch.eye(size).double()
+    with pytest.raises(RuntimeError, match="multiple times"):
+        module(module(x)).sum().backward()
 
 
 class Classification(Task):  # type: ignore[misc]

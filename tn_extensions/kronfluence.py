@@ -17,20 +17,27 @@ from math import prod
 from typing import Any
 
 import torch
+from kronfluence.factor.config import FactorConfig
 from kronfluence.module.tracked_module import ModuleMode, TrackedModule
-from kronfluence.module.tracker.factor import CovarianceTracker
+from kronfluence.module.tracker.factor import CovarianceTracker, LambdaTracker
 from kronfluence.utils.constants import (
     ACTIVATION_COVARIANCE_MATRIX_NAME,
+    ACTIVATION_EIGENVECTORS_NAME,
     GRADIENT_COVARIANCE_MATRIX_NAME,
+    GRADIENT_EIGENVECTORS_NAME,
+    LAMBDA_MATRIX_NAME,
     NUM_ACTIVATION_COVARIANCE_PROCESSED,
     NUM_GRADIENT_COVARIANCE_PROCESSED,
+    NUM_LAMBDA_PROCESSED,
 )
+from kronfluence.utils.exceptions import FactorsNotFoundError
 from opt_einsum import contract
-from torch import Tensor
+from torch import Tensor, nn
 
 from tn_extensions import functional
 from tn_extensions.compiler.budget import current_budget
 from tn_extensions.conv import Conv
+from tn_extensions.functional.evaluate import result_dtype
 from tn_extensions.layers.module import (
     CONVOLUTIONS,
     kernel_matrices,
@@ -73,6 +80,7 @@ class TrackedConvolution(TrackedModule):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._trackers[ModuleMode.COVARIANCE] = _Covariances(self)
+        self._trackers[ModuleMode.LAMBDA] = _Moments(self)
         self._output_size: torch.Size | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -101,13 +109,17 @@ class TrackedConvolution(TrackedModule):
         """Return the gradient, and its number of positions."""
         return output_gradient, output_gradient[:, 0].numel()
 
-    def input_factor(self, x: Tensor) -> Tensor:
-        """Compute ``sum_{n, o} U[n, o] U[n, o]^T``, ``[D, D]``; of groups, the mean."""
+    def add_input_factor(self, x: Tensor, factor: Tensor) -> None:
+        """Add ``sum_{n, o} U[n, o] U[n, o]^T`` to ``[D, D]``; of groups, the mean."""
         layer, has_bias = self.original_module, self.original_module.bias is not None
         conv = Conv.from_module(layer, x.shape[2:], self._output_size)
-        return functional.kfac_expand(
-            x, conv, bias=has_bias, scale=1 / conv.groups
-        ).sum(0)
+        scale = 1 / conv.groups
+        if conv.groups == 1 and factor.dtype == result_dtype(x):
+            functional.kfac_expand(
+                x, conv, bias=has_bias, scale=scale, out=factor[None]
+            )
+        else:
+            factor += functional.kfac_expand(x, conv, bias=has_bias, scale=scale).sum(0)
 
     def gradient_factor(self, g: Tensor) -> Tensor:
         """Compute ``sum_{n, o} g[n, o] g[n, o]^T``, ``[C_out, C_out]``, by group."""
@@ -115,6 +127,20 @@ class TrackedConvolution(TrackedModule):
         # any convolution with these outputs
         conv = Conv.make(g.shape[1], g.shape[1], 1, g.shape[2:], groups=groups)
         return torch.block_diag(*functional.gradient_factor_expand(g, conv))
+
+    def moments(self, x: Tensor, g: Tensor) -> Tensor:
+        """Compute ``sum_n (Q_B^T G_n Q_A)^2``, ``[C_out, D]``, without groups.
+
+        ``G_n`` are the gradients of the samples, ``Q_A`` and ``Q_B`` the eigenvectors
+        of the factors.
+        """
+        QA, QB = (
+            self.storage[name].to(device=g.device, dtype=g.dtype)[None]
+            for name in (ACTIVATION_EIGENVECTORS_NAME, GRADIENT_EIGENVECTORS_NAME)
+        )
+        has_bias = self.original_module.bias is not None
+        conv = self._conv(x, g)
+        return functional.kfac_moments(x, g, QA, QB, conv, bias=has_bias)[0]
 
     def compute_summed_gradient(
         self, input_activation: Tensor, output_gradient: Tensor
@@ -204,22 +230,84 @@ class _Covariances(CovarianceTracker):
     def _update_activation_covariance_matrix(
         self, input_activation: Tensor, count: int
     ) -> None:
-        factor = self.module.input_factor(input_activation)
-        name = ACTIVATION_COVARIANCE_MATRIX_NAME
-        self._add(name, factor.to(input_activation.dtype))
-        self._add(NUM_ACTIVATION_COVARIANCE_PROCESSED, torch.tensor([count]))
+        storage, name = self.module.storage, ACTIVATION_COVARIANCE_MATRIX_NAME
+        if storage[name] is None:
+            layer = self.module.original_module
+            weight = kernel_matrices(
+                layer.weight[None], layer.groups, transposed_groups(layer)
+            )
+            size = weight.shape[-1] + (layer.bias is not None)
+            storage[name] = input_activation.new_zeros(size, size)
+        self.module.add_input_factor(input_activation, storage[name])
+        _add(self.module, NUM_ACTIVATION_COVARIANCE_PROCESSED, torch.tensor([count]))
 
     def _update_gradient_covariance_matrix(
         self, output_gradient: Tensor, count: int
     ) -> None:
         factor = self.module.gradient_factor(output_gradient)
-        factor *= self.module.gradient_scale**2
-        self._add(GRADIENT_COVARIANCE_MATRIX_NAME, factor.to(output_gradient.dtype))
-        self._add(NUM_GRADIENT_COVARIANCE_PROCESSED, torch.tensor([count]))
+        factor = (factor * self.module.gradient_scale**2).to(output_gradient.dtype)
+        _add(
+            self.module,
+            GRADIENT_COVARIANCE_MATRIX_NAME,
+            factor.to(output_gradient.dtype),
+        )
+        _add(self.module, NUM_GRADIENT_COVARIANCE_PROCESSED, torch.tensor([count]))
 
-    def _add(self, name: str, value: Tensor) -> None:
-        storage = self.module.storage
-        storage[name] = value if storage[name] is None else storage[name].add_(value)
+
+class _Moments(LambdaTracker):
+    """Adds EKFAC's eigenvalues without forming the gradient of each sample.
+
+    kronfluence's own tracker, which forms them, stays in charge where it must: where
+    gradients are processed, added up over several uses of the layer, or not rotated;
+    and with groups, since an eigenvector may have entries in several of them.
+    """
+
+    def register_hooks(self) -> None:
+        """Compute moments in each backward pass."""
+        module, args = self.module, self.module.factor_args
+        config = FactorConfig.CONFIGS[args.strategy]
+        if (
+            module.original_module.groups > 1
+            or module.per_sample_gradient_process_fnc is not None
+            or args.has_shared_parameters
+            or args.offload_activations_to_cpu
+            or not config.requires_eigendecomposition_for_lambda
+        ):
+            super().register_hooks()
+        else:
+            hook = module.register_forward_hook(self._observe)
+            self.registered_hooks.append(hook)
+
+    def _observe(self, module: nn.Module, inputs: Any, outputs: Tensor) -> None:
+        self.cached_activations = inputs[0].detach()
+        # the hook stays, so that a second use in the same pass does not go unnoticed
+        outputs.register_hook(self._add)
+
+    @torch.no_grad()
+    def _add(self, output_gradient: Tensor) -> None:
+        x = self.cached_activations
+        if x is None:
+            self._raise_cache_not_found_exception()
+        self.cached_activations = None
+        if not self._eigendecomposition_results_exist():
+            raise FactorsNotFoundError(
+                f"tn_extensions.kronfluence: {self.module.name} must have "
+                "eigenvectors, got none. Call perform_eigendecomposition first."
+            )
+        args = self.module.factor_args
+        x, g = (
+            each.to(args.per_sample_gradient_dtype).to(args.lambda_dtype)
+            for each in (x, output_gradient)
+        )
+        moments = self.module.moments(x, g * self.module.gradient_scale)
+        _add(self.module, LAMBDA_MATRIX_NAME, moments.to(args.lambda_dtype))
+        _add(self.module, NUM_LAMBDA_PROCESSED, torch.tensor([len(x)]))
+
+
+def _add(module: TrackedModule, name: str, value: Tensor) -> None:
+    """Add to what a module stores under a name."""
+    stored = module.storage[name]
+    module.storage[name] = value if stored is None else stored.add_(value)
 
 
 _REGISTRATION = Registration(

@@ -1,4 +1,4 @@
-"""What our extensions take and what they refuse, in a line and with nothing saved."""
+"""Our extensions accept or refuse: with one line of message, and nothing saved."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Twice(nn.Module):
 def backward(
     model: nn.Module, *extensions: Any, x: Tensor, **options: Any
 ) -> nn.Module:
-    """A backward pass; only the model's parts are known to BackPACK."""
+    """Run a backward pass; BackPACK only knows the model's parts."""
     for part in model.children():
         extend(part)
     criterion = extend(nn.CrossEntropyLoss())

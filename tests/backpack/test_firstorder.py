@@ -81,7 +81,7 @@ def masked(layer: nn.Module, name: str = "weight") -> nn.Module:
 
 
 def with_own_method(layer: Any) -> nn.Module:
-    """A method set on the module, as some hooks of other packages do."""
+    """Set a method on the module, as some hooks of other packages do."""
     plain = layer.forward
     layer.forward = lambda x: 2 * plain(x)
     return layer

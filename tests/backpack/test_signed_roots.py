@@ -9,7 +9,7 @@ from tn_extensions.backpack.signed_roots import SignedRoots
 
 
 def hessian(roots: SignedRoots) -> torch.Tensor:
-    """The matrix that the roots are of, for each datum."""
+    """Compute the matrix that the roots are of, for each datum."""
     pairs = zip(roots["matrices"], roots["signs"], strict=True)
     return sum(
         (sign * torch.einsum("vni,vnj->nij", root, root) for root, sign in pairs),

@@ -23,8 +23,8 @@ from tests.curvlinops.test_kfac import (
     dense,
     grouped,
     operator,
-    wide,
 )
+from tests.curvlinops.test_stored import wide
 from tests.messages import assert_in_form
 from tests.strategies import BATCHES, examples, module_input, modules, noise_tensor
 from tn_extensions import curvlinops as ours

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tests.dropout.cases import Spy, defined_weight_gradient, gradients
-from tests.dropout.test_modules import conv, saved
+from tests.dropout.test_layers import saved
+from tests.dropout.test_modules import conv
 from tests.strategies import (
     noise_tensor,
 )

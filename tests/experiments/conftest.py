@@ -1,13 +1,13 @@
-"""What all tests of the experiments share."""
+"""Settings of all tests of the experiments."""
 
 from __future__ import annotations
 
 import pytest
 
-from experiments.measure import preload
+from experiments.harness.measure import preload
 
 
 @pytest.fixture(scope="session", autouse=True)
 def preloaded_server() -> None:
     """Let memory measurements start fast, whichever test makes the first one."""
-    preload("experiments.contenders")
+    preload("experiments.contenders.convolutions")

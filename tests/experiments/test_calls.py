@@ -1,4 +1,4 @@
-"""What calls cost beyond their arithmetic, on small layers."""
+"""Costs of calls beyond their arithmetic, on small layers."""
 
 from __future__ import annotations
 

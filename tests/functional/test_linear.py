@@ -25,7 +25,7 @@ Case = tuple[Any, tuple[int, ...]]
 
 
 def made(case: Case, batch_size: int) -> tuple[Any, Tensor, Tensor, Tensor, Conv]:
-    """Module without bias, input, kernel, output's gradient and hyper-parameters."""
+    """Make a module without bias, its tensors and its hyper-parameters."""
     module, sizes = case
     module.bias = None
     x = module_input(module, sizes, batch_size).requires_grad_()
@@ -35,7 +35,7 @@ def made(case: Case, batch_size: int) -> tuple[Any, Tensor, Tensor, Tensor, Conv
 
 
 def toeplitz(conv: Conv, weight: Tensor) -> Tensor:
-    """Images of all unit inputs, a column each."""
+    """Compute the images of all unit inputs, a column each."""
     size = conv.in_channels * prod(conv.input_size)
     units = np.eye(size).reshape(size, conv.in_channels, *conv.input_size)
     images = dense.convolve(conv, units, weight.detach().numpy())
@@ -169,7 +169,7 @@ class TestValues:
 def calls(
     x: Tensor, weight: Tensor, g: Tensor
 ) -> list[tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
-    """The functions with their tensors."""
+    """Return the functions with their tensors."""
     return [
         (functional.conv, (x, weight)),
         (functional.input_jvp, (weight, x)),

@@ -22,7 +22,7 @@ LAYERS = [
 
 
 def rows_of(module: Any, weight: torch.Tensor) -> torch.Tensor:
-    """A kernel as ``[C_out, D]``, by the channels of the output."""
+    """Reshape a kernel to ``[C_out, D]``, by the channels of the output."""
     if not getattr(module, "transposed", False):
         return weight.flatten(1)
     parts = weight.unflatten(0, (module.groups, -1)).transpose(1, 2)

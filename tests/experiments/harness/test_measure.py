@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments import measure
-from experiments.measure import (
+from experiments.harness import measure
+from experiments.harness.measure import (
     MemoryNotMeasured,
     medians,
     peak_memory,
@@ -36,7 +36,7 @@ class _Clock:
         monkeypatch.setattr(measure.time, "perf_counter", lambda: self.now)
 
     def call(self, name: str, *durations: float) -> Callable[[], None]:
-        """A call that takes the given times in turn, the last one for ever."""
+        """Make a call that takes the given times in turn, the last one for ever."""
         left = list(durations)
 
         def run() -> None:

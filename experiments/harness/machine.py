@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,8 +16,10 @@ _PACKAGES = (
     "backpack-for-pytorch",
     "curvlinops-for-pytorch",
     "einconv",
+    "kronfluence",
     "opacus",
     "opt_einsum",
+    "singd",
 )
 
 
@@ -27,7 +30,7 @@ def describe(device: torch.device) -> dict[str, object]:
         "device_name": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": ", ".join(filter(None, map(_version, _PACKAGES))),
         "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_revision": git_revision(),
@@ -36,6 +39,8 @@ def describe(device: torch.device) -> dict[str, object]:
 
 def device_name(device: torch.device) -> str:
     """Name of a GPU or of the processor."""
+    if not is_available(device):
+        return f"no {device.type} device"
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -45,6 +50,11 @@ def device_name(device: torch.device) -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
+
+
+def is_available(device: torch.device) -> bool:
+    """Whether the machine has a device."""
+    return device.type != "cuda" or torch.cuda.is_available()
 
 
 def git_revision() -> str | None:
@@ -62,8 +72,19 @@ def git_revision() -> str | None:
     return revision.stdout.strip()
 
 
+def label(device: torch.device) -> str:
+    """Name a device and its number of threads, as a part of a file's name."""
+    words = re.findall(r"[a-z0-9]+", device_name(device).lower())
+    words = [word for word in words if word not in ("r", "tm", "processor", "cpu")]
+    name = "-".join(words[:4])
+    if device.type == "cuda":
+        return name
+    threads = torch.get_num_threads()
+    return f"{name}-{threads}-thread{'s' if threads > 1 else ''}"
+
+
 def _version(package: str) -> str | None:
     try:
-        return version(package)
+        return f"{package} {version(package)}"
     except PackageNotFoundError:
         return None

@@ -1,0 +1,1 @@
+"""The harness: cases are measured to rows, rows are read by reports."""

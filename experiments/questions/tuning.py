@@ -1,0 +1,90 @@
+"""What does it take, and bring, to measure the plans of whole networks beforehand?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import nn
+
+from experiments.contenders.convolutions import normal
+from experiments.harness.case import Case, Options, Row
+from experiments.harness.question import Question
+from experiments.subjects.layers import NETWORKS, layers_of
+from tn_extensions import tune
+
+QUANTITIES = ("kfac_expand", "kfac_reduce")
+BATCH_SIZE = 8
+
+
+class Convolutions(nn.Module):
+    """The different convolutions of a network, side by side.
+
+    Each takes an input of its own, so that no more than one is needed at a time.
+    """
+
+    def __init__(self, network: str, device: torch.device) -> None:
+        super().__init__()
+        self.layers = layers_of(network)
+        modules = [layer.module(str(device)) for layer in self.layers]
+        self.convolutions = nn.ModuleList(modules)
+
+    def forward(self, batch_size: int) -> None:
+        """Run all convolutions."""
+        for layer, convolution in zip(self.layers, self.convolutions, strict=True):
+            device = convolution.weight.device
+            convolution(normal(layer.input_shape(batch_size), device))
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """List the networks."""
+    for network in ("3c3d",) if options.quick else NETWORKS:
+        batch_size = 2 if options.quick else BATCH_SIZE
+        key = {"network": network, "batch_size": batch_size}
+        yield Case(key, partial(_rows, network, batch_size))
+
+
+def _rows(network: str, batch_size: int, options: Options) -> Iterator[Row]:
+    model = Convolutions(network, options.device)
+    start = time.perf_counter()
+    report = tune(model, batch_size, QUANTITIES, progress=False)
+    seconds = time.perf_counter() - start
+    for tuned in report:
+        layer = model.layers[int(tuned.layers[0].rpartition(".")[2])]
+        yield {
+            "layer": layer.name,
+            "quantity": tuned.quantity,
+            "estimated": tuned.plan.estimated.name,
+            "measured": tuned.plan.candidate.name,
+            "gain": tuned.gain,
+            "seconds": seconds / len(report),
+        }
+
+
+def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Gains by network, and the layers that gain most."""
+    grouped = rows.groupby(["network", "quantity"])
+    summary = grouped["gain"].agg(["count", "median", "max"])
+    summary["seconds"] = grouped["seconds"].sum()
+    most = rows.nlargest(15, "gain")[
+        ["network", "layer", "quantity", "estimated", "measured", "gain"]
+    ]
+    return {
+        "Time of the estimated choice over the measured one": summary,
+        "The layers that gain most": most.set_index("network"),
+    }
+
+
+QUESTION = Question(
+    title="What does it take, and bring, to tune whole networks?",
+    reading=(
+        "`tn_extensions.tune` runs the best-ranked candidates of each layer's plan "
+        "once, and remembers the fastest. A gain of one: the estimate had chosen it already. "
+        "Seconds are those that tuning took."
+    ),
+    cases=cases,
+    tables=tables,
+)

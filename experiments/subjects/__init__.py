@@ -1,0 +1,1 @@
+"""What is measured on: convolutions of nine networks, whole networks, images."""

@@ -1,0 +1,159 @@
+"""The convolutions of nine networks, the ones of the paper (arXiv:2307.02275)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tn_extensions import Conv, ConvDim
+
+Category = Literal["dense", "mixed dense", "down-sampling", "general"]
+
+TORCHVISION = {
+    "alexnet": 224,
+    "resnet18": 224,
+    "resnext101_32x8d": 224,
+    "convnext_base": 224,
+    "inception_v3": 299,
+    "mobilenet_v2": 224,
+}
+"""Sides of the images of networks that torchvision has."""
+
+NETWORKS = ("3c3d", "2c2d", "allcnnc", *TORCHVISION)
+
+
+class Layer(NamedTuple):
+    """A convolution of a network.
+
+    Args:
+        network: One of :data:`NETWORKS`.
+        conv: Its hyper-parameters and the size of its input.
+        count: How often it occurs in the network.
+    """
+
+    network: str
+    conv: Conv
+    count: int = 1
+
+    @property
+    def name(self) -> str:
+        """Its sizes, such as ``64-128x56 k3 s2``."""
+        conv, parts = self.conv, []
+        for letter, values in (
+            ("x", conv.input_size),
+            (" k", conv.kernel_size),
+            (" s", conv.stride),
+            (" d", conv.dilation),
+        ):
+            text = "x".join(map(str, values if len(set(values)) > 1 else values[:1]))
+            parts.append(f"{letter}{text}" if text != "1" or letter == " k" else "")
+        groups = "" if conv.groups == 1 else f" g{conv.groups}"
+        return f"{conv.in_channels}-{conv.out_channels}{''.join(parts)}{groups}"
+
+    @property
+    def category(self) -> Category:
+        """Kind of convolution, by which the paper groups them."""
+        kinds = {_kind(dim) for dim in self.conv.dims}
+        if kinds == {"dense"}:
+            return "dense"
+        if "down-sampling" in kinds:
+            return "down-sampling"
+        return "mixed dense" if "dense" in kinds else "general"
+
+    def module(self, device: str = "meta") -> Any:
+        """Build the layer of ``torch.nn`` that it is."""
+        conv = self.conv
+        kinds = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+        return kinds[conv.num_dims](
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            stride=conv.stride,  # type: ignore[arg-type]
+            padding=tuple(left for left, _ in conv.padding),  # type: ignore[arg-type]
+            dilation=conv.dilation,  # type: ignore[arg-type]
+            groups=conv.groups,
+            bias=False,
+            device=device,
+        )
+
+    def input_shape(self, batch_size: int) -> tuple[int, ...]:
+        """Shape of a batch of inputs."""
+        return (batch_size, self.conv.in_channels, *self.conv.input_size)
+
+    def output_shape(self, batch_size: int) -> tuple[int, ...]:
+        """Shape of a batch of outputs."""
+        return (batch_size, self.conv.out_channels, *self.conv.output_size)
+
+
+def _kind(dim: ConvDim) -> Category:
+    """Kind of one dimension; a dense one cuts the input into patches, and uses all."""
+    if dim.stride > dim.kernel_size:
+        return "down-sampling"
+    is_tiled = dim.stride == dim.kernel_size and dim.dilation == 1
+    covers = dim.input_size == dim.kernel_size * dim.output_size
+    return "dense" if is_tiled and covers and not any(dim.padding) else "general"
+
+
+@lru_cache
+def layers_of(network: str) -> tuple[Layer, ...]:
+    """List the different convolutions of a network, in their order."""
+    found: Counter[Conv] = Counter()
+    if network not in TORCHVISION:
+        found.update(_LITERAL[network])
+    else:
+        found.update(_convolutions(network))
+    return tuple(Layer(network, conv, count) for conv, count in found.items())
+
+
+def _convolutions(network: str) -> Iterator[Conv]:
+    """Yield the convolutions of a network of torchvision, in the order of their use."""
+    # slow to import
+    get_model = import_module("torchvision.models").get_model
+    # its default takes a minute
+    options = {"init_weights": False} if network == "inception_v3" else {}
+    with torch.device("meta"):
+        model = get_model(network, **options).eval()
+    found: list[Conv] = []
+
+    def see(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        found.append(Conv.from_module(module, tuple(inputs[0].shape[2:])))
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(see)
+    pixels = TORCHVISION[network]
+    model(torch.empty(1, 3, pixels, pixels, device="meta"))
+    yield from found
+
+
+_LITERAL: dict[str, tuple[Conv, ...]] = {
+    # as in DeepOBS (arXiv:1903.05499); it pads strided layers on the right only, as
+    # TensorFlow's 'same' does, here they are padded on both sides: the sizes agree
+    "3c3d": (
+        Conv.make(3, 64, 5, (32, 32)),
+        Conv.make(64, 96, 3, (14, 14)),
+        Conv.make(96, 128, 3, (6, 6), 1, 1),
+    ),
+    "2c2d": (
+        Conv.make(1, 32, 5, (28, 28), 1, 2),
+        Conv.make(32, 64, 5, (14, 14), 1, 2),
+    ),
+    # arXiv:1412.6806, on CIFAR-100
+    "allcnnc": (
+        Conv.make(3, 96, 3, (32, 32), 1, 1),
+        Conv.make(96, 96, 3, (32, 32), 1, 1),
+        Conv.make(96, 96, 3, (32, 32), 2, 1),
+        Conv.make(96, 192, 3, (16, 16), 1, 1),
+        Conv.make(192, 192, 3, (16, 16), 1, 1),
+        Conv.make(192, 192, 3, (16, 16), 2, 1),
+        Conv.make(192, 192, 3, (8, 8)),
+        Conv.make(192, 192, 1, (6, 6)),
+        Conv.make(192, 100, 1, (6, 6)),
+    ),
+}

@@ -1,0 +1,1 @@
+"""Mirrors `experiments/harness`."""
