@@ -110,11 +110,12 @@ class Kept:
 
     def __init__(self, tensor: Tensor) -> None:
         anchor = torch.empty(0, requires_grad=True)
-        self._node: Any = _Save.apply(anchor, tensor.detach()).grad_fn
+        # torch 2.11 frees what a node saved as soon as the node's output is gone
+        self._output: Any = _Save.apply(anchor, tensor.detach())
 
     def get(self) -> Tensor:
         """Return the tensor."""
-        (tensor,) = self._node.saved_tensors
+        (tensor,) = self._output.grad_fn.saved_tensors
         return tensor
 
 
