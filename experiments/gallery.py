@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import get_args
 
 from experiments.gallery_pictures import pictures
-from experiments.markdown import number, table
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.diagram import Scene
 from tn_extensions.diagram.figure import render
@@ -92,11 +91,15 @@ def costs() -> str:
                 _millions(explained.cost.peak),
             ]
         )
-    return table(rows)
+    head, *body = rows
+    lines = (head, ["---"] * len(head), *body)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _millions(count: float) -> str:
-    return number(count, 1e-6)
+    """Give three digits, or those before the point."""
+    scaled = count * 1e-6
+    return f"{scaled:.3g}" if scaled < 1000 else f"{scaled:.0f}"
 
 
 def picture(scene: Scene) -> bytes:

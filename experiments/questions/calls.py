@@ -169,8 +169,8 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         ("Milliseconds of a plan", "planning", "seconds", 1e3),
     ):
         own = rows[rows["part"] == part].set_index(index)[column] * factor
-        worst = own.nlargest(_SHOWN).to_frame()
-        found[f"{title}: the {_SHOWN} largest of {len(own)}"] = worst
+        worst = own.nlargest(_SHOWN).to_frame(title.partition(" ")[0].lower())
+        found[f"{title}: the {len(worst)} largest of {len(own)}"] = worst
     return found
 
 

@@ -140,7 +140,8 @@ QUESTION = Question(
         "KFAC-expand factors by functions (*eager*), by `torch.ops.tn_extensions` "
         "(*operators*), and *compiled* to one graph; then training passes of a model "
         "with and without a preconditioner's hooks, in steps that update no factors. "
-        "*graphs* is how many the compiler made: more than one is a break."
+        "*graphs* is how many the compiler made: more than one is a break, and none of "
+        "a compiled call is that it gave up."
     ),
     cases=cases,
     tables=tables,

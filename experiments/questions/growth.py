@@ -12,6 +12,7 @@ import pandas as pd
 
 from experiments.contenders.gradients import contenders, reference, stock_of
 from experiments.harness.case import Case, Contest, Options, Row
+from experiments.harness.measure import RESOLUTION_BYTES
 from experiments.harness.question import Question
 from experiments.subjects.layers import Layer
 from experiments.subjects.quantities import Asked
@@ -58,6 +59,7 @@ def _rows(asked: Asked, options: Options) -> Iterator[Row]:
     contest = Contest(
         {name: builds[name] for name in names},
         partial(reference, asked, options.device),
+        weighed=not options.quick,
     )
     for row in contest.rows(options):
         stock = row["contender"] == names[0]
@@ -67,14 +69,17 @@ def _rows(asked: Asked, options: Options) -> Iterator[Row]:
 def exponents(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """Fit ``column = c * value ** exponent``, by least squares of logarithms."""
     index = ["quantity", "axis", "contender"]
-    positive = rows[rows[column] > 0]
-    grouped = positive[positive.groupby(index)["value"].transform("nunique") > 1]
+    # less memory than is resolved tells nothing
+    least = RESOLUTION_BYTES if column == "bytes" else 0
+    rows = rows[rows[column] > least]
+    grouped = rows[rows.groupby(index)["value"].transform("nunique") > 1]
     fitted = {
         key: np.polyfit(np.log(part["value"]), np.log(part[column]), 1)[0]
         for key, part in grouped.groupby(index)
     }
-    found = pd.Series(fitted, dtype=float)
-    return found.rename_axis(index).unstack("contender")
+    if not fitted:
+        return pd.DataFrame()
+    return pd.Series(fitted).rename_axis(index).unstack("contender")
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
