@@ -23,7 +23,6 @@ from torch import Tensor, nn
 import tn_extensions.captum
 import tn_extensions.kronfluence
 import tn_extensions.opacus
-from experiments import storage
 from tests.backpack import support_cases, support_page
 from tests.backpack.run import targets
 from tests.backpack.support import TOLERANCE, Saved, classify
@@ -214,7 +213,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=PAGE)
     output = parser.parse_args().output
-    storage.write_text(output, render(survey(tables())))
+    output.write_text(render(survey(tables())), encoding="utf-8")
     print(output)
 
 

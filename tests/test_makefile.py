@@ -96,7 +96,7 @@ def project(tmp_path: Path) -> Project:
     [
         ("test", "pytest"),
         ("demo", "experiments.demo"),
-        ("bench", "experiments.factors"),
+        ("bench", "experiments"),
         ("docs-figures", "experiments.gallery"),
     ],
 )

@@ -28,7 +28,10 @@ def contenders(asked: Asked, device: torch.device) -> dict[str, Build]:
     if asked.quantity in _FACTORS:
         quantity: Any = asked.quantity
         return convolutions.contenders(quantity, asked.layer, asked.batch_size, device)
-    ours = {"ours": partial(_ours, "estimate"), "ours, measured": partial(_ours, "measure")}
+    ours = {
+        "ours": partial(_ours, "estimate"),
+        "ours, measured": partial(_ours, "measure"),
+    }
     return {
         name: partial(_build, prepare, asked, device)
         for name, prepare in {**_STOCK[asked.quantity], **ours}.items()
@@ -97,9 +100,7 @@ def _stock(compute: _Compute, asked: Asked, device: torch.device) -> Call:
 
 
 def _unfold(module: Any, x: Tensor) -> Tensor:
-    return unfold(
-        x, module.kernel_size, module.dilation, module.padding, module.stride
-    )
+    return unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
 
 
 def _backpack_gradients(given: _Given, lean: bool = False) -> Tensor:

@@ -57,9 +57,7 @@ def _rows(
     yield from contest.rows(options)
 
 
-def _factors(
-    layers: list[Layer], options: Options
-) -> dict[str, Callable[[], Call]]:
+def _factors(layers: list[Layer], options: Options) -> dict[str, Callable[[], Call]]:
     """Compute the input factors: by functions, by operators, and compiled."""
     size = 2 if options.quick else 8
     inputs = [normal(layer.input_shape(size), options.device) for layer in layers]

@@ -23,7 +23,6 @@ from backpack import extensions as stock
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments import storage
 from tests.backpack import run, suite, support_page
 from tests.backpack.support_cases import Branched, Case, Variants, tables
 from tests.backpack.support_page import LACKING, WRONG, YES, Outcome, Outcomes, Place
@@ -298,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.extensions or args.cases:
         print(page)
     else:
-        storage.write_text(args.output, page)
+        args.output.write_text(page, encoding="utf-8")
         print(args.output)
 
 

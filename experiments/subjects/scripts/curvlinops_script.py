@@ -21,4 +21,6 @@ kfac = KFACLinearOperator(
 )
 inverse = KFACInverseLinearOperator(kfac, damping=1e-2)
 vector = [torch.randn_like(p) for p in parameters]
-print(json.dumps([float(each.norm()) for each in (*(kfac @ vector), *(inverse @ vector))]))
+print(
+    json.dumps([float(each.norm()) for each in (*(kfac @ vector), *(inverse @ vector))])
+)
