@@ -28,13 +28,14 @@ def contenders(asked: Asked, device: torch.device) -> dict[str, Build]:
     if asked.quantity in _FACTORS:
         quantity: Any = asked.quantity
         return convolutions.contenders(quantity, asked.layer, asked.batch_size, device)
-    ours = {
-        "ours": partial(_ours, "estimate"),
-        "ours, measured": partial(_ours, "measure"),
+    prepare: dict[str, Callable[[Asked, torch.device], Call]] = {
+        name: partial(_stock, compute)
+        for name, compute in COMPUTE[asked.quantity].items()
     }
+    prepare["ours"] = partial(_ours, "estimate")
+    prepare["ours, measured"] = partial(_ours, "measure")
     return {
-        name: partial(_build, prepare, asked, device)
-        for name, prepare in {**_STOCK[asked.quantity], **ours}.items()
+        name: partial(_build, each, asked, device) for name, each in prepare.items()
     }
 
 
@@ -157,20 +158,18 @@ def _gram_of_gradients(given: _Given) -> Tensor:
     return rows @ rows.mT
 
 
-_STOCK: dict[str, dict[str, Callable[[Asked, torch.device], Call]]] = {
-    quantity: {name: partial(_stock, each) for name, each in named.items()}
-    for quantity, named in {
-        "per_sample_grad": {
-            "BackPACK": _backpack_gradients,
-            "BackPACK, saving memory": partial(_backpack_gradients, lean=True),
-            "torch.func": _torch_func_gradients,
-            "Opacus": _opacus_gradients,
-        },
-        "per_sample_grad_norm": {"BackPACK": _backpack_norms, "Opacus": _opacus_norms},
-        "ggn_diagonal": {"BackPACK": _backpack_diagonal},
-        "ggn_gram": {"BackPACK": _gram_of_gradients},
-    }.items()
+COMPUTE: dict[str, dict[str, _Compute]] = {
+    "per_sample_grad": {
+        "BackPACK": _backpack_gradients,
+        "BackPACK, saving memory": partial(_backpack_gradients, lean=True),
+        "torch.func": _torch_func_gradients,
+        "Opacus": _opacus_gradients,
+    },
+    "per_sample_grad_norm": {"BackPACK": _backpack_norms, "Opacus": _opacus_norms},
+    "ggn_diagonal": {"BackPACK": _backpack_diagonal},
+    "ggn_gram": {"BackPACK": _gram_of_gradients},
 }
+"""What toolkits compute, by quantity and name."""
 
 
 def reference(asked: Asked, device: torch.device) -> Tensor:

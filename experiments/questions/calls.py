@@ -21,6 +21,7 @@ from experiments.contenders.gradients import contenders, reference, stock_of
 from experiments.harness.case import Call, Case, Contest, Options, Row
 from experiments.harness.measure import medians, time_side_by_side
 from experiments.harness.question import Claim, Question
+from experiments.harness.ratios import side_by_side
 from experiments.subjects.layers import NETWORKS, Layer, layers_of
 from experiments.subjects.quantities import MAIN, QUANTITIES, SMALL, VARIOUS, Asked
 from tn_extensions import Conv
@@ -152,11 +153,10 @@ def _planned(asked: Asked, options: Options) -> Iterator[Row]:
 
 def busy_ratios(rows: pd.DataFrame) -> pd.Series[float]:
     """Divide stock's times by ours while a core is busy."""
-    index = ["quantity", "layer"]
     part = rows[rows["part"] == "busy core"]
-    seconds = part.pivot_table("seconds", index, "contender")
-    stock = seconds.drop(columns="ours").max(axis=1)
-    return (stock / seconds["ours"]).rename("stock over ours")
+    names = ("stock", "BackPACK", "ours")
+    seconds = side_by_side(part, "seconds", ("quantity", "layer"), names)
+    return seconds["stock"].fillna(seconds["BackPACK"]) / seconds["ours"]
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

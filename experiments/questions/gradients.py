@@ -54,20 +54,20 @@ def _table(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """Tabulate contenders side by side; the best of theirs comes last."""
     index = ["quantity", "num_vectors", "network", "layer", "batch_size"]
     table = rows.pivot_table(column, index, "contender")
+    table = table.reindex(columns=table.columns.union(_OURS))
     theirs = [name for name in table if name not in _OURS]
     return table.assign(**{"best of theirs": table[theirs].min(axis=1)})
 
 
-def ratios(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+def ratios(rows: pd.DataFrame) -> pd.DataFrame:
     """Divide what others take by what ours take, measured."""
-    table = _table(rows, column)
-    ours = table.pop("ours, measured")
-    return table.div(ours.clip(1) if column == "bytes" else ours, axis=0)
+    table = _table(rows, "seconds")
+    return table.div(table.pop("ours, measured"), axis=0)
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Ratios of times: medians, worst layers, and all of them."""
-    of_all = ratios(rows, "seconds")
+    of_all = ratios(rows)
     grouped = of_all.groupby(["quantity", "num_vectors"])
     found = {
         "Time over ours, measured: median over layers": grouped.median(),
@@ -84,7 +84,7 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _least(quantity: str, statistic: str) -> Value:
     def value(rows: pd.DataFrame) -> float:
         of_quantity = rows[rows["quantity"] == quantity]
-        best = ratios(of_quantity, "seconds")["best of theirs"]
+        best = ratios(of_quantity)["best of theirs"]
         return float(getattr(best, statistic)())
 
     return value

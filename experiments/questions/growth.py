@@ -14,6 +14,7 @@ from experiments.contenders.gradients import contenders, reference, stock_of
 from experiments.harness.case import Case, Contest, Options, Row
 from experiments.harness.measure import RESOLUTION_BYTES
 from experiments.harness.question import Question
+from experiments.harness.ratios import side_by_side
 from experiments.subjects.layers import Layer
 from experiments.subjects.quantities import Asked
 from tn_extensions import Conv
@@ -89,8 +90,8 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         found["Exponents of memory beyond inputs and results"] = exponents(
             rows, "bytes"
         )
-    index = ["quantity", "axis", "value"]
-    seconds = rows.pivot_table("seconds", index, "contender")
+    index, names = ("quantity", "axis", "value"), ("stock", "ours, measured")
+    seconds = side_by_side(rows, "seconds", index, names)
     ratio = seconds["stock"] / seconds["ours, measured"]
     for axis, part in ratio.groupby("axis"):
         table = part.droplevel("axis").unstack("value")

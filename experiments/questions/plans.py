@@ -123,7 +123,7 @@ def choices(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Show how far choices are from the fastest, and milliseconds while a size grows."""
+    """Show how far choices are from the fastest, and times while a size grows."""
     compared = choices(rows)
     columns = [name for name in compared if name.endswith("the fastest")]
     ratios = compared[columns]

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.harness.case import Call, Case, Contest, Options, Row, relative_error
 from experiments.harness.question import Claim, Question
+from experiments.harness.ratios import least_ratio, side_by_side
 from experiments.subjects.images import Split, digits
 from experiments.subjects.networks import Subject
 
@@ -184,17 +185,19 @@ def _trained(
     return row
 
 
+_INDEX = ("network", "batch_size")
+
+
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Show steps beside those without privacy, and what was trained."""
     found = {}
     steps = rows[(rows["part"] == "step") & rows["seconds"].notna()]
-    index = ["network", "batch_size"]
     for title, column, unit in (
         ("Milliseconds of a step", "seconds", 1e3),
         ("Peak memory of a step, MiB", "bytes", 2**-20),
     ):
         if column in steps and steps[column].notna().any():
-            found[title] = steps.pivot_table(column, index, "contender") * unit
+            found[title] = side_by_side(steps, column, _INDEX, CONTENDERS) * unit
     trained = rows[rows["part"] == "training"].groupby("contender", sort=False)
     found["Trained on digits"] = trained.agg(
         lr=("lr", "first"),
@@ -203,15 +206,6 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         deviation=("accuracy", "std"),
     )
     return found
-
-
-def _ratio(mode: str, column: str) -> Any:
-    def value(rows: pd.DataFrame) -> float:
-        steps = rows[rows["part"] == "step"]
-        table = steps.pivot_table(column, ["network", "batch_size"], "contender")
-        return float((table[f"{mode}, Opacus"] / table[f"{mode}, ours"]).min())
-
-    return value
 
 
 QUESTION = Question(
@@ -229,13 +223,12 @@ QUESTION = Question(
     tables=tables,
     claims=tuple(
         Claim(
-            f"{mode}: Opacus' {column} over ours, the worst network",
-            _ratio(mode, column),
+            f"{mode}: time of Opacus over ours, the worst network",
+            least_ratio(_INDEX, None, f"{mode}, Opacus", f"{mode}, ours"),
             "at least",
             1,
         )
         for mode in ("hooks", "ghost")
-        for column in ("seconds", "bytes")
     ),
     preload=("opacus", "experiments.questions.privacy"),
 )

@@ -137,7 +137,7 @@ RATES: dict[str, Rates] = {
 """Rates by device type; others are priced as a CPU.
 
 Those of CPUs were fitted, on an AMD EPYC with AVX2 and two threads, so that the choices
-of ``experiments/questions/plans.py`` come out best; only their ratios matter. Those of CUDA
+of `python -m experiments plans` come out best; only their ratios matter. Those of CUDA
 devices are guesses from data sheets that no measurement has corrected yet.
 """
 

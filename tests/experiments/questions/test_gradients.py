@@ -54,13 +54,13 @@ def test_reference_is_the_jacobians() -> None:
 
 
 def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(asked: Asked, device: torch.device) -> object:
-        return lambda: torch.zeros(1)
+    def wrong(given: object) -> Tensor:
+        return torch.zeros(1)
 
-    def fails(asked: Asked, device: torch.device) -> Tensor:
+    def fails(given: object) -> Tensor:
         raise IndexError("not for this layer")
 
-    stock = contenders._STOCK["per_sample_grad"]
+    stock = contenders.COMPUTE["per_sample_grad"]
     monkeypatch.setitem(stock, "torch.func", wrong)
     monkeypatch.setitem(stock, "Opacus", fails)
     found = rows_of(
@@ -78,7 +78,7 @@ def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "ours",
         "ours, measured",
     }
-    (ratio,) = gradients.ratios(found, "seconds")["BackPACK"]
+    (ratio,) = gradients.ratios(found)["BackPACK"]
     seconds = rows["seconds"]
     assert ratio == pytest.approx(seconds["BackPACK"] / seconds["ours, measured"])
 
