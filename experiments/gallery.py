@@ -91,9 +91,8 @@ def costs() -> str:
                 _millions(explained.cost.peak),
             ]
         )
-    head, *body = rows
-    lines = (head, ["---"] * len(head), *body)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _millions(count: float) -> str:

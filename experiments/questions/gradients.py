@@ -54,7 +54,7 @@ def _table(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """Tabulate contenders side by side; the best of theirs comes last."""
     index = ["quantity", "num_vectors", "network", "layer", "batch_size"]
     table = rows.pivot_table(column, index, "contender")
-    table = table.reindex(columns=table.columns.union(_OURS))
+    table = table.reindex(columns=table.columns.union(list(_OURS)))
     theirs = [name for name in table if name not in _OURS]
     return table.assign(**{"best of theirs": table[theirs].min(axis=1)})
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -49,7 +50,8 @@ def _rows(build: Any, options: Options, timed: bool = True) -> Iterator[Row]:
     if options.device.type != "cpu":
         raise Unsupported("these run on the CPU")
     size = 4 if options.quick else 64
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # toolkits', that no caller could heed
         builds = {who: partial(build, who, size, Path(folder)) for who in WHO}
         timed = timed and not options.quick
         contest = Contest(builds, weighed=False, min_rounds=3, timed=timed)
@@ -125,7 +127,7 @@ def _analyzer(folder: Path) -> Any:
 def _task() -> Any:
     base: Any = import_module("kronfluence.task").Task
 
-    class Classification(base):  # type: ignore[misc]
+    class Classification(base):
         """Cross-entropy; the labels are the data's, as for the empirical Fisher."""
 
         def compute_train_loss(
