@@ -9,7 +9,7 @@ make test         run the tests
 make test-processors  run some as on processors with other instructions
 make bench        measure KFAC's factors and others over nine networks' layers
 make docs-figures draw the pictures of docs/, write its gallery
-make lint         check style, types and import layers
+make lint         check style, types, docstrings, spelling and import layers
 make format       format the code
 make venv         set up the environment, as all of the above do where it is missing
 make venv-key     print what an environment may be reused for
@@ -76,6 +76,8 @@ lint: $(READY)
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
+	"$(VENV)/bin/pydoclint" tn_extensions
+	"$(VENV)/bin/codespell"
 	$(IN_CHECKOUT) "$(VENV)/bin/lint-imports"
 
 format: $(READY)

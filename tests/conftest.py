@@ -1,4 +1,4 @@
-"""What all tests share: reproducible random numbers and one thread a process."""
+"""Settings of all tests: reproducible random numbers and one thread per process."""
 
 from __future__ import annotations
 

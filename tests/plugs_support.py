@@ -1,4 +1,4 @@
-"""What do our plugs and their toolkits support? Runs both, compares with autograd.
+"""The support table: run our plugs and their toolkits, and compare with autograd.
 
 ``python -m tests.plugs_support`` writes ``docs/plugs_support.md``.
 """
@@ -189,13 +189,13 @@ of. Subclasses stay with the toolkit.
 
 
 def introduction(**versions: str) -> str:
-    """What the page begins with."""
+    """Write the introduction of the page."""
     tolerance = f"{TOLERANCE:g}".replace("e-0", "e-")
     return INTRODUCTION.format(tolerance=tolerance, **versions)
 
 
 def render(outcomes: Outcomes) -> str:
-    """The page."""
+    """Write the page."""
     found = support_page.cells(outcomes)
     names = ("opacus", "captum", "kronfluence", "torch")
     versions = {name: version(name).split("+")[0] for name in names}

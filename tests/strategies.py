@@ -37,18 +37,18 @@ def examples(count: int) -> settings:
 
 
 def noise(shape: Sequence[int]) -> NDArray[np.float64]:
-    """Normal noise, the same for the same shape."""
+    """Make normal noise, the same for the same shape."""
     seed = zlib.crc32(repr(tuple(shape)).encode())
     return np.random.default_rng(seed).standard_normal(tuple(shape))
 
 
 def noise_tensor(shape: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
-    """Normal noise as a tensor."""
+    """Make normal noise as a tensor."""
     return torch.from_numpy(noise(shape)).to(dtype)
 
 
 def smallest_input(dim: dict[str, Any]) -> int:
-    """The smallest input size with at least one output."""
+    """Return the smallest input size with at least one output."""
     span = dim["dilation"] * (dim["kernel_size"] - 1) + 1
     missing = sum(dim["padding"]) - span - dim["output_padding"]
     if dim["transposed"]:
@@ -111,7 +111,7 @@ def convs(
 def modules(
     draw: st.DrawFn, transposed: bool | None = None, max_dims: int = 3
 ) -> tuple[nn.Module, tuple[int, ...]]:
-    """A float64 module of ``torch.nn`` and a spatial input size for it."""
+    """Draw a module of ``torch.nn`` in float64 and a spatial input size for it."""
     if transposed is None:
         transposed = draw(st.booleans())
     modes = ("zeros",) if transposed else PADDING_MODES

@@ -46,7 +46,7 @@ def tracked(layer: nn.Module) -> ours.TrackedConvolution:
 
 
 def matrices(layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A gradient as kronfluence lays it out, ``[C_out, D]``."""
+    """Arrange a gradient as kronfluence does, ``[C_out, D]``."""
     columns = kernel_matrices(weight[None], layer.groups, transposed_groups(layer))
     joined = columns.flatten(0, 2)
     return joined if bias is None else torch.cat([joined, bias[:, None]], 1)

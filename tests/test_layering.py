@@ -155,7 +155,7 @@ def test_import_without_torch_catches(checkout: Path) -> None:
 
 
 def imports(checkout: Path) -> dict[str, set[str]]:
-    """What each module imports of the package: also for annotations, in functions."""
+    """Return each module's imports from the package, also those in functions."""
     files = {
         ".".join(path.relative_to(checkout).with_suffix("").parts).removesuffix(
             ".__init__"

@@ -71,7 +71,7 @@ class Project:
         )
 
     def calls(self) -> list[str]:
-        """What was run since the last time one asked."""
+        """Return what has been run since the last call."""
         calls = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         return [call.split()[0] for call in calls]

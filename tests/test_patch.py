@@ -43,7 +43,7 @@ def restored() -> Iterator[None]:
 
 
 def looked_up() -> dict[str, object]:
-    """What users of each toolkit get."""
+    """Return what users of each toolkit get."""
     return {
         "backpack": backpack.extensions.KFAC,
         "curvlinops": curvlinops.KFACLinearOperator,

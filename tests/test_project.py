@@ -29,7 +29,7 @@ def relative(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel, built from a copy: setuptools writes into the source tree."""
+    """Build the wheel from a copy, since setuptools writes into the source tree."""
     source = tmp_path_factory.mktemp("source")
     for name in CODE:
         ignored = shutil.ignore_patterns("__pycache__", "results")

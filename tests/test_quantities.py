@@ -40,12 +40,12 @@ def outer(u: Array) -> Array:
 
 
 def gradient(conv: Conv, x: Array) -> Array:
-    """A gradient of the output."""
+    """Make a gradient of the output."""
     return noise((len(x), conv.out_channels, *conv.output_size))
 
 
 def toeplitz(conv: Conv, x: Array) -> Array:
-    """Images of all unit inputs, a column each."""
+    """Compute the images of all unit inputs, a column each."""
     size = x[0].size
     units = np.eye(size).reshape(size, *x.shape[1:])
     return dense.convolve(conv, units, noise(conv.weight_shape)).reshape(size, -1).T
@@ -69,7 +69,7 @@ def vectors(conv: Conv, x: Array) -> Array:
 
 
 def gradients(conv: Conv, x: Array) -> Array:
-    """The kernel's gradient for each vector and sample, ``[V, N, ...]``."""
+    """Compute the kernel's gradient for each vector and sample, ``[V, N, ...]``."""
     size = noise(conv.weight_shape).size
     units = np.eye(size).reshape(size, *conv.weight_shape)
     images = np.stack([dense.convolve(conv, x, unit) for unit in units])
@@ -81,13 +81,13 @@ def gradients(conv: Conv, x: Array) -> Array:
 
 
 def bias_gradients(conv: Conv, x: Array) -> Array:
-    """The bias's gradient for each vector and sample, ``[V, N, C_out]``."""
+    """Compute the bias's gradient for each vector and sample, ``[V, N, C_out]``."""
     found = vectors(conv, x)
     return found.reshape(*found.shape[:3], -1).sum(-1)
 
 
 def inner_products(gradients: Array) -> Array:
-    """Inner products of gradients ``[V, N, ...]``."""
+    """Compute the inner products of gradients ``[V, N, ...]``."""
     rows = gradients.reshape(gradients.shape[0] * gradients.shape[1], -1)
     return rows @ rows.T
 
@@ -119,7 +119,7 @@ def norms(gradients: Array) -> Array:
 
 
 def matvec(conv: Conv, x: Array) -> Array:
-    """The kernel's GGN, formed, times a kernel."""
+    """Form the kernel's GGN, and multiply it with a kernel."""
     rows = gradients(conv, x).reshape(-1, noise(conv.weight_shape).size)
     product = rows.T @ (rows @ noise(conv.weight_shape).ravel())
     return product.reshape(conv.weight_shape)

@@ -24,7 +24,7 @@ from tn_extensions.conv import PADDING_MODES
 
 
 def options_of(conv: Conv) -> dict[str, Any]:
-    """What both modules take, of a convolution."""
+    """Return the options of a convolution that both modules take."""
     names = ("kernel_size", "dilation", "padding", "stride", "padding_mode")
     names += ("transposed", "output_padding")
     return {name: getattr(conv, name) for name in names}

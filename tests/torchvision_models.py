@@ -37,7 +37,7 @@ class Segmentation(nn.Module):
 
 
 def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """A network, and the shape of an image."""
+    """Make a network, and the shape of an image."""
     if name == "maxvit_t":
         # as torchvision builds it, but for smaller windows on smaller images
         sizes: dict[str, Any] = {"input_size": (64, 64), "partition_size": 2}

@@ -46,7 +46,7 @@ def classifier(*modules: nn.Module, x: Tensor) -> nn.Sequential:
 
 
 def targets(batch_size: int) -> Tensor:
-    """Some labels."""
+    """Return some labels."""
     return torch.arange(batch_size) % CLASSES
 
 
@@ -59,7 +59,7 @@ def run(
     hook: Callable[[nn.Module], None] | None = None,
     use_converter: bool = False,
 ) -> Factors:
-    """Each parameter's savefield by name, where it has one."""
+    """Return each parameter's savefield by name, where it has one."""
     y = targets(len(x)) if y is None else y
     criterion = extend(nn.CrossEntropyLoss() if loss is None else loss)
     model = extend(model, use_converter=use_converter)
@@ -78,12 +78,12 @@ def run(
 
 
 def run_copy(model: nn.Module, extension: Any, x: Tensor, **options: Any) -> Factors:
-    """The same without a trace on the model."""
+    """Do as :func:`run`, without a trace on the model."""
     return run(copy.deepcopy(model), extension, x, **options)
 
 
 def assert_same(actual: Factors, wanted: Factors) -> None:
-    """Equal names, shapes and values."""
+    """Check that names, shapes and values are equal."""
     assert actual.keys() == wanted.keys()
     for name, factors in wanted.items():
         assert_close(actual[name], factors, rtol=1e-10, atol=1e-10, msg=name.__add__)
@@ -96,14 +96,14 @@ def assert_as_stock(
     y: Tensor | None = None,
     loss: nn.Module | None = None,
 ) -> None:
-    """Our default equals stock's extension."""
+    """Check that our default equals stock's extension."""
     wanted = run_copy(model, extension(stock, name), x, y=y, loss=loss)
     assert wanted
     assert_same(run_copy(model, extension(ours, name), x, y=y, loss=loss), wanted)
 
 
 def mc_hessian(logits: Tensor) -> Tensor:
-    """What stands for the loss Hessian in KFAC, ``sum_v s s^T``, ``[N, C, N, C]``."""
+    """Return KFAC's estimate of the loss Hessian, ``sum_v s s^T``, ``[N, C, N, C]``."""
     criterion: Any = nn.CrossEntropyLoss()
     criterion.input0 = logits
     torch.manual_seed(1)
@@ -113,7 +113,7 @@ def mc_hessian(logits: Tensor) -> Tensor:
 
 
 def layer_input(model: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
-    """What a layer of the model is given."""
+    """Return the input of a layer of the model."""
     found = []
     handle = layer.register_forward_pre_hook(lambda _, args: found.append(args[0]))
     model(x)
@@ -122,7 +122,7 @@ def layer_input(model: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def tail(model: nn.Module, layer: nn.Module, x: Tensor) -> curvature.Function:
-    """From a layer's output to the model's."""
+    """Return the function from a layer's output to the model's."""
 
     def replaced(y: Tensor) -> Tensor:
         # which the next module may change in place
@@ -137,7 +137,7 @@ def tail(model: nn.Module, layer: nn.Module, x: Tensor) -> curvature.Function:
 def reference_blocks(
     name: str, model: nn.Module, layer: nn.Module, x: Tensor
 ) -> Tensor:
-    """GGN with respect to a layer's output, as ``name`` defines it, ``[N, D, D]``.
+    """Compute the GGN by a layer's output, as ``name`` defines it, ``[N, D, D]``.
 
     A block for each sample; of KFRA, for each the average over all, divided by ``N``.
     """
@@ -160,7 +160,7 @@ def reference_blocks(
 def reference(
     name: str, model: nn.Module, layer: nn.Module, x: Tensor, approx: str = "backpack"
 ) -> dict[str, list[Tensor]]:
-    """Savefields of a layer's parameters, by name, as ``name`` defines them."""
+    """Compute the savefields of a layer's parameters, as ``name`` defines them."""
     blocks = reference_blocks(name, model, layer, x)
     z = layer_input(model, layer, x)
     if isinstance(layer, BATCH_NORM):
@@ -177,7 +177,7 @@ def assert_as_reference(
     approx: str = "backpack",
     use_converter: bool = False,
 ) -> None:
-    """The factors of all layers equal those from Jacobians."""
+    """Check that the factors of all layers equal those from Jacobians."""
     own = extension(ours, name, approx=approx)
     actual = run_copy(model, own, x, use_converter=use_converter)
     # BatchNorm's running statistics change
@@ -194,12 +194,12 @@ def assert_as_reference(
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is a ``Linear``, a convolution or an affine BatchNorm."""
+    """Tell whether a module is a ``Linear``, a convolution or an affine BatchNorm."""
     if isinstance(module, BATCH_NORM):
         return module.affine
     return isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
 
 
 def images(*shape: int) -> Tensor:
-    """A batch."""
+    """Return a batch."""
     return noise_tensor(shape)

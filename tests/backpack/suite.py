@@ -1,4 +1,4 @@
-"""What each extension should save, from per-sample Jacobians."""
+"""Expected values of each extension, from per-sample Jacobians."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def saved(
     use_converter: bool = False,
     **options: Any,
 ) -> list[Tensors]:
-    """What extensions save in one backward pass, on a copy of the model."""
+    """Return what extensions save in one backward pass, on a copy of the model."""
     y = targets(len(x)) if y is None else y
     criterion = extend(nn.CrossEntropyLoss() if loss is None else copy.deepcopy(loss))
     twin = extend(copy.deepcopy(model), use_converter=use_converter)
@@ -79,7 +79,7 @@ def saved(
 
 
 def loss_root(model: nn.Module, x: Tensor, loss: nn.Module, y: Tensor, mc: int) -> Any:
-    """BackPACK's square root of the loss Hessian at the output, ``[V, N, C]``.
+    """Compute BackPACK's square root of the loss Hessian, ``[V, N, C]``.
 
     Args:
         model: The model.
@@ -106,7 +106,7 @@ def expected(
     loss: nn.Module | None = None,
     y: Tensor | None = None,
 ) -> Tensors:
-    """What an extension should save."""
+    """Compute what an extension should save."""
     loss = nn.CrossEntropyLoss() if loss is None else loss
     y = targets(len(x)) if y is None else y
     model = copy.deepcopy(model)
@@ -150,7 +150,7 @@ def _of_root(kind: str, j: Tensor) -> Tensor:
 
 
 def assert_equal(actual: Tensors, wanted: Tensors, at: str = "", **close: Any) -> None:
-    """The same names, shapes and values."""
+    """Check that names, shapes and values are equal."""
     assert actual.keys() == wanted.keys(), at
     close = {"rtol": 1e-8, "atol": 1e-10} | close
     for name, value in wanted.items():

@@ -1,4 +1,4 @@
-"""What do our extensions and BackPACK's support? Runs both, compares with Jacobians.
+"""The support table: run our extensions and BackPACK's, and compare with Jacobians.
 
 ``python -m tests.backpack.support --help`` lists the options. Writes
 ``docs/support.md``; with a selection of extensions or cases, prints these instead.
@@ -50,7 +50,7 @@ def classify(
     reference: Callable[[], Saved | None],
     tolerance: float = TOLERANCE,
 ) -> Outcome:
-    """Whether what an extension saves is right.
+    """Tell whether an extension saves correct values.
 
     Args:
         extension: Runs the extension.
@@ -58,8 +58,8 @@ def classify(
         tolerance: Of an entry, relative to the largest of its tensor.
 
     Returns:
-        No, if it raises, or if it warns and is not right; wrong, if it is not right
-        without a word.
+        No, if it raises, or if it warns and is not correct; wrong, if it is silently
+        not correct.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -77,7 +77,7 @@ def classify(
 
 
 def same(actual: Saved, wanted: Saved | None, tolerance: float = TOLERANCE) -> bool:
-    """Whether names, shapes and values are the same."""
+    """Tell whether names, shapes and values are equal."""
     if wanted is None or actual.keys() != wanted.keys():
         return False
     return all(_same_value(actual[key], wanted[key], tolerance) for key in wanted)
@@ -95,7 +95,7 @@ def _same_value(actual: Any, wanted: Any, tolerance: float) -> bool:
 
 
 def saved(case: Case, package: Any, name: str) -> Saved:
-    """What an extension of ours or stock's saves."""
+    """Return what an extension of ours or stock's saves."""
     if name in suite.SUITE:
         extension = suite.SUITE[name](package)
     else:
@@ -131,7 +131,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def expected(case: Case, name: str) -> Saved | None:
-    """What an extension should save, in float64; None where that is not defined."""
+    """Compute what an extension should save, in float64; None if it is not defined."""
     model = copy.deepcopy(case.model if case.twin is None else case.twin).double()
     x = case.x.double()
     wanted: Saved | None
@@ -150,7 +150,7 @@ def expected(case: Case, name: str) -> Saved | None:
 
 
 def approximation(name: str, model: Any, x: Tensor) -> Saved:
-    """Diagonals that are backpropagated by dense Jacobians."""
+    """Compute diagonals that are backpropagated by dense Jacobians."""
     loss, y, z = nn.CrossEntropyLoss(), run.targets(len(x)), model(x).detach()
     h = diagonals.of_loss(loss, z, y, elementwise=name == "DiagHessianBL89")
     g = torch.func.grad(lambda z: loss(z, y))(z)
@@ -159,13 +159,13 @@ def approximation(name: str, model: Any, x: Tensor) -> Saved:
 
 
 def couples_samples(model: nn.Module) -> bool:
-    """Whether the gradient of a sample is not defined."""
+    """Tell whether the gradient of a sample is not defined."""
     norm = nn.modules.batchnorm._BatchNorm
     return any(isinstance(m, norm) and m.training for m in model.modules())
 
 
 def kronecker_factors(name: str, model: nn.Module, x: Tensor) -> Saved | None:
-    """Factors of all layers, from Jacobians."""
+    """Compute the factors of all layers, from Jacobians."""
     if name == "KFRA" and type(model) is not nn.Sequential:
         return None  # a recursion over a chain of modules
     model.requires_grad_(False)
@@ -250,7 +250,7 @@ is not defined.
 
 
 def introduction(backpack_version: str, torch_version: str) -> str:
-    """What the page begins with."""
+    """Write the introduction of the page."""
     return INTRODUCTION.format(
         backpack=backpack_version,
         torch=torch_version,
@@ -260,7 +260,7 @@ def introduction(backpack_version: str, torch_version: str) -> str:
 
 
 def render(outcomes: Outcomes) -> str:
-    """The page."""
+    """Write the page."""
     found = support_page.cells(outcomes)
     backpack_version = version("backpack-for-pytorch")
     torch_version = torch.__version__.split("+")[0]

@@ -1,4 +1,4 @@
-"""What the support table asks about: models with one layer under test each."""
+"""Cases of the support table: models with one layer under test each."""
 
 from __future__ import annotations
 
@@ -44,42 +44,42 @@ Variants = dict[str, Callable[[], Case]]
 
 
 def unchanged(case: Case) -> Case:
-    """The case itself."""
+    """Return the case itself."""
     return case
 
 
 def channels_last(case: Case) -> Case:
-    """The batch in another memory format."""
+    """Change the memory format of the batch."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return case._replace(x=case.x.to(memory_format=formats[case.x.dim()]))
 
 
 def one_sample(case: Case) -> Case:
-    """The first sample only."""
+    """Keep only the first sample."""
     return case._replace(x=case.x[:1])
 
 
 def frozen(case: Case) -> Case:
-    """The kernel of the layer under test needs no gradient."""
+    """Freeze the kernel of the layer under test."""
     layer: Any = case.model.get_submodule("1")
     layer.weight.requires_grad_(False)
     return case
 
 
 def subclassed(case: Case) -> Case:
-    """The layer under test is of a user's subclass with the same forward pass."""
+    """Give the layer under test a user's subclass with the same forward pass."""
     layer = case.model.get_submodule("1")
     layer.__class__ = type("Own", (type(layer),), {})
     return case
 
 
 def autocast(case: Case) -> Case:
-    """A model in float32 under autocast."""
+    """Use a model in float32 under autocast."""
     return case._replace(model=case.model.float(), x=case.x.float(), autocast=True)
 
 
 def sized(by_position: bool, case: Case) -> Case:
-    """The output size is given to forward, in place of the output padding."""
+    """Pass the output size to forward instead of the output padding."""
     twin: Any = case.model
     model: Any = Upsample(*copy.deepcopy(twin))
     size = twin[:2](case.x).shape[2:]
@@ -89,12 +89,12 @@ def sized(by_position: bool, case: Case) -> Case:
 
 
 def evaluating(case: Case) -> Case:
-    """BatchNorm with fixed statistics."""
+    """Add BatchNorm with fixed statistics."""
     return case._replace(model=with_statistics(case.model).eval())
 
 
 def training(case: Case) -> Case:
-    """BatchNorm with the batch's statistics."""
+    """Add BatchNorm with the batch's statistics."""
     return case._replace(model=with_statistics(case.model).train())
 
 
@@ -111,7 +111,7 @@ class Branched(nn.Sequential):
 
 
 def branched(case: Case) -> Case:
-    """The layer under test is a branch, and the identity is another."""
+    """Make the layer under test one of two branches; the other is the identity."""
     modules: Any = case.model
     return case._replace(model=Branched(*modules), use_converter=True)
 
@@ -219,13 +219,13 @@ def cut(options: dict[str, Any], num_dims: int) -> dict[str, Any]:
 
 
 def model_with(layer: nn.Module, channels: int, x: Tensor) -> nn.Module:
-    """A model that backpropagates through a layer to a convolution."""
+    """Make a model that backpropagates through a layer to a convolution."""
     first = MODULES[False][x.dim() - 3](x.shape[1], channels, 1)
     return classifier(first, layer, nn.Sigmoid(), x=x)
 
 
 def of_convolution(row: Row, transposed: bool, num_dims: int) -> Case:
-    """A case with a convolution under test."""
+    """Make a case with a convolution under test."""
     torch.manual_seed(0)
     options = {"in_channels": 2, "out_channels": 3, "kernel_size": 2}
     options |= cut(row.options, num_dims)
@@ -235,7 +235,7 @@ def of_convolution(row: Row, transposed: bool, num_dims: int) -> Case:
 
 
 def of_other(row: Row, num_dims: int) -> Case:
-    """A case with another layer under test, whose class is named after dimensions."""
+    """Make a case with another layer under test, whose class name has a dimension."""
     torch.manual_seed(0)
     options = cut(row.options, num_dims)
     x = images(3, 2, *options.pop("sizes", SIZES[num_dims]))
@@ -244,7 +244,7 @@ def of_other(row: Row, num_dims: int) -> Case:
 
 
 def of_activation(name: str) -> Case:
-    """A case with an elementwise layer under test."""
+    """Make a case with an elementwise layer under test."""
     torch.manual_seed(0)
     x = images(2, 2, *SIZES[2])
     return Case(model_with(getattr(nn, name)(), 2, x), x)

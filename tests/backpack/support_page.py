@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Outcome(NamedTuple):
-    """What came of an extension on a case.
+    """The outcome of an extension on a case.
 
     Args:
         verdict: ``"yes"``, ``"no (TypeError)"`` and the like, or ``"WRONG"``.
@@ -25,7 +25,7 @@ LACKING = Outcome("-")
 
 
 class Place(NamedTuple):
-    """What an outcome is of.
+    """The place of an outcome.
 
     Args:
         table: Title of the table.
@@ -48,7 +48,7 @@ Cells = dict[tuple[str, str, str], str]
 
 
 def cells(outcomes: Outcomes) -> Cells:
-    """What is written where, the variants of a case in one cell."""
+    """Return the text of each cell, with the variants of a case in one."""
     grouped: dict[tuple[str, str, str], dict[str, Pair]] = {}
     for place, pair in outcomes.items():
         grouped.setdefault(place[:3], {})[place.variant] = pair
@@ -62,13 +62,13 @@ def cells(outcomes: Outcomes) -> Cells:
 
 
 def label(row: str, variants: Sequence[str]) -> str:
-    """A row's name, with its dimensions where these are not all."""
+    """Return a row's name, with its dimensions unless it has all."""
     some = variants != [""] and variants != ["1d", "2d", "3d"]
     return f"{row} ({', '.join(variants)})" if some else row
 
 
 def _merged(verdicts: dict[str, str]) -> str:
-    """One verdict, or those that differ with the dimensions they hold for."""
+    """Write one verdict, or those that differ with their dimensions."""
     by_verdict: dict[str, list[str]] = {}
     for variant, verdict in verdicts.items():
         by_verdict.setdefault(verdict, []).append(variant)
@@ -78,7 +78,7 @@ def _merged(verdicts: dict[str, str]) -> str:
 
 
 def table_of(found: Cells, title: str) -> list[str]:
-    """A Markdown table; extensions with equal columns share one."""
+    """Write a Markdown table; extensions with equal columns share one."""
     chosen = {key[1:]: text for key, text in found.items() if key[0] == title}
     rows = _unique(row for row, _ in chosen)
     columns: dict[tuple[str, ...], list[str]] = {}
@@ -91,7 +91,7 @@ def table_of(found: Cells, title: str) -> list[str]:
 
 
 def reasons(outcomes: Outcomes) -> list[str]:
-    """A Markdown table of what ours does not support, and the message that says so."""
+    """Write a Markdown table of what ours does not support, with the messages."""
     names: dict[tuple[str, str, str], list[str]] = {}
     messages: dict[tuple[str, str, str], str] = {}
     for place, (own, _) in outcomes.items():

@@ -48,7 +48,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 
 
 def small() -> tuple[nn.Module, Tensor]:
-    """Padding that holds data, groups, and two convolutions."""
+    """Make a model with padding that is not zero, groups, and two convolutions."""
     x = images(3, 2, 5, 4)
     first = nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular")
     second = nn.Conv2d(4, 2, 2, groups=2, padding="same", padding_mode="reflect")
@@ -123,7 +123,7 @@ def test_savefields_have_memory_of_their_own() -> None:
 
 
 def live_tensors() -> int:
-    """How many tensors there are."""
+    """Count the tensors in memory."""
     gc.collect()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -283,7 +283,7 @@ class Gain(nn.Module):
 
 
 class GainExtension(ModuleExtension):
-    """What a user writes for it: with whole tensors, as in BackPACK."""
+    """A user's extension for it: with whole tensors, as in BackPACK."""
 
     def __init__(self) -> None:
         super().__init__(params=["gain"])
@@ -372,7 +372,7 @@ def assert_near(actual: Any, wanted: Any, tolerance: float, dtype: Any) -> None:
 
 @pytest.fixture
 def process_group(tmp_path: Any) -> Iterator[None]:
-    """A group of one process."""
+    """Set up a group of one process."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
     )

@@ -20,7 +20,7 @@ SHAPE = (2, 3)
 
 
 def cut(whole: Tensor, sizes: list[int]) -> Columns:
-    """A square root in pieces of these sizes, and the rest."""
+    """Cut a square root into pieces of these sizes, and the rest."""
     return Columns(p for p in whole.tensor_split(sizes) if len(p))
 
 

@@ -1,4 +1,4 @@
-"""What our extensions take and what they refuse, in a line and with nothing saved."""
+"""Our extensions accept or refuse: with one line of message, and nothing saved."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Twice(nn.Module):
 def backward(
     model: nn.Module, *extensions: Any, x: Tensor, **options: Any
 ) -> nn.Module:
-    """A backward pass; only the model's parts are known to BackPACK."""
+    """Run a backward pass; BackPACK only knows the model's parts."""
     for part in model.children():
         extend(part)
     criterion = extend(nn.CrossEntropyLoss())
@@ -189,7 +189,7 @@ def masked(layer: nn.Module, name: str = "weight") -> nn.Module:
 
 
 def with_own_method(layer: Any) -> nn.Module:
-    """A method set on the module, as some hooks of other packages do."""
+    """Set a method on the module, as some hooks of other packages do."""
     plain = layer.forward
     layer.forward = lambda x: 2 * plain(x)
     return layer

@@ -30,7 +30,7 @@ from tn_extensions import backpack as ours
 
 
 def sandwiched(module: Any, x: Tensor) -> nn.Module:
-    """A model that backpropagates through the module to another convolution."""
+    """Make a model that backpropagates through the module to another convolution."""
     first = type(module)(module.in_channels, module.in_channels, 1)
     return classifier(first, module, nn.Sigmoid(), x=x)
 
@@ -130,7 +130,7 @@ class Upsample(nn.Sequential):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [(9, 8), [8, 9]])
 def test_output_size(name: str, size: Any, by_position: bool) -> None:
-    """The same as with the output padding that leads to that size."""
+    """It equals the output padding that leads to that size."""
     x = images(2, 2, 4, 4)
     padding = tuple(wanted - 8 for wanted in size)
     wanted = classifier(

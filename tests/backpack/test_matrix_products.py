@@ -84,7 +84,7 @@ def chain(num_dims: int, act: nn.Module) -> tuple[nn.Sequential, Tensor]:
 
 
 def reference(model: nn.Module, x: Tensor, name: str, gauss_newton: bool) -> Tensor:
-    """A parameter's block of the GGN or of the Hessian."""
+    """Compute a parameter's block of the GGN or of the Hessian."""
     value = dict(model.named_parameters())[name].detach()
 
     def output(flat: Tensor) -> Tensor:

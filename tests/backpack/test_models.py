@@ -252,7 +252,7 @@ def test_branches_are_refused_by_kfra() -> None:
 
 
 def assert_refused(error: BaseException) -> None:
-    """The message lists what is supported."""
+    """Check that the message lists what is supported."""
     message = str(error)
     assert message.startswith("KFRA: model must be a chain of modules, got ")
     assert message.endswith("KFAC, KFLR.")
@@ -299,7 +299,7 @@ def test_subclasses_count_as_their_bases(name: str) -> None:
 
 
 def parametrized() -> nn.Module:
-    """A convolution whose weight is computed from its parameter."""
+    """Make a convolution whose weight is computed from its parameter."""
     module = nn.Conv2d(2, 3, 2)
     parametrize.register_parametrization(module, "weight", nn.Identity())
     return module

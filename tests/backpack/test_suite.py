@@ -37,7 +37,7 @@ STOCKS = [name for name in NAMES if name not in OURS_ONLY]
 
 
 def sandwiched(module: Any, x: Tensor) -> nn.Module:
-    """A model that backpropagates through the module to another convolution."""
+    """Make a model that backpropagates through the module to another convolution."""
     first = type(module)(module.in_channels, module.in_channels, 1)
     return classifier(first, module, nn.Sigmoid(), x=x)
 
@@ -79,7 +79,7 @@ def test_together_as_alone(case: Any, data: st.DataObject) -> None:
 
 
 def chain() -> nn.Module:
-    """What stock does right: no groups, zero padding."""
+    """Make a model that stock supports: no groups, zero padding."""
     return with_statistics(
         nn.Sequential(
             nn.Conv2d(2, 3, 3, padding=1, stride=2),
@@ -147,7 +147,7 @@ def test_branches_with_curvature(name: str) -> None:
 
 
 def handed_on(first: bool) -> nn.Module:
-    """A branch with modules that hand on the memory that another branch waits for."""
+    """Make a branch whose modules pass on memory that another branch waits for."""
     inner = Parallel(nn.Sequential(nn.Tanh(), nn.Identity()), nn.Tanh())
     branches = [nn.Sequential(nn.Conv2d(2, 2, 1), inner), nn.Conv2d(2, 2, 1)]
     return Parallel(*(branches if first else branches[::-1]))
@@ -234,7 +234,7 @@ def test_subsampling(name: str, subsampling: list[int]) -> None:
 @pytest.mark.parametrize("by_position", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_output_size(name: str, by_position: bool) -> None:
-    """The same as with the output padding that leads to that size."""
+    """It equals the output padding that leads to that size."""
     x = images(2, 2, 3, 3)
     padded = classifier(
         nn.Conv2d(2, 2, 1),

@@ -27,7 +27,7 @@ def of_page(table: str) -> dict[tuple[str, str], str]:
 
 
 def labels(table: str) -> set[str]:
-    """What the rows of a table are called."""
+    """Return the names of a table's rows."""
     rows = tables()[table]
     return {support_page.label(row, list(kinds)) for row, kinds in rows.items()}
 

@@ -29,12 +29,12 @@ LARGE, TINY = 2**28, 1000
 
 
 def target(budget: int = LARGE, itemsize: int = 8) -> Target:
-    """A CPU in float64."""
+    """Return the target of a CPU in float64."""
     return Target(rates("cpu"), itemsize, budget, _cheapest)
 
 
 def with_pairs(network: TensorNetwork, count: int | None = None) -> TensorNetwork:
-    """The simplified network with some (or all) of its possible pairs joined."""
+    """Simplify a network, and join some (or all) of its possible pairs."""
     network = simplify(network)
     for index in pairable(network)[:count]:
         joined = pair(network, index)
@@ -49,7 +49,7 @@ def assert_evaluates(
     arrays: dict[str, NDArray[Any]],
     expected: NDArray[np.float64],
 ) -> None:
-    """A candidate replaces what is in a fresh target, and adds to any other."""
+    """Check that a candidate replaces a fresh target and adds to any other."""
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     reference = torch.from_numpy(np.ascontiguousarray(expected))
@@ -86,7 +86,7 @@ def assert_all_evaluate(
 
 
 def layer(num_dims: int = 2, **change: object) -> Conv:
-    """An ordinary convolution."""
+    """Make an ordinary convolution."""
     options = {"kernel_size": 3, "input_size": (6,) * num_dims, "padding": 1}
     return Conv.make(2, 2, **(options | change))  # type: ignore[arg-type]
 

@@ -113,7 +113,7 @@ def test_what_has_nothing_in_common() -> None:
 
 
 def test_two_parts() -> None:
-    """What one sharing leaves is planned in the same way."""
+    """The networks that one sharing leaves are planned in the same way."""
     conv = Conv.make(32, 32, 3, (28, 28), padding=1)
     asked = [
         quantities.ggn_diagonal(conv, N, 2),

@@ -32,7 +32,7 @@ BOXES: list[Box] = [
 
 
 def expected_sums(x: torch.Tensor, box: Box, groups: int) -> torch.Tensor:
-    """Sums of ``[rows, I..., G * C]`` lag by lag, of those that count."""
+    """Sum ``[rows, I..., G * C]`` lag by lag, for nonnegative lags."""
 
     def read(lags: tuple[int, ...]) -> torch.Tensor:
         found = x

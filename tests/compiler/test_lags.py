@@ -20,7 +20,7 @@ DIMS = st.booleans().flatmap(conv_dims)
 
 
 def pair_of(dim: ConvDim) -> tuple[Pair, list[Progression], int]:
-    """Pair of a dimension as KFAC-expand has it: ``[k, k', read, read']``."""
+    """Make the pair of a dimension in KFAC-expand: ``[k, k', read, read']``."""
     read, shared = ("o", "i") if dim.transposed else ("i", "o")
     position = Affine((("o", dim.stride), ("k", dim.dilation)), -dim.padding[0])
     first = Pattern("i", position)
@@ -31,7 +31,7 @@ def pair_of(dim: ConvDim) -> tuple[Pair, list[Progression], int]:
 
 
 def dense_pair(dim: ConvDim) -> np.ndarray:
-    """The pair as an array ``[k, k', read, read']``."""
+    """Compute the pair as an array ``[k, k', read, read']``."""
     pair, _, size = pair_of(dim)
     read = "o" if dim.transposed else "i"
     sizes = {"k": dim.kernel_size, "kp": dim.kernel_size, read: size, read + "p": size}
@@ -50,7 +50,7 @@ def counts_of(grid: LagGrid, first: np.ndarray, second: np.ndarray) -> np.ndarra
 
 
 def sums_of_boxes(grid: LagGrid) -> np.ndarray:
-    """What is summed at each lag of each box, after zero."""
+    """Return what is summed at each lag of each box, after zero."""
     space = [d.size for d in grid.dims]
     result = [np.zeros((*space, *space))]
     for box in grid.boxes:
@@ -93,7 +93,7 @@ def test_boxes_and_strips_hold_all_terms_once(dims: list[ConvDim]) -> None:
 
 
 def usual_grid() -> LagGrid:
-    """A layer of eight pixels a side, with padding that keeps their number."""
+    """Make a layer of eight pixels a side, with padding that keeps their number."""
     _, progressions, size = pair_of(ConvDim(8, 3, 1, 1, (1, 1)))
     return LagGrid([LagDim(tuple(progressions), size)] * 2)
 

@@ -27,7 +27,7 @@ STRIDE, DILATION, KERNEL, OUTPUT = (2, 1, 3), (1, 3, 2), (2, 3, 1), (3, 2, 2)
 
 
 def positions(axis: int, at: int) -> slice:
-    """What a kernel position reads along a dimension."""
+    """Return what a kernel position reads along a dimension."""
     start, step = DILATION[axis] * at, STRIDE[axis]
     return slice(start, start + step * (OUTPUT[axis] - 1) + 1, step)
 

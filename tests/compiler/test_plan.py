@@ -81,12 +81,8 @@ def test_summary_is_a_line() -> None:
 def test_the_cheapest_way_is_chosen() -> None:
     chosen = factor_plan()
 
-    def key(way: Candidate) -> float:
-        held = way.cost.peak * chosen.target.itemsize
-        return way.cost.seconds + held / module._FIRST_TOUCH
-
     ways = [chosen.candidate, *chosen.rejected]
-    assert [key(way) for way in ways] == sorted(map(key, ways))
+    assert ways == sorted(ways, key=module._preference(chosen.target))
     assert chosen.cost == chosen.candidate.cost
 
 
@@ -100,6 +96,9 @@ def test_of_ways_about_as_fast_the_leaner_one_is_chosen() -> None:
     order = module._preference(target)
     assert order(way(1e-3, 10**3)) < order(way(0.99e-3, 10**6))
     assert order(way(1e-3, 10**3)) > order(way(0.5e-3, 10**6))
+    # memory that the system has to clear is dear
+    assert order(way(40e-3, 10**6)) < order(way(35e-3, 10**7))
+    assert order(way(80e-3, 10**6)) > order(way(35e-3, 10**7))
     # what does not fit comes last, however fast
     assert order(way(1.0, 10)) < order(way(1e-6, 2 * target.budget))
 

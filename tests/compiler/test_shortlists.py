@@ -46,7 +46,7 @@ def network(
     channels: int = 8,
     **options: Any,
 ) -> TensorNetwork:
-    """A quantity of an ordinary layer, for inputs of some size."""
+    """Make a quantity of an ordinary layer, for inputs of some size."""
     options = {"kernel_size": 3, "padding": 1} | options
     conv = Conv.make(channels, 8, input_size=size, **options)
     result: TensorNetwork = getattr(quantities, quantity)(conv, batch_size, *arguments)

@@ -1,4 +1,4 @@
-"""What passes see of models: rows that are not data, and what is refused."""
+"""Passes through models: rows that are not data, and models that are refused."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def network() -> nn.Sequential:
 
 
 def made(kind: Any, cuda: FakeCuda, **options: Any) -> tuple[Callable[[], Any], Any]:
-    """Function that makes an operator, and a vector of parameters."""
+    """Return a function that makes an operator, and a vector of parameters."""
     model, loss = network(), nn.CrossEntropyLoss()
     data = [(cuda.tensor(4, 2, 8, 8), cuda.tensor(4, dtype=torch.long))]
     parameters = list(model.parameters())

@@ -127,7 +127,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 
 
 def network(layer: nn.Module, x: Tensor) -> nn.Sequential:
-    """The layer between others, so that its input has a gradient."""
+    """Put the layer between others, so that its input has a gradient."""
     first = nn.Linear(x.shape[-1], x.shape[-1])
     model = nn.Sequential(first, nn.Tanh(), layer, nn.Sigmoid(), nn.Flatten())
     with torch.no_grad():

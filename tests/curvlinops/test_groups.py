@@ -63,12 +63,12 @@ def of_module(module: nn.Module, params: dict[str, Tensor], x: Any) -> Tensor:
 
 
 def parameters(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters, and not the objects that it holds."""
+    """Copy a model's parameters."""
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def exact(model: Any, loss: Any, params: Mapping[str, Tensor], data: Any) -> Tensor:
-    """The GGN by Jacobians and Hessians of all outputs, in the parameters' order."""
+    """Compute the GGN by Jacobians and Hessians, in the parameters' order."""
     flat = torch.cat([p.flatten() for p in params.values()])
     shapes = [p.shape for p in params.values()]
     function = partial(of_module, model) if isinstance(model, nn.Module) else model
@@ -93,7 +93,7 @@ def exact(model: Any, loss: Any, params: Mapping[str, Tensor], data: Any) -> Ten
 def blocks(
     found: Any, params: Mapping[str, Tensor], of_block: Callable[[Any], list[Tensor]]
 ) -> Tensor:
-    """The matrix of a group's blocks, in the parameters' order; of no transposed."""
+    """Return the matrix of all groups' blocks, in the parameters' order."""
     starts, start = {}, 0
     for name, p in params.items():
         starts[name] = start

@@ -61,7 +61,7 @@ def fitted(
 def operator(
     model: nn.Module, likelihood: str, x: Tensor, kind: Any, **options: Any
 ) -> Tensor:
-    """The sum over the data that laplace's log likelihood has, by an operator."""
+    """Compute laplace's sum over the data of its log likelihood, by an operator."""
     is_class = likelihood == "classification"
     loss = (nn.CrossEntropyLoss if is_class else nn.MSELoss)(reduction="sum")
     params = [p for p in model.parameters() if p.requires_grad]
@@ -358,7 +358,7 @@ def test_diagonal_of_other_layers_is_laplaces() -> None:
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_half_precision(backend: str, likelihood: str, dtype: torch.dtype) -> None:
-    """What comes out is of halves, and is the same of doubles but for rounding."""
+    """The result is in half precision, and equals that in double up to rounding."""
     x = images(N, 2, 8, 7).to(dtype)
     half = cnn(x.double()).to(dtype)
     y = labels(likelihood)

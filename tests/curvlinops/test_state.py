@@ -17,7 +17,7 @@ KINDS = ["KFACLinearOperator", "EKFACLinearOperator", "KFOCLinearOperator"]
 
 
 def case(kind: str, groups: int, **options: Any) -> tuple[Any, Any]:
-    """An operator, and what it is made of."""
+    """Make an operator, and return it with its arguments."""
     x, y = images(5, 4, 4, 3), targets(5)
     model = classifier(nn.Conv2d(4, 6, 3, groups=groups), nn.Tanh(), x=x)
     weight = torch.tensor([0.5, 2, 3]).double()

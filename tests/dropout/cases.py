@@ -50,7 +50,7 @@ def gradients(module: Any, x: Tensor, seed: int = 0) -> list[Tensor]:
 def defined_weight_gradient(
     module: nn.Module, x: Tensor, sampled: Sampled, seed: int = 0
 ) -> Tensor:
-    """The weight gradient with slices times their factors, by autograd through torch.
+    """Compute the weight gradient of scaled slices, by autograd through torch.
 
     Masks input and output; the input's spatial masks act on what the layer pads.
     """

@@ -1,4 +1,4 @@
-"""What all tests of the experiments share."""
+"""Settings of all tests of the experiments."""
 
 from __future__ import annotations
 

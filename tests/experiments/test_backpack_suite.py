@@ -36,7 +36,7 @@ linux_only = pytest.mark.skipif(
 
 
 def _library(monkeypatch: pytest.MonkeyPatch, **extensions: type) -> str:
-    """A module that has some extensions and no others."""
+    """Make a module that has some extensions and no others."""
     library = ModuleType("library_of_a_test")
     vars(library).update(extensions)
     monkeypatch.setitem(sys.modules, library.__name__, library)

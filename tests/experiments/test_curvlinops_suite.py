@@ -52,7 +52,7 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _library(monkeypatch: pytest.MonkeyPatch, **classes: type) -> str:
-    """A module that has some operators and no others."""
+    """Make a module that has some operators and no others."""
     library = ModuleType("library_of_a_test")
     vars(library).update(classes)
     monkeypatch.setitem(sys.modules, library.__name__, library)

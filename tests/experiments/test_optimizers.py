@@ -63,7 +63,7 @@ def _tiny() -> nn.Module:
 
 
 def _undilated() -> nn.Module:
-    """What ASDL supports: strides and paddings, a bias or none."""
+    """Make layers that ASDL supports: strides and paddings, a bias or none."""
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False),
         nn.ReLU(),

@@ -119,7 +119,7 @@ def _run(sources: Path, *arguments: str) -> _Result:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sources with the tests above, whose BackPACK and configuration must not count."""
+    """Write sources with the tests above, and a BackPACK that must not be used."""
     folder = tmp_path_factory.mktemp("sources")
     for package in ("backpack", "test"):
         (folder / package).mkdir()

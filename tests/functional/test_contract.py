@@ -49,7 +49,7 @@ def networks(draw: st.DrawFn) -> TensorNetwork:
 
 
 def assert_all_ways_agree(network: TensorNetwork) -> None:
-    """The chosen way and the rejected ones."""
+    """Check that all candidates agree, the chosen one and the rejected ones."""
     tensors = {
         operand.name: noise_tensor([*operand.shape, number + 1])[..., 0]
         for number, operand in enumerate(network.operands)

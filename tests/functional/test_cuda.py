@@ -96,7 +96,7 @@ def given(cuda: FakeCuda, conv: Conv, batch_size: int, names: Any) -> list[Tenso
 
 
 def cases() -> Iterator[tuple[str, str, int]]:
-    """Calls, layers and batch sizes: not all of each other, which takes long."""
+    """Yield calls, layers and batch sizes; all combinations would take long."""
     for call, (_, names, _) in CALLS.items():
         yield call, "2d", 1
         for layer in LAYERS:

@@ -1,4 +1,4 @@
-"""What a network will cost, which function computes it, and its value."""
+"""The cost of a network, the function that computes it, and its value."""
 
 from __future__ import annotations
 

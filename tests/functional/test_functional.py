@@ -43,14 +43,14 @@ Case = tuple[Any, tuple[int, ...]]
 
 
 def made(case: Case, batch_size: int = 2, **options: Any) -> tuple[Any, Tensor, Conv]:
-    """Module, input and hyper-parameters."""
+    """Make a module, its input and its hyper-parameters."""
     module, sizes = case
     x = module_input(module, sizes, batch_size)
     return module, x, Conv.from_module(module, sizes, **options)
 
 
 def factor_size(conv: Conv, bias: bool = False) -> int:
-    """Rows of a factor."""
+    """Count the rows of a factor."""
     columns = conv.in_channels // conv.groups
     for size in conv.kernel_size:
         columns *= size
@@ -58,7 +58,7 @@ def factor_size(conv: Conv, bias: bool = False) -> int:
 
 
 def simple(num_dims: int = 2, **change: Any) -> tuple[Tensor, Conv]:
-    """An input and an ordinary convolution."""
+    """Make an input and an ordinary convolution."""
     options = {"kernel_size": 3, "padding": 1, "input_size": (6,) * num_dims} | change
     conv = Conv.make(4, 2, **options)
     return noise_tensor((3, 4, *conv.input_size)), conv
@@ -168,7 +168,7 @@ class TestValues:
 
 
 def no_bias(module: Any) -> Any:
-    """The module without its bias."""
+    """Remove the bias of a module."""
     module.bias = None
     return module
 
@@ -367,7 +367,7 @@ class TestInputs:
 
 
 class TestDerivatives:
-    """What is linear, and the factors, are differentiable."""
+    """Linear quantities and the factors are differentiable."""
 
     @pytest.mark.parametrize("approx", APPROX)
     @pytest.mark.parametrize("bias", [False, True])

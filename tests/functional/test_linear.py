@@ -25,7 +25,7 @@ Case = tuple[Any, tuple[int, ...]]
 
 
 def made(case: Case, batch_size: int) -> tuple[Any, Tensor, Tensor, Tensor, Conv]:
-    """Module without bias, input, kernel, output's gradient and hyper-parameters."""
+    """Make a module without bias, its tensors and its hyper-parameters."""
     module, sizes = case
     module.bias = None
     x = module_input(module, sizes, batch_size).requires_grad_()
@@ -169,7 +169,7 @@ class TestValues:
 def calls(
     x: Tensor, weight: Tensor, g: Tensor
 ) -> list[tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
-    """The functions with their tensors."""
+    """Return the functions with their tensors."""
     return [
         (functional.conv, (x, weight)),
         (functional.input_jvp, (weight, x)),

@@ -22,7 +22,7 @@ Case = tuple[Any, tuple[int, ...]]
 def made(
     case: Case, batch_size: int, bias: bool, lost: int = 0
 ) -> tuple[Any, tuple[Tensor, ...], Conv]:
-    """A module, input, gradient and bases that miss so many columns, and a Conv."""
+    """Make a module, its tensors, with bases that lack some columns, and a Conv."""
     module, sizes = case
     conv = Conv.from_module(module, sizes)
     x = module_input(module, sizes, batch_size)

@@ -51,7 +51,7 @@ def operator(name: str) -> Any:
 
 
 def tensors(name: str, conv: Conv, batch_size: int, bias: bool = False) -> list[Tensor]:
-    """The tensors that a function takes."""
+    """Make the tensors that a function takes."""
     columns = conv.in_channels // conv.groups * prod(conv.kernel_size) + bias
     output = (batch_size, conv.out_channels, *conv.output_size)
     shapes = {

@@ -25,7 +25,7 @@ def matrix(factor: Tensor) -> Tensor:
 
 
 def factor(rows: int, number: int = 0) -> Tensor:
-    """A low-rank factor of some rows, or a matrix."""
+    """Make a low-rank factor with few rows, otherwise a matrix."""
     root = noise_tensor([3, G, rows, D])[number]
     return root if rows < D else root.mT @ root
 

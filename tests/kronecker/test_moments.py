@@ -16,7 +16,7 @@ DATA, GROUPS = 3, 2
 
 
 def pairs_of(sizes: list[int], dtype: torch.dtype = torch.float64) -> list:
-    """Uses on inputs of these sizes, and the gradients of their outputs."""
+    """Make uses on inputs of these sizes, and the gradients of their outputs."""
     found = []
     for size in sizes:
         conv = Conv.make(4, 6, 3, size, groups=GROUPS)

@@ -42,7 +42,7 @@ def gradients(module: Any, x: Tensor, g: Tensor, bias: bool) -> Tensor:
 
 
 def use_of(module: Any, x: Tensor) -> tuple[Use, Tensor]:
-    """A use, and a gradient of its output."""
+    """Make a use, and a gradient of its output."""
     output = module(x)
     return Use.of(module, x, output, "separate"), noise_tensor(output.shape) + 0.5
 

@@ -13,7 +13,7 @@ from tn_extensions.kronecker.span import Span
 
 
 def product(rows: int, columns: int, rank: int, batch: tuple[int, ...] = ()) -> Tensor:
-    """A matrix of that rank."""
+    """Make a matrix of that rank."""
     return noise_tensor((*batch, rows, rank)) @ noise_tensor((*batch, rank, columns))
 
 

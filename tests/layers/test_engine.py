@@ -1,4 +1,4 @@
-"""What a backward pass does, seen from a hook inside."""
+"""Backward passes, seen from a hook inside."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tn_extensions.layers import engine
 
 
 def accumulated(backward: Callable[[Tensor, Tensor, Tensor], Any]) -> list[bool]:
-    """Whether a pass says that it adds to the weight's gradient, and to the bias'."""
+    """Tell whether a pass adds to the gradients of weight and bias, by its nodes."""
     layer, seen = nn.Linear(3, 2), []
     x = torch.rand(4, 3, requires_grad=True)
     output = layer(x)
@@ -93,7 +93,7 @@ def test_innermost() -> None:
 
 
 def test_kept_through_checkpointing() -> None:
-    """What is kept is dropped with, and restored from, the checkpointed segment."""
+    """Kept tensors are dropped with the checkpointed segment, and restored from it."""
     kept: list[engine.Kept] = []
 
     def segment(x: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def ordered(output: Tensor, is_last: bool) -> Tensor:
 
 
 def check(loss: Any, output: Tensor, y: Tensor, is_last: bool) -> None:
-    """The root's columns make the Hessian, and the gradient is the gradient."""
+    """Check the Hessian that the root's columns make, and the gradient."""
     order = ordered(output, is_last)
     size = output.numel()
     exact = hessian(lambda f: loss(f, y), output).reshape(size, size)  # type: ignore[no-untyped-call]

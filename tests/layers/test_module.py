@@ -1,4 +1,4 @@
-"""What is seen of a layer: whose parameters it multiplies by, and rows of a datum."""
+"""Uses of a layer: the parameters that it multiplies by, and the rows of a datum."""
 
 import pytest
 import torch

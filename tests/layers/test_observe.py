@@ -45,7 +45,7 @@ def seen(
 
 
 def backward(output: Tensor, uses: Uses, *vectors: Tensor) -> dict[str, list[Pairs]]:
-    """Uses and gradients by name, of each pass."""
+    """Return the uses and gradients of each pass, by name."""
     found: dict[str, list[Pairs]] = {}
 
     def on_pairs(name: str, pairs: Pairs) -> None:

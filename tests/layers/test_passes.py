@@ -93,7 +93,7 @@ def made(model: nn.Module, loss: Any, data: Any, **options: Any) -> BackwardPass
 
 
 def matrices(passes: BackwardPasses) -> dict[str, Tensor]:
-    """The weights' blocks, of outer products of data's gradients."""
+    """Compute the weights' blocks from outer products of gradients."""
     found: dict[str, Tensor] = {}
 
     def on_gradients(name: str, pairs: Pairs) -> None:
@@ -144,7 +144,7 @@ def test_ggn(loss: Any, is_compiled: bool) -> None:
 
 
 class Outside(Tokens):
-    """What a layer multiplies by and adds is used outside of it, too."""
+    """A model that uses a layer's weight and bias outside of it, too."""
 
     has_bias = True
 
@@ -189,7 +189,7 @@ def test_number_of_passes(fisher: Fisher) -> None:
 
 
 def test_nothing_in_lower_precision() -> None:
-    """What is computed on the side knows no autocast and has no gradients."""
+    """Callbacks run without autocast and without gradients."""
     loss, seen = nn.MSELoss(), []
 
     def on_uses(_: Uses) -> None:

@@ -139,7 +139,7 @@ class Normalised(nn.Sequential):
 
 
 def model_and_data(make: Any, num_data: int = 3) -> Any:
-    """A float64 model, its input and classes."""
+    """Make a model in float64, its input and classes."""
     model = make().double()
     x = noise_tensor((num_data, *model.shape))
     return model, x, torch.arange(num_data) % 3

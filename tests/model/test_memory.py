@@ -1,4 +1,4 @@
-"""What is held, and that nothing is once a function has returned."""
+"""Memory that functions hold: little, and none once they have returned."""
 
 from __future__ import annotations
 

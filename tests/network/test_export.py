@@ -30,7 +30,7 @@ CONV = Conv.make(4, 6, 3, (7, 6), padding=1, groups=2)
 
 
 def assert_exports(network: TensorNetwork) -> None:
-    """The expression has the network's value, whoever evaluates it."""
+    """Check that the expression has the network's value in several libraries."""
     arrays = arrays_of(network)
     expected = dense.evaluate(network, arrays)
     equation, operands, shape = network.export(**arrays)

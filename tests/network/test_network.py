@@ -22,12 +22,12 @@ from tn_extensions.network import Affine, Axis, Operand, Pattern, simplify
 
 
 def vector(name: str, index: str, size: int = 3) -> Operand:
-    """An operand of one axis."""
+    """Make an operand of one axis."""
     return Operand(name, (Axis.of(size, (index, size)),))
 
 
 def matrix(name: str, row: str, column: str, size: int = 3) -> Operand:
-    """A square operand."""
+    """Make a square operand."""
     return Operand(name, (Axis.of(size, (row, size)), Axis.of(size, (column, size))))
 
 
@@ -261,7 +261,7 @@ def test_a_pattern_alone_is_a_network() -> None:
 
 
 def differentiated(conv: Conv, batch_size: int) -> tuple[TensorNetwork, dict[str, Any]]:
-    """A convolution with its operands."""
+    """Make a convolution with its operands."""
     network = quantities.conv(conv, batch_size)
     operands = {o.name: noise(o.shape) for o in network.operands}
     return network, operands

@@ -18,7 +18,7 @@ DIMS = st.booleans().flatmap(conv_dims)
 
 
 def pattern_of(dim: ConvDim) -> tuple[Pattern, dict[str, int]]:
-    """The pattern of a dimension, seen as a convolution, and its sizes."""
+    """Make the pattern of a dimension, as a convolution, and its sizes."""
     ends = [dim.input_size, dim.output_size]
     i, o = reversed(ends) if dim.transposed else ends
     position = Affine((("o", dim.stride), ("k", dim.dilation)), -dim.padding[0])

@@ -1,4 +1,4 @@
-"""What tests of optimizers share."""
+"""Settings of the tests of optimizers."""
 
 from __future__ import annotations
 

@@ -27,12 +27,12 @@ def decomposed_in_place() -> Iterator[None]:
 
 
 def matrix_of(average: Tensor) -> Tensor:
-    """An average, of which the upper triangle counts unless it is of low rank."""
+    """Return the matrix of an average, which is a low-rank factor or a triangle."""
     return dense(average) if is_low_rank(average) else square.mirrored(average)
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    """Groups, circular padding, a transposed convolution; the same each time."""
+    """Make a network with groups, circular padding and a transposed convolution."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = nn.Sequential(
@@ -47,7 +47,7 @@ def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
 
 
 def identified() -> nn.Sequential:
-    """A network of whose factors no eigenvalue is repeated: eigenvectors are unique."""
+    """Make a network whose factors have distinct eigenvalues: unique eigenvectors."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = nn.Sequential(
@@ -79,7 +79,7 @@ def train(
     lr: float = 0.05,
     data: Callable[[int], Batch] = lambda number: batch(number=number % 8),
 ) -> list[Tensor]:
-    """Some steps of SGD; the parameters afterwards."""
+    """Do some steps of SGD, and return the parameters."""
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     for number in steps:
         optimizer.zero_grad()
@@ -109,7 +109,7 @@ def preconditioned(
 def reference_factors(
     module: Any, x: Tensor, g: Tensor, approx: str
 ) -> tuple[Tensor, Tensor]:
-    """``A`` of patches with a one, ``B`` of gradients ``[N, C_out, P]`` per datum."""
+    """Compute ``A`` of patches with a one, and ``B`` of gradients ``[N, C_out, P]``."""
     A = kfac_factor(module, x, approx, bias=module.bias is not None)
     if approx == "expand":
         A = A / g.shape[2]
@@ -123,13 +123,13 @@ def reference_factors(
 def reference_step(
     module: Any, A: Tensor, B: Tensor, gradient: Tensor, damping: float
 ) -> Tensor:
-    """``(B + d I)^-1 V (A + d I)^-1`` of gradients ``[G, CO, D]``."""
+    """Compute ``(B + d I)^-1 V (A + d I)^-1`` for gradients ``[G, CO, D]``."""
     eye_a, eye_b = (torch.eye(f.shape[-1]).to(f) * damping for f in (A, B))
     return torch.linalg.inv(B + eye_b) @ gradient @ torch.linalg.inv(A + eye_a)
 
 
 def joint(module: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A layer's gradients as ``[G, CO, D]``."""
+    """Join a layer's gradients to ``[G, CO, D]``."""
     groups = module.groups
     parts = weight.chunk(groups, 0 if module.transposed else 0)
     rows = [

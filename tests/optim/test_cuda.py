@@ -14,7 +14,7 @@ from tn_extensions.optim import KFAC, KFACPreconditioner
 
 
 def network() -> nn.Sequential:
-    """Padding that holds data, groups, and a transposed layer."""
+    """Make a network with padding that is not zero, groups, and a transposed layer."""
     with torch.device(CUDA):
         return nn.Sequential(
             nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"),

@@ -85,7 +85,7 @@ def own_share(number: int) -> tuple[Tensor, Tensor]:
 
 
 def single(model: nn.Module, options: dict[str, Any]) -> KFACPreconditioner:
-    """What one process does."""
+    """Make the preconditioner of a single process."""
     groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
     options = {**options, "grad_worker_fraction": 1}
     return KFACPreconditioner(model, **options, process_group=groups[dist.get_rank()])

@@ -48,7 +48,7 @@ CASES = [(*each, None) for each in LAYERS] + [
 
 
 def with_noise(layer: Any) -> Any:
-    """A layer in float64 whose scale and shift matter."""
+    """Convert a layer to float64, with random scale and shift."""
     layer = layer.double()
     for number, own in enumerate(layer.parameters()):
         own.data = noise_tensor((*own.shape, number + 1))[..., number]
@@ -127,7 +127,7 @@ def test_uses_and_rows_of_a_datum_add_up(approx: str) -> None:
 
 
 def classifier() -> nn.Sequential:
-    """A network with a norm layer of each kind; the same each time."""
+    """Make a network with a norm layer of each kind, the same each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = nn.Sequential(

@@ -497,7 +497,7 @@ def copied(model: nn.Module) -> None:
 
 
 def fast_weights(model: nn.Module) -> None:
-    """An inner step as in meta-learning, thrown away."""
+    """Do an inner step as in meta-learning, and throw it away."""
     params = dict(model.named_parameters())
     x, y = batch(number=1)
     loss = nn.functional.cross_entropy(functional_call(model, params, (x,)), y)

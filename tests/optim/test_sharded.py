@@ -47,7 +47,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def sharded(model: nn.Sequential) -> nn.Sequential:
-    """Some layers on their own, the last one with the model."""
+    """Shard some layers on their own, and the last one with the model."""
     fully_shard(model[0])
     fully_shard(model[2])
     return fully_shard(model)
@@ -166,7 +166,7 @@ def chain() -> nn.Sequential:
 
 
 def check_memory(options: dict[str, Any]) -> None:
-    """What a process holds at any time, of four, is a third of one's at most."""
+    """Check that each of four processes holds a third of one's memory at most."""
     one = single(model := chain(), options)
     train(model, one, range(3), data=whole)
     model = chain()

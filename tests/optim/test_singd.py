@@ -78,7 +78,7 @@ def test_every_structure_equals_stock(structure: str, approx: str) -> None:
 
 
 def test_paddings_that_stock_mistakes() -> None:
-    """The same network, its padding explicit."""
+    """It equals the network with explicit padding."""
     model = nn.Sequential(nn.Conv2d(2, 3, 2, padding="same", padding_mode="circular"))
     explicit = nn.Sequential(nn.CircularPad2d((0, 1, 0, 1)), nn.Conv2d(2, 3, 2))
     explicit[1].load_state_dict(model[0].state_dict())

@@ -23,7 +23,7 @@ Sizes = Mapping[str, int]
 
 
 def position(affine: Affine, indices: Sequence[str], sizes: Sizes) -> NDArray[np.int_]:
-    """The position as an array over the given indices."""
+    """Compute the position as an array over the given indices."""
     grids = np.indices([sizes[index] for index in indices])
     values = dict(zip(indices, grids, strict=True))
     start = np.full([sizes[index] for index in indices], affine.start)
@@ -126,7 +126,7 @@ def patches(conv: Conv, x: Array) -> Array:
 
 
 def kernel(conv: Conv, weight: Array) -> Array:
-    """A weight as torch stores it, as ``[G, CO, CI * K]``."""
+    """Reshape a weight in torch's layout to ``[G, CO, CI * K]``."""
     if conv.transposed:
         split = weight.reshape(conv.groups, -1, *weight.shape[1:]).swapaxes(1, 2)
     else:
@@ -135,7 +135,7 @@ def kernel(conv: Conv, weight: Array) -> Array:
 
 
 def convolve(conv: Conv, x: Array, weight: Array) -> Array:
-    """The convolution without bias."""
+    """Compute the convolution without bias."""
     y = np.einsum("ngap,gca->ngcp", patches(conv, x), kernel(conv, weight))
     return y.reshape(len(x), conv.out_channels, *conv.output_size)
 

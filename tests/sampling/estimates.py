@@ -1,4 +1,4 @@
-"""What estimates are by their definition: slices times random factors."""
+"""Estimates by their definition: slices times random factors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def estimate(
     draws: Mapping[str, Draw],
     tensors: Mapping[str, Tensor],
 ) -> Tensor:
-    """The whole network, densely, with all slices times their factors."""
+    """Evaluate the whole network densely, with all slices times their factors."""
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     nodes = dense.nodes(network, arrays)
     for index, draw in draws.items():
@@ -43,7 +43,7 @@ def operands(network: TensorNetwork) -> dict[str, Tensor]:
 
 @st.composite
 def estimates(draw: st.DrawFn) -> tuple[Sampled, dict[str, Tensor]]:
-    """An estimate of some quantity, and tensors."""
+    """Draw an estimate of some quantity, and tensors."""
     name = draw(st.sampled_from(["weight_vjp"] * 4 + QUANTITIES))
     conv = draw(convs())
     network = getattr(quantities, name)(conv, draw(BATCHES), *ARGUMENTS.get(name, ()))

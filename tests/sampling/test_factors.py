@@ -26,7 +26,7 @@ SHARE = 0.6
 def estimated(
     x: Tensor, conv: Conv, approx: str, sampler: Sampler, generator: torch.Generator
 ) -> tuple[Sampled, Tensor]:
-    """A draw, and the factor with the last row and column for a bias."""
+    """Return a draw, and the factor with the last row and column for a bias."""
     count, num_outputs = len(x), prod(conv.output_size)
     ones = num_outputs if approx == "reduce" else 1
     scale = 1 / (count * ones**2)

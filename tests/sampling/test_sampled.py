@@ -81,7 +81,7 @@ def test_unbiased(index: str, sampler: Sampler) -> None:
 
 
 def slices(index: str, tensors: dict[str, Tensor]) -> Tensor:
-    """What each slice adds to the network, ``[size, *shape]``."""
+    """Return what each slice adds to the network, ``[size, *shape]``."""
     size = NETWORK.sizes[index]
     alone = [Draw(torch.tensor([value])) for value in range(size)]
     return torch.stack([estimate(NETWORK, {index: each}, tensors) for each in alone])
@@ -204,7 +204,7 @@ def test_norms_of_operands_reduce_the_variance() -> None:
         ({"sampler": "gauss"}, ValueError, "sampler"),
         ({"sampler": "norm"}, ValueError, "tensors"),
         ({"generator": 1}, TypeError, "generator"),
-        ({"tensors": {"y": torch.rand(3)}}, ValueError, "tensors['y']"),
+        ({"tensors": {"y": torch.rand(3)}}, ValueError, "tensors"),
         ({"tensors": {"x": torch.rand(3)}}, ValueError, "tensors['x']"),
         (
             {"network": quantities.kfac_expand(CONV, 3), "keep": {"i1": 0.5}},

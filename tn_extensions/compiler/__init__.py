@@ -1,4 +1,4 @@
-"""From networks to tensors: plans out of a few primitives, chosen by cost."""
+"""From networks to tensors: plans made of a few primitives, chosen by cost."""
 
 from tn_extensions.compiler.budget import memory_budget
 from tn_extensions.compiler.listing import Plans, plans

@@ -1,4 +1,4 @@
-"""Where results go: a fresh tensor or, in place and scaled, an existing one."""
+"""Targets of results: a fresh tensor or an existing one, to which they are added."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Accumulator:
     """Target of a plan.
 
     Args:
-        out: The target.
+        out: The tensor that is written to.
         scale: Factor of everything that is written.
-        fresh: Whether ``out`` is uninitialised, so that the first value replaces what
-            is there. Primitives that write in several rounds set it to false after one.
+        fresh: Whether ``out`` is uninitialised, so that the first write replaces its
+            entries. Primitives that write in several rounds set it to false after one.
     """
 
     out: Tensor
@@ -35,7 +35,7 @@ class Accumulator:
     def put_product(self, target: Tensor, left: Tensor, right: Tensor) -> None:
         """Write (or add) the scaled product ``left @ right^T`` to a view."""
         if sums_one_by_one(left, right) or uses_onednn(left, right):
-            # oneDNN takes no target
+            # oneDNN cannot write to a given tensor
             self.put(target, multiply(left, right))
             return
         add = torch.addmm if target.dim() == 2 else torch.baddbmm

@@ -1,4 +1,4 @@
-"""Memory: of results, and what tensors share."""
+"""Memory: allocate results, and identify the memory of tensors."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tn_extensions.compiler.tracing import holds_data, is_traced
 
 _HUGE_PAGE = 2**21
 _ALWAYS_FRESH = 2**25
-"""Bytes from which on the C library returns memory to the system when it is freed.
+"""Size in bytes above which the C library returns freed memory to the system.
 
-Smaller blocks may lie in memory that has been touched before.
+Smaller blocks may be in memory that has been used before.
 """
 
 
 def empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    """An uninitialised tensor of dtype and device of another one.
+    """Make an uninitialised tensor with the dtype and device of another one.
 
-    The first touch of fresh memory is a page fault every 4 KiB, which takes several
-    times as long as writing a large factor. Linux spares them if asked for pages of 2
-    MiB; where it does not offer them, nothing changes.
+    The first access to fresh memory causes a page fault every 4 KiB, which takes
+    several times as long as writing a large factor. On Linux, ask for pages of 2 MiB
+    instead; elsewhere nothing changes.
     """
     result = like.new_empty(tuple(shape))
     advise = _madvise()
@@ -41,14 +41,14 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def contiguous(tensor: Tensor) -> Tensor:
-    """Make a tensor contiguous; a copy lies in memory like that of :func:`empty`."""
+    """Make a tensor contiguous; allocate a copy by :func:`empty`."""
     if tensor.is_contiguous() or not is_large(tensor) or is_traced([tensor]):
         return tensor.contiguous()
     return empty(tensor.shape, tensor).copy_(tensor)
 
 
 def reshaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """Reshape a tensor; a copy, if it takes one, is as of :func:`contiguous`."""
+    """Reshape a tensor; if that takes a copy, allocate it by :func:`empty`."""
     if not is_large(tensor) or is_traced([tensor]):
         return tensor.reshape(shape)
     try:
@@ -58,20 +58,20 @@ def reshaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def is_large(like: Tensor, shape: Sequence[int] | None = None) -> bool:
-    """Tell whether memory of a tensor's size, or a shape's, is fresh on its device."""
+    """Tell whether a tensor of this size, or of a given shape, gets fresh memory."""
     numel = like.numel() if shape is None else prod(shape)
     is_on_cpu = like.device.type == "cpu" and holds_data(like)
     return numel * like.element_size() > _ALWAYS_FRESH and is_on_cpu
 
 
 def memory_of(tensor: Tensor) -> int:
-    """Identify a tensor's memory, also that of a tensor without data."""
+    """Identify the memory of a tensor, even of a tensor without data."""
     storage = tensor.untyped_storage()
     return storage.data_ptr() if holds_data(tensor) else storage._cdata
 
 
 def address_of(tensor: Tensor) -> Hashable:
-    """Identify where a tensor begins in memory, also a tensor without data."""
+    """Identify where a tensor begins in memory, even a tensor without data."""
     if holds_data(tensor):
         return tensor.data_ptr()
     return memory_of(tensor), tensor.storage_offset()
@@ -79,7 +79,7 @@ def address_of(tensor: Tensor) -> Hashable:
 
 @lru_cache(maxsize=1)
 def _madvise() -> Any:
-    """The system call, or None where there is none."""
+    """Return the system call, or None where it does not exist."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""How much memory a plan may hold beyond inputs and output."""
+"""The memory budget: what a plan may hold beyond inputs and output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DEFAULT = 256 * 2**20
 
 @dataclass(frozen=True, eq=False)
 class _Budget:
-    """A limit in force, and the one around it."""
+    """A limit in force, and the limit of the enclosing block."""
 
     limit: int
     outer: _Budget | None
@@ -26,7 +26,7 @@ _IN_FORCE: dict[_Budget, None] = {}
 
 
 def current_budget() -> int:
-    """The budget in force, in bytes."""
+    """Return the budget in force, in bytes."""
     own = _OWN.get()
     if own is not None:
         return own.limit
@@ -37,11 +37,14 @@ def current_budget() -> int:
 
 
 def slices(total: int, each: int) -> Iterator[slice]:
-    """Cut a batch into parts of a 32nd of the budget: larger ones are no faster.
+    """Cut a batch into parts of 1/32 of the budget; larger parts are no faster.
 
     Args:
         total: Length of the batch.
-        each: Bytes that each of it takes.
+        each: Bytes per entry of the batch.
+
+    Yields:
+        The slices.
     """
     step = max(1, current_budget() // 32 // max(1, each))
     for start in range(0, total, step):
@@ -50,12 +53,13 @@ def slices(total: int, each: int) -> Iterator[slice]:
 
 @contextmanager
 def memory_budget(limit: int) -> Iterator[None]:
-    """Bound the memory that plans hold beyond inputs and outputs.
+    """Limit the memory that plans hold beyond inputs and outputs.
 
-    Plans work in chunks that fit; a plan never fails for lack of budget but falls back
-    to its smallest chunk (one sample). The default is 256 MiB. The budget also holds in
-    threads that set none of their own, such as those in which autograd runs backward
-    passes on GPUs; of budgets that several threads set, the smallest.
+    Plans work in chunks that fit. If not even the smallest chunk (one sample) fits, the
+    plan uses it all the same; no plan fails because of its budget. The default is 256
+    MiB. The budget also applies to threads that set none themselves, such as those in
+    which autograd runs backward passes on GPUs. If several threads set budgets, the
+    smallest one applies there.
 
     Args:
         limit: Budget in bytes.
@@ -70,7 +74,8 @@ def memory_budget(limit: int) -> Iterator[None]:
     """
     if isinstance(limit, bool) or not isinstance(limit, int):
         kind = type(limit).__name__
-        raise TypeError(describe("memory_budget", "limit", "be an int of bytes", kind))
+        rule = "be a number of bytes, an int"
+        raise TypeError(describe("memory_budget", "limit", rule, kind))
     if limit <= 0:
         raise ValueError(describe("memory_budget", "limit", "be positive", limit))
     budget = _Budget(limit, _OWN.get())

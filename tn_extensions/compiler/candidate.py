@@ -17,10 +17,10 @@ from tn_extensions.network.index import prime
 Tensors = Mapping[str, Tensor]
 
 MOST_CALLS = 2**15
-"""Operations beyond which a candidate is not even priced.
+"""Number of operations above which a candidate is not even considered.
 
-Python issues them one by one, and each is described before: that takes long, whatever
-they work on. Long kernels have other candidates, of a few large operations.
+Python issues operations one by one, and a plan describes each of them, which takes
+long. For long kernels there are other candidates, with few large operations.
 """
 
 
@@ -30,9 +30,9 @@ class Target:
 
     Args:
         rates: Speeds of the device.
-        itemsize: Bytes per element in which the plan computes.
+        itemsize: Bytes per element of the type in which the plan computes.
         budget: Bytes that may be held beyond inputs and output.
-        planner: Chooses how a part of a network is evaluated to a tensor.
+        planner: Chooses a candidate for a part of a network.
         varying: Indices, and their copies, whose sizes may differ from call to call.
     """
 
@@ -43,11 +43,11 @@ class Target:
     varying: frozenset[str] = frozenset()
 
     def best(self, part: TensorNetwork) -> Candidate:
-        """Choose how a part of a network is evaluated; to a tensor of its own."""
+        """Choose a candidate that evaluates a part of a network to a new tensor."""
         return self.planner(part, self)
 
     def with_varying(self, index: str) -> Target:
-        """Return the target with one more index whose size may differ."""
+        """Return the target with one more index of varying size."""
         return replace(self, varying=self.varying | {index, prime(index)})
 
 
@@ -56,9 +56,9 @@ class Operation:
     """Something that a candidate does, once or several times: a row of its table.
 
     Args:
-        name: What it is, such as ``"matrix product"``.
-        shapes: Of what, such as ``"64 x 576 @ 576 x 64"``.
-        cost: Estimate for doing it once.
+        name: Its name, such as ``"matrix product"``.
+        shapes: The shapes it works on, such as ``"64 x 576 @ 576 x 64"``.
+        cost: Estimated cost of doing it once.
         times: How often it is done.
     """
 
@@ -68,7 +68,7 @@ class Operation:
     times: int = 1
 
     def repeated(self, times: int) -> Operation:
-        """Return the operation, done so many times as often."""
+        """Return the operation, repeated so many times."""
         return replace(self, times=self.times * times)
 
 
@@ -77,17 +77,18 @@ class Candidate:
     """One way of evaluating a network.
 
     Args:
-        name: The primitive, with those of its parts in brackets.
-        operations: What it does, in order. Candidates of a network differ in their name
-            or in the names or shapes of their operations.
+        name: Name of the primitive, with the primitives of its parts in brackets.
+        operations: The operations, in order. No two candidates of a network have the
+            same name and operations of the same names and shapes.
         peak: Largest number of elements held beyond inputs and output.
-        run: Evaluates on tensors into an accumulator of the network's output shape.
-        compute: If the result is a mere view or a fresh tensor, computes it without an
-            accumulator.
-        differentiable: Whether it does so by operations that can be differentiated.
+        run: Evaluates the network on tensors into an accumulator of its output's shape.
+        compute: Evaluates without an accumulator, if the result is a view or a new
+            tensor anyway.
+        differentiable: Whether ``compute`` only uses operations that can be
+            differentiated.
 
     Attributes:
-        cost: The cost of all operations, with what is held at most.
+        cost: The cost of all operations together, with the candidate's peak.
     """
 
     name: str
@@ -106,22 +107,22 @@ class Candidate:
 
     @property
     def is_differentiable(self) -> bool:
-        """Whether autograd, or a compiler, can record what it does."""
+        """True if autograd or a compiler can record the operations."""
         return self.compute is not None and self.differentiable
 
     @property
     def label(self) -> str:
-        """Text that tells the candidate from the others of its network."""
+        """Text that identifies the candidate among those of its network."""
         rows = (f"{op.times} {op.name} {op.shapes}" for op in self.operations)
         return "; ".join([self.name, *rows])
 
     def value(self, tensors: Tensors) -> Tensor:
-        """The result, of a candidate that needs no accumulator."""
+        """Compute the result without an accumulator."""
         assert self.compute is not None
         return self.compute(tensors)
 
     def with_value(self, shape: tuple[int, ...]) -> Candidate:
-        """Return a candidate that computes a tensor, differentiable or not."""
+        """Return a candidate that needs no accumulator, differentiable or not."""
         if self.compute is not None:
             return self
 
@@ -137,9 +138,9 @@ class Primitive(Protocol):
     """A way of contracting networks of some structure."""
 
     def __call__(self, network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-        """The candidates for the network; none if its structure does not match.
+        """Return candidates for a network; none if its structure does not match.
 
-        Parts that are networks of their own are evaluated by ``target.best(part)``.
+        For a part that is a network of its own, use ``target.best(part)``.
         """
         ...
 
@@ -148,15 +149,15 @@ _AS_DEFINED: set[Primitive] = set()
 
 
 def as_defined(primitive: Primitive) -> Primitive:
-    """Show a primitive networks as they were defined, not simplified.
+    """Let a primitive see networks as they were defined, not simplified.
 
-    For primitives that know how torch's kernels see a network, and for those that
-    evaluate parts: each part is simplified on its own.
+    Some primitives recognise convolutions, which simplification hides. Others evaluate
+    parts, and each part is simplified on its own.
     """
     _AS_DEFINED.add(primitive)
     return primitive
 
 
 def wants_definition(primitive: Primitive) -> bool:
-    """Tell whether a primitive is shown networks as they were defined."""
+    """Tell whether a primitive sees networks as they were defined."""
     return primitive in _AS_DEFINED

@@ -1,4 +1,4 @@
-"""Working on a network in parts, along an index of one of its operands."""
+"""Chunks: evaluate a network in parts along an index."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tn_extensions.network.nodes import Node
 
 
 class Cut(NamedTuple):
-    """Where an operand is cut: its axis, and the stride of the index in it."""
+    """The axis along which an operand is cut, and the stride of the index in it."""
 
     axis: int
     unit: int
@@ -24,7 +24,7 @@ class Chunks:
     """An index along which a network can be evaluated in parts.
 
     Args:
-        cuts: By operand name; empty if there is one chunk only.
+        cuts: The cut of each operand, by name; empty if there is only one chunk.
         index: The index, the slowest of its axis in each operand that carries it.
         total: Size of the index.
     """
@@ -40,9 +40,9 @@ class Chunks:
         sizes: Mapping[str, int],
         indices: Iterable[str],
     ) -> Chunks:
-        """Cut along the first of some indices that allows it.
+        """Cut along the first of some indices for which that is possible.
 
-        What a pattern carries stays whole, since another part would be another pattern.
+        An index of a pattern cannot be cut, since chunks would need other patterns.
         """
         nodes = list(nodes)
         for index in indices:
@@ -56,7 +56,7 @@ class Chunks:
         return cls({})
 
     def network(self, network: TensorNetwork, count: int) -> TensorNetwork:
-        """What is evaluated on a chunk of a network."""
+        """Return the network that is evaluated on a chunk of ``count`` values."""
         if not self.cuts:
             return network
 
@@ -76,7 +76,7 @@ class Chunks:
     def split(
         self, tensors: Mapping[str, Tensor], size: int
     ) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
-        """The number of values of the index, and the operands' parts, of each chunk."""
+        """Yield the number of values and the operands of each chunk."""
         for start in range(0, self.total, size):
             count = min(size, self.total - start)
             parts = {
@@ -87,7 +87,7 @@ class Chunks:
 
 
 def _cut(operand: Node, index: str, sizes: Mapping[str, int]) -> Cut | None:
-    """Where an operand can be cut along an index, if that is slowest in its axis."""
+    """Return the cut of an operand along an index that is the slowest of its axis."""
     if not isinstance(operand, Operand):
         return None
     for number, axis in enumerate(operand.axes):

@@ -1,4 +1,4 @@
-"""Constants of a plan, such as dense patterns, as tensors of the right kind."""
+"""Constants of a plan, such as dense patterns, as tensors of any dtype and device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tn_extensions.compiler.tracing import holds_data
 
 
 class Constant:
-    """An array that is made when first used, then kept per dtype and device.
+    """An array that is made at its first use and kept for each dtype and device.
 
-    Plans that are priced but never run should not pay for their patterns.
+    Candidates that never run need not make their arrays.
     """
 
     def __init__(self, make: Callable[[], NDArray[Any]]) -> None:
@@ -23,14 +23,14 @@ class Constant:
         self._tensors: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def like(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """The constant on the device of a tensor, of its or another dtype."""
+        """Return the constant on a tensor's device, with its dtype or another one."""
         key = (dtype or tensor.dtype, tensor.device)
         found = self._tensors.get(key)
         if found is None or not holds_data(tensor):
-            # what is made in inference mode could not be differentiated through later
+            # autograd could not use a tensor made in inference mode later
             with torch.inference_mode(False):
                 array = torch.from_numpy(self._make())
                 found = array.to(device=key[1], dtype=key[0])
-            if holds_data(found):  # what a compiler traces with is gone after that
+            if holds_data(found):  # a compiler's tensors are gone after tracing
                 self._tensors[key] = found
         return found

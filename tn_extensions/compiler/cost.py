@@ -1,4 +1,4 @@
-"""The cost model: what a step does, and how long a device takes for it."""
+"""The cost model: what an operation does, and how long a device takes for it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from math import prod
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an evaluation does, in units that do not depend on the machine.
+    """Work, memory and estimated time of an operation.
 
     Args:
-        flops: Multiply-adds, all kinds.
+        flops: Multiply-adds.
         bytes: Bytes moved from and to memory.
-        calls: Kernel launches.
+        calls: Operators called, or kernels launched on a GPU.
         peak: Largest number of elements held beyond inputs and output.
         seconds: Estimated time.
     """
@@ -25,7 +25,7 @@ class Cost:
     seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        """Cost of one after the other, temporaries of both held."""
+        """Add the costs of two operations whose temporaries are held together."""
         return Cost(
             self.flops + other.flops,
             self.bytes + other.bytes,
@@ -35,7 +35,7 @@ class Cost:
         )
 
     def times(self, count: float) -> Cost:
-        """Cost of repeating this, with the temporaries of one repetition."""
+        """Return the cost of repetitions, each of which reuses the temporaries."""
         return Cost(
             self.flops * count,
             self.bytes * count,
@@ -45,29 +45,30 @@ class Cost:
         )
 
     def holding(self, elements: int) -> Cost:
-        """The same with a different number of elements held."""
+        """Return the cost with a different peak."""
         return replace(self, peak=elements)
 
 
 _BATCHED = 4
-"""Matrices of a batch that cost about as much overhead as a call."""
+"""Number of matrices in a batch whose overhead is about that of a call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Speeds of a device; multiply-adds per second, bytes per second, seconds.
+    """Speeds of a device.
 
     Args:
-        gemm: Large matrix products.
-        native: Torch's convolutions and their weight gradients, of many channels.
-        native_depthwise: Weight gradients with one channel per group.
-        depthwise: Convolutions with one channel per group.
-        copy: Contiguous copies.
-        cached_copy: Contiguous copies that stay in the cache.
-        cache: Bytes that do.
+        gemm: Multiply-adds per second of large matrix products.
+        native: Multiply-adds per second of torch's convolutions and their weight
+            gradients with many channels.
+        native_depthwise: The rate of weight gradients with one channel per group.
+        depthwise: The rate of convolutions with one channel per group.
+        copy: Bytes per second of contiguous copies.
+        cached_copy: Bytes per second of contiguous copies within the cache.
+        cache: Size of the cache in bytes.
         scatter: Elements per second through strided views with short rows.
-        call: Overhead of one operator.
-        half_size: Side of a matrix product at which its rate is half of ``gemm``.
+        call: Seconds of overhead of a call.
+        half_size: Side of a matrix product whose rate is half of ``gemm``.
     """
 
     gemm: float
@@ -84,24 +85,24 @@ class Rates:
     def product(
         self, rows: int, columns: int, inner: int, batch: int = 1, itemsize: int = 4
     ) -> Cost:
-        """Cost of a (batched) matrix product."""
+        """Estimate the cost of a (batched) matrix product."""
         flops = float(batch) * rows * columns * inner
         moved = itemsize * batch * (rows * inner + inner * columns + rows * columns)
         share = prod(n / (n + self.half_size) for n in (rows, columns, inner))
-        # batches are small products, one after the other
+        # a batch is computed as small products, one after the other
         copy = self.copy if moved > self.cache and batch == 1 else self.cached_copy
         seconds = max(flops / (self.gemm * max(share, 1e-3)), moved / copy)
-        # thin ones are summed in pieces, see :mod:`~tn_extensions.compiler.product`
+        # thin products are summed in pieces, see tn_extensions.compiler.product
         pieces = max(1, inner // 256) if min(rows, columns) < 16 else 1
         overhead = (1 + (batch * pieces - 1) / _BATCHED) * self.call
         return Cost(flops, moved, 1, 0, seconds + overhead)
 
     def overhead(self, calls: int) -> Cost:
-        """Cost of calling operators, whatever they do."""
+        """Return the cost of calling operators, apart from their work."""
         return Cost(calls=calls, seconds=calls * self.call)
 
     def move(self, elements: float, itemsize: int = 4, run: float = 64) -> Cost:
-        """Cost of a copy whose contiguous runs have ``run`` elements."""
+        """Estimate the cost of a copy whose contiguous runs have ``run`` elements."""
         moved = 2.0 * itemsize * elements
         copy = self.cached_copy if itemsize * elements <= self.cache else self.copy
         seconds = max(moved / copy, elements / (self.scatter * run**0.5))
@@ -134,14 +135,14 @@ RATES: dict[str, Rates] = {
         half_size=64.0,
     ),
 }
-"""Rates by device type; others are priced as a CPU.
+"""Rates by device type; other devices have the rates of a CPU.
 
-Those of CPUs were fitted, on an AMD EPYC with AVX2 and two threads, so that the choices
-of `python -m experiments plans` come out best; only their ratios matter. Those of CUDA
-devices are guesses from data sheets that no measurement has corrected yet.
+The CPU's rates were fitted on an AMD EPYC with AVX2 and two threads, so that
+``experiments/questions/plans.py`` saw the fastest chosen most often; only their ratios
+matter. The CUDA rates are guesses from data sheets and have not been measured yet.
 """
 
 
 def rates(device_type: str) -> Rates:
-    """Constants of a device type."""
+    """Return the rates of a device type."""
     return RATES.get(device_type, RATES["cpu"])

@@ -1,8 +1,8 @@
 """Mirrored networks: a half times its primed copy.
 
-Nearly every curvature quantity has this form. They differ in what their halves hold,
-and in which indices the two copies share, which the result keeps and which are
-contracted. Primitives read that off a :class:`Half`, never off a quantity's name.
+Nearly every curvature quantity has this form. Quantities differ in the nodes of their
+halves, and in which indices the copies share, keep or contract. Primitives read that
+off a :class:`Half`, never off a quantity's name.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class PairedDim:
     """A dimension in which the halves are joined by a pair of patterns.
 
     Args:
-        pair: The node.
+        pair: The pair.
         read: Index that the operand carries.
         free: Index of the result; None if the kernel has a single entry.
-        progressions: What each value of ``free`` reads; none if what the shared index
-            enumerates is no progression.
+        progressions: Positions that each value of ``free`` reads; empty if ``free`` is
+            the index that the pattern hits.
     """
 
     pair: Pair
@@ -42,14 +42,14 @@ class PairedDim:
 class Half:
     """One half of a mirrored network, of any operands.
 
-    What is neither shared nor kept, each copy contracts on its own.
+    Each copy contracts on its own all indices that are neither shared nor kept.
 
     Args:
-        operands: The unprimed copies.
+        operands: The operands, without their copies.
         patterns: Their patterns.
-        dims: The dimensions in which a pair joins the halves of a single operand.
+        dims: The dimensions in which a pair joins the copies of a single operand.
         batch: Indices that the copies share and the result keeps.
-        columns: Indices that the result keeps next to those of the copy.
+        columns: Indices that the result keeps for each copy.
         rows: Indices that the copies share and that are contracted.
         sizes: Sizes of all indices.
     """
@@ -67,9 +67,9 @@ class Half:
     def of(cls, network: TensorNetwork) -> Half | None:
         """Find the half of a network; None if it has none.
 
-        The result is to have any axes of ``batch``, or be a batch of matrices: at most
-        one such axis, then one of ``columns`` and one of their copies. Where pairs join
-        the halves, these are of a single operand, and all three axes are there.
+        The result must only have axes of ``batch``, or be a batch of matrices: at most
+        one axis of ``batch``, one of ``columns`` and one of their copies. With pairs,
+        the half must have a single operand, and the result all three axes.
         """
         nodes = _unprimed(network)
         image, axes = exchange(network), _columns_apart(network)
@@ -111,12 +111,12 @@ class Half:
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """The operands, their patterns, and what joins them with their copies."""
+        """The operands, their patterns, and the pairs that join the copies."""
         return (*self.operands, *self.patterns, *(dim.pair for dim in self.dims))
 
     @property
     def shared(self) -> tuple[str, ...]:
-        """Indices that the copies share, in the order in which the operands come."""
+        """Indices that the copies share, in the order of the nodes."""
         found = {*self.batch, *self.rows}
         return tuple(
             dict.fromkeys(j for node in self.nodes for j in node.indices if j in found)
@@ -130,27 +130,27 @@ class Half:
 
     @property
     def has_lags(self) -> bool:
-        """Whether it is joined, and each pair holds a kernel dimension of its own."""
+        """True if pairs join the copies and all of them have progressions."""
         return self.is_joined and all(dim.progressions for dim in self.dims)
 
     @property
     def is_joined(self) -> bool:
-        """Whether there are pairs, each with an index of the result."""
+        """True if pairs join the copies and all of them have an index of the result."""
         return bool(self.dims) and all(dim.free is not None for dim in self.dims)
 
     def size(self, indices: Iterable[str]) -> int:
-        """Number of values of some indices."""
+        """Return the number of values of some indices together."""
         return prod(self.sizes[index] for index in indices)
 
     def network(self, *axes: Iterable[str]) -> TensorNetwork:
-        """The half alone, with some axes; only without pairs."""
+        """Return the half as a network with given axes; only possible without pairs."""
         assert not self.dims
         nodes: list[Node] = [*self.operands, *self.patterns]
         return TensorNetwork.unchecked(nodes, axes, self.sizes)
 
 
 def _unprimed(network: TensorNetwork) -> list[Node]:
-    """Nodes of the half; of one that shares all of its indices, one of each two."""
+    """Return the nodes of a half, one of two copies where they share all indices."""
     if is_mirrored(network):
         return [n for n in network.nodes if not any(map(is_primed, n.indices))]
     nodes = list(network.nodes)  # in order
@@ -160,7 +160,7 @@ def _unprimed(network: TensorNetwork) -> list[Node]:
 def _columns_apart(
     network: TensorNetwork,
 ) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """Tell indices of the batch and columns in a result; None if it has other axes."""
+    """Split a result's indices into batch and columns; None if it has other axes."""
     image, axes = exchange(network), list(network.output)
     columns: tuple[str, ...] = ()
     if len(axes) > 1 and axes[-1] != axes[-2] == tuple(map(image, axes[-1])):

@@ -1,4 +1,4 @@
-"""Joint plans: several networks of the same operands, and what they share."""
+"""Joint plans: several networks of the same operands, and the parts they share."""
 
 from __future__ import annotations
 
@@ -28,33 +28,34 @@ Row = tuple[str, str, str, str]
 _APART = "each on its own"
 
 _WORTH = 1.1
-"""Times that networks must take on their own of the time from a common part.
+"""Least factor by which a common part must save time, by estimate.
 
-By estimate, which is not exact.
+It is above one because estimates are not exact.
 """
 
 _MEASURED = 3
-"""Sharings that are measured, the best by estimate."""
+"""Number of sharings that are measured, the best by estimate."""
 
 
 class JointPlan:
-    """Evaluate several networks, each on its own or some from a common part.
+    """A plan for several networks: each on its own, or some from a common part.
 
-    Of sharings, the one that saves most is chosen, as estimated or measured. The other
-    networks are planned in the same way.
+    The sharing that saves the most time is chosen, as estimated or measured. The
+    remaining networks are planned in the same way.
 
     Args:
-        networks: What was asked for, of the same operands; no two are equal.
-        dtype: Type in which to compute.
+        networks: The networks, of the same operands; no two are equal.
+        dtype: Data type in which to compute.
         device: Device type.
         budget: Bytes that may be held beyond inputs and outputs.
-        mode: Whether to measure at first use, if that has not been done before.
+        mode: Mode of planning. ``"measure"`` measures at the first run, unless
+            measurements are remembered.
 
     Attributes:
-        networks: What was asked for.
-        plans: Their plans on their own.
-        sharings: What may be shared, the fastest by estimate first.
-        measured: Seconds by title, of what has been measured.
+        networks: The networks.
+        plans: A plan for each network on its own.
+        sharings: The possible sharings, the fastest by estimate first.
+        measured: Measured seconds by title.
     """
 
     def __init__(
@@ -90,13 +91,13 @@ class JointPlan:
         return shared + sum(own.cost.seconds for own in others)
 
     def _gain(self, sharing: Sharing) -> float:
-        """Estimate how often a sharing is done in the time of its members' plans."""
+        """Estimate how many times faster a sharing is than its members' own plans."""
         apart = sum(self.plans[k].cost.seconds for k in sharing.members)
         together = sum(map(sharing.seconds, (None, *sharing.members)))
         return apart / max(together, 1e-12)
 
     def run(self, tensors: Tensors) -> list[Tensor]:
-        """Evaluate all networks on tensors, by operand name; the networks' results."""
+        """Evaluate all networks on tensors, which are given by operand name."""
         if is_traced(tensors.values()):
             return self._execute(None, tensors)
         if not self._is_settled:
@@ -113,12 +114,12 @@ class JointPlan:
         return [results[number] for number in range(len(self.networks))]
 
     def _rest(self, sharing: Sharing) -> JointPlan:
-        """Plan the networks that a sharing leaves."""
+        """Plan the networks that are not members of a sharing."""
         others = (n for k, n in enumerate(self.networks) if k not in sharing.members)
         return joint_plan(tuple(others), self._dtype, self._device, self._budget)
 
     def _measure(self, tensors: Tensors) -> None:
-        """Run what is best by estimate, and keep to the fastest from now on."""
+        """Measure the best choices by estimate, and use the fastest from now on."""
         like = next(iter(tensors.values()))
         if not can_measure(like):
             return
@@ -140,7 +141,7 @@ class JointPlan:
             self._is_settled = True
 
     def _fastest(self) -> Sharing | None:
-        """Choose what is fastest, as measured or by estimate."""
+        """Choose the fastest sharing, as measured or by estimate."""
         by_title = {_title(one): one for one in (None, *self.sharings)}
         known = [title for title in self.measured if title in by_title]
         if known:
@@ -148,10 +149,10 @@ class JointPlan:
         worth = (one for one in self.sharings if self._gain(one) > _WORTH)
         return next(worth, None)
 
-    # -- what may be shared
+    # -- possible sharings
 
     def _sharings(self) -> Iterator[Sharing]:
-        """List the sharings within the budget of each part, at once and in chunks."""
+        """Yield sharings of parts within the budget, each as a whole and in chunks."""
         for part in _parts(self.networks):
             at_once = self._members(part)
             if len(at_once) < 2:
@@ -179,7 +180,7 @@ class JointPlan:
         return {k: one for k, one in enumerate(found) if one is not None}
 
     def _cut(self, part: TensorNetwork) -> tuple[Cuts | None, dict[int, Cuts]]:
-        """Cut a part along the index that most networks can be cut along."""
+        """Cut a part along the index that allows most networks to be cut along it."""
         found = [
             (cuts, self._members(part, index))
             for index in part.output_indices
@@ -190,7 +191,10 @@ class JointPlan:
         return next(usable, (None, {}))
 
     def _worth(self, sharing: Sharing) -> Sharing | None:
-        """Leave out what is faster on its own; None if nothing is to be shared."""
+        """Drop the members that are faster on their own.
+
+        Return None if fewer than two are left, or if they do not fit into the budget.
+        """
         kept = {
             number: one
             for number, one in sharing.members.items()
@@ -259,9 +263,9 @@ def _row(network: str, candidate: str, times: int, seconds: float) -> Row:
 
 
 def _parts(networks: Sequence[TensorNetwork]) -> list[TensorNetwork]:
-    """List networks that may occur in several: themselves, and halves of mirrored ones.
+    """List possible common parts: the networks, and halves of mirrored ones.
 
-    Of those that differ in their axes only, the first.
+    If some differ only in their axes, list the first of them.
     """
     order = list(dict.fromkeys(j for one in networks for j in one.output_indices))
     found = list(networks)
@@ -273,7 +277,7 @@ def _parts(networks: Sequence[TensorNetwork]) -> list[TensorNetwork]:
             found.append(half.network(*((j,) for j in dict.fromkeys(axes))))
     distinct: dict[object, TensorNetwork] = {}
     for part in found:
-        # a tensor that is read as it is needs no sharing
+        # an unchanged tensor need not be shared
         if len(part.nodes) > 1 or part.summed_indices:
             distinct.setdefault((part.nodes, frozenset(part.output_indices)), part)
     return list(distinct.values())
@@ -288,13 +292,13 @@ def joint_plan(
     """Choose how to evaluate several networks of the same operands; cached.
 
     Args:
-        networks: What to evaluate; no two are equal.
-        dtype: Type in which to compute.
+        networks: The networks; no two are equal.
+        dtype: Data type in which to compute.
         device: Device type, e.g. ``"cpu"`` or ``"cuda"``.
-        budget: Memory budget in bytes. Default: the one in force.
+        budget: Memory budget in bytes (default: the budget in force).
 
     Returns:
-        The plan, chosen as :func:`~tn_extensions.compiler.plan` chooses.
+        The joint plan, chosen by the rules of :func:`~tn_extensions.compiler.plan`.
     """
     limits = budget or current_budget(), current_mode(), torch.get_num_threads()
     return _joint_plan(tuple(networks), dtype, device, *limits)
@@ -307,7 +311,7 @@ def _joint_plan(
     device: str,
     budget: int,
     mode: Mode,
-    threads: int,  # each number has its own measurements
+    threads: int,  # measurements depend on it
 ) -> JointPlan:
     return JointPlan(networks, dtype, device, budget, mode)
 

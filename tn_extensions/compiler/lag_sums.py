@@ -1,8 +1,8 @@
-"""Kernels: sums over a box of positions at the lags that count, ``[G * C, lags, C']``.
+"""Kernels: sums over a box of positions at nonnegative lags, ``[G * C, lags, C']``.
 
-The left operand is read at the positions of the box, ``[rows, counts..., G * C]``, the
-right one from the first to the last position that a lag leads to, ``[rows, reads..., G
-* C']``.
+The left operand is read at the positions of the box, ``[rows, counts..., G * C]``. The
+right operand is read from the first to the last position that a lag leads to,
+``[rows, reads..., G * C']``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tn_extensions.compiler.native import (
 from tn_extensions.compiler.product import multiply
 
 _VECTOR = 16
-"""Channels that native kernels work on at a time."""
+"""Number of channels that native kernels process at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,14 @@ class Kernel:
     """A way of summing over a box.
 
     Args:
-        name: What plans call it.
-        channels_last: Memory layout that it works on.
-        sums: Sums of a left and a right operand over a box, in groups.
-        price: Cost of that, from rates, element size, box, rows, groups and channels.
-        terms: Terms that it adds up one by one, so that long sums lose digits: how many
-            it should.
-        lines: Lines of them, likewise.
+        name: Its name in plans.
+        channels_last: Whether its operands are in channels-last layout.
+        sums: Sums the products of a left and a right operand over a box, in groups.
+        price: Estimates the cost, from rates, element size, box, rows, groups and
+            channels.
+        terms: Largest number of terms in a sum. The kernel adds terms one by one, and
+            longer sums would lose digits.
+        lines: Largest number of lines of terms in a sum, for the same reason.
         unfolds: Whether it holds a copy of the right operand for each lag.
     """
 
@@ -52,7 +53,7 @@ class Kernel:
 
 
 def kernels(num_dims: int, channels: int, native: bool) -> tuple[Kernel, ...]:
-    """List the kernels for so many dimensions, and channels of each group."""
+    """List the kernels for a number of dimensions and of channels per group."""
     if not native or num_dims > MOST_DIMS:
         return (PRODUCT,)
     if channels == 1:
@@ -61,7 +62,7 @@ def kernels(num_dims: int, channels: int, native: bool) -> tuple[Kernel, ...]:
 
 
 def pieces(box: Box, rows: int, terms: int, lines: int) -> list[tuple[slice, Box]]:
-    """Parts of some rows, and of a box, of so many terms and lines of them at most."""
+    """Cut rows and a box into parts of at most so many terms and lines of terms."""
     parts = [box]
     for axis, region in enumerate(box):
         cuts = ceil(max(_area(parts[0]) / terms, _area(parts[0][:-1]) / lines))
@@ -85,7 +86,7 @@ def _area(box: Box) -> int:
 
 
 def _multiply(left: Tensor, right: Tensor, box: Box, groups: int) -> Tensor:
-    """Sum by a matrix product, the lags unfolded."""
+    """Sum by a matrix product with the unfolded lags."""
     rows, *strides, channel = right.stride()
     lags, counts = [r.lags for r in box], [r.count for r in box]
     size, columns = left.shape[-1] // groups, right.shape[-1] // groups
@@ -125,7 +126,7 @@ def _price_product(
 
 
 def _gradient(left: Tensor, right: Tensor, box: Box, groups: int) -> Tensor:
-    """Sum by torch's weight gradient of a convolution, as wide as there are lags."""
+    """Sum by torch's weight gradient of a convolution, with a kernel entry per lag."""
     found = weight_gradient(
         right.movedim(-1, 1),
         left.movedim(-1, 1),
@@ -145,12 +146,12 @@ def _price_gradient(
     rate = max(
         rates.native * filled ** (1 if groups == 1 else 2), rates.native_depthwise
     )
-    rate *= _area(box) / (_area(box) + 16)  # few positions are few terms
+    rate *= _area(box) / (_area(box) + 16)  # sums of few terms are slow
     return Cost(flops, 0, 1, 0, flops / rate + rates.call)
 
 
 def _convolve(left: Tensor, right: Tensor, box: Box, groups: int) -> Tensor:
-    """Sum by a depthwise convolution, whose kernels are the left operand's channels."""
+    """Sum by a depthwise convolution with the left operand's channels as kernels."""
     left, right = (x.movedim(-1, 1).contiguous().flatten(0, 1) for x in (left, right))
     found = depthwise_convolution(
         right,

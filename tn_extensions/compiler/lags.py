@@ -1,11 +1,12 @@
-"""Lags: at which distances the values of an index meet, and over which positions.
+"""Lags: distances at which an operand is multiplied with itself, and the positions.
 
-Value ``k`` reads ``offset_k + step * t`` for ``t`` in a window. With ``offset = phase +
-step * u_k``, it reads phase ``phase`` of the operand at ``u = u_k + t``. A pair ``(k,
-k')`` contributes the product of the operand with itself at the lag ``offset_k' -
-offset_k``, summed over a window of ``u``. So what a pair contributes depends on its
-phase, lag and window only, and windows of one lag differ only near the borders: their
-ends cut them into segments. What all of them share is the interior of the lag.
+Value ``k`` of an index reads ``offset_k + step * t`` for ``t`` in a window. Write
+``offset_k = phase + step * u_k``: then ``k`` reads phase ``phase`` of the operand at
+``u = u_k + t``. A pair ``(k, k')`` contributes the product of the operand with itself
+at the lag ``offset_k' - offset_k``, summed over a window of ``u``. The contribution
+depends only on phase, lag and window. Windows of one lag differ only near the borders.
+Their ends cut them into segments. The segment that all of them share is the interior
+of the lag.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ class Region:
 
     Args:
         begin: First position.
-        step: Distance of positions.
+        step: Distance between positions.
         count: Number of positions.
         lag: Smallest lag.
-        spacing: Distance of lags.
+        spacing: Distance between lags.
         lags: Number of lags.
     """
 
@@ -54,12 +55,12 @@ class Region:
 
     @property
     def read(self) -> range:
-        """From the first to the last position that a lag leads to."""
+        """All positions from the first to the last one that a lag leads to."""
         span = self.step * (self.count - 1) + self.spacing * (self.lags - 1)
         return range(self.begin + self.lag, self.begin + self.lag + span + 1)
 
     def part(self, begin: int, size: int) -> Region:
-        """Some of the positions."""
+        """Return at most ``size`` of the positions, from number ``begin`` on."""
         count = min(size, self.count - begin)
         return replace(self, begin=self.begin + self.step * begin, count=count)
 
@@ -69,9 +70,9 @@ Box = tuple[Region, ...]
 
 
 def lags_of(box: Box) -> list[tuple[slice, ...]]:
-    """The lags of a box that count, in order: parts of the grid of its lags.
+    """Return the nonnegative lags of a box, in order, as parts of the grid of its lags.
 
-    They are zero, and those whose first nonzero entry is positive.
+    A lag is nonnegative if it is zero or its first nonzero entry is positive.
     """
     zeros: tuple[slice, ...] = ()
     parts = []
@@ -93,12 +94,12 @@ def lags_of(box: Box) -> list[tuple[slice, ...]]:
 
 
 def first_lag(box: Box) -> int:
-    """Count the lags of a box that come before those of its half."""
+    """Count the lags of a box that come before the nonnegative ones."""
     return prod(region.lags for region in box) - number_of_lags(box)
 
 
 def number_of_lags(box: Box) -> int:
-    """Count the lags of the half of a box; the others mirror them."""
+    """Count the nonnegative lags of a box; the others mirror them."""
     counts = [region.lags for region in box]
     return sum(
         prod(
@@ -110,7 +111,7 @@ def number_of_lags(box: Box) -> int:
 
 
 class Window(NamedTuple):
-    """Positions ``phase + step * u``, ``begin <= u < end``, multiplied at a lag."""
+    """Positions ``phase + step * u``, ``begin <= u < end``, for products at a lag."""
 
     phase: int
     lag: int
@@ -124,7 +125,7 @@ class Window(NamedTuple):
 
 
 def segments(windows: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Cut windows ``[begin, end)`` at the ends of all of them; without gaps."""
+    """Cut windows ``[begin, end)`` into segments, at the ends of all windows."""
     found = list(windows)
     cuts = sorted({end for window in found for end in window})
     return [
@@ -138,21 +139,21 @@ class LagDim:
     """Lags of one dimension.
 
     Args:
-        progressions: What each value of the free index reads.
+        progressions: The positions that each value of the free index reads.
         size: Size of the operand's axis.
 
     Attributes:
-        windows: The different windows of all pairs of values.
-        meets: Number of each pair's window, -1 if it contributes nothing.
+        windows: The distinct windows of all pairs of values.
+        window_of: Number of each pair's window; -1 if the pair contributes nothing.
         segments: The segments of all lags.
-        contains: Whether a window contains a segment.
-        interiors: Number of the segment that all windows of a window's lag share, -1 if
-            there is none.
+        contains: Whether a window contains a segment, ``[windows, segments]``.
+        interiors: For each window, the number of its lag's interior among the segments;
+            -1 if the lag has none.
     """
 
     def __init__(self, progressions: tuple[Progression, ...], size: int) -> None:
         self.size, self.step = size, progressions[0].step
-        self.meets = np.full((len(progressions), len(progressions)), -1)
+        self.window_of = np.full((len(progressions), len(progressions)), -1)
         numbers: dict[Window, int] = {}
         read = [(*divmod(value.offset, self.step), value) for value in progressions]
         for (u, phase, one), (_, _, other) in product(read, repeat=2):
@@ -161,7 +162,7 @@ class LagDim:
                 lag = other.offset - one.offset
                 window = Window(phase, lag, u + begin, u + end)
                 number = numbers.setdefault(window, len(numbers))
-                self.meets[one.free, other.free] = number
+                self.window_of[one.free, other.free] = number
         self.windows = list(numbers)
         by_lag: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for phase, lag, *ends in self.windows:
@@ -193,12 +194,16 @@ class LagDim:
         ]
 
     def regions(self, half: bool) -> list[Region]:
-        """For each phase, the positions that all of its lags share, and these lags.
+        """Return a region per phase: the positions in the interiors of all its lags.
 
-        Interiors grow as long as a lag leads outside of the operand.
+        Where a lag leads outside of the operand, products are zero. Interiors are
+        extended by such positions.
 
         Args:
-            half: Whether negative lags are left out.
+            half: Whether to leave out negative lags.
+
+        Returns:
+            The regions, with these lags.
         """
         phases: dict[int, list[Window]] = defaultdict(list)
         for (phase, lag), ends in self._common.items():
@@ -225,11 +230,14 @@ class LagDim:
         return Window(phase, lag, begin, end)
 
     def inside(self, region: Region) -> dict[int, tuple[int, range]]:
-        """Find the interiors that a region holds.
+        """Find the interiors whose lags are those of a region.
+
+        Args:
+            region: The region.
 
         Returns:
-            By the number of a segment, the number of its lag in the region, and which
-            of its values ``u`` the region holds.
+            By number of the interior, the number of its lag in the region, and its
+            values of ``u`` within the region.
         """
         phase, first = region.begin % self.step, region.begin // self.step
         found = {}
@@ -248,26 +256,26 @@ lag_dim = lru_cache(maxsize=256)(LagDim)
 
 
 class Strip(NamedTuple):
-    """Pairs of positions, of the padded operand, whose products are summed."""
+    """Pairs of positions in the padded operand whose products are summed."""
 
     first: Integers
     second: Integers
 
 
 class LagGrid:
-    """Lags of several dimensions: of lags and their mirror images, one half.
+    """Nonnegative lags of several dimensions; the others are their mirror images.
 
-    A lag counts if its first nonzero entry is positive. Most positions lie in boxes, at
-    which all lags of a phase are multiplied; what a box leaves over of a combination of
-    segments is a strip.
+    Most positions are in boxes, over which all lags of a phase are summed. Positions of
+    a combination of segments that are in no box form a strip.
 
     Args:
         dims: The dimensions.
 
     Attributes:
         boxes: The boxes.
-        padding: Zeros that their lags read beyond the operand, for each dimension.
-        number_of_sums: Number of lags of all boxes, and one for sums that none holds.
+        padding: For each dimension, the numbers of zeros before and after the operand
+            that lags of the boxes read.
+        number_of_sums: Number of lags of all boxes, plus one for sums in no box.
     """
 
     def __init__(self, dims: Sequence[LagDim]) -> None:
@@ -283,7 +291,7 @@ class LagGrid:
         self._place()
         left = self._left > 0
         self._numbers = np.argwhere(left)[np.argsort(-self._left[left], kind="stable")]
-        # combinations of windows, those first that contain a strip
+        # combinations of windows; those that contain a strip come first
         touched = left
         for axis, dim in enumerate(self.dims):
             moved = np.tensordot(dim.contains, touched, (1, axis))
@@ -293,13 +301,13 @@ class LagGrid:
         self._touched, self._windows = first, np.concatenate([first, others])
 
     def _place(self) -> None:
-        """Find where the boxes hold the sum over each combination of segments."""
+        """Find the place of each combination of segments among the boxes' sums."""
         shape = [len(dim.segments) for dim in self.dims]
         kept = _is_kept([[s.lag for s in dim.segments] for dim in self.dims])
         self._places = np.zeros(shape, dtype=np.int64)
         self._holders = np.full(shape, -1)
         held = np.zeros(shape, dtype=np.int64)
-        end = 1  # sums that no box holds are at zero
+        end = 1  # place zero is for sums in no box
         for number, box in enumerate(self.boxes):
             found = [dim.inside(r) for dim, r in zip(self.dims, box, strict=True)]
             if all(found):
@@ -322,7 +330,7 @@ class LagGrid:
         return [int(self._left[tuple(number)]) for number in self._numbers]
 
     def strip(self, number: int) -> Strip:
-        """The pairs of positions of a strip."""
+        """Return the pairs of positions of a strip."""
         at = tuple(map(int, self._numbers[number]))
         holder = int(self._holders[at])
         first, second, inside = [], [], []
@@ -348,17 +356,17 @@ class LagGrid:
 
     @property
     def number_of_windows(self) -> int:
-        """Number of sums over a lag and a window."""
+        """Number of combinations of windows, each with a sum of its own."""
         return len(self._windows)
 
     @property
     def number_of_additions(self) -> tuple[int, int]:
-        """Windows that contain a strip, and strips."""
+        """Number of windows that contain a strip, and number of strips."""
         return len(self._touched), len(self._numbers)
 
     @property
     def additions(self) -> NDArray[np.float64]:
-        """Zeros and ones: which of the first windows contains which strip."""
+        """Matrix of zeros and ones: whether a window contains a strip."""
         result = np.ones(self.number_of_additions)
         for axis, dim in enumerate(self.dims):
             where = np.ix_(self._touched[:, axis], self._numbers[:, axis])
@@ -367,7 +375,7 @@ class LagGrid:
 
     @property
     def places(self) -> Integers:
-        """Positions of each window's interior among the sums of the boxes."""
+        """Place of each window's interior among the sums of the boxes; zero without."""
         result = np.full(len(self._windows), True)
         numbers = []
         for axis, dim in enumerate(self.dims):
@@ -381,10 +389,10 @@ class LagGrid:
     def entries(self) -> Integers:
         """Window of each pair of kernel positions, ``[k1, k2, ..., k1', k2', ...]``.
 
-        Windows count from one, and their mirror images start anew after all of them;
-        zero is a pair that contributes nothing.
+        Windows are numbered from one, then their mirror images in the same order. Zero
+        means that a pair contributes nothing.
         """
-        # at -1, what contributes nothing
+        # entry -1 is for pairs that contribute nothing
         shape = [len(dim.windows) + 1 for dim in self.dims]
         order = np.zeros(shape, dtype=np.int64)
         end = len(self._windows) + 1
@@ -394,7 +402,7 @@ class LagGrid:
         pairs = []
         for dim, own in zip(self.dims, axes, strict=True):
             others = [axis for axis in range(2 * count) if axis not in own]
-            pairs.append(np.expand_dims(dim.meets, others))
+            pairs.append(np.expand_dims(dim.window_of, others))
         mirrored = [np.swapaxes(p, *own) for p, own in zip(pairs, axes, strict=True)]
         one, other = (
             order[tuple(np.broadcast_arrays(*numbers))] for numbers in (pairs, mirrored)
@@ -403,7 +411,7 @@ class LagGrid:
 
 
 def _is_kept(lags: Sequence[Sequence[int]]) -> Booleans:
-    """Tell which combinations of lags are zero, or positive in the first nonzero."""
+    """Tell which combinations of lags are nonnegative, see :func:`lags_of`."""
     signs = np.zeros([1] * len(lags), dtype=np.int64)
     for axis, values in enumerate(lags):
         shape = [-1 if other == axis else 1 for other in range(len(lags))]
@@ -413,5 +421,5 @@ def _is_kept(lags: Sequence[Sequence[int]]) -> Booleans:
 
 
 def _outer(factors: Sequence[Sequence[int] | Booleans]) -> NDArray[Any]:
-    """Product of one entry of each, for all combinations."""
+    """Multiply one entry of each factor, for all combinations of entries."""
     return reduce(np.multiply.outer, map(np.asarray, factors))

@@ -1,4 +1,4 @@
-"""List the plans that run: those of an operator, an extension or an optimizer."""
+"""Lists of the plans that run, in an operator, an extension or an optimizer."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tn_extensions.compiler.table import in_a_line, milli, ruled
 _OWN: ContextVar[frozenset[int]] = ContextVar(
     "tn_extensions_plans", default=frozenset()
 )
-"""The lists that this thread has open, by their ids."""
+"""Ids of the lists that this thread has opened."""
 
 
 class Plans(dict[Plan, int]):
-    """Plans in the order in which they first ran, and how often each did; print it."""
+    """Plans in the order of their first run, with the number of runs; print it."""
 
     def __init__(self) -> None:
         super().__init__()
         self._lock = Lock()
 
     def note(self, plan: Plan) -> None:
-        """Count a run, unless it is that of a thread with lists of its own."""
+        """Count a run, unless its thread has only opened other lists."""
         own = _OWN.get()
         if not own or id(self) in own:
             with self._lock:
@@ -48,10 +48,13 @@ class Plans(dict[Plan, int]):
 
 @contextmanager
 def plans() -> Iterator[Plans]:
-    """List the plans that run within this context, whoever runs them.
+    """List the plans that run within this context.
 
-    Runs of other threads count if these list none themselves, so that backward passes
-    count that autograd runs in threads of its own, on GPUs.
+    Runs in other threads count unless those threads list plans themselves. So the list
+    includes backward passes on GPUs, which autograd runs in its own threads.
+
+    Yields:
+        The list, which fills while plans run.
 
     >>> from tn_extensions import Conv, quantities
     >>> import torch

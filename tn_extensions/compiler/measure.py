@@ -1,4 +1,4 @@
-"""Measuring candidates side by side."""
+"""Measurements of candidates, side by side."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from tn_extensions.compiler.tracing import holds_data, is_capturing
 LOG = logging.getLogger("tn_extensions")
 
 _SHORTEST = 5e-4
-"""Seconds below which a call is repeated, so that the clock resolves it."""
+"""Seconds below which a call is repeated, so that the clock can resolve it."""
 
 _ROUNDS = 9
 
 _PATIENCE = 40
-"""Calls of the fastest, of a tenth of a second at least, whose time all rounds get."""
+"""Time limit of all rounds, in calls of the fastest candidate (of at least 0.1 s)."""
 
 _BEHIND = (3.0, 1.5, 1.2, 1.2, 1.1)
-"""Times that a candidate may take of the fastest one after the first, second, ... round
-to stay in."""
+"""Limits after the first, second, ... round: candidates are dropped if their time
+exceeds the fastest one's by a larger factor."""
 
 
 MEASURING = RLock()
-"""Held while something is measured: one at a time, or they would slow each other."""
+"""Held during a measurement: two at a time would slow each other down."""
 
 
 def can_measure(like: Tensor) -> bool:
-    """Tell whether what is done with a tensor takes its time, and may be measured."""
+    """Tell whether operations on a tensor really run now, and may be measured."""
     is_done = holds_data(like) and not is_capturing(like)
     return is_done and not torch.are_deterministic_algorithms_enabled()
 
@@ -42,18 +42,18 @@ def can_measure(like: Tensor) -> bool:
 def measure(
     calls: Mapping[str, Callable[[], object]], device: torch.device
 ) -> dict[str, float]:
-    """Time calls, alternating, and give up those that are clearly behind.
+    """Time calls in turn, and drop those that are clearly slower than the fastest.
 
-    Each is called once to warm up. One that raises is given up, too, with a line in the
+    Each is called once to warm up. A call that raises is dropped with a warning in the
     log.
 
     Args:
-        calls: By name, what to time.
-        device: Where they run.
+        calls: The calls, by name.
+        device: The device on which they run.
 
     Returns:
-        The median of the seconds of a call, of each that did not raise. The least would
-        favour calls whose time varies, as that of fresh memory does.
+        The median seconds of each call that did not raise. The minimum would favour
+        calls whose time varies, for example because they use fresh memory.
     """
     left = dict(calls)
     times: dict[str, list[float]] = {}
@@ -62,7 +62,7 @@ def measure(
         try:
             _time(call, 1, device)
             seconds = _time(call, 1, device)
-        except Exception as reason:  # whatever it is, others may do
+        except Exception as reason:  # other candidates may work
             LOG.warning("Candidate %s is left out: %s", name, reason)
             del left[name]
             continue
@@ -93,6 +93,6 @@ def _time(call: Callable[[], object], repeats: int, device: torch.device) -> flo
 
 
 def wait(device: torch.device) -> None:
-    """Wait until a device has done what it was told to do."""
+    """Wait until a device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -1,4 +1,4 @@
-"""Torch's own kernels of convolutions, as sums over positions."""
+"""Torch's own kernels: convolutions and their weight gradients."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
     3: F.conv_transpose3d,
 }
 _WIDE = 256
-"""Positions from which on products are faster than torch with kernels of one entry."""
+"""Positions from which on a product is faster than torch, for kernels of one entry."""
 MOST_DIMS = max(_CONVOLUTIONS)
-"""Spatial dimensions up to which torch has kernels."""
+"""Largest number of spatial dimensions for which torch has kernels."""
 
 
 def convolution(
@@ -35,7 +35,7 @@ def convolution(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Convolution ``[N, C_out, O...]``."""
+    """Compute a convolution, ``[N, C_out, O...]``."""
     with _precision(x):
         return _CONVOLUTIONS[len(stride)](
             x, weight, None, list(stride), list(padding), list(dilation), groups
@@ -51,12 +51,12 @@ def transposed_convolution(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Transposed convolution ``[N, C_out, O...]``; a product where that is faster."""
+    """Compute a transposed convolution, ``[N, C_out, O...]``, by the fastest call."""
     pointwise = prod(weight.shape[2:]) == prod(stride) == groups == 1
     pointwise = pointwise and not any(padding) and not any(output_padding)
     fits = x.device.type == "cpu" and x.is_contiguous()  # not channels last
     if pointwise and fits and prod(x.shape[2:]) >= _WIDE:
-        # a broadcast factor would have both others copied
+        # expanded, since matmul copies both factors to broadcast one
         product = weight.flatten(1).mT.expand(len(x), -1, -1) @ x.flatten(2)
         return product.unflatten(2, x.shape[2:])
     with _precision(x):
@@ -81,9 +81,9 @@ def weight_gradient(
     groups: int,
     padding: Sequence[int] | None = None,
 ) -> Tensor:
-    """Weight gradient of a convolution: ``[C_out, C_in / G, K...]``."""
+    """Compute the weight gradient of a convolution, ``[C_out, C_in / G, K...]``."""
     shape = (g.shape[1], x.shape[1] // groups, *kernel)
-    # torch asks for a weight but reads its shape only
+    # torch takes a weight but only reads its shape
     weight = x.new_empty(1).expand(shape)
     zeros = [0] * len(kernel)
     with _precision(x):
@@ -121,9 +121,9 @@ def depthwise_convolution(
 
 @contextmanager
 def _precision(x: Tensor) -> Iterator[None]:
-    """On CUDA, let convolutions round their inputs if matrix products may.
+    """Let convolutions on CUDA round their inputs if matrix products may.
 
-    torch has a setting of its own for them, which rounds to 10 bits by default.
+    torch has a separate setting for convolutions. By default, they round to 10 bits.
     """
     if x.device.type != "cuda":
         yield

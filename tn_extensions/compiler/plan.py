@@ -1,4 +1,4 @@
-"""Plans: which candidate evaluates a network, why, and what it costs."""
+"""Plans: the candidate that evaluates a network, the reason for it, and its cost."""
 
 from __future__ import annotations
 
@@ -34,20 +34,21 @@ from tn_extensions.network.rules import pair, pairable
 
 
 class Plan:
-    """How a network is evaluated: its candidates, and the one that is chosen.
+    """The candidates of a network, and the one that is chosen to evaluate it.
 
     Args:
-        network: What was asked for.
+        network: The network.
         target: Rates of the device, element size and memory budget.
         device: Device type.
-        mode: Whether to measure candidates at first use, if none has been before.
+        mode: Mode of planning. ``"measure"`` measures candidates at the first run,
+            unless measurements are remembered.
 
     Attributes:
-        network: What was asked for.
-        rewriting: The simplifications that came first.
-        target: What was planned for.
-        estimated: The candidate that is cheapest by estimate.
-        measured: Seconds of candidates by label, of those that have been measured.
+        network: The network, as it was defined.
+        rewriting: The steps of its simplification.
+        target: Rates of the device, element size and memory budget.
+        estimated: The cheapest candidate by estimate.
+        measured: Measured seconds of candidates, by label.
     """
 
     def __init__(
@@ -64,12 +65,12 @@ class Plan:
 
     @property
     def candidate(self) -> Candidate:
-        """The chosen one; if it is still to be measured, the cheapest by estimate."""
+        """The chosen candidate; before a measurement, the cheapest by estimate."""
         return self._candidate
 
     @property
     def rejected(self) -> tuple[Candidate, ...]:
-        """The other candidates, cheapest first; listed when they are asked for."""
+        """The other candidates, cheapest first; computed at each access."""
         found = candidates(self.network, self.target)
         others = (one for one in found if one.label != self.candidate.label)
         return tuple(sorted(others, key=_preference(self.target)))
@@ -81,7 +82,7 @@ class Plan:
 
     @property
     def summary(self) -> str:
-        """The chosen candidate in a line."""
+        """The chosen candidate in one line."""
         cost, itemsize = self.cost, self.target.itemsize
         return (
             f"{self.candidate.name}: {si(cost.flops)} multiply-adds, "
@@ -108,16 +109,16 @@ class Plan:
         out: Tensor | None = None,
         accumulate: bool = True,
     ) -> Tensor:
-        """Evaluate on tensors, by operand name.
+        """Evaluate the network on tensors.
 
         Args:
-            tensors: The operands' tensors.
+            tensors: Tensors by operand name.
             scale: Factor of the result.
-            out: Where to write the result; it must not share memory with an operand.
-            accumulate: Whether to add to ``out`` rather than to replace it.
+            out: Tensor to write the result to; it must not share memory with operands.
+            accumulate: Whether to add to ``out`` instead of replacing its entries.
 
         Returns:
-            The scaled result, or ``out``.
+            ``out``, or a new tensor without one.
         """
         traced = is_traced(tensors.values())
         if not self._is_settled and not traced:
@@ -145,20 +146,20 @@ class Plan:
             out, accumulate = empty(self.network.shape, like), False
         if not out.shape or out.stride(-1) == 1 or out.shape[-1] == 1:
             candidate.run(tensors, Accumulator(out, scale, fresh=not accumulate))
-        else:  # matrix products write rows
+        else:  # matrix products can only write contiguous rows
             result = self._execute(candidate, tensors, scale, None, False)
             out.add_(result) if accumulate else out.copy_(result)
         return out
 
     def _cheapest_differentiable(self) -> Candidate:
-        """Choose the cheapest candidate of operations that can be recorded, if any."""
+        """Choose the cheapest candidate that can be recorded, if there is one."""
         if self._differentiable is None:
             others = (one for one in self.rejected if one.is_differentiable)
             self._differentiable = next(others, self._candidate)
         return self._differentiable
 
     def _measure(self, tensors: Tensors, out: Tensor | None) -> None:
-        """Run the best-ranked candidates, and keep to the fastest from now on."""
+        """Measure the best candidates by estimate, and use the fastest from now on."""
         like = next(iter(tensors.values()))
         if not can_measure(like):
             return
@@ -173,7 +174,7 @@ class Plan:
             }
             worth = self._number_worth_measuring(ranked)
             with torch.no_grad():
-                while len(calls) > 1 and not self.measured:  # what raises is left out
+                while len(calls) > 1 and not self.measured:  # more, if all raised
                     some = {label: calls.pop(label) for label in [*calls][:worth]}
                     self.measured = measure(some, like.device)
             if self.measured:
@@ -194,13 +195,13 @@ class Plan:
         return [one for one in found if preference(one)[0] == 0]
 
     def _number_worth_measuring(self, ranked: Sequence[Candidate]) -> int:
-        """Count the candidates that are not far behind by estimate; at least a few."""
+        """Count the candidates that are not much slower by estimate; at least a few."""
         seconds = [_preference(self.target)(one)[1] for one in ranked]
         close = [one for one in seconds if one <= _WORTH_MEASURING * seconds[0]]
         return min(max(len(close), _LEAST_MEASURED), _MOST_MEASURED)
 
     def _fastest(self) -> Candidate:
-        """Choose the fastest of the measured candidates; without any, by estimate."""
+        """Choose the fastest candidate as measured; without measurements, estimated."""
         if not self.measured:
             return self.estimated
         found = {one.label: one for one in candidates(self.network, self.target)}
@@ -210,13 +211,13 @@ class Plan:
 
 
 _WORTH_MEASURING = 4
-"""Times that a candidate may take of the cheapest one, by estimate, to be measured."""
+"""Largest ratio to the cheapest candidate's estimate for a candidate to be measured."""
 
 _LEAST_MEASURED, _MOST_MEASURED = 4, 12
 
 
 listeners: list[Callable[[Plan], None]] = []
-"""Called with each plan that runs, before it does."""
+"""Functions that are called with each plan before it runs."""
 
 
 def plan(
@@ -227,17 +228,19 @@ def plan(
 ) -> Plan:
     """Choose how to evaluate a network; cached.
 
+    The plan uses the fastest candidate that fits into the memory budget (see
+    :func:`~tn_extensions.memory_budget`), as measured or estimated (see
+    :class:`~tn_extensions.planning`). If none fits, it uses the cheapest of the
+    candidates that exceed the budget by the smallest factor, rounded up.
+
     Args:
-        network: What to evaluate.
-        dtype: Type in which to compute.
+        network: The network.
+        dtype: Data type in which to compute.
         device: Device type, e.g. ``"cpu"`` or ``"cuda"``.
-        budget: Memory budget in bytes. Default: the one in force.
+        budget: Memory budget in bytes (default: the budget in force).
 
     Returns:
-        The plan of the fastest candidate that fits into the memory budget (see
-        :func:`~tn_extensions.memory_budget`), as measured or estimated (see
-        :class:`~tn_extensions.planning`). If none fits, the cheapest of those that need
-        the smallest multiple of it.
+        The plan.
     """
     threads = torch.get_num_threads()
     budget, mode = budget or current_budget(), current_mode()
@@ -246,18 +249,18 @@ def plan(
 
 
 _PLANNING = RLock()
-"""Held while a network is planned, so that all threads share a plan."""
+"""Held while a network is planned, so that all threads get the same plan."""
 
 
 def register(primitive: Primitive) -> Primitive:
-    """Let plans use one more primitive, from now on, if it is the cheapest.
+    """Register a primitive, whose candidates all plans consider from now on.
 
     Args:
-        primitive: Yields its ways of evaluating a simplified network, its patterns
-            joined or not; nothing if the network's structure is not what it knows.
+        primitive: Yields candidates for a simplified network, in which patterns may
+            have been paired; none if the network's structure does not match.
 
     Returns:
-        The primitive, so that this is a decorator.
+        The primitive, so that this function can be used as a decorator.
     """
     if primitive not in _registered:
         _registered.append(primitive)
@@ -266,7 +269,7 @@ def register(primitive: Primitive) -> Primitive:
 
 
 def unregister(primitive: Primitive) -> None:
-    """Take back :func:`register`."""
+    """Undo :func:`register`."""
     if primitive in _registered:
         _registered.remove(primitive)
         forget_plans()
@@ -276,7 +279,7 @@ _registered: list[Primitive] = []
 
 
 def forget_plans() -> None:
-    """Plan anew from now on, since the constants have changed."""
+    """Drop all cached plans, after a change of what they depend on."""
     _plan.cache_clear()
     _cheapest.cache_clear()
     _shortlists.clear()
@@ -285,7 +288,7 @@ def forget_plans() -> None:
 
 
 to_forget: list[Callable[[], None]] = []
-"""Called to forget what has been made of plans."""
+"""Functions that are called when plans are dropped, to drop what depends on them."""
 
 
 def candidates(network: TensorNetwork, target: Target) -> list[Candidate]:
@@ -301,7 +304,7 @@ def _plan(
     device: str,
     budget: int,
     mode: Mode,
-    threads: int,  # each number has its own measurements
+    threads: int,  # measurements depend on it
 ) -> Plan:
     varying = varying_indices(network)
     target = Target(rates(device), itemsize, budget, _cheapest, varying)
@@ -310,7 +313,7 @@ def _plan(
 
 @lru_cache(maxsize=4096)
 def _cheapest(network: TensorNetwork, target: Target) -> Candidate:
-    """Choose the cheapest candidate for a part of a network, to a tensor."""
+    """Choose the cheapest candidate that evaluates a part of a network to a tensor."""
     best = _best(network, simplify(network), target)
     return best.with_value(network.shape)
 
@@ -321,10 +324,10 @@ _shortlists = Shortlists()
 def _best(
     network: TensorNetwork, simplified: TensorNetwork, target: Target
 ) -> Candidate:
-    """Choose the cheapest candidate for a network, defined and simplified.
+    """Choose the cheapest candidate for a network, given as defined and simplified.
 
-    Of those that were worth pricing for a network of about the same sizes, if one of
-    them fits into the budget; else of all.
+    If there is a shortlist from a network of similar sizes, consider only that, unless
+    none of it fits into the budget.
     """
     preference = _preference(target)
     shortlist = _shortlists.find(network, target)
@@ -343,20 +346,25 @@ def _best(
     return best
 
 
-_FIRST_TOUCH = 4e10
-"""Bytes per second at which held memory becomes usable, fresh or not, on average."""
+_REUSED, _FRESH = 4e10, 4e9
+"""Bytes per second at which memory becomes usable, if it was used before or is new."""
+
+_AT_HAND = 2**24
+"""Bytes that an allocator has at hand. More is returned to the system when it is freed,
+and comes back as pages to be cleared."""
 
 
 def _preference(target: Target) -> Callable[[Candidate], tuple[float, float]]:
-    """Rank by fit into the budget, then by speed and, at about one speed, by memory.
+    """Rank by fit into the budget, then by time, with a small price for memory.
 
-    Of what does not fit, what holds most budgets less: a few bytes are not worth being
+    Beyond the budget, only whole multiples of it count: a few bytes are not worth being
     many times slower.
     """
 
     def key(candidate: Candidate) -> tuple[float, float]:
         held = candidate.peak * target.itemsize
-        seconds = candidate.cost.seconds + held / _FIRST_TOUCH
+        price = held / _REUSED + max(0, held - _AT_HAND) / _FRESH
+        seconds = candidate.cost.seconds + price
         return max(ceil(held / target.budget) - 1, 0), seconds
 
     return key
@@ -368,7 +376,7 @@ def _candidates(
     target: Target,
     wanted: frozenset[Source] | None = None,
 ) -> Iterator[tuple[Source, Candidate]]:
-    """Yield candidates, all or of the wanted sources, each with its source."""
+    """Yield the candidates, of all or the wanted sources, each with its source."""
     for joined, form in _forms(network, simplified, wanted):
         for number, primitive in enumerate((*PRIMITIVES, *_registered)):
             source = (joined, number)
@@ -384,10 +392,10 @@ def _forms(
     simplified: TensorNetwork,
     wanted: frozenset[Source] | None = None,
 ) -> Iterator[tuple[tuple[str, ...] | None, TensorNetwork]]:
-    """Yield equals of a network to be evaluated.
+    """Yield the forms of a network that primitives see, with the indices of pairs.
 
-    As it was defined (None), which is how torch's kernels know it; simplified; and with
-    patterns joined over each subset of the indices that allow it.
+    First the network as it was defined (None), which shows convolutions; then the
+    simplified one, with pairs over each subset of the possible indices.
     """
     yield None, network
     indices = pairable(simplified)
@@ -397,7 +405,7 @@ def _forms(
             continue
         form: TensorNetwork | None = simplified
         for index in joined:
-            # patterns that share two indices are joined over one of them only
+            # patterns that share two indices can only be paired over one of them
             form = form and pair(form, index)
         if form is not None:
             yield joined, form

@@ -1,4 +1,4 @@
-"""The planning mode in force: by estimates, or by measuring."""
+"""The planning mode: by estimates or by measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tn_extensions.errors import describe
 Mode = Literal["estimate", "measure"]
 
 VARIABLE = "TN_EXTENSIONS_PLANNING"
-"""Environment variable with the mode that a process starts with."""
+"""Environment variable for the mode in which a process starts."""
 
 
 def _checked(mode: object, argument: str) -> Mode:
@@ -23,28 +23,28 @@ def _checked(mode: object, argument: str) -> Mode:
 
 _INITIAL = _checked(os.environ.get(VARIABLE, "estimate"), VARIABLE)
 _set: dict[planning, None] = {}
-"""The calls that have set a mode, in order."""
+"""Calls that have set a mode, in order."""
 _entered: dict[planning, None] = {}
-"""The contexts that are open, of all threads, in order."""
+"""Open ``with`` blocks of all threads, in order."""
 
 
 class planning:
     """Choose how plans are made, from now on or within a ``with`` block.
 
-    ``"estimate"`` ranks the candidates of a network by a cost model; measurements that
-    are remembered go first. ``"measure"`` runs the best-ranked ones when a network is
-    first evaluated, takes the fastest, and remembers it (see
-    :mod:`tn_extensions.wisdom`). Results differ by rounding only.
+    ``"estimate"`` ranks the candidates of a network by a cost model; remembered
+    measurements take precedence. ``"measure"`` runs the best candidates by estimate
+    when a network is first evaluated, uses the fastest, and remembers the times (see
+    :mod:`tn_extensions.wisdom`). The results of candidates differ only by rounding.
 
-    The mode holds in all threads. A process starts with that of the environment
-    variable ``TN_EXTENSIONS_PLANNING``, else with ``"estimate"``. Nothing is measured
+    The mode applies to all threads. A process starts in the mode of the environment
+    variable ``TN_EXTENSIONS_PLANNING`` (default: ``"estimate"``). Nothing is measured
     under ``torch.use_deterministic_algorithms(True)``.
 
     Args:
         mode: ``"estimate"`` or ``"measure"``.
 
     Raises:
-        ValueError: If there is no such mode.
+        ValueError: If the mode is neither of them.
 
     >>> with planning("measure"):
     ...     current_mode()
@@ -69,7 +69,7 @@ class planning:
 
 
 def current_mode() -> Mode:
-    """The mode in force: that of the block which was entered last."""
+    """Return the mode in force, which the block that was entered last has set."""
     for modes in (_entered, _set):
         if modes:
             return next(reversed(modes)).mode

@@ -1,8 +1,9 @@
 """Matrix products by the faster of the libraries that torch ships.
 
-On CPUs that MKL does not favour, oneDNN's products are about twice as fast in float32,
-but want contiguous operands. Both sum terms one by one where either matrix has few
-rows: hence the pieces, of so few terms that float32 sums stay accurate.
+On CPUs that MKL does not favour, oneDNN's float32 products are about twice as fast, but
+need contiguous operands. If either matrix has few rows, both libraries sum the terms
+one by one. Such products are cut into pieces of so few terms that float32 sums stay
+accurate.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from tn_extensions.compiler.allocate import contiguous, empty, is_large
 from tn_extensions.compiler.tracing import holds_data, is_traced
 
 _SMALL = 2**19
-"""Multiply-adds below which the overhead of a call decides."""
+"""Multiply-adds below which the overhead of a call dominates."""
 
 FEW = 64
 """Terms below which writing a result twice takes longer than the product."""
 
 _THIN = 16
-"""Rows and columns, terms below which products are no business of oneDNN's."""
+"""Numbers of rows, columns or terms below which oneDNN is not used."""
 
 _AT_ONCE = 256
-"""Terms that may be summed one by one in float32: the error stays at some 1e-6."""
+"""Terms that may be summed one by one in float32, with an error of about 1e-6."""
 
 WORTH_COPYING = 100
 """Multiply-adds per copied element above which contiguous copies pay."""
 
 
 def multiply(left: Tensor, right: Tensor) -> Tensor:
-    """Product ``left @ right^T`` of ``[..., M, R]`` and ``[..., P, R]``."""
-    if left.dim() == 3 and left.shape[0] == 1:  # a batch of one is slower than none
+    """Multiply ``left @ right^T``, of shapes ``[..., M, R]`` and ``[..., P, R]``."""
+    if left.dim() == 3 and left.shape[0] == 1:  # a batch of one would be slower
         return multiply(left[0], right[0])[None]
     if sums_one_by_one(left, right):
         return _in_pieces(left, right)
@@ -45,32 +46,32 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _into_new(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply ``left @ right``; large results lie in memory of :func:`empty`."""
+    """Multiply ``left @ right``; allocate large results by :func:`empty`."""
     shape = (*left.shape[:-1], right.shape[-1])
     if not is_large(left, shape) or is_traced((left, right)):
         return left @ right
-    if left.shape[:-2] != right.shape[:-2]:  # they are broadcast
+    if left.shape[:-2] != right.shape[:-2]:  # broadcast
         return left @ right
     return torch.matmul(left, right, out=empty(shape, left))
 
 
 def sums_one_by_one(left: Tensor, right: Tensor) -> bool:
-    """Tell whether CPUs' libraries would lose digits of a product of float32."""
+    """Tell whether a CPU's library would lose digits of this float32 product."""
     if left.dtype != torch.float32 or left.device.type != "cpu":
         return False
     return needs_pieces(left.shape[-2], right.shape[-2], left.shape[-1])
 
 
 def needs_pieces(rows: int, columns: int, terms: int) -> bool:
-    """Tell whether a product of these sizes would lose digits on CPUs.
+    """Tell whether a float32 product of these sizes would lose digits on CPUs.
 
-    Where either matrix has few rows, libraries sum the terms one by one, however many.
+    If either matrix has few rows, libraries sum all terms one by one.
     """
     return min(rows, columns) < _THIN and terms > 2 * _AT_ONCE
 
 
 def _in_pieces(left: Tensor, right: Tensor) -> Tensor:
-    """The product as a sum of those of some terms each."""
+    """Multiply as a sum of products with fewer terms."""
     end = left.shape[-1] // _AT_ONCE * _AT_ONCE
     pieces = [
         each[..., :end].unflatten(-1, (-1, _AT_ONCE)).movedim(-2, 0)
@@ -83,7 +84,7 @@ def _in_pieces(left: Tensor, right: Tensor) -> Tensor:
 
 
 def uses_onednn(left: Tensor, right: Tensor, fewest: int = FEW) -> bool:
-    """Tell whether a product of at least so many terms is better left to oneDNN."""
+    """Tell whether oneDNN is better for a product, of at least ``fewest`` terms."""
     if left.dim() != 2 or left.dtype != torch.float32 or left.device.type != "cpu":
         return False
     if not holds_data(left) or is_traced((left, right)):
@@ -109,7 +110,7 @@ def _onednn(left: Tensor, right: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _prefers_onednn() -> bool:
-    """Try both on a small product, once per process."""
+    """Tell whether oneDNN is faster on a small product; tried once per process."""
     if not torch.backends.mkldnn.is_available():
         return False
     square = torch.ones(256, 256)
@@ -119,7 +120,7 @@ def _prefers_onednn() -> bool:
         return False
 
     times: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(9):  # in turns, as others may use the processor, too
+    for _ in range(9):  # in turns, as other processes may be running, too
         for onednn, found in times.items():
             start = perf_counter()
             _onednn(square, square) if onednn else square @ square.mT

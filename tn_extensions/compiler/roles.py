@@ -1,4 +1,4 @@
-"""Which networks are convolutions, and what each operand of them carries."""
+"""Convolutions among networks, and the roles of their operands and indices."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tn_extensions.compiler.native import MOST_DIMS
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 
 LARGE_KERNEL = 32
-"""Entries of a kernel from which on torch's convolutions are slower."""
+"""Number of kernel entries above which torch's convolutions are slower."""
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """A dimension: sizes of what is hit, of the kernel and of the outputs."""
+    """A spatial dimension of a convolution: sizes of image, kernel and output."""
 
     image: int
     kernel: int
@@ -44,30 +44,30 @@ class Geometry:
 
     @property
     def fits(self) -> bool:
-        """Whether as much padding on the right as on the left leads to these sizes."""
+        """True if the sizes follow from the same padding on both sides."""
         return self.left >= 0 and 0 <= self.left - self.right < self.stride
 
     @property
     def nearly_fits(self) -> bool:
-        """Whether it leads to these sizes, or to one output more."""
+        """True if the same padding leads to these sizes, or to one more output."""
         return self.left >= 0 and 0 <= self.left - self.right < 2 * self.stride
 
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """Who carries what.
+    """Roles of the operands and indices of a convolution.
 
     Args:
-        image: The operand with most spatial structure: what is hit, or, of a transposed
-            convolution, the outputs.
+        image: The operand with the index that patterns hit. For a transposed
+            convolution, where the result has it, the operand with the outputs.
         kernel: The other operand.
-        spatial: The spatial index of image, kernel and result, for each dimension.
+        spatial: The spatial indices of image, kernel and result, for each dimension.
         groups: Indices of both operands and the result.
         contracted: Indices of both operands only.
         rows: Indices of the image and the result.
         columns: Indices of the kernel and the result.
         dims: Geometry of each dimension.
-        transposed: Whether the result is hit.
+        transposed: Whether patterns hit an index of the result.
     """
 
     image: Operand
@@ -82,7 +82,7 @@ class Roles:
 
     @classmethod
     def of(cls, network: TensorNetwork) -> Roles | None:
-        """The roles in a network, if it is a convolution."""
+        """Find the roles in a network; None if it is not a convolution."""
         patterns, sizes = network.patterns, network.sizes
         if len(network.operands) != 2 or network.pairs:
             return None
@@ -143,10 +143,10 @@ def _image_first(
     patterns: Sequence[Pattern],
     sizes: Mapping[str, int],
 ) -> tuple[Operand, Operand]:
-    """Which operand of a transposed convolution is its image, and which its kernel.
+    """Order the operands of a transposed convolution: the image, then the kernel.
 
-    The kernel is the smaller one in space. Where both are small, it is the one with
-    more channels of its own, by which torch's kernels vectorise.
+    The kernel is spatially smaller. If both operands are small, it is the one with more
+    channels of its own, over which torch's kernels vectorise.
     """
     spatial = {index for pattern in patterns for index in pattern.indices}
 
@@ -162,7 +162,7 @@ def _image_first(
 
 
 def _is_whole(operand: Operand, sizes: Mapping[str, int]) -> bool:
-    """Whether the operand is a tensor with an axis for each of its indices."""
+    """Tell whether all axes are read whole, and no index occurs twice."""
     axes = [axis.whole(sizes) for axis in operand.axes]
     indices = [index for axis in axes for index in axis or ()]
     return None not in axes and len(set(indices)) == len(indices)
@@ -171,7 +171,7 @@ def _is_whole(operand: Operand, sizes: Mapping[str, int]) -> bool:
 def _dimension(
     pattern: Pattern, image: Operand, kernel: Operand, kept: set[str], transposed: bool
 ) -> tuple[str, str, str] | None:
-    """Spatial index of image, kernel and result, if each carries one of a pattern's."""
+    """Return a pattern's indices of image, kernel and result; None unless one each."""
     if pattern.summed or len(pattern.indices) != 3:
         return None
     found = []

@@ -1,4 +1,4 @@
-"""Sharing: a common part of networks is evaluated once, and the networks from it."""
+"""Sharing: evaluate a common part of networks once, then the networks from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tn_extensions.network.parts import stored, substitute
 from tn_extensions.recognise import recognise
 
 _PART, _RESULT = "shared part", "own result"
-"""Names of operands: the part's result, and a network's own."""
+"""Names of operands: the result of the part, and the result of a network."""
 
 Planner = Callable[[TensorNetwork], Plan]
 
@@ -27,9 +27,9 @@ class Cuts:
     """A network that can be evaluated in chunks.
 
     Args:
-        network: All of it.
-        chunks: Where its operands are cut.
-        result: Where its result is cut; None if the chunks' results are added.
+        network: The whole network.
+        chunks: The cuts of its operands.
+        result: The cut of its result; None if the results of chunks are added.
     """
 
     network: TensorNetwork
@@ -38,13 +38,13 @@ class Cuts:
 
     @classmethod
     def along(cls, network: TensorNetwork, index: str) -> Cuts | None:
-        """Cut a network along an index, if that is possible."""
+        """Cut a network along an index; None if that is impossible."""
         nodes = (*network.nodes, stored(_RESULT, network))
         found = Chunks.along(nodes, network.sizes, [index])
         cuts = dict(found.cuts)
         result = cuts.pop(_RESULT, None)
         for operand in network.operands:
-            # copies of an operand are cut alike
+            # all copies of an operand must be cut in the same way
             if (operand.name in cuts) != (index in operand.indices):
                 return None
         return cls(network, replace(found, cuts=cuts), result) if cuts else None
@@ -52,7 +52,7 @@ class Cuts:
     def operands(
         self, tensors: Tensors, start: int = 0, count: int = 1
     ) -> dict[str, Tensor]:
-        """A chunk of the operands, as far as they are given."""
+        """Return a chunk of those operands that are given."""
         cuts, names = self.chunks.cuts, {one.name for one in self.network.operands}
         return {
             name: _narrowed(tensors[name], cuts.get(name), start, count)
@@ -72,8 +72,10 @@ def member(network: TensorNetwork, part: TensorNetwork, index: str = "") -> Cuts
     Args:
         network: The network.
         part: The part.
-        index: An index of the part's result, along which all is to be cut. Default: all
-            at once.
+        index: An index of the part's result to cut along (default: none).
+
+    Returns:
+        The network, cut along its name for the index.
     """
     found = substitute(network, part, _PART)
     if found is None:
@@ -82,7 +84,7 @@ def member(network: TensorNetwork, part: TensorNetwork, index: str = "") -> Cuts
     if not index:
         return Cuts(rest)
     own, *others = {known[index] for known in names}
-    # else it is a product of different chunks
+    # a network with others would multiply different chunks
     return None if others or rest.patterns else Cuts.along(rest, own)
 
 
@@ -94,7 +96,7 @@ class Sharing:
         part: The part.
         size: Number of values in a chunk.
         members: The networks in terms of the part's result, by number.
-        planner: Plans what is done with a chunk.
+        planner: Plans the networks of a chunk.
     """
 
     part: Cuts
@@ -106,7 +108,7 @@ class Sharing:
     )
 
     def plans(self, count: int) -> tuple[Plan, dict[int, Plan]]:
-        """Plan a chunk of so many values: the part, and the members but for itself."""
+        """Plan the part and the members, for a chunk of so many values."""
         if count not in self._plans:
             own, *members = (
                 self.planner(one.chunks.network(one.network, count))
@@ -122,7 +124,7 @@ class Sharing:
 
     @property
     def title(self) -> str:
-        """The part, and how much of it at a time."""
+        """Name of the part, and the size of its chunks."""
         network, index = self.part.network, self.part.chunks.index
         operands = " ".join(sorted({one.name for one in network.operands}))
         kept = " ".join(network.output_indices)
@@ -135,7 +137,7 @@ class Sharing:
         return network.nodes == (stored(_PART, network),)
 
     def seconds(self, number: int | None = None) -> float:
-        """Estimated time of a member, or of the part."""
+        """Estimate the time of a member, or of the part."""
         part, members = self.plans(self.size)
         if number is not None and self.is_part(number):
             return 0.0
@@ -151,14 +153,14 @@ class Sharing:
         return own + held
 
     def of(self, members: Mapping[int, Cuts]) -> Sharing:
-        """Return the same for some of the members."""
+        """Return the sharing of other members."""
         return replace(self, members=members)
 
     def run(self, tensors: Tensors) -> dict[int, Tensor]:
-        """Evaluate the members on operands by name; their results by number."""
+        """Evaluate the members on tensors by name; return their results by number."""
         like = tensors[self.part.network.operands[0].name]
         total = self.part.chunks.total
-        # evaluated at once, the part is a result itself
+        # if evaluated as a whole, the part is a result itself
         results = {
             number: empty(one.network.shape, like)
             for number, one in self.members.items()
@@ -176,5 +178,5 @@ class Sharing:
                 target = _narrowed(results[number], one.result, start, count)
                 is_added = start > 0 and one.result is None
                 members[number].run(operands, out=target, accumulate=is_added)
-            del value  # before there is another one
+            del value  # before the next one is allocated
         return results

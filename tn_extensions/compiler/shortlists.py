@@ -1,9 +1,10 @@
-"""Shortlists: which candidates are worth pricing, as for networks of similar sizes.
+"""Shortlists: candidates that were cheap for networks of similar sizes.
 
-Pricing all candidates takes longer than evaluating a small layer. Which of them are
-fast changes slowly with the sizes of data and space, so what came close to the fastest
-is remembered, and only that is priced for networks that differ in nothing else. Prices
-are those of the sizes at hand: this decides what is looked at, not what is chosen.
+Making all candidates takes longer than evaluating a small layer. But the cheap ones
+change slowly with the sizes of data and space. So those close to the cheapest are
+remembered, and only these are made for networks that differ in nothing but such sizes.
+Their costs are estimated for the actual sizes. A shortlist thus restricts the
+candidates but does not choose among them.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ from tn_extensions.network.nodes import Node
 Source = tuple[tuple[str, ...] | None, int]
 """Origin of a candidate.
 
-The indices over which patterns are joined, or None for the network as it was defined,
+The indices over which patterns are paired, or None for the network as it was defined,
 and the number of the primitive.
 """
 
 Sizes = tuple[tuple[str, int], ...]
 
 CLOSE = 2
-"""Times that a candidate may take of the fastest one to be worth pricing elsewhere."""
+"""Largest ratio to the cheapest candidate's estimate for a place on a shortlist."""
 
 _ALIKE = 2
-"""Factor up to which sizes are similar; their product may differ by its square.
+"""Largest factor between similar sizes; their products may differ by its square.
 
-Where data or a dimension of space get larger, others may get smaller.
+When one size gets larger, another one may get smaller.
 """
 
 
 def varying_indices(network: TensorNetwork) -> frozenset[str]:
-    """Indices of data and space, with their copies.
+    """Return the indices of data and space, with their copies.
 
-    They have their axes to themselves, unlike groups and channels, which share them.
+    Each of them has an axis to itself, unlike groups and channels, which share axes.
     """
     axes = [
         axis.position.indices for operand in network.operands for axis in operand.axes
@@ -49,17 +50,20 @@ def varying_indices(network: TensorNetwork) -> frozenset[str]:
 
 
 class Shortlists:
-    """Candidates worth pricing, by networks for which all have been priced."""
+    """Sources of cheap candidates, by network."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, list[tuple[Sizes, frozenset[Source]]]] = {}
 
     def find(self, network: TensorNetwork, target: Target) -> frozenset[Source]:
-        """The shortlist of the network whose sizes are nearest; empty if none is near.
+        """Find the shortlist of the network with the nearest sizes.
 
         Args:
-            network: What is planned.
-            target: What it is planned for.
+            network: The network to plan.
+            target: The target of the plan.
+
+        Returns:
+            The sources on it; empty if no network is similar.
         """
         key, sizes = _split(network, target)
         found = (
@@ -79,16 +83,16 @@ class Shortlists:
         self._known.setdefault(key, []).append((sizes, frozenset(sources)))
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Forget all shortlists."""
         self._known.clear()
 
 
 def _distance(sizes: Sizes, others: Sizes) -> float:
-    """Ratio of the products of all sizes; infinite if one of them is not similar."""
+    """Return the ratio of the products of sizes; infinite if two are not similar."""
     product = 1.0
     for (index, one), (_, other) in zip(sizes, others, strict=True):
         low, high = (one, other) if one < other else (other, one)
-        # rules ask for what is empty or single
+        # rules treat sizes of zero and one differently
         if low != high and (low < 2 or high > _ALIKE * low):
             return inf
         if not is_primed(index):
@@ -97,7 +101,7 @@ def _distance(sizes: Sizes, others: Sizes) -> float:
 
 
 def _split(network: TensorNetwork, target: Target) -> tuple[Hashable, Sizes]:
-    """The network without the sizes that vary, and these."""
+    """Split a network into the sizes that vary and everything else."""
     items = network.sizes.items()
     fixed = tuple(item for item in items if item[0] not in target.varying)
     varying = tuple(item for item in items if item[0] in target.varying)

@@ -1,4 +1,4 @@
-"""Slices of tensors at positions along several axes: read, written, looked up."""
+"""Slices of tensors at positions along several axes: read, write and find them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def flat(positions: Sequence[Tensor], extents: Sequence[int]) -> Tensor:
-    """Positions along several axes as those along all of them, the last one fastest."""
+    """Combine positions along several axes to positions along the flattened axes."""
     result, *others = positions
     for own, extent in zip(others, extents[1:], strict=True):
         result = (result[:, None] * extent + own).flatten()
@@ -20,15 +20,15 @@ def flat(positions: Sequence[Tensor], extents: Sequence[int]) -> Tensor:
 def merged(
     indices: Sequence[str], sizes: Mapping[str, int], kept: Mapping[str, Tensor]
 ) -> Tensor | None:
-    """Positions along an axis at which some of its indices take their kept values.
+    """Find the positions along an axis at which its indices take their kept values.
 
     Args:
         indices: Indices of the axis, slowest first.
-        sizes: Their sizes.
-        kept: Kept values, of those of which not all are.
+        sizes: Sizes of the indices.
+        kept: Kept values by index; all values of other indices are kept.
 
     Returns:
-        Positions; None for all of them.
+        The positions; None for all of them.
     """
     if not any(index in kept for index in indices):
         return None
@@ -40,10 +40,10 @@ def merged(
 
 
 def select(tensor: Tensor, positions: Sequence[Tensor | None]) -> Tensor:
-    """Copy the slices at positions along each axis; all of them for None."""
+    """Copy the slices at positions along each axis; None stands for all positions."""
     *_, last = positions
     chosen = [axis for axis, own in enumerate(positions[:-1]) if own is not None]
-    # in one go, unless that would copy the whole tensor first
+    # in one call, unless it would copy the whole tensor first
     groups = [(axis, axis + 1) for axis in chosen]
     if chosen and tensor.is_contiguous():
         groups = [(chosen[0], chosen[-1] + 1)]
@@ -56,7 +56,7 @@ def select(tensor: Tensor, positions: Sequence[Tensor | None]) -> Tensor:
         where = flat(own, extents).to(tensor.device)
         tensor = tensor.flatten(first, end - 1).index_select(first, where)
         tensor = tensor.unflatten(first, [len(each) for each in own])
-    if last is not None:  # ten times as fast as index_select there
+    if last is not None:  # along the last axis, ten times as fast as index_select
         where = last.to(tensor.device).expand(*tensor.shape[:-1], -1)
         tensor = tensor.gather(tensor.dim() - 1, where)
     return tensor
@@ -65,14 +65,17 @@ def select(tensor: Tensor, positions: Sequence[Tensor | None]) -> Tensor:
 def place(
     tensor: Tensor, positions: Sequence[Tensor | None], shape: Sequence[int]
 ) -> Tensor:
-    """Write slices to positions along each axis (None for all), zeros elsewhere.
+    """Place slices at positions along each axis, and zeros elsewhere.
 
     Args:
         tensor: The slices.
-        positions: Where they go.
+        positions: Their positions along each axis; None stands for all positions.
         shape: Shape of the result.
+
+    Returns:
+        The result.
     """
-    # neighbouring axes in one go, from the last one, which takes longest
+    # neighbouring axes in one call, the last ones first, since they take longest
     ends = [axis for axis, own in enumerate([*positions, None]) if own is None]
     for before, end in reversed([*pairwise([-1, *ends])]):
         first = before + 1
@@ -89,7 +92,7 @@ def place(
 
 
 def find(values: Tensor, kept: Tensor) -> Tensor:
-    """Where non-negative values stand among ascending ones; -1 if they do not."""
+    """Find the places of non-negative values among ascending ones; -1 if missing."""
     if not len(kept):
         return torch.full_like(values, -1)
     where = torch.searchsorted(kept, values).clamp(max=len(kept) - 1)

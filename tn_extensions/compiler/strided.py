@@ -1,4 +1,4 @@
-"""Operands as strided views: every affine axis is a size and a stride, no copies."""
+"""Operands as strided views, without copies."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from tn_extensions.network import Operand
 
 
 class Layout(NamedTuple):
-    """A strided view: its shape and strides, and where it starts after the tensor."""
+    """Shape, strides and offset of a strided view of a tensor."""
 
     shape: list[int]
     strides: list[int]
     offset: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The view of a tensor of the strides that this was made for."""
+        """View a tensor, which must have the strides that the layout was made for."""
         if 0 in self.shape:
             return tensor.new_empty(self.shape)
         start = tensor.storage_offset() + self.offset
         return tensor.as_strided(self.shape, self.strides, start)
 
     def merges(self, groups: Iterable[int]) -> bool:
-        """Tell whether groups of so many consecutive axes merge without a copy."""
+        """Tell whether groups of consecutive axes can be merged without a copy."""
         start = 0
         for length in groups:
             axes = zip(
@@ -50,7 +50,7 @@ def layout(
     sizes: Mapping[str, int],
     strides: Sequence[int],
 ) -> Layout:
-    """How a tensor of given strides has one axis per index, in the given order."""
+    """Return the layout in which a tensor of given strides has one axis per index."""
     offset = 0
     found = dict.fromkeys(order, 0)
     for axis, stride in zip(operand.axes, strides, strict=True):
@@ -65,12 +65,12 @@ def layout(
 def view(
     tensor: Tensor, operand: Operand, order: Sequence[str], sizes: Mapping[str, int]
 ) -> Tensor:
-    """The tensor with one axis per index, in the given order (absent ones: size 1)."""
+    """View a tensor with one axis per index, in order (size 1 for absent indices)."""
     return layout(operand, order, sizes, tensor.stride()).of(tensor)
 
 
 def pad(tensor: Tensor, paddings: Mapping[int, tuple[int, int]]) -> Tensor:
-    """Zero-pad some axes; the tensor itself if there is nothing to pad."""
+    """Zero-pad some axes; return the tensor itself if there is nothing to pad."""
     if not any(map(any, paddings.values())):
         return tensor
     flat: list[int] = []
@@ -85,7 +85,7 @@ def grouped(tensor: Tensor, groups: Sequence[int]) -> Tensor:
 
 
 def merged(shape: Sequence[int], groups: Iterable[int]) -> list[int]:
-    """The shape with consecutive axes merged."""
+    """Return the shape after merging groups of consecutive axes."""
     result, start = [], 0
     for length in groups:
         result.append(prod(shape[start : start + length]))
@@ -94,12 +94,12 @@ def merged(shape: Sequence[int], groups: Iterable[int]) -> list[int]:
 
 
 def contiguous_strides(shape: Sequence[int]) -> list[int]:
-    """Strides of a contiguous tensor."""
+    """Return the strides of a contiguous tensor."""
     return [prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
 def select(tensor: Tensor, index: Sequence[int]) -> Tensor:
-    """One position of each of the last dimensions, in a single call."""
+    """Select one position of each of the last dimensions, in a single call."""
     lead = tensor.dim() - len(index)
     shape, stride = tensor.shape, tensor.stride()
     offset = sum(at * step for at, step in zip(index, stride[lead:], strict=True))

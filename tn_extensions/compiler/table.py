@@ -1,4 +1,4 @@
-"""Plans as tables: what a plan does, what that takes, and what was rejected."""
+"""Plans as tables: operations, their costs, and rejected candidates."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ def plan_table(
     """Write a plan: totals, a row for each operation, rejected candidates.
 
     Args:
-        network: What is evaluated.
-        rewriting: The simplifications that come first.
-        candidate: What was chosen.
-        target: What was planned for.
+        network: The network.
+        rewriting: The steps of its simplification.
+        candidate: The chosen candidate.
+        target: The target of the plan.
         rejected: The other candidates, best first.
-        measured: Seconds of candidates, by label, as far as they are known.
+        measured: Measured seconds of candidates, by label.
+
+    Returns:
+        The text.
     """
     cost = candidate.cost
     held, budget = candidate.peak * target.itemsize, target.budget
@@ -79,7 +82,7 @@ def plan_table(
 
 
 def in_a_line(network: TensorNetwork) -> str:
-    """Write a network's quantity, if it is one, and its shapes."""
+    """Write the name of a network's quantity, if it has one, and its shapes."""
     shapes = {one.name: list(one.shape) for one in network.operands}
     operands = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     quantity = recognise(network)
@@ -93,7 +96,7 @@ def _reasons(
     rejected: Iterable[Candidate],
     measured: Mapping[str, float],
 ) -> list[tuple[str, str]]:
-    """Say of each primitive why the best of its candidates was not chosen."""
+    """Give for each primitive the reason why its best candidate was not chosen."""
     versions: dict[str, list[Candidate]] = {}
     for other in rejected:
         versions.setdefault(other.name, []).append(other)
@@ -103,7 +106,7 @@ def _reasons(
 
     rows = []
     for name, others in versions.items():
-        best = min(others, key=time)  # the first one if none has been measured
+        best = min(others, key=time)  # without measurements, the first one
         title = name if len(others) == 1 else f"{name}, best of {len(others)}"
         rows.append((title, _reason(chosen, target, best, measured)))
     return rows
@@ -130,12 +133,15 @@ def _reason(
 def ruled(
     head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int
 ) -> list[str]:
-    r"""Write a table between rules.
+    r"""Write a table with horizontal lines above and below its head and its end.
 
     Args:
         head: Titles of the columns.
         rows: The cells.
-        text_columns: How many columns are text; what follows are numbers.
+        text_columns: Number of leading columns with text; the others have numbers.
+
+    Returns:
+        The lines of text.
 
     >>> print(*ruled(["name", "size"], [["a", "1"], ["bc", "12"]], 1), sep="\n")
     ----------
@@ -153,7 +159,7 @@ def ruled(
 def aligned(
     rows: Sequence[Sequence[str]], text_columns: int = 2, indent: int = 0
 ) -> list[str]:
-    """Write rows whose columns line up: text from the left, numbers from the right."""
+    """Write rows with aligned columns: text to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         (

@@ -1,4 +1,4 @@
-"""Who watches: autograd, function transforms and compilers record what is done."""
+"""Tests of whether autograd, function transforms or compilers record operations."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
 def is_traced(operands: Iterable[Tensor]) -> bool:
-    """Tell whether operations on tensors are recorded, by autograd or a compiler.
+    """Tell whether autograd, a transform or a compiler records operations on tensors.
 
-    Then results may not be written piece by piece, and torch's internal operators,
-    which have no derivatives, not be called.
+    If so, results must not be written piece by piece, and torch's internal operators,
+    which have no derivatives, must not be called.
     """
     recorded = torch.is_grad_enabled()
     for operand in operands:
@@ -29,8 +29,8 @@ def is_traced(operands: Iterable[Tensor]) -> bool:
 def is_compiled(tensor: Tensor) -> bool:
     """Tell whether a compiler records operations on a tensor.
 
-    Under ``FakeTensorMode`` alone, operations run as they would on the tensors' device,
-    but for the values.
+    Under ``FakeTensorMode`` alone, the answer is no: operations run as on the tensors'
+    device, only without values.
     """
     if isinstance(tensor, FakeTensor):
         return torch._C._get_dispatch_mode(_PROXY) is not None
@@ -38,17 +38,17 @@ def is_compiled(tensor: Tensor) -> bool:
 
 
 def holds_data(tensor: Tensor) -> bool:
-    """Tell whether a tensor holds data, unlike those that a compiler traces with."""
+    """Tell whether a tensor holds data, unlike a compiler's tensors."""
     return type(tensor) in _PLAIN
 
 
 def is_capturing(tensor: Tensor) -> bool:
-    """Tell whether operations go into a CUDA graph instead of being done."""
+    """Tell whether operations are captured into a CUDA graph instead of being run."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def is_recorded() -> bool:
-    """Tell whether a compiler, an export or ``make_fx`` records operators."""
+    """Tell whether a compiler, an export or ``make_fx`` is recording operators."""
     if torch.compiler.is_compiling():
         return True
     return torch._C._get_dispatch_mode(_PROXY) is not None

@@ -1,9 +1,9 @@
 """Wisdom: measured times of candidates, remembered in a file.
 
-A readable JSON file for each device, release of torch and number of threads, in
-``$TN_EXTENSIONS_CACHE/wisdom`` (default: the user's cache folder). It has an entry for
-each network that was measured, with the seconds of each of its candidates. Plans take
-the fastest of them; without an entry, they go by estimates.
+There is a readable JSON file for each device, release of torch and number of threads,
+in ``$TN_EXTENSIONS_CACHE/wisdom`` (default: the user's cache folder). It has an entry
+for each measured network, with the seconds of its candidates. Plans use the fastest
+candidate of an entry; without an entry, they use estimates.
 """
 
 from __future__ import annotations
@@ -27,21 +27,24 @@ from tn_extensions.errors import describe
 from tn_extensions.network import TensorNetwork
 
 FORMAT = 1
-"""Version of the files; others are ignored."""
+"""Version of the file format; files of other versions are ignored."""
 
 _PATIENCE = 5.0
-"""Seconds to wait for another process that writes."""
+"""Seconds to wait while another process writes."""
 
 Entry = Mapping[str, Any]
-"""Of a network: ``network``, ``itemsize``, ``budget`` and ``seconds`` by candidate."""
+"""``network``, ``itemsize``, ``budget``, and ``seconds`` by candidate."""
 
 
 def find(key: str, device: str) -> Mapping[str, float]:
-    """Find the seconds of each measured candidate; empty if none has been measured.
+    """Find the measured seconds of a network's candidates.
 
     Args:
-        key: See :func:`key_of`.
+        key: Key of the network, see :func:`key_of`.
         device: Device type.
+
+    Returns:
+        Seconds by candidate; empty without an entry.
     """
     entry = _store(device).entries.get(key)
     return {} if entry is None else entry["seconds"]
@@ -53,17 +56,17 @@ def record(key: str, entry: Entry, device: str) -> None:
 
 
 def key_of(network: TensorNetwork, itemsize: int, budget: int) -> str:
-    """Make the key of a network, computed with so many bytes an entry, in a budget."""
+    """Make the key of a network with an element size and a budget, in bytes."""
     text = repr((network.nodes, network.output, sorted(network.sizes.items())))
     digest = hashlib.sha256(f"{text} {itemsize} {budget}".encode())
     return digest.hexdigest()[:20]
 
 
 def save(path: str | os.PathLike[str], device: str = "cpu") -> None:
-    """Write all that is known of a device to a file, to be loaded elsewhere.
+    """Save all entries of a device to a file, which can be loaded elsewhere.
 
     Args:
-        path: The file; what it holds is replaced.
+        path: The file, which is overwritten.
         device: Device type.
 
     Raises:
@@ -74,26 +77,26 @@ def save(path: str | os.PathLike[str], device: str = "cpu") -> None:
 
 
 def load(*paths: str | os.PathLike[str]) -> int:
-    """Add the entries of files to what is known of their devices.
+    """Load entries from files.
 
-    They replace what is known of the same networks, and hold for plans that are made
-    from now on; those in use stay.
+    They replace present entries of the same networks. Plans that are made from now on
+    use them; plans that have been made stay unchanged.
 
     Args:
-        paths: Files that :func:`save` wrote, or that lie in another cache folder.
+        *paths: Files that :func:`save` has written, or files of another cache folder.
 
     Returns:
-        Number of entries.
+        Number of entries loaded.
 
     Raises:
         OSError: If a file cannot be read.
-        ValueError: If a file is none of these; then none is loaded.
+        ValueError: If a file has another format; no file is loaded then.
     """
     contents = []
     for path in paths:
         found = _parse(Path(path).read_text())
         if found is None:
-            rule = f"hold wisdom of format {FORMAT}"
+            rule = f"be wisdom files of format {FORMAT}"
             raise ValueError(describe("load", "paths", rule, str(path)))
         contents.append(found)
     for found in contents:
@@ -102,7 +105,7 @@ def load(*paths: str | os.PathLike[str]) -> int:
 
 
 def show(device: str = "cpu") -> str:
-    """List what is known of a device: each network with its fastest candidates."""
+    """List all entries of a device: each network with its candidates, fastest first."""
     store = _store(device)
     lines = [f"{store.path}: {len(store.entries)} network(s)"]
     for entry in store.entries.values():
@@ -113,7 +116,7 @@ def show(device: str = "cpu") -> str:
 
 
 def forget(device: str = "cpu") -> None:
-    """Delete all that is known of a device, in this process and in the file."""
+    """Delete all entries of a device, in this process and in the file."""
     _store(device).clear()
 
 
@@ -128,7 +131,7 @@ class _Store:
         self.entries: dict[str, Entry] = self._read() or {}
 
     def add(self, entries: Mapping[str, Entry]) -> None:
-        """Add entries, and write them together with what others have written."""
+        """Add entries, and write them to the file, next to those of other processes."""
         with self._lock:
             self.entries.update(entries)
             if self._warned:
@@ -151,7 +154,7 @@ class _Store:
             self.path.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Entry] | None:
-        """Read the file's entries; None if it is there but of no use."""
+        """Read the file's entries; None if the file exists but cannot be used."""
         try:
             found = _parse(self.path.read_text())
         except FileNotFoundError:
@@ -160,7 +163,7 @@ class _Store:
             self._warn(f"cannot be read ({reason})")
             return None
         if found is None:
-            self._warn(f"does not hold wisdom of format {FORMAT}")
+            self._warn(f"is not a wisdom file of format {FORMAT}")
             return None
         return dict(found["plans"])
 
@@ -175,7 +178,7 @@ _HEADER = ("device", "torch", "threads")
 
 
 def _store(device: str) -> _Store:
-    """Return the store of a device of this machine, as torch is set up now."""
+    """Return the store of a device of this machine, with torch's present settings."""
     version = torch.__version__.partition("+")[0]
     return _store_of((_device_name(device), version, torch.get_num_threads()))
 
@@ -187,7 +190,7 @@ def _store_of(header: tuple[Any, ...]) -> _Store:
 
 @lru_cache(maxsize=8)
 def _device_name(device: str) -> str:
-    """Name a processor or accelerator; the first of several."""
+    """Return the name of a processor or accelerator; of several, the first one's."""
     if device == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     if device != "cpu":
@@ -220,20 +223,20 @@ def _folder() -> Path:
 
 
 def _parse(text: str) -> dict[str, Any] | None:
-    """Parse a file; None if it is not of this format."""
+    """Parse a file; None if it has another format."""
     try:
         found = json.loads(text)
-        right = found["format"] == FORMAT and all(name in found for name in _HEADER)
+        valid = found["format"] == FORMAT and all(name in found for name in _HEADER)
         for entry in found["plans"].values():
-            right = right and all(float(t) >= 0 for t in entry["seconds"].values())
-            right = right and {"network", "itemsize", "budget"} <= {*entry}
+            valid = valid and all(float(t) >= 0 for t in entry["seconds"].values())
+            valid = valid and {"network", "itemsize", "budget"} <= {*entry}
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    return found if right else None
+    return found if valid else None
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a file at once, so that nobody reads a half of it."""
+    """Replace a file atomically, so that no process reads half of it."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as file:

@@ -1,4 +1,4 @@
-"""Diagrams of tensor networks: a layout, drawn by matplotlib or written as TikZ."""
+"""Diagrams of tensor networks, drawn by matplotlib or written as TikZ."""
 
 from tn_extensions.diagram.figure import draw
 from tn_extensions.diagram.layout import layout, names

@@ -1,4 +1,4 @@
-"""Networks as matplotlib figures; matplotlib is optional, and imported here only."""
+"""Networks as matplotlib figures; matplotlib is optional and only imported here."""
 
 from __future__ import annotations
 
@@ -27,36 +27,39 @@ def draw(
 ) -> Figure:
     """Draw a network: boxes are operands, hexagons patterns, lines indices.
 
-    What leaves the network is an index of the result; a dot joins the carriers of an
-    index that more than two share; a circled 1 is a sum over an index that only one
-    carries. Spatial dimensions are rows, primed copies mirror the first half. A network
-    shows this picture by itself in notebooks.
+    A line that leaves the network is an index of the result. A dot joins the carriers
+    of an index if there are more than two. A circled 1 is the sum over an index that
+    only one node carries. Rows are spatial dimensions, and primed copies mirror the
+    first half. Notebooks show this picture of a network.
 
     Args:
-        network: What to draw.
-        shade: Parts to shade: a label for each, and the names of its nodes, as
-            ``tn_extensions.diagram.names(network)`` has them. Default: the halves of a
-            network that has two; pass ``{}`` for none.
-        scale: Enlarges the picture.
+        network: The network.
+        shade: Parts to shade: labels, and names of nodes, see
+            ``tn_extensions.diagram.names(network)``. Default: the halves of a mirrored
+            network; pass ``{}`` for none.
+        scale: Factor that enlarges the picture.
 
     Returns:
         A matplotlib figure; save it with ``figure.savefig("name.svg")``.
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If the network has more than 200 nodes, or none of a given name.
+        ValueError: If the network has more than 200 nodes, or no node of a given name.
     """
     return figure(layout(network, shade), scale)
 
 
 @method_of(Trace, name="draw")
 def draw_trace(trace: Trace, columns: int = 3, scale: float = 1.0) -> Figure:
-    """Draw a strip of pictures, one for each step; notebooks show it by themselves.
+    """Draw a picture for each step of a simplification. Notebooks show them, too.
 
     Args:
         trace: The steps.
-        columns: Pictures side by side.
-        scale: Enlarges the picture.
+        columns: Number of pictures in a row.
+        scale: Factor that enlarges the pictures.
+
+    Returns:
+        A matplotlib figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -66,14 +69,14 @@ def draw_trace(trace: Trace, columns: int = 3, scale: float = 1.0) -> Figure:
 
 @method_of(TensorNetwork, Trace, name="_repr_svg_")
 def svg(drawn: TensorNetwork | Trace) -> str | None:
-    """Render what a notebook shows, if matplotlib is installed."""
+    """Render the picture for a notebook, if matplotlib is installed."""
     content = _shown(drawn, "svg")
     return None if content is None else content.decode()
 
 
 @method_of(TensorNetwork, name="_repr_png_")
 def png(drawn: TensorNetwork | Trace) -> bytes | None:
-    """Render what a notebook shows that takes no SVG."""
+    """Render the picture for a notebook that cannot show SVG."""
     return _shown(drawn, "png")
 
 
@@ -92,8 +95,11 @@ def figure(scene: Scene, scale: float = 1.0) -> Figure:
     """Draw a scene.
 
     Args:
-        scene: What to draw.
-        scale: Enlarges the picture.
+        scene: The scene.
+        scale: Factor that enlarges the picture.
+
+    Returns:
+        A matplotlib figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -115,11 +121,11 @@ def figure(scene: Scene, scale: float = 1.0) -> Figure:
 
 
 def render(scene: Scene, kind: str) -> bytes:
-    """Render a scene as a file's content: ``"svg"``, ``"png"`` or ``"pdf"``."""
+    """Render a scene as the content of a file: ``"svg"``, ``"png"`` or ``"pdf"``."""
     import matplotlib
 
     buffer = BytesIO()
-    # the same picture, the same bytes
+    # without dates, equal pictures have equal bytes
     plain = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with matplotlib.rc_context({"svg.hashsalt": "tn_extensions"}):
         figure(scene).savefig(
@@ -129,7 +135,7 @@ def render(scene: Scene, kind: str) -> bytes:
 
 
 class _Pen:
-    """Draws on matplotlib's axes."""
+    """A pen that draws on matplotlib's axes."""
 
     def __init__(self, axes: Any, scale: float) -> None:
         self.axes, self.scale = axes, scale

@@ -1,4 +1,4 @@
-"""How indices, operands and patterns are written, in TeX that matplotlib reads, too."""
+"""Labels of indices and nodes, in TeX that matplotlib can read, too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FAMILIES: dict[str, Family] = {
 
 
 def split(index: str) -> tuple[str, str, str]:
-    """Base, number and primes of an index.
+    """Split an index into base, number and primes.
 
     >>> split("k1p"), split("ci"), split("p")
     (('k', '1', 'p'), ('ci', '', ''), ('p', '', ''))
@@ -31,13 +31,13 @@ def split(index: str) -> tuple[str, str, str]:
 
 
 def family(index: str) -> Family:
-    """What an index runs through; of unknown ones: space if it has a number."""
+    """Return the family of an index; unknown indices with a number are spatial."""
     base, number, _ = split(index)
     return _FAMILIES.get(base, "spatial" if number else "channel")
 
 
 def math(index: str) -> str:
-    r"""An index in TeX's mathematics, without the dollars.
+    r"""Write an index in TeX, for math mode.
 
     >>> math("k1p"), math("ci"), math("x_dot")
     ("k_{1}'", '\\mathit{ci}', '\\mathit{x\\_dot}')
@@ -50,7 +50,7 @@ def math(index: str) -> str:
 
 
 def size_of(text: str) -> int:
-    r"""About how many letters wide a label is.
+    r"""Estimate the width of a label in letters.
 
     >>> size_of(r"$\mathit{ci}'$"), size_of("$k_{1} = 2$")
     (3, 6)
@@ -61,11 +61,14 @@ def size_of(text: str) -> int:
 
 
 def lines(node: Node, primed: bool) -> tuple[str, ...]:
-    """What a node's box says: its name, then what a pattern does.
+    """Write the text of a node's box: its name, then the equation of a pattern.
 
     Args:
         node: The node.
         primed: Whether it is the second of two copies.
+
+    Returns:
+        The lines.
     """
     prime = "'" if primed else ""
     if isinstance(node, Operand):
@@ -84,7 +87,7 @@ def lines(node: Node, primed: bool) -> tuple[str, ...]:
 
 
 def is_identity(node: Node) -> bool:
-    """Whether a node only says that two indices are equal."""
+    """Tell whether a node only makes two indices equal."""
     return (
         isinstance(node, Pattern)
         and not node.summed
@@ -99,8 +102,8 @@ def _number(pattern: Pattern) -> str:
 
 
 def _hit(pattern: Pattern) -> str:
-    """``i = s o + d k - l``, and ``t < size`` for each term that is summed."""
-    # outputs before kernels, as it is usually written
+    """Write ``i = s o + d k - l``, and ``t < size`` for each summed term."""
+    # outputs before kernels, as usual
     terms = [(math(j), s) for j, s in reversed(pattern.position.terms)]
     bounds = []
     for letter, (stride, size) in zip("tuvw", pattern.summed, strict=False):
@@ -111,7 +114,7 @@ def _hit(pattern: Pattern) -> str:
 
 
 def caption(output: tuple[tuple[str, ...], ...], shape: tuple[int, ...]) -> str:
-    r"""Axes of the result and their sizes.
+    r"""Write the axes of the result and their sizes.
 
     >>> caption((("n",), ("ci", "k1")), (2, 12))
     '$[n,\\ \\mathit{ci}\\,k_{1}]$: [2, 12]'

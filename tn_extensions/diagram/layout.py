@@ -1,4 +1,4 @@
-"""From a network to a picture: deterministic, and backend-free."""
+"""Layout: from a network to a scene, the same each time and for all backends."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tn_extensions.network.network import TensorNetwork
 from tn_extensions.network.nodes import Node, Operand, Pair, Selection
 
 LIMIT = 200
-"""Nodes beyond which a picture is no help, and takes long."""
+"""Number of nodes above which a picture takes long and does not help."""
 
 _GAP, _TIGHT, _ROOMY, _MARGIN = 1.9, 0.55, 1.2, 0.3
-"""Space between columns, rows without and with legs in between, around shades."""
+"""Space between columns, between rows without and with legs, and around shades."""
 
 
 def layout(
@@ -35,16 +35,19 @@ def layout(
     shade: Mapping[str, Iterable[str]] | None = None,
     caption: bool = True,
 ) -> Scene:
-    """Lay a network out.
+    """Lay out a network.
 
     Args:
-        network: What to draw.
-        shade: Parts to shade: a label for each, and the names of the nodes (see
-            :func:`names`). Default: both halves of a network of mirrored halves.
+        network: The network.
+        shade: Parts to shade: labels, and names of nodes (see :func:`names`). Default:
+            the halves of a mirrored network.
         caption: Whether to write the axes of the result below the picture.
 
+    Returns:
+        The scene.
+
     Raises:
-        ValueError: If the network has more than 200 nodes, or none of a given name.
+        ValueError: If the network has more than 200 nodes, or no node of a given name.
     """
     if len(network.nodes) > LIMIT:
         rule, remedy = f"have at most {LIMIT} nodes", "Draw its parts"
@@ -70,7 +73,7 @@ def layout(
 
 
 def names(network: TensorNetwork) -> tuple[str, ...]:
-    """Names of nodes, in order, as they stand in the picture: ``"x"``, ``"P1'"``."""
+    """Return the names of nodes in the picture, in order: ``"x"``, ``"P1'"``."""
     return _names(network, place(network))
 
 
@@ -95,12 +98,12 @@ def _parts(
     spots: Sequence[Spot],
     shade: Mapping[str, Iterable[str]] | None,
 ) -> list[tuple[str, list[int]]]:
-    """Numbers of the nodes of each part that is shaded."""
+    """Return the labels of shaded parts, with the numbers of their nodes."""
     if shade is None:
         own = [s for s in spots if s.primed or not is_between(network.nodes[s.number])]
         halves = [[s.number for s in own if s.primed == p] for p in (False, True)]
         copies = (network.nodes[number] for number in halves[1])
-        # the copy of what is squared is no half
+        # a squared operand's copy is not a half
         if not any(is_primed(index) for node in copies for index in node.indices):
             return []
         return list(zip(("half", "copy"), halves, strict=True))
@@ -110,7 +113,7 @@ def _parts(
         wanted = tuple(wanted)
         for name in wanted:
             if name not in known:
-                rule = f"name nodes, of {', '.join(map(repr, sorted(set(known))))}"
+                rule = f"name nodes among {', '.join(map(repr, sorted(set(known))))}"
                 raise ValueError(describe("layout", "shade", rule, repr(name)))
         parts.append((title, [j for j, name in enumerate(known) if name in wanted]))
     return parts
@@ -138,7 +141,7 @@ def _boxes(
     height = (rows - 1) * (tall + between)
     boxes = []
     for node, spot, lines, size in zip(network.nodes, spots, texts, sizes, strict=True):
-        # a column of few rows spreads as far as the highest
+        # columns with fewer rows are spread over the same height
         y = height * (0.5 - spot.row / (spot.rows - 1)) if spot.rows > 1 else 0.0
         center = Point(lefts[spot.column] + widths[spot.column] / 2, y)
         boxes.append(Box(spot.number, _kind(node), center, size.x, size.y, lines))
@@ -152,7 +155,7 @@ def _kind(node: Node) -> Kind:
 
 
 def _room(link: Link) -> float:
-    """Space between rows for what is written there."""
+    """Return the space that a link needs between rows."""
     if link.course == "leg" and link.sides[0] == "bottom":
         return _ROOMY if link.output else _ROOMY + 0.3
     legs = link.course == "straight" and link.output

@@ -1,8 +1,8 @@
-"""Which column and row each node goes to.
+"""Columns and rows of the nodes of a picture.
 
-Columns are distances along index patterns from the input; spatial dimensions are
-stacked in rows. A second half, of nodes that are primed copies, mirrors the first. What
-belongs to both stands between the two: pairs, and an operand that one of them meets.
+A node's column is its distance from the input along index patterns. Rows are spatial
+dimensions. The second half, with the primed copies, mirrors the first. Nodes that
+belong to both halves are between them: pairs, and operands with primed indices.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tn_extensions.network.nodes import Node, Operand, Pair
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where a node goes.
+    """The place of a node.
 
     Args:
-        number: Its position in ``network.nodes``.
-        column: From the left.
-        row: From the top of its column.
-        rows: How many rows its column has.
-        primed: Whether it is the second copy.
+        number: Position of the node in ``network.nodes``.
+        column: Column, from the left.
+        row: Row, from the top of the column.
+        rows: Number of rows in the column.
+        primed: Whether the node is a second copy.
     """
 
     number: int
@@ -37,17 +37,17 @@ class Spot:
 
     @property
     def first(self) -> bool:
-        """Whether nothing is above it."""
+        """True if nothing is above the node."""
         return self.row == 0
 
     @property
     def last(self) -> bool:
-        """Whether nothing is below it."""
+        """True if nothing is below the node."""
         return self.row == self.rows - 1
 
 
 def place(network: TensorNetwork) -> tuple[Spot, ...]:
-    """A spot for each node, in the order of the nodes."""
+    """Find a spot for each node, in the order of the nodes."""
     nodes = network.nodes
     copies = _copies(nodes)
     halves = [
@@ -68,12 +68,12 @@ def place(network: TensorNetwork) -> tuple[Spot, ...]:
 
 
 def is_between(node: Node) -> bool:
-    """Tell whether a node that is no copy meets copies."""
+    """Tell whether a node that is not a copy belongs to both halves."""
     return isinstance(node, Pair) or isinstance(node, Operand) and _primes(node) > 0
 
 
 def _copies(nodes: Sequence[Node]) -> set[int]:
-    """Nodes that are second copies: of an operand's two, that with more primes."""
+    """Return the second copies; of two equal operands, the one with more primes."""
     copies = set()
     seen: Counter[str] = Counter()
     by_primes = sorted(range(len(nodes)), key=lambda j: _primes(nodes[j]))
@@ -86,7 +86,7 @@ def _copies(nodes: Sequence[Node]) -> set[int]:
     if copies:
         known = {index for node in nodes for index in node.indices}
         for number, node in enumerate(nodes):
-            # indices that the halves share do not tell whose a pattern is
+            # indices that the halves share do not tell to which one a pattern belongs
             own = [j for j in node.indices if is_primed(j) or prime(j) in known]
             if not isinstance(node, (Operand, Pair)) and 2 * _primes(node) > len(own):
                 copies.add(number)
@@ -98,10 +98,10 @@ def _primes(node: Node) -> int:
 
 
 def _columns(nodes: Sequence[Node], half: list[int], mirrored: bool) -> list[list[int]]:
-    """Nodes of a half by their distance from the first operand (if mirrored, any)."""
+    """Group nodes of a half by distance from its first operand, or from any of them."""
     half = sorted(half, key=lambda number: _order(nodes[number]))
     operands = [number for number in half if isinstance(nodes[number], Operand)]
-    # operands that share the channel stand apart, with the patterns between them
+    # operands that share a channel are kept apart, with the patterns between them
     distance: dict[int, int] = dict.fromkeys(operands if mirrored else operands[:1], 0)
     _reach(nodes, half, distance, patterns_only=True)
     _reach(nodes, half, distance, patterns_only=False)
@@ -119,13 +119,13 @@ def _reach(
     distance: dict[int, int],
     patterns_only: bool,
 ) -> None:
-    """Extend distances to all nodes that are connected.
+    """Extend distances to all connected nodes.
 
     Args:
         nodes: All nodes.
-        half: Numbers of those to reach.
-        distance: Distances of those that are reached; changed in place.
-        patterns_only: Whether two operands that share an index count as apart.
+        half: Numbers of the nodes to reach.
+        distance: Distances of the nodes that have been reached; changed in place.
+        patterns_only: Whether to ignore connections between two operands.
     """
     queue = sorted(distance, key=distance.__getitem__)
     for number in queue:
@@ -140,7 +140,7 @@ def _reach(
 
 
 def _order(node: Node) -> tuple[object, ...]:
-    """The input first; patterns by dimension, identities last."""
+    """Return a key: first the input, then patterns by dimension, then identities."""
     if isinstance(node, Operand):
         return (0, node.name != "x", 0, node.name)
     pattern = node.first if isinstance(node, Pair) else node

@@ -1,4 +1,4 @@
-"""Where on its border each index leaves a box, and how large that makes the box."""
+"""Ports: the points at which indices leave boxes, and the sizes of the boxes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tn_extensions.diagram.wiring import Link, Side
 
 _NAME, _LETTER, _LINE = 0.18, 0.145, 0.42
 _APART: dict[Side, float] = {"left": 0.42, "right": 0.42, "top": 0.5, "bottom": 0.5}
-"""Width of a letter in names and below, height of a line; between ports."""
+"""Width of a letter in names and in other lines, height of a line; space of ports."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The ends of links by box and side, in order from the left or the top.
+    """The order of links at the sides of boxes.
 
     Args:
-        order: Numbers of links.
-        lanes: Those that run along a lane, the innermost first.
-        up: Those whose leg to the output goes up, of links between neighbours.
+        order: Numbers of links by box and side, from the left or the top.
+        lanes: Numbers of links along lanes, the innermost first.
+        up: Numbers of links between neighbours with a leg to the output that goes up.
     """
 
     order: dict[tuple[int, Side], list[int]]
@@ -31,8 +31,8 @@ class Ports:
     up: frozenset[int]
 
     def size(self, spot: Spot, lines: Sequence[str], pattern: bool) -> Point:
-        """Width and height of a box that has room for its ports and text."""
-        # primes are narrow, and copies are as wide as what they mirror
+        """Return the width and height of a box with room for its ports and text."""
+        # primes do not count, so that a copy is as wide as the box it mirrors
         letters = [size_of(line.replace("'", "")) for line in lines]
         text = max(letters[0] * _NAME, *(n * _LETTER for n in letters))
         text += 0.85 if pattern else 0.5
@@ -42,7 +42,7 @@ class Ports:
         return Point(max(text, across), max(len(lines) * _LINE + 0.25, along))
 
     def at(self, box: Box, side: Side, link: int) -> Point:
-        """Where a link meets the border of its box."""
+        """Return the point at which a link ends at the border of its box."""
         ends = self.order[box.number, side]
         offset = (ends.index(link) - (len(ends) - 1) / 2) * _APART[side]
         half = Point(box.width / 2, box.height / 2)
@@ -53,7 +53,7 @@ class Ports:
 
 
 def ports(links: Sequence[Link]) -> Ports:
-    """Order the ends of all links such that they cross little."""
+    """Order the ends of links so that few of them cross."""
     laned = [j for j, link in enumerate(links) if link.course in ("above", "below")]
     lanes = sorted(laned, key=lambda j: (links[j].output, *_span(links[j]), j))
     up = _up(links)
@@ -73,13 +73,13 @@ def ports(links: Sequence[Link]) -> Ports:
 
 
 def _span(link: Link) -> tuple[int, int]:
-    # those that go round others run outside
+    # links that go round boxes use the outer lanes
     rounds = sum(side in ("left", "right") for side in link.sides)
     return rounds, link.high - link.low
 
 
 def _up(links: Sequence[Link]) -> set[int]:
-    """Of links between the same two neighbours, the first leg goes up, others down."""
+    """Return the links whose leg goes up: the first one between two neighbours."""
     taken = set()
     up = set()
     for j, link in enumerate(links):
@@ -91,7 +91,7 @@ def _up(links: Sequence[Link]) -> set[int]:
 
 def _down_the_side(link: Link, spot: Spot, lane: int, up: bool) -> tuple[float, ...]:
     if link.course != "straight":
-        # round others: the higher its lane, the further out and down; then legs
+        # first links that go round boxes, by the height of their lanes; then legs
         return (0.0, lane, 0.0) if lane >= 0 else (1.0, 0.0, 0.0)
     (other,) = (one for one in link.spots if one is not spot)
     target = (other.rows - 1) / 2 - other.row
@@ -100,7 +100,7 @@ def _down_the_side(link: Link, spot: Spot, lane: int, up: bool) -> tuple[float, 
 
 
 def _along(link: Link, spot: Spot, lane: int) -> tuple[float, ...]:
-    """Lanes to the left, the lowest first, what goes straight, lanes to the right."""
+    """Return a key that sorts lanes to the left, straight links, lanes to the right."""
     if lane < 0:
         return (0.0, 0.0)
     columns = [other.column for other in link.spots]

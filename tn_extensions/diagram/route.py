@@ -1,4 +1,4 @@
-"""The lines that wires follow between boxes."""
+"""Routes: the lines that wires follow between boxes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tn_extensions.diagram.scene import Box, Label, Path, Point, Wire
 from tn_extensions.diagram.wiring import Link, Side
 
 _LEG, _DROP, _LANES, _LANE, _CHANNEL = 0.6, 0.45, 0.75, 0.5, 0.25
-"""Lengths of legs to the side and down; space up to lanes, between them, channels."""
+"""Lengths of legs to the side and down; space below lanes, between lanes, channels."""
 
 _OUT = {"left": (-1, 0), "right": (1, 0), "top": (0, 1), "bottom": (0, -1)}
 
 
 @dataclass(frozen=True)
 class Router:
-    """Draws each link from port to port.
+    """A router, which draws each link from port to port.
 
     Args:
-        boxes: The nodes.
-        spots: Their places.
-        ports: The order of the ends.
-        links: What to draw.
+        boxes: The boxes of the nodes.
+        spots: The places of the nodes.
+        ports: The order of the links' ends.
+        links: The links.
     """
 
     boxes: Sequence[Box]
@@ -34,14 +34,14 @@ class Router:
     links: Sequence[Link]
 
     def wires(self) -> tuple[Wire, ...]:
-        """A wire for each link."""
+        """Draw a wire for each link."""
         draw = {"leg": self._leg, "straight": self._straight, "stacked": self._stacked}
         wires = {
             number: draw[link.course](number, link)
             for number, link in enumerate(self.links)
             if link.course in draw
         }
-        # legs of lanes to the output must not meet: each knows those before it
+        # legs to the output must not touch, so pass on the legs of earlier lanes
         legs: list[float] = []
         for number in self.ports.lanes:
             wires[number] = wire = self._lane(number, self.links[number], legs)
@@ -71,7 +71,7 @@ class Router:
         ]
 
     def _leg(self, number: int, link: Link) -> Wire:
-        """From the only carrier to the output, or to a vector of ones."""
+        """Draw a wire from the only carrier to the output, or to a vector of ones."""
         (start,), (side,), (spot,) = self._ends(number, link), link.sides, link.spots
         channels = len(self._channels(spot.column, side))
         aside = side in ("left", "right")
@@ -89,7 +89,7 @@ class Router:
         return self._wire(number, link, [(start, tip)], middle, ones=end)
 
     def _beyond(self, link: Link, tip: Point, side: Side) -> Point:
-        """Where a label stands that begins at the tip of a leg."""
+        """Return the position of a label beyond the tip of a leg."""
         dx, dy = _OUT[side]
         room = 0.1 + 0.07 * label.size_of(label.math(link.index))
         return tip.by(dx * room, dy * 0.2)
@@ -98,7 +98,7 @@ class Router:
         start, end = self._ends(number, link)
         if not link.output:
             patterns = [self.boxes[s.number].kind != "operand" for s in link.spots]
-            # lines fan out towards patterns: labels have more room there
+            # lines fan out towards patterns, which leaves more room for labels
             part = 0.5 + 0.3 * (patterns[1] - patterns[0])
             return self._wire(number, link, [(start, end)], _between(start, end, part))
         up = number in self.ports.up
@@ -111,7 +111,7 @@ class Router:
         )
 
     def _part(self, number: int, link: Link, up: bool) -> float:
-        """Where a leg to the output begins, apart from those of the same neighbours."""
+        """Return the start of a leg to the output, as a part of the line's length."""
         peers = [
             j
             for j, other in enumerate(self.links)
@@ -138,7 +138,7 @@ class Router:
         )
 
     def _lane(self, number: int, link: Link, legs: Sequence[float]) -> Wire:
-        """Up from each carrier, or round it, to a line above (or below) all boxes."""
+        """Draw a line above or below all boxes, with a riser from each carrier."""
         above = link.course == "above"
         y = self._lane_height(number, above)
         paths = [
@@ -151,7 +151,7 @@ class Router:
         low, high = min(risers), max(risers)
         dots = [Point(x, y) for x in risers if low < x < high]
         dots += self._joined(paths)
-        # outermost risers and the lane are one line, so that its corners are round
+        # draw the outermost risers and the lane as one line, for round corners
         first, last = paths[risers.index(low)], paths[risers.index(high)]
         lines = [path for path in paths if path not in (first, last)]
         lines.append((*first, *reversed(last)) if low < high else first)
@@ -167,7 +167,7 @@ class Router:
         return self._wire(number, link, lines, at_end, [*dots, dot], tip)
 
     def _rise(self, number: int, spot: Spot, side: Side, port: Point, y: float) -> Path:
-        """From a port to a lane, round the boxes that are in the way."""
+        """Return the line from a port to a lane, round boxes that are in the way."""
         if side not in ("left", "right"):
             return port, Point(port.x, y)
         rank = self._channels(spot.column, side).index(number)
@@ -175,7 +175,7 @@ class Router:
         return port, Point(x, port.y), Point(x, y)
 
     def _joined(self, paths: Sequence[Path]) -> list[Point]:
-        """Where a carrier meets another's way round: at its own height."""
+        """Return the points at which risers join the riser of a lower carrier."""
         return [
             path[1]
             for path in paths
@@ -202,7 +202,7 @@ class Router:
         return height if above else -height
 
     def _channels(self, column: int, side: Side) -> list[int]:
-        """Links that go round boxes of a column, the innermost first."""
+        """Return the links that go round boxes of a column, the innermost first."""
         return [
             j
             for j in self.ports.lanes
@@ -225,7 +225,7 @@ class Router:
 
 
 def _apart(wires: Iterable[Wire]) -> tuple[Wire, ...]:
-    """Move labels along straight lines where they cover those of earlier wires."""
+    """Move labels along straight lines if they cover labels of earlier wires."""
     placed: list[Wire] = []
     for wire in wires:
         path = wire.paths[0]
@@ -240,11 +240,11 @@ def _apart(wires: Iterable[Wire]) -> tuple[Wire, ...]:
 
 
 _PARTS = (0.35, 0.65, 0.25, 0.75, 0.15, 0.85)
-"""Other places for a label, as parts of the way between its carriers."""
+"""Other places for a label, as parts of the line's length."""
 
 
 def _clear(wire: Wire, spot: Point, placed: Iterable[Wire]) -> bool:
-    """Tell if a label at a spot covers none of the others."""
+    """Tell whether a label at a position covers none of the others."""
     width = label.size_of(wire.label.text)
     for other in placed:
         wide = 0.07 * (width + label.size_of(other.label.text))
@@ -259,7 +259,7 @@ def _between(start: Point, end: Point, part: float) -> Point:
 
 
 def _free(low: float, high: float, taken: Sequence[float], apart: float) -> float:
-    """A position between two others, near the middle and apart from some."""
+    """Find a position between two others, near the middle, not close to taken ones."""
     middle = (low + high) / 2
     for step in range(int((high - low) / 0.9)):
         for x in (middle + 0.45 * step, middle - 0.45 * step):

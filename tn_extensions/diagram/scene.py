@@ -1,7 +1,7 @@
-"""What a picture shows, without saying how it is drawn: boxes, wires, shades, text.
+"""Scenes: boxes, wires, shades and text of a picture, for any backend.
 
-Coordinates are in centimetres, y upwards. Labels are TeX's mathematics or plain text,
-of the common part of TeX and matplotlib.
+Coordinates are in centimetres, with y upwards. Labels are plain text or TeX formulas
+that matplotlib understands, too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Kind = Literal["operand", "pattern", "pair"]
 """Shapes of a node: box, hexagon, hexagon with two outlines."""
 
 Family = Literal["batch", "group", "channel", "spatial"]
-"""What an index runs through; wires are coloured by it."""
+"""The kind of things that an index counts; it determines the colour of wires."""
 
 
 COLORS: dict[Family | Kind | Literal["shade"], str] = {
@@ -27,7 +27,7 @@ COLORS: dict[Family | Kind | Literal["shade"], str] = {
     "pair": "DCECF7",
     "shade": "EFEFEF",
 }
-"""Of wires, by what they run through, and of what is filled; hexadecimal."""
+"""Hexadecimal colours of wires, by family, and of filled shapes."""
 
 
 class Point(NamedTuple):
@@ -37,7 +37,7 @@ class Point(NamedTuple):
     y: float
 
     def by(self, x: float, y: float) -> Point:
-        """The position that is so much further right and up."""
+        """Return the position, moved so much to the right and up."""
         return Point(self.x + x, self.y + y)
 
 
@@ -49,12 +49,12 @@ class Box:
     """A node of the network.
 
     Args:
-        number: Its position in ``network.nodes``.
-        kind: Its shape.
-        center: Where it is.
-        width: Its extent, from tip to tip.
-        height: Its extent.
-        lines: What it says, a TeX string a line; the first is its name.
+        number: Position of the node in ``network.nodes``.
+        kind: Shape of the box.
+        center: Center of the box.
+        width: Width, from tip to tip.
+        height: Height.
+        lines: Lines of text in TeX; the first one is the name.
     """
 
     number: int
@@ -77,11 +77,11 @@ class Box:
 
     @property
     def tip(self) -> float:
-        """How far the outline recedes from the tips to the corners."""
+        """Horizontal distance from the tips to the corners."""
         return 0.0 if self.kind == "operand" else min(0.22, self.width / 4)
 
     def contains(self, point: Point, margin: float = 0.0) -> bool:
-        """Whether a point lies within the outline's bounds, less a margin."""
+        """Tell whether a point is within the bounds of the outline, less a margin."""
         dx, dy = abs(point.x - self.center.x), abs(point.y - self.center.y)
         return dx < self.width / 2 - margin and dy < self.height / 2 - margin
 
@@ -99,14 +99,14 @@ class Wire:
     """An index.
 
     Args:
-        index: Its name.
-        family: What it runs through.
-        ends: Box and position where the wire meets each carrier.
-        paths: Lines, with corners to be rounded.
-        dots: Where more than two lines meet.
-        label: Its name, typeset.
-        leg: Where it leaves the network, if it is an index of the output.
-        ones: Where it ends at a vector of ones: it is summed, but nobody else has it.
+        index: Name of the index.
+        family: Family of the index.
+        ends: Number of each carrier's box, and the position at which the wire ends.
+        paths: Lines, whose corners are drawn round.
+        dots: Positions at which more than two lines meet.
+        label: The typeset name.
+        leg: Tip of the line that leaves the network, for an index of the output.
+        ones: Position of a vector of ones, for a summed index with a single carrier.
     """
 
     index: str
@@ -121,7 +121,7 @@ class Wire:
 
 @dataclass(frozen=True, slots=True)
 class Shade:
-    """A part of the network that deserves a name, behind the boxes of its nodes."""
+    """A labelled area behind the boxes of a part of the network."""
 
     label: str
     low: Point
@@ -141,16 +141,16 @@ class Scene:
 
     @property
     def width(self) -> float:
-        """Extent to the right."""
+        """Width of the picture."""
         return self.high.x - self.low.x
 
     @property
     def height(self) -> float:
-        """Extent upwards."""
+        """Height of the picture."""
         return self.high.y - self.low.y
 
     def moved(self, x: float, y: float) -> Scene:
-        """The same, so much further right and up."""
+        """Return the scene, moved so much to the right and up."""
 
         def path(points: Iterable[Point]) -> Path:
             return tuple(point.by(x, y) for point in points)
@@ -188,12 +188,15 @@ class Scene:
 def strip(
     scenes: Iterable[Scene], titles: Iterable[tuple[str, ...]], columns: int = 3
 ) -> Scene:
-    """Pictures in rows, each below the lines of its title.
+    """Arrange pictures in rows, each below its title.
 
     Args:
         scenes: The pictures.
-        titles: Lines above each.
-        columns: How many stand side by side.
+        titles: The lines of each title.
+        columns: Number of pictures in a row.
+
+    Returns:
+        The scene of all pictures.
     """
     boxes: list[Box] = []
     wires: list[Wire] = []

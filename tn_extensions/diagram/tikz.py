@@ -1,4 +1,4 @@
-"""Networks as TikZ source: a document of its own, or the picture to be put into one."""
+"""Networks as TikZ source: a complete document, or a picture for another one."""
 
 from __future__ import annotations
 
@@ -38,28 +38,31 @@ def tikz(
     """Write the picture that :func:`~tn_extensions.draw` shows as LaTeX source.
 
     Args:
-        network: What to draw.
+        network: The network.
         shade: As for :func:`~tn_extensions.draw`.
-        standalone: Whether to make it a document; else it is a ``tikzpicture`` only,
-            and ``tn_extensions.diagram.STYLES`` belongs into the preamble.
+        standalone: Whether to write a complete document. Otherwise it is only a
+            ``tikzpicture``; put ``tn_extensions.diagram.STYLES`` into the preamble.
 
     Returns:
-        LaTeX source; needs the packages ``standalone`` and ``tikz``.
+        LaTeX source, which needs the packages ``standalone`` and ``tikz``.
 
     Raises:
-        ValueError: If the network has more than 200 nodes, or none of a given name.
+        ValueError: If the network has more than 200 nodes, or no node of a given name.
     """
     return source(layout(network, shade), standalone)
 
 
 @method_of(Trace, name="to_tikz")
 def tikz_of_trace(trace: Trace, columns: int = 3, standalone: bool = True) -> str:
-    """Write a strip of pictures as LaTeX source, one for each step.
+    """Write a picture for each step of a simplification as LaTeX source.
 
     Args:
         trace: The steps.
-        columns: Pictures side by side.
+        columns: Number of pictures in a row.
         standalone: As for :func:`~tn_extensions.tikz`.
+
+    Returns:
+        LaTeX source.
     """
     return source(strip_of(trace, columns), standalone)
 
@@ -119,7 +122,7 @@ def _at(point: Point) -> str:
 
 
 def _plain(text: str) -> str:
-    """Escape what has a meaning outside of mathematics."""
+    """Escape special characters outside of formulas."""
     parts = text.split("$")
     parts[::2] = [_SPECIAL.sub(r"\\\g<0>", part) for part in parts[::2]]
     return "$".join(parts)

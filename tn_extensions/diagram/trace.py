@@ -1,4 +1,4 @@
-"""A strip of pictures: what each step of a simplification does."""
+"""Strips of pictures that show the steps of a simplification."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tn_extensions.network.trace import Step, Trace
 
 
 def strip_of(trace: Trace, columns: int = 3) -> Scene:
-    """The networks of a trace, first to last, below the rules that led to them."""
+    """Lay out the networks of a trace in order, below the rules that led to them."""
     networks = [trace.network, *(step.after for step in trace)]
     titles: list[tuple[str, ...]] = [
         ("as defined", f"{trace.network.flops:.3g} multiply-adds")
@@ -23,7 +23,7 @@ def strip_of(trace: Trace, columns: int = 3) -> Scene:
 
 
 def _narrowed(step: Step) -> str:
-    """Sizes that a step has changed, which no picture shows."""
+    """Write the sizes that a step has changed, which the picture does not show."""
     return "".join(
         f", ${math(index)}$ from {old} to {new}"
         for index, (old, new) in step.resized.items()

@@ -1,4 +1,4 @@
-"""How each index runs: between neighbours, or along a lane above or below all."""
+"""Wiring: courses of indices, between neighbours or along lanes above or below all."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Link:
 
     Args:
         index: The index.
-        course: How it runs.
-        spots: Its carriers.
-        sides: Where it leaves each.
+        course: Its course.
+        spots: Places of its carriers.
+        sides: The side at which it leaves each of them.
         output: Whether the output carries it.
     """
 
@@ -44,7 +44,7 @@ class Link:
 
 
 def wiring(network: TensorNetwork, spots: Sequence[Spot]) -> tuple[Link, ...]:
-    """A link for each index."""
+    """Choose a course for each index."""
     last = max((spot.column for spot in spots), default=0)
     kept = set(network.output_indices)
     links = []
@@ -70,7 +70,7 @@ def _link(index: str, spots: tuple[Spot, ...], output: bool, last: int) -> Link:
     if not all(spot.first for spot in spots) and all(spot.last for spot in spots):
         below: Side = "bottom"
         return Link(index, "below", spots, (below,) * len(spots), output)
-    # what has others above it goes round them, on the side away from the middle
+    # below other boxes, go round them, on the side away from the middle
     away: tuple[Side, ...] = tuple(
         "top" if spot.first else "left" if 2 * spot.column < last else "right"
         for spot in spots

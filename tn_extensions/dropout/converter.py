@@ -1,7 +1,7 @@
-"""Turns layers of a model into those that estimate their weight's gradient, and back.
+"""Conversion of a model's layers to layers with estimated weight gradients, and back.
 
-Only the class of a layer changes, so that parameters, hooks, names and the model's
-structure stay as they are.
+Only the class of a layer changes. Parameters, hooks, names and the structure of the
+model stay as they are.
 """
 
 from __future__ import annotations
@@ -35,29 +35,32 @@ def convert(
     generator: torch.Generator | None = None,
     skip: Sequence[str] = (),
 ) -> Model:
-    """Let layers of a model estimate their weight's gradient, in place.
+    """Let layers of a model estimate the gradients of their weights, in place.
 
-    All of exactly the classes ``torch.nn.Conv1d``, ``Conv2d``, ``Conv3d`` and
-    ``Linear``, and those converted before. Others (transposed convolutions, lazy,
-    parametrised or complex layers, subclasses) stay as they are.
+    It converts layers whose class is exactly ``torch.nn.Conv1d``, ``Conv2d``,
+    ``Conv3d`` or ``Linear``, and layers that have been converted before. Others
+    (transposed convolutions, lazy, parametrised or complex layers, subclasses) stay
+    unchanged.
 
     Args:
         model: The model, or one layer.
         keep: Share of values to keep, by index, see
-            :class:`~tn_extensions.dropout.TensorDropout`. Each layer uses those that it
-            has, and of ``"g"`` and ``"ci"`` those with more than one value.
-        sampler: How to draw.
-        generator: Source of random numbers, shared by the layers. Default: torch's own.
-        skip: Regular expressions of names or classes of layers to leave out, or of
-            names of modules around them.
+            :class:`~tn_extensions.dropout.TensorDropout`. Each layer ignores indices
+            that it does not have, and ``"g"`` and ``"ci"`` of size one.
+        sampler: Sampling method, see :func:`tn_extensions.sampling.draw`.
+        generator: Source of random numbers, shared by the layers (default: torch's CPU
+            generator).
+        skip: Regular expressions for layers to leave out; they match names or classes
+            of layers, or names of modules that contain them.
 
     Returns:
         The model.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If no layer is converted, none has an index, nothing has a name that
-            is to be skipped, or values are wrong.
+        ValueError: If no layer is left to convert, no layer has an index of ``keep``, a
+            share is outside of ``(0, 1]``, an expression of ``skip`` matches nothing,
+            or there is no such sampler.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
     >>> model = convert(model, {"n": 0.5, "ci": 0.5}, skip=["0"])
@@ -77,7 +80,7 @@ def convert(
         names = ", ".join(kind.EXTENDS.__name__ for kind in KINDS)
         rule, got = f"have layers of {names} that are not skipped", type(model).__name__
         raise ValueError(describe("convert", "model", rule, got))
-    # all is checked before anything changes
+    # check everything before changing anything
     known = {kind.INDICES for _, kind in layers}
     if isinstance(keep, Mapping):
         for index, share in keep.items():
@@ -96,7 +99,7 @@ def convert(
 
 
 def revert(model: Model) -> Model:
-    """Turn all converted layers of a model back, in place.
+    """Undo :func:`convert` for all layers of a model, in place.
 
     Args:
         model: The model, or one layer.
@@ -105,7 +108,7 @@ def revert(model: Model) -> Model:
         The model.
 
     Raises:
-        TypeError: If it is no module.
+        TypeError: If ``model`` is not a module.
     """
     _check_model("revert", model)
     for module in model.modules():
@@ -118,7 +121,7 @@ def revert(model: Model) -> Model:
 
 
 def _own(module: Any, kind: type[TensorDropout], keep: Any) -> Any:
-    """What concerns a layer."""
+    """Return the shares that apply to a layer."""
     if not isinstance(keep, Mapping):
         return keep
     groups, channels = num_groups(module, "separate"), module.weight.shape[1]

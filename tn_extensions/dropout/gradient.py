@@ -1,4 +1,4 @@
-"""Backpropagation with an estimate of the weight's gradient."""
+"""Backpropagation with an estimated weight gradient."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Compute = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class EstimatedGradient(torch.autograd.Function):
-    """A layer whose gradients are exact but for the weight's, which is estimated.
+    """A layer with an estimated weight gradient; its other gradients are exact.
 
-    Of the input, the sampled slices are saved, and nothing else.
+    It only saves the sampled slices of the input.
     """
 
     generate_vmap_rule = False
@@ -32,7 +32,7 @@ class EstimatedGradient(torch.autograd.Function):
         layer: Layer,
         sampled: Sampled,
     ) -> Tensor:
-        """What the layer computes."""
+        """Compute the layer's output."""
         return compute(x, weight, bias)
 
     @staticmethod
@@ -42,8 +42,8 @@ class EstimatedGradient(torch.autograd.Function):
         draws = sampled.draws.values()
         ctx.layer = layer
         ctx.scales = {index: draw.scale for index, draw in sampled.draws.items()}
-        # Positions are saved as tensors, although nothing is gained: checkpointing
-        # replaces saved tensors, and slices are only right with their own positions.
+        # Save positions as tensors, too: checkpointing replaces saved tensors by those
+        # of another forward pass, and slices need the positions of their own draw.
         ctx.save_for_backward(
             layer.store(sampled, x),
             weight if ctx.needs_input_grad[0] else None,
@@ -54,7 +54,7 @@ class EstimatedGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        """Exact gradients of input and bias, an estimate of the weight's."""
+        """Compute exact gradients of input and bias, and estimate the weight's."""
         stored, weight, *drawn = ctx.saved_tensors
         number = len(ctx.scales)
         draws = {
@@ -79,7 +79,7 @@ class EstimatedGradient(torch.autograd.Function):
 
 
 def _summable(tensor: Tensor) -> Tensor:
-    """Half precision only where torch's kernels accumulate in more."""
+    """Convert half precision to float32, unless kernels accumulate in that anyway."""
     if tensor.is_cuda:
         return tensor
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""What a layer computes, and what of its input an estimate of its gradient needs."""
+"""Layers on inputs of one shape: gradients, and the part of the input they need."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Layer(Protocol):
 
     @property
     def network(self) -> TensorNetwork:
-        """Gradient of the weight, between ``x`` and the output's gradient ``g``."""
+        """The weight's gradient, of the input ``x`` and the output's gradient ``g``."""
         ...
 
     def sample(
@@ -33,23 +33,23 @@ class Layer(Protocol):
         generator: torch.Generator | None,
         x: Tensor,
     ) -> Sampled:
-        """Draw slices; an index that the input does not have is left out."""
+        """Draw slices; ignore indices that the input does not have."""
         ...
 
     def store(self, sampled: Sampled, x: Tensor) -> Tensor:
-        """The slices of the input that take part."""
+        """Return the slices of the input that the estimate needs."""
         ...
 
     def restore(self, sampled: Sampled, stored: Tensor) -> Tensor:
-        """The narrowed operand ``x`` of the network."""
+        """Return the narrowed operand ``x`` of the network from the stored slices."""
         ...
 
     def input_gradient(self, weight: Tensor, g: Tensor) -> Tensor:
-        """Exact gradient of the input."""
+        """Compute the exact gradient of the input."""
         ...
 
     def bias_gradient(self, g: Tensor) -> Tensor:
-        """Exact gradient of the bias."""
+        """Compute the exact gradient of the bias."""
         ...
 
 
@@ -57,8 +57,8 @@ class Layer(Protocol):
 class ConvLayer:
     """A convolution.
 
-    Padding that holds data is not stored: positions of the input are drawn, and their
-    copies in the padding go with them.
+    Padding that copies the input is not stored: positions of the input are drawn, and
+    their copies in the padding are kept with them.
 
     Args:
         conv: Hyper-parameters.
@@ -70,7 +70,7 @@ class ConvLayer:
 
     @property
     def network(self) -> TensorNetwork:
-        """See :class:`Layer`; of padding that holds data, on the padded input."""
+        """See :class:`Layer`; for padding that is not zero, on the padded input."""
         return evaluate.network("weight_vjp", self.conv, self.batch_size)
 
     def sample(
@@ -83,7 +83,7 @@ class ConvLayer:
         """See :class:`Layer`."""
         if not self.conv.pads_explicitly:
             return _sample(self.network, keep, sampler, generator, x)
-        # output positions see the padding, all else is drawn as if there was none
+        # output positions see the padding; draw all other indices as if it were zero
         bare = replace(self, conv=replace(self.conv, padding_mode="zeros"))
         inside = {j: share for j, share in keep.items() if not j.startswith("o")}
         draws = dict(bare.sample(inside, sampler, generator, x).draws)
@@ -119,7 +119,7 @@ class ConvLayer:
         return select(stored, positions)
 
     def input_gradient(self, weight: Tensor, g: Tensor) -> Tensor:
-        """See :class:`Layer`; in its precision, unlike :func:`functional.input_vjp`."""
+        """See :class:`Layer`; keeps the dtype, unlike :func:`functional.input_vjp`."""
         operands = {"weight": weight, "g": g}
         gradient = evaluate.run(
             "input_vjp", operands, self.conv, batch_size=self.batch_size
@@ -131,7 +131,7 @@ class ConvLayer:
         return g.sum([axis for axis in range(g.dim()) if axis != 1])
 
     def _sources(self) -> dict[int, Tensor]:
-        """By number of each padded dimension, where its positions come from."""
+        """Return the input position that each position copies, by padded dimension."""
         if not self.conv.pads_explicitly:
             return {}
         numbers = range(1, self.conv.num_dims + 1)
@@ -149,13 +149,13 @@ def _sample(
     generator: torch.Generator | None,
     x: Tensor,
 ) -> Sampled:
-    """Draw by what is known of the operands when the input is saved: itself."""
+    """Draw slices; norms are those of the input, the only operand known by then."""
     tensors = {"x": x} if sampler == "norm" else {}
     return sample(network, keep, sampler=sampler, generator=generator, tensors=tensors)
 
 
 def _copied(draw: Draw, source: Tensor) -> Draw:
-    """Positions of a padded axis that copy those drawn, with their weights."""
+    """Return the draw of all positions of a padded axis that copy drawn positions."""
     where = find(source, draw.indices.cpu())
     positions = (where >= 0).nonzero().flatten()
     weights = draw.weights
@@ -166,7 +166,7 @@ def _copied(draw: Draw, source: Tensor) -> Draw:
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """A ``Linear`` on inputs ``[N, I1, ..., C_in]`` of as many axes as there are.
+    """A ``Linear`` layer on inputs ``[N, I1, ..., C_in]`` with any number of axes.
 
     Args:
         shape: Shape of the input.
@@ -178,7 +178,7 @@ class LinearLayer:
 
     @property
     def network(self) -> TensorNetwork:
-        """See :class:`Layer`; its positions have one index for input and output."""
+        """See :class:`Layer`; input and output share the indices of positions."""
         return _linear(self.shape, self.out_features)
 
     def sample(

@@ -1,4 +1,4 @@
-"""Layers of ``torch.nn`` that estimate the gradient of their weight."""
+"""Layers of ``torch.nn`` with estimated weight gradients."""
 
 from __future__ import annotations
 
@@ -18,46 +18,47 @@ from tn_extensions.sampling.samplers import check_keep, check_sampler
 
 if TYPE_CHECKING:
     _Base = nn.Module
-else:  # comes before a layer of torch.nn, which is a module already
+else:  # the mixin precedes a layer of torch.nn, which is a module already
     _Base = object
 
 
 class TensorDropout(_Base):
-    """Mixin: a layer whose weight gradient is estimated from slices of its input.
+    """Mixin for layers that estimate their weight gradient from slices of the input.
 
-    While training, the forward pass draws values of some indices, each kept with
-    probability ``p`` and scaled by ``1 / p``, and saves the slices of the input that
-    they select. Output, input and bias gradients are those of the layer it extends;
-    the gradient of the weight is unbiased. In evaluation mode, without gradients and
-    with all shares equal to one, the layer is the one that it extends.
+    In training, the forward pass draws values of some indices. It keeps each with
+    probability ``p``, scales it by ``1 / p``, and saves the slices of the input that
+    the kept values select. The output and the gradients of input and bias equal those
+    of the original layer; the weight's gradient is unbiased. In evaluation mode,
+    without gradients, or if all shares are one, the layer is the original one.
 
     Args:
-        *args: As the layer takes them.
-        keep: Share of values to keep, by index: ``"n"`` samples, ``"ci"`` input
-            channels (the same ones of each group), ``"g"`` groups, ``"i1"``, ``"i2"``,
-            ... input positions along each spatial axis, ``"o1"``, ... output positions.
-            What is saved shrinks by the product of all shares but those of output
-            positions, which need all input positions that they see. ``Linear``, on
-            ``[N, I1, ..., C_in]``, has ``"n"``, ``"ci"`` and ``"i1"``, ...; those that
-            an input does not have are left out.
-        sampler: How to draw: ``"bernoulli"``, ``"norm"`` (with probabilities
-            proportional to norms of the input's slices) or ``"fixed"`` (a fixed number
-            of them), see :func:`tn_extensions.sampling.draw`.
-        generator: Source of random numbers. Default: torch's own, of the CPU.
-        **kwargs: As the layer takes them.
+        *args: Arguments of the layer.
+        keep: Share of values to keep, by index: ``"n"`` for samples, ``"ci"`` for input
+            channels (the same ones in each group), ``"g"`` for groups, ``"i1"``,
+            ``"i2"``, ... for input positions along each spatial axis, ``"o1"``, ... for
+            output positions. The saved slices shrink by the product of all shares,
+            except those of output positions, which need all input positions that they
+            see. ``Linear``, on ``[N, I1, ..., C_in]``, has ``"n"``, ``"ci"``, ``"i1"``,
+            ...; indices that an input does not have are ignored.
+        sampler: Sampling method: ``"bernoulli"``, ``"norm"`` (probabilities
+            proportional to the norms of the input's slices) or ``"fixed"`` (a fixed
+            number of slices), see :func:`tn_extensions.sampling.draw`.
+        generator: Source of random numbers (default: torch's CPU generator).
+        **kwargs: Keyword arguments of the layer.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If there is no such index or sampler, or a share is not in (0, 1].
+        ValueError: If there is no such index or sampler, or a share is outside of (0,
+            1].
 
     Reference: Adelman et al., "Faster neural network training with approximate tensor
     operations", NeurIPS 2021; Dangel, "Convolutions and More as Einsum", NeurIPS 2024.
     """
 
     INDICES: ClassVar[str]
-    """Regular expression of the indices that can be sampled."""
+    """Regular expression for the indices that can be sampled."""
     EXTENDS: ClassVar[type[nn.Module]]
-    """The layer whose values this one has."""
+    """Class of the original layer."""
 
     weight: Tensor
     keep: dict[str, float]
@@ -95,20 +96,20 @@ class TensorDropout(_Base):
         return cast(Tensor, super().forward(input))
 
     def extra_repr(self) -> str:
-        """The layer's arguments, and what is kept."""
+        """Return the layer's arguments, the shares to keep and the sampler."""
         return f"{super().extra_repr()}, keep={self.keep}, sampler={self.sampler!r}"
 
     def layer_on(self, x: Tensor) -> Layer:
-        """The layer on inputs like this one."""
+        """Return the layer on inputs of this shape."""
         raise NotImplementedError
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Output of the layer that this one extends."""
+        """Compute the output of the original layer."""
         raise NotImplementedError
 
 
 def _estimated(module: Any, x: Tensor) -> Tensor:
-    """Apply a layer to an input such that its weight's gradient is estimated."""
+    """Apply a layer to an input, with an estimated weight gradient."""
     device = x.device.type
     tensors = [x, module.weight, module.bias]
     if torch.is_autocast_enabled(device):
@@ -127,7 +128,7 @@ def _estimated(module: Any, x: Tensor) -> Tensor:
         return EstimatedGradient.apply(x, weight, bias, module.compute, layer, sampled)
 
 
-# what is drawn has another size each time, which compilers do not like
+# the number of kept slices changes with each draw, which would trigger recompilation
 _uncompiled: Callable[[Any, Tensor], Tensor] = torch.compiler.disable(_estimated)
 
 
@@ -143,11 +144,11 @@ class TensorDropoutConv(TensorDropout):
         return super().forward(input)
 
     def layer_on(self, x: Tensor) -> Layer:
-        """The layer on inputs like this one."""
+        """Return the layer on inputs of this shape."""
         return ConvLayer(Conv.from_module(self, x.shape[2:]), len(x))
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Output of the convolution."""
+        """Compute the output of the convolution."""
         return self._conv_forward(x, weight, bias)
 
 
@@ -175,11 +176,11 @@ class TensorDropoutLinear(TensorDropout, nn.Linear):
     INDICES, EXTENDS = r"n|ci|i[1-9]\d*", nn.Linear
 
     def layer_on(self, x: Tensor) -> Layer:
-        """The layer on inputs like this one."""
+        """Return the layer on inputs of this shape."""
         return LinearLayer(tuple(x.shape), self.weight.shape[0])
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Output of the linear map."""
+        """Compute the output of the linear map."""
         return nn.functional.linear(x, weight, bias)
 
 
@@ -189,7 +190,7 @@ KINDS: tuple[type[TensorDropout], ...] = (
     TensorDropoutConv3d,
     TensorDropoutLinear,
 )
-"""All layers that estimate."""
+"""All layers with estimated weight gradients."""
 
 
 def checked(
@@ -199,7 +200,7 @@ def checked(
     sampler: Sampler,
     generator: torch.Generator | None,
 ) -> dict[str, Any]:
-    """Attributes of a layer, checked."""
+    """Check the attributes of a layer, and return them."""
     check_sampler(owner, sampler, generator)
     if not isinstance(keep, Mapping):
         rule, got = "map indices to shares", type(keep).__name__

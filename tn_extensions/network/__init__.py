@@ -1,4 +1,4 @@
-"""Symbolic tensor networks and their rewriting; knows nothing of tensors."""
+"""Symbolic tensor networks and their rewriting, without any tensors."""
 
 from tn_extensions.network.build import build
 from tn_extensions.network.export import Exported, Given, export

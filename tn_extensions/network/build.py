@@ -1,4 +1,4 @@
-"""Networks from scratch, with checks that catch what is most likely a mistake."""
+"""Networks from scratch, with checks that catch likely mistakes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tn_extensions.network.network import Output, TensorNetwork
 from tn_extensions.network.nodes import Axis, Node, Operand, Pattern
 
 Axes = Iterable[str | Sequence[str]]
-"""An index for each axis, or several, of which the last is the fastest."""
+"""One index per axis, or a sequence of several, the fastest last."""
 
 
 def build(
@@ -24,19 +24,23 @@ def build(
     """Make a network of operands and patterns.
 
     Args:
-        operands: Axes of each operand by its name, ``{"x": ["n", ("g", "ci"), "i1"]}``,
-            or pairs of these, of which several may have the same name.
+        operands: Names and axes of the operands, ``{"x": ["n", ("g", "ci"), "i1"]}``.
+            Pass pairs ``(name, axes)`` if a name occurs several times.
         output: Axes of the result.
         sizes: Size of each index.
         patterns: Index patterns, see :meth:`Pattern.of`.
-        summed: Indices that only one node carries and that are summed over: if they are
-            not in the output, they must be named here.
-        shapes: Shapes of the tensors to come, by name, to be checked.
+        summed: Indices to sum over that only one node carries. They must be named
+            here, because forgetting an index of the output is a common mistake.
+        shapes: Shapes of tensors by name, if the operands should be checked against
+            them.
+
+    Returns:
+        The network.
 
     Raises:
-        ValueError: If an index has no size, a size no index, an operand another shape;
-            if one node only carries an index that is neither in the output nor to be
-            summed; if an index of the output appears nowhere.
+        ValueError: If an index has no size, or a size has no index; if an operand does
+            not fit its shape; if an index that only one node carries is neither in
+            ``output`` nor in ``summed``; if no node carries an index of the output.
 
     >>> build({"a": ["i", "j"], "b": ["j", "k"]}, "ik", {"i": 2, "j": 3, "k": 4}).shape
     (2, 4)
@@ -81,17 +85,18 @@ def _check_operand(
     owner = f"operand {name!r}"
     for index in (j for axis in axes for j in axis):
         if index not in sizes:
-            rule, value = f"hold the indices of {owner}", f"no {index!r}"
+            rule, value = f"contain the indices of {owner}", f"no {index!r}"
             raise ValueError(describe("build", "sizes", rule, value))
     if shape is None:
         return
     if len(shape) != len(axes):
-        rule = f"have {len(axes)} axes, {axes}"
+        rule = f"have a shape of {len(axes)} axes, {axes}"
         raise ValueError(describe("build", owner, rule, list(shape)))
     for number, (axis, extent) in enumerate(zip(axes, shape, strict=True)):
         size = prod(sizes[j] for j in axis)
         if size != extent:
-            place, rule = f"axis {number} of {owner}", f"have size {size} of {axis}"
+            place = f"axis {number} of {owner}"
+            rule = f"have size {size}, the product over {axis}"
             raise ValueError(describe("build", place, rule, extent))
 
 
@@ -118,7 +123,7 @@ def _check_dangling(network: TensorNetwork, summed: tuple[str, ...]) -> None:
     }
     for index in summed:
         if index not in single:
-            rule = f"name indices that one node carries, of {sorted(single)}"
+            rule = f"name indices that only one node carries, {sorted(single)}"
             raise ValueError(describe("build", "summed", rule, repr(index)))
     for index, node in single.items():
         if index not in summed:

@@ -1,4 +1,4 @@
-"""Malformed networks are refused at construction, operand and index named."""
+"""Checks of networks at construction; messages name the operand and the index."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _NAME = "TensorNetwork"
 def check_complete(
     nodes: Sequence[Node], indices: Iterable[str], sizes: Mapping[str, int]
 ) -> None:
-    """Each index has a size."""
+    """Check that each index has a size."""
     for index in indices:
         if index not in sizes:
-            rule, value = f"hold the indices{_owner(nodes, index)}", f"no {index!r}"
+            rule, value = f"contain the indices{_owner(nodes, index)}", f"no {index!r}"
             raise ValueError(describe(_NAME, "sizes", rule, value))
 
 
 def as_size(nodes: Sequence[Node], index: str, size: SupportsIndex) -> int:
-    """Size of an index as an ``int``."""
+    """Convert the size of an index to an ``int``."""
     try:
         return as_int(size)
     except TypeError:
@@ -36,7 +36,7 @@ def as_size(nodes: Sequence[Node], index: str, size: SupportsIndex) -> int:
 def check_known(
     method: str, argument: str, indices: Iterable[str], sizes: Mapping[str, int]
 ) -> None:
-    """Indices that an argument names are those of the network."""
+    """Check that an argument names indices of the network."""
     for index in indices:
         if index not in sizes:
             rule = f"name indices of the network, {sorted(sizes)}"
@@ -47,11 +47,11 @@ def check_known(
 def check(
     nodes: Sequence[Node], output_indices: Iterable[str], sizes: Mapping[str, int]
 ) -> None:
-    """Output, sizes and operands fit each other."""
+    """Check that output, sizes and operands fit each other."""
     carried = {index for node in nodes for index in node.indices}
     for index, count in Counter(output_indices).items():
         if index not in carried or count > 1:
-            rule = "name each output index once, carried by a node"
+            rule = "name indices that nodes carry, each once"
             raise ValueError(describe(_NAME, "output", rule, repr(index)))
     for index, size in sizes.items():
         if size < 0:
@@ -62,7 +62,8 @@ def check(
         _check_operand(operand, sizes)
         shape = shapes.setdefault(operand.name, operand.shape)
         if shape != operand.shape:
-            place, rule = f"operand {operand.name!r}", f"have one shape, {shape}"
+            place = f"operand {operand.name!r}"
+            rule = f"have the same shape wherever it occurs, {shape}"
             raise ValueError(describe(_NAME, place, rule, operand.shape))
 
 
@@ -82,7 +83,7 @@ def _check_operand(operand: Operand, sizes: Mapping[str, int]) -> None:
 
 
 def _owner(nodes: Sequence[Node], index: str) -> str:
-    """Which operand carries an index, to be appended to a message."""
+    """Return the end of a message that names an operand which carries an index."""
     names = (node.name for node in _operands(nodes) if index in node.indices)
     return next((f" of operand {name!r}" for name in names), "")
 

@@ -1,4 +1,4 @@
-"""Networks as einsum expressions, for other libraries to evaluate."""
+"""Networks as einsum expressions that other libraries can evaluate."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _NAME = "TensorNetwork.export"
 
 
 class Given(NamedTuple):
-    """An operand whose entries are still to be given: ``tensor[slices]``, reshaped.
+    """A placeholder for an operand: ``tensor[slices].reshape(shape)``.
 
     Args:
         name: Name of the tensor.
-        shape: An axis for each of its indices, as the equation has them.
-        slices: What is read along each axis of the tensor: all of it, if the network
-            has not been simplified.
+        shape: Shape of the operand in the equation, an axis for each of its indices.
+        slices: The slice to read along each axis of the tensor. Without simplification
+            it reads all of the axis.
     """
 
     name: str
@@ -41,9 +41,10 @@ class Exported(NamedTuple):
     """An einsum expression, ``einsum(equation, *operands).reshape(shape)``.
 
     Args:
-        equation: What is summed, in single letters.
-        operands: Arrays, and what is still to be given, in the equation's order.
-        shape: Shape of the result, some of whose axes hold several indices.
+        equation: The equation, with a single letter for each index.
+        operands: Arrays, and :class:`Given` for those that are missing, in the order of
+            the equation.
+        shape: Shape of the result, in which an axis may hold several indices.
     """
 
     equation: str
@@ -59,25 +60,25 @@ def export(
 
     ``numpy.einsum``, ``torch.einsum``, ``jax.numpy.einsum``, ``opt_einsum.contract``
     and ``cotengra.einsum`` evaluate it. Index patterns become arrays of zeros and ones,
-    or of counts where terms have been summed. If a convolution's padding holds data,
-    its network is that of the padded input: pad ``x`` first.
+    or of counts where terms have been summed. If a ``padding_mode`` is not ``"zeros"``,
+    the network takes the padded input: pad ``x`` first.
 
     Args:
-        network: What to write.
-        dtype: Type of the patterns.
-        **tensors: Tensors or arrays of any library by the names of operands, which are
-            sliced and reshaped; sampled positions, by the name of the index that runs
-            through them. An operand that is left out stays a :class:`Given`; positions
-            then are the matrix ``[kept, index]`` that is one where ``index =
-            positions[kept]``.
+        network: The network.
+        dtype: Data type of the patterns.
+        **tensors: Tensors or arrays of any library, by the names of operands. They are
+            sliced and reshaped. Sampled positions go by the name of the index that runs
+            through them. An operand that is left out becomes a :class:`Given`; for
+            positions that are left out, supply the matrix ``[kept, index]`` which is
+            one where ``index = positions[kept]``.
 
     Returns:
-        Equation, operands and shape of the result, unscaled. The first 52 indices are
-        letters, others the symbols of opt_einsum.
+        Equation, operands and shape of the result, which is not scaled. The first 52
+        indices are letters, the others symbols of opt_einsum.
 
     Raises:
         TypeError: If the network has no operand of a given name.
-        ValueError: If a tensor has another shape, or the network no node.
+        ValueError: If a tensor has the wrong shape, or the network has no nodes.
 
     >>> from tn_extensions.network import build
     >>> hit = Pattern.of("i", {"k": 1, "o": 1})
@@ -89,7 +90,7 @@ def export(
     ('abc,dabe,ecf->daf', (3, 4, 3), (2, 21))
     """
     if not network.nodes:
-        raise ValueError(describe(_NAME, "network", "have a node", "none"))
+        raise ValueError(describe(_NAME, "network", "have nodes", "none"))
     _check_given(network, tensors)
     sizes = dict(network.sizes)
     terms: list[tuple[str, ...]] = []
@@ -134,10 +135,10 @@ def _check_given(network: TensorNetwork, tensors: Mapping[str, Any]) -> None:
 def _split(
     operand: Operand, number: int, sizes: dict[str, int]
 ) -> tuple[tuple[str, ...], tuple[slice, ...], list[Pattern]]:
-    """Indices of an operand, slices of its axes, and patterns for what is no slice.
+    """Return an operand's indices, slices of its axes, and patterns for other axes.
 
-    An axis that no slice splits into its indices gets an index of its own, whose size
-    is added to ``sizes``, and a pattern that ties it to the others.
+    If no slice of an axis splits into its indices, the axis gets an index of its own
+    and a pattern that ties it to the others. Its size is added to ``sizes``.
     """
     indices: list[str] = []
     slices: list[slice] = []
@@ -155,7 +156,7 @@ def _split(
 
 
 def _slice(axis: Axis, sizes: Sizes) -> tuple[tuple[str, ...], slice] | None:
-    """Indices that a slice of an axis splits into, and the slice; None without one."""
+    """Return a slice of an axis and the indices it splits into; None without one."""
     whole = axis.whole(sizes)
     if whole is not None:
         return whole, slice(None)
@@ -177,7 +178,7 @@ def _slice(axis: Axis, sizes: Sizes) -> tuple[tuple[str, ...], slice] | None:
 def _chosen(
     node: Selection, sizes: Sizes, positions: Any, dtype: DTypeLike
 ) -> Given | NDArray[Any]:
-    """The matrix of sampled positions."""
+    """Return the matrix of sampled positions."""
     shape = sizes[node.kept], sizes[node.index]
     if positions is None:
         return Given(node.kept, shape, (slice(None), slice(None)))

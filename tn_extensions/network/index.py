@@ -14,7 +14,7 @@ _PRIME = "p"
 
 
 def prime(index: str) -> str:
-    """Name of the second copy of an index.
+    """Return the name of the second copy of an index.
 
     >>> prime("k1")
     'k1p'
@@ -23,7 +23,7 @@ def prime(index: str) -> str:
 
 
 def mirrored(index: str) -> str:
-    """Name with primed and unprimed exchanged.
+    """Return the name of the other copy of an index.
 
     >>> mirrored("k1p"), mirrored("k1")
     ('k1', 'k1p')
@@ -32,12 +32,12 @@ def mirrored(index: str) -> str:
 
 
 def is_primed(index: str) -> bool:
-    """Whether the name is that of a second copy."""
+    """Tell whether a name is the name of a second copy."""
     return index.endswith(_PRIME)
 
 
 def letters(indices: Iterable[str]) -> dict[str, str]:
-    """Assign an einsum symbol to each index, in order; there is no limit of 52.
+    """Assign an einsum symbol to each index, in order, without a limit of 52.
 
     >>> letters(["n", "ci", "n"])
     {'n': 'a', 'ci': 'b'}

@@ -1,8 +1,8 @@
-"""Methods of networks and traces that the layers above supply.
+"""Methods of networks and traces that higher layers supply.
 
-The symbolic core imports nothing above it, so it cannot draw, explain or evaluate
-anything. Functions of the layers that can are attached to its classes, for example
-``draw(network)`` as ``network.draw()``.
+The symbolic core imports nothing above it, so it cannot draw, explain or evaluate a
+network. The layers that can attach their functions to its classes: ``draw(network)``
+becomes ``network.draw()``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def method_of(*classes: type, name: str = "") -> Callable[[Function], Function]:
-    """Make a function a method of classes that a layer below defines.
+    """Make a function a method of classes of a lower layer.
 
     Args:
-        *classes: The classes, whose instances the function takes first.
-        name: Name of the method. Default: the function's own.
+        *classes: The classes. The function takes an instance as its first argument.
+        name: Name of the method (default: the function's name).
 
     Returns:
         A decorator that returns the function itself.

@@ -1,4 +1,4 @@
-"""Immutable tensor networks: named operands and index patterns, contracted."""
+"""Immutable tensor networks: contractions of named operands and index patterns."""
 
 from __future__ import annotations
 
@@ -31,27 +31,28 @@ Output = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class TensorNetwork:
-    """Product of nodes, summed over all indices that the output does not carry.
+    """Product of nodes, summed over all indices that the output does not have.
 
-    Networks are values: equal if they hold the same nodes (in any order), output and
-    sizes, hashable, and never changed in place.
+    Networks are values: hashable, never changed in place, and equal if they have the
+    same nodes (in any order), output and sizes.
 
     Args:
         nodes: Operands, patterns, pairs and selections.
         output: Axes of the result; each axis is a tuple of indices, the last fastest.
-        sizes: Size of each index; those of absent indices are dropped.
+        sizes: Size of each index; sizes of other indices are dropped.
 
     Raises:
-        TypeError: If a size is no integer.
-        ValueError: If an index has no size or two, an operand is read out of bounds or
-            an output index appears nowhere.
+        TypeError: If a size is not an integer.
+        ValueError: If an index has no size or a negative one, if an operand is read out
+            of bounds or has two shapes, if no node carries an index of the output, or
+            if the output or an operand names an index twice.
     """
 
     nodes: tuple[Node, ...]
     output: Output
     sizes: Mapping[str, int]
 
-    # by what draws, explains, evaluates and exports, see `network.methods`
+    # higher layers supply these, see `network.methods`
     draw: ClassVar[Callable[..., Any]]
     to_tikz: ClassVar[Callable[..., str]]
     explain: ClassVar[Callable[..., Any]]
@@ -82,7 +83,7 @@ class TensorNetwork:
         output: Iterable[Iterable[str]],
         sizes: Mapping[str, int],
     ) -> TensorNetwork:
-        """A network that follows from another one, and so is known to be in order."""
+        """Make a network without checks, one that follows from a checked one."""
         network = cls.__new__(cls)
         in_order = tuple(sorted(nodes, key=lambda node: node.order))
         object.__setattr__(network, "nodes", in_order)
@@ -100,7 +101,7 @@ class TensorNetwork:
         return self._hash
 
     def __str__(self) -> str:
-        """Write operands, patterns, sums, sizes and result by the names of indices."""
+        """Write operands, patterns, summed indices, sizes and output."""
         rows = [
             (node_text(node, self.sizes), str(list(node.shape)))
             for node in self.operands
@@ -175,10 +176,10 @@ class TensorNetwork:
 
     @cached_property
     def flops(self) -> float:
-        """Multiply-adds of a pairwise contraction, all patterns held as tensors.
+        """Multiply-adds of a pairwise contraction with dense patterns.
 
-        What rewriting saves, without knowing how a plan treats patterns; a plan costs
-        less. The order of contractions is opt_einsum's.
+        It shows how much rewriting saves. A plan, which exploits the patterns, costs
+        less. opt_einsum chooses the order of contractions.
         """
         if not self.nodes:
             return 0.0
@@ -190,7 +191,7 @@ class TensorNetwork:
         return float(info.opt_cost) / 2
 
     def carriers(self, index: str) -> tuple[Node, ...]:
-        """The nodes that carry an index."""
+        """Return the nodes that carry an index."""
         return self._carriers.get(index, ())
 
     @cached_property
@@ -202,10 +203,10 @@ class TensorNetwork:
         return found
 
     def equation(self) -> str:
-        """The contraction as an einsum equation, nodes in order, output split up.
+        """Write the contraction as an einsum equation with one output axis per index.
 
-        There is no limit on the number of indices: symbols beyond the alphabet are
-        those of opt_einsum.
+        Terms are in the order of the nodes. The number of indices is not limited:
+        beyond the alphabet, opt_einsum's symbols are used.
         """
         symbol = letters(self.indices)
         terms = ("".join(symbol[j] for j in node.indices) for node in self.nodes)
@@ -219,7 +220,7 @@ class TensorNetwork:
         sizes: Mapping[str, int] | None = None,
         output: Iterable[Iterable[str]] | None = None,
     ) -> TensorNetwork:
-        """A network with some nodes (once each), sizes or the output exchanged."""
+        """Replace some nodes (each once), sizes or the output."""
         return TensorNetwork(*self._exchanged(removed, added, sizes, output))
 
     def rewrite(
@@ -229,7 +230,7 @@ class TensorNetwork:
         sizes: Mapping[str, int] | None = None,
         output: Iterable[Iterable[str]] | None = None,
     ) -> TensorNetwork:
-        """As :meth:`replace` does, without checks: for rules, which are tested."""
+        """Do as :meth:`replace`, without checks: for rules, which are tested."""
         return TensorNetwork.unchecked(*self._exchanged(removed, added, sizes, output))
 
     def _exchanged(
@@ -239,7 +240,7 @@ class TensorNetwork:
         sizes: Mapping[str, int] | None,
         output: Iterable[Iterable[str]] | None,
     ) -> tuple[Iterable[Node], Iterable[Iterable[str]], Mapping[str, int]]:
-        """Return nodes, output and sizes after an exchange."""
+        """Return nodes, output and sizes after a replacement."""
         nodes = list(self.nodes)
         for node in removed:
             nodes.remove(node)
@@ -250,14 +251,17 @@ class TensorNetwork:
         )
 
     def relabel(self, rename: Mapping[str, str] | Rename) -> TensorNetwork:
-        """The same network with renamed indices.
+        """Rename indices.
 
         Args:
             rename: Map from old to new names (others stay), or a function.
 
+        Returns:
+            The renamed network.
+
         Raises:
-            ValueError: If the network does not have an index of the map, or two indices
-                would get one name.
+            ValueError: If the map has an index that is not in the network, or if two
+                indices would get the same name.
         """
         if callable(rename):
             change = rename
@@ -269,8 +273,8 @@ class TensorNetwork:
         for index in self.sizes:
             other = renamed.setdefault(change(index), index)
             if other != index:
-                rule, value = "keep names apart", f"{change(index)!r} of {other!r} and"
-                value = f"{value} {index!r}"
+                rule = "give each index a name of its own"
+                value = f"{change(index)!r} for both {other!r} and {index!r}"
                 raise ValueError(
                     describe("TensorNetwork.relabel", "rename", rule, value)
                 )
@@ -283,14 +287,17 @@ class TensorNetwork:
     def multiply(
         self, other: TensorNetwork, output: Iterable[Iterable[str]]
     ) -> TensorNetwork:
-        """Product of two networks, contracted over what the output does not carry.
+        """Multiply with another network, and sum all indices not in the output.
 
         Args:
-            other: The other factor; indices of the same name are identified.
+            other: The other network; indices of the same name are identified.
             output: Axes of the result.
 
+        Returns:
+            The network of the product.
+
         Raises:
-            ValueError: If an index has different sizes in the factors.
+            ValueError: If an index has different sizes in the two networks.
         """
         for index in set(self.sizes) & set(other.sizes):
             if self.sizes[index] != other.sizes[index]:
@@ -298,7 +305,7 @@ class TensorNetwork:
                     describe(
                         "TensorNetwork.multiply",
                         f"index {index!r}",
-                        f"have one size, {self.sizes[index]}",
+                        f"have the same size in both networks, {self.sizes[index]}",
                         other.sizes[index],
                     )
                 )
@@ -309,15 +316,19 @@ class TensorNetwork:
     def times_copy(
         self, shared: Iterable[str], output: Iterable[Iterable[str]]
     ) -> TensorNetwork:
-        """Product with its own copy, in which all indices are primed but some.
+        """Multiply with a copy of the network that shares some of its indices.
 
         Args:
-            shared: Indices that the copies have in common.
-            output: Axes of the result; what it does not carry is summed over.
+            shared: Indices that the copies have in common. The others are primed in the
+                second copy.
+            output: Axes of the result; all other indices are summed over.
+
+        Returns:
+            The network of the product.
 
         Raises:
-            ValueError: If the network does not have an index, or has one that a copy
-                would be named as.
+            ValueError: If a shared index is not in the network, or if the network
+                already has the name of a primed index.
         """
         same = set(shared)
         check_known("times_copy", "shared", same, self.sizes)
@@ -336,15 +347,18 @@ class TensorNetwork:
         return self.multiply(copy, output)
 
     def resize(self, sizes: Mapping[str, int]) -> TensorNetwork:
-        """The same network with other sizes of some indices.
+        """Change the sizes of some indices.
 
         Args:
-            sizes: New sizes. What a pattern hits is clipped by them, so sizes along
-                space should fit each other.
+            sizes: New sizes. Patterns are clipped to them, so sizes of input, kernel
+                and output should fit each other.
+
+        Returns:
+            The resized network.
 
         Raises:
-            ValueError: If the network does not have an index, or an operand is read in
-                parts, as after simplifying.
+            ValueError: If an index is not in the network, or if an operand with one of
+                the indices is only read in part, as after simplifying.
         """
         check_known("resize", "sizes", sizes, self.sizes)
         changed = {**self.sizes, **sizes}
@@ -359,30 +373,36 @@ class TensorNetwork:
         return TensorNetwork(nodes, self.output, changed)
 
     def cut(self, name: str, output: Iterable[Iterable[str]]) -> TensorNetwork:
-        """Leave an operand out: the derivative of a network that is linear in it.
+        """Remove an operand: the derivative of a network that is linear in it.
 
         Args:
             name: Name of the operand.
-            output: Axes of the result, now with indices of the operand.
+            output: Axes of the result, which may have indices of the operand.
+
+        Returns:
+            The network without the operand.
 
         Raises:
-            ValueError: If the network does not have that operand exactly once.
+            ValueError: If the operand does not occur exactly once.
         """
         return self.replace(removed=[self._only(name, "cut")], output=output)
 
     def jacobian(self, name: str) -> TensorNetwork:
-        """Derivative by an operand: axes of the output, then those of the operand.
+        """Differentiate the network with respect to an operand.
 
-        An index that output and operand share becomes two, joined by a pattern that is
-        an identity matrix. Of a network that is linear in several operands, Jacobians
-        of Jacobians are higher derivatives.
+        If output and operand share an index, the Jacobian has it twice: the second one
+        gets a new name, and an identity matrix joins the two. If the network is linear
+        in several operands, Jacobians of Jacobians are higher derivatives.
 
         Args:
             name: Name of the operand.
 
+        Returns:
+            The Jacobian: axes of the output, then axes of the operand.
+
         Raises:
-            ValueError: If the network does not have that operand exactly once, or reads
-                a part of it only.
+            ValueError: If the operand does not occur exactly once, or is only read in
+                part.
         """
         operand = self._only(name, "jacobian")
         axes = _whole_axes(operand, self.sizes, "jacobian")
@@ -400,11 +420,14 @@ class TensorNetwork:
         )
 
     def vjp(self, name: str, cotangent: str) -> TensorNetwork:
-        """Vector-Jacobian product, with the shape of an operand.
+        """Make the vector-Jacobian product, which has the shape of an operand.
 
         Args:
             name: Name of the operand.
             cotangent: Name of the vector, an operand with the shape of the output.
+
+        Returns:
+            The network of the product.
 
         Raises:
             ValueError: As for :meth:`jacobian`.
@@ -421,44 +444,50 @@ class TensorNetwork:
         return self.replace([operand], [vector], output=axes)
 
     def jvp(self, name: str, tangent: str) -> TensorNetwork:
-        """Jacobian-vector product, with the shape of the output.
+        """Make the Jacobian-vector product, which has the shape of the output.
 
         Args:
             name: Name of the operand.
-            tangent: Name of the vector, an operand with the shape of the other.
+            tangent: Name of the vector, which has the shape of the operand.
+
+        Returns:
+            The network of the product.
 
         Raises:
-            ValueError: If the network does not have that operand exactly once.
+            ValueError: If the operand does not occur exactly once.
         """
         operand = self._only(name, "jvp")
         return self.replace([operand], [Operand(tangent, operand.axes)])
 
     def vmap(self, name: str, index: str, size: int) -> TensorNetwork:
-        """The same for many of an operand at once, along a new first axis of both.
+        """Vectorize over an operand: give it and the result a new first axis.
 
         Args:
             name: Name of the operand.
-            index: Name of the new index, which the operand and the result begin with.
-            size: How many.
+            index: Name of the new axis's index.
+            size: Size of the new axis.
+
+        Returns:
+            The vectorized network.
 
         Raises:
-            ValueError: If the network does not have that operand exactly once, or has
-                the index already.
+            ValueError: If the operand does not occur exactly once, or if the network
+                already has the index.
         """
         operand = self._only(name, "vmap")
         if index in self.sizes:
-            rule, known = "be new to the network", f"{index!r}, of {[*self.sizes]}"
+            rule, known = f"be none of {[*self.sizes]}", repr(index)
             raise ValueError(describe("TensorNetwork.vmap", "index", rule, known))
         many = Operand(name, (Axis.of(size, (index, size)), *operand.axes))
         return self.replace([operand], [many], {index: size}, ((index,), *self.output))
 
     def _only(self, name: str, method: str) -> Operand:
-        """The one operand of a name, in which the network is linear."""
+        """Return the only operand of a name; the network is linear in it."""
         found = [operand for operand in self.operands if operand.name == name]
         if len(found) != 1:
             names = [operand.name for operand in self.operands]
             callable_ = f"TensorNetwork.{method}"
-            rule = f"occur once in {names}"
+            rule = f"occur exactly once among the operands {names}"
             raise ValueError(describe(callable_, "name", rule, repr(name)))
         return found[0]
 
@@ -473,7 +502,7 @@ def _wrapped(text: str) -> list[str]:
 def _whole_axes(
     operand: Operand, sizes: Mapping[str, int], method: str, verb: str = "Differentiate"
 ) -> Output:
-    """Indices of each axis, slowest first; refuses axes that are not read whole."""
+    """Return the indices of each axis, slowest first; refuse axes read in part."""
     axes = []
     for number, axis in enumerate(operand.axes):
         indices = axis.whole(sizes)

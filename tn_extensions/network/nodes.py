@@ -1,9 +1,8 @@
 """Nodes of a tensor network: operands, index patterns, their pairs and selections.
 
-All of them are built from one notion, an affine position ``start + sum stride *
-index``: an axis of an operand is read at such a position (so that slices, reshapes and
-strided views are the same thing), and an index pattern is one where such a position is
-hit.
+All of them are built from affine positions ``start + sum stride * index``. An operand's
+axis is read at such a position, which makes slices, reshapes and strided views the same
+thing. An index pattern is one where an index equals such a position.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ Values = NDArray[np.signedinteger[Any]]
 
 
 class _Ordered:
-    """Nodes have an order, that of their texts."""
+    """A node that can be sorted, by its text."""
 
     @cached_property
     def order(self) -> str:
-        """Key by which networks sort their nodes."""
+        """Key by which a network sorts its nodes."""
         return repr(self)
 
 
@@ -38,7 +37,7 @@ class Affine:
     """A position ``start + sum_j stride_j * index_j``.
 
     Args:
-        terms: Pairs ``(index, stride)``; kept sorted, since their order has no meaning.
+        terms: Pairs ``(index, stride)``; sorted, since their order has no meaning.
         start: The position where all indices are zero.
     """
 
@@ -53,11 +52,11 @@ class Affine:
         object.__setattr__(self, "indices", tuple(index for index, _ in terms))
 
     def stride(self, index: str) -> int:
-        """Stride of an index."""
+        """Return the stride of an index."""
         return dict(self.terms)[index]
 
     def rename(self, rename: Rename) -> Affine:
-        """The same position in terms of renamed indices."""
+        """Rename the indices."""
         return Affine(tuple((rename(j), s) for j, s in self.terms), self.start)
 
     def substitute(self, index: str, position: Affine) -> Affine:
@@ -74,7 +73,7 @@ class Affine:
         return self.substitute(index, Affine(()))
 
     def bounds(self, sizes: Sizes) -> tuple[int, int]:
-        """Smallest and largest position for indices of the given sizes."""
+        """Return the smallest and largest position for indices of the given sizes."""
         low = high = self.start
         for index, stride in self.terms:
             end = stride * (sizes[index] - 1)
@@ -94,7 +93,7 @@ class Axis:
 
     @classmethod
     def of(cls, extent: int, *indices: tuple[str, int]) -> Axis:
-        """Axis that splits into indices of the given sizes, the last one fastest.
+        """Make an axis that splits into indices of given sizes, the last one fastest.
 
         >>> Axis.of(6, ("g", 2), ("ci", 3)).position.terms
         (('ci', 1), ('g', 3))
@@ -106,7 +105,7 @@ class Axis:
         return cls(Affine(tuple(terms)), extent)
 
     def whole(self, sizes: Sizes) -> tuple[str, ...] | None:
-        """The indices, slowest first, if they run through all of the axis in order."""
+        """Return the indices, slowest first, if they read the whole axis in order."""
         terms = sorted(
             self.position.terms, key=lambda term: (-term[1], -sizes[term[0]])
         )
@@ -134,11 +133,11 @@ class Operand(_Ordered):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the tensor, all of it."""
+        """Shape of the whole tensor."""
         return tuple(axis.extent for axis in self.axes)
 
     def rename(self, rename: Rename) -> Operand:
-        """The same tensor with renamed indices."""
+        """Rename the indices."""
         return self._map(lambda position: position.rename(rename))
 
     def substitute(self, index: str, position: Affine) -> Operand:
@@ -146,12 +145,15 @@ class Operand(_Ordered):
         return self._map(lambda old: old.substitute(index, position))
 
     def resized(self, old: Sizes, new: Sizes, names: Mapping[str, str]) -> Operand:
-        """A tensor of other sizes, along all axes that are read whole.
+        """Change the sizes of all axes that are read whole.
 
         Args:
-            old: Sizes of the indices so far.
-            new: Sizes from now on.
+            old: Present sizes of the indices.
+            new: New sizes, by the new names.
             names: New names of some indices.
+
+        Returns:
+            The resized operand.
         """
         axes = []
         for axis in self.axes:
@@ -169,9 +171,9 @@ class Operand(_Ordered):
 
 
 class Progression(NamedTuple):
-    """Positions ``offset + step * t`` for ``begin <= t < end`` that one value reads.
+    """Positions ``offset + step * t``, ``begin <= t < end``, that one ``free`` reads.
 
-    Two values of the free index share ``t`` if their residues are equal; else nothing.
+    Two values of the free index share values of ``t`` only if their residues are equal.
     """
 
     free: int
@@ -183,22 +185,22 @@ class Progression(NamedTuple):
 
     @property
     def positions(self) -> range:
-        """The positions."""
+        """The positions as a range."""
         first, last = (self.offset + self.step * t for t in (self.begin, self.end))
         return range(first, last, self.step)
 
 
 @dataclass(frozen=True)
 class Pattern(_Ordered):
-    """Index pattern: where an affine position hits an index.
+    """Index pattern: the indicator of ``index = position``.
 
     ``P[index, terms] = #{summed : index = start + sum_j stride_j * term_j + sum_m
-    stride_m * summed_m}``. A convolution's is ``i = s o + d k - l``. It is symmetric in
-    its terms by construction, so swapping ``(k, d)`` with ``(o, s)`` changes nothing.
+    stride_m * summed_m}``. For a convolution, ``i = s o + d k - l``. The order of the
+    terms has no meaning, so swapping ``(k, d)`` with ``(o, s)`` changes nothing.
 
     Args:
         index: The index that is hit; ``0 <= index < size`` clips at the border.
-        position: Where.
+        position: The position that it equals.
         summed: Terms ``(stride, size)`` that have been summed (window sums).
     """
 
@@ -208,12 +210,15 @@ class Pattern(_Ordered):
 
     @classmethod
     def of(cls, index: str, terms: Mapping[str, int], start: int = 0) -> Pattern:
-        """Pattern that is one where ``index = start + sum stride * term``.
+        """Make the pattern that is one where ``index = start + sum stride * term``.
 
         Args:
             index: The index that is hit.
             terms: Stride of each term.
             start: The position where all terms are zero.
+
+        Returns:
+            The pattern.
 
         >>> Pattern.of("i", {"o": 2, "k": 1}, start=-1).indices
         ('i', 'k', 'o')
@@ -222,15 +227,15 @@ class Pattern(_Ordered):
 
     @cached_property
     def indices(self) -> tuple[str, ...]:
-        """The hit index, then the terms'."""
+        """The index that is hit, then the indices of the terms."""
         return (self.index, *self.position.indices)
 
     def rename(self, rename: Rename) -> Pattern:
-        """The same pattern between renamed indices."""
+        """Rename the indices."""
         return Pattern(rename(self.index), self.position.rename(rename), self.summed)
 
     def substitute(self, index: str, position: Affine) -> Pattern:
-        """Insert ``index = position``, ``position`` having at most one term."""
+        """Insert ``index = position``, where ``position`` has at most one term."""
         if index != self.index:
             return replace(self, position=self.position.substitute(index, position))
         (name, step), *_ = position.terms
@@ -248,7 +253,7 @@ class Pattern(_Ordered):
         return replace(self, position=self.position.drop(index), summed=summed)
 
     def dense(self, sizes: Sizes) -> NDArray[np.float64]:
-        """The pattern as an array over :attr:`indices`."""
+        """Compute the pattern as an array over :attr:`indices`."""
         terms = self.position.indices
         shape = tuple(sizes[index] for index in self.indices)
         result = np.zeros(shape)
@@ -264,16 +269,16 @@ class Pattern(_Ordered):
     def solve(
         self, wanted: str, given: Mapping[str, Values], sizes: Sizes
     ) -> tuple[Values, NDArray[np.bool_]]:
-        """Solve for one index of a pattern that nothing has been summed in.
+        """Solve for one index of a pattern without summed terms.
 
         Args:
             wanted: The index.
-            given: Values of all others, of shapes that broadcast.
+            given: Values of all other indices, in arrays that broadcast.
             sizes: Sizes of the indices.
 
         Returns:
-            Values of the index, -1 where there is none; and where there would be one if
-            the index had no end.
+            Values of the index, -1 where there is no solution within its size; and an
+            array that is True where there is an integer solution of any size.
         """
         terms = dict(self.position.terms)
         hit = np.asarray(self.position.start)
@@ -289,7 +294,7 @@ class Pattern(_Ordered):
         return np.where(inside, values, -1), exact
 
     def hull(self, index: str, sizes: Sizes) -> tuple[int, int] | None:
-        """Smallest and largest value of an index that takes part; None if none does."""
+        """Return the smallest and largest contributing value of an index, or None."""
         terms = [(j, s, sizes[j]) for j, s in self.position.terms]
         terms += [("", s, size) for s, size in self.summed]
         # solving for the longest term leaves least to enumerate
@@ -302,15 +307,15 @@ class Pattern(_Ordered):
     def progressions(
         self, read: str, shared: str, sizes: Sizes
     ) -> tuple[Progression, ...]:
-        """What each value of the remaining (free) index reads along an operand's axis.
+        """Return the positions of an axis that each value of the free index reads.
 
         Args:
-            read: The index that the operand carries.
-            shared: The index that enumerates what is read.
+            read: The index of the operand's axis.
+            shared: The index that enumerates the positions. The third one is free.
             sizes: Sizes of the indices.
 
         Returns:
-            One progression per value of the free index, in order; empty ranges have
+            One progression per value of the free index, in order. An empty one has
             ``begin == end``.
         """
         free = [j for j in self.indices if j not in (read, shared)]
@@ -327,13 +332,16 @@ class Pattern(_Ordered):
 def _hull(
     start: int, terms: tuple[tuple[int, int], ...], extent: int, hits: bool
 ) -> tuple[int, int] | None:
-    """Smallest and largest value of what is hit, or else of the first term.
+    """Return the smallest and largest value of the first term, or of the index hit.
 
     Args:
-        start: Position where all terms are zero.
+        start: The position where all terms are zero.
         terms: Strides and sizes.
-        extent: Size of what is hit.
-        hits: Whether to return what is hit.
+        extent: Size of the index that is hit.
+        hits: Whether to return values of the index that is hit.
+
+    Returns:
+        The two values; None if no position is inside.
     """
     (stride, size), *others = terms or ((1, 1),)
     at = np.asarray(start)
@@ -353,7 +361,7 @@ def _hull(
 def _hit(
     start: int, stride: int, size: int, step: int, read: int, shared: int
 ) -> tuple[Progression, ...]:
-    """Return what is read at ``start + stride * free + step * shared``."""
+    """Return progressions that read ``start + stride * free + step * shared``."""
     found = []
     for free in range(size):
         at = start + stride * free
@@ -367,9 +375,9 @@ def _hit(
 def _hitting(
     start: int, stride: int, size: int, step: int, read: int, shared: int
 ) -> tuple[Progression, ...]:
-    """Return what is read where ``shared = start + stride * free + step * read``.
+    """Return progressions with ``shared = start + stride * free + step * read``.
 
-    It advances by one as ``shared`` does by ``step``.
+    The position read advances by one when ``shared`` advances by ``step``.
     """
     found = []
     for free in range(size):
@@ -384,10 +392,10 @@ def _hitting(
 
 @dataclass(frozen=True)
 class Pair(_Ordered):
-    """Two patterns summed over an index that they share.
+    """Two patterns, multiplied and summed over an index that they share.
 
-    ``sum_shared first * second``: for a convolution's output index this is the lag
-    structure that KFAC-expand needs instead of the unfolded input.
+    If the shared index is a convolution's output, the pair is the lag structure that
+    KFAC-expand needs instead of the unfolded input.
     """
 
     first: Pattern
@@ -397,7 +405,7 @@ class Pair(_Ordered):
 
     @cached_property
     def indices(self) -> tuple[str, ...]:
-        """Indices of both patterns but for the shared one."""
+        """Indices of both patterns except the shared one."""
         both = (*self.first.indices, *self.second.indices)
         return tuple(dict.fromkeys(index for index in both if index != self.shared))
 
@@ -407,12 +415,12 @@ class Pair(_Ordered):
         object.__setattr__(self, "second", ordered[1])
 
     def rename(self, rename: Rename) -> Pair:
-        """The same pair between renamed indices."""
+        """Rename the indices."""
         first, second = self.first.rename(rename), self.second.rename(rename)
         return Pair(first, second, rename(self.shared), self.size)
 
     def dense(self, sizes: Sizes) -> NDArray[np.float64]:
-        """The pair as an array over :attr:`indices`."""
+        """Compute the pair as an array over :attr:`indices`."""
         sizes = {**sizes, self.shared: self.size}
         symbol = letters([*self.indices, self.shared])
         terms = (
@@ -429,13 +437,13 @@ class Pair(_Ordered):
 class Selection(_Ordered):
     """Sampled positions of an index: one where ``index = positions[kept]``.
 
-    The positions are data, distinct and ascending: a tensor of integers that is given
-    together with the operands' tensors, under the name of the kept index. The network
-    knows how many there are, so that one plan serves all draws of so many.
+    The positions are data: a tensor of distinct, ascending integers, passed along with
+    the tensors of operands under the name of the kept index. The network only knows
+    their number, so one plan serves all draws of that number.
 
     Args:
-        kept: The index that runs through the positions, which operands carry.
-        index: The index whose values they are.
+        kept: The index that enumerates the positions; operands carry it.
+        index: The index that is sampled.
     """
 
     kept: str
@@ -447,7 +455,7 @@ class Selection(_Ordered):
         return self.kept, self.index
 
     def rename(self, rename: Rename) -> Selection:
-        """The same selection between renamed indices."""
+        """Rename the indices."""
         return Selection(rename(self.kept), rename(self.index))
 
 

@@ -1,4 +1,4 @@
-"""Parts of networks: where one network occurs in another, and its result instead."""
+"""Parts of networks: find one network in another and replace it by its result."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tn_extensions.network.network import TensorNetwork
 from tn_extensions.network.nodes import Affine, Axis, Node, Operand, Pattern
 
 Names = Mapping[str, str]
-"""Index of the network by index of the part."""
+"""Map from indices of the part to indices of the network."""
 
 
 def stored(name: str, network: TensorNetwork) -> Operand:
-    """Make an operand of the result of a network."""
+    """Make the operand that stands for the result of a network."""
     axes = (
         Axis.of(size, *((index, network.sizes[index]) for index in axis))
         for axis, size in zip(network.output, network.shape, strict=True)
@@ -25,20 +25,21 @@ def stored(name: str, network: TensorNetwork) -> Operand:
 def substitute(
     network: TensorNetwork, part: TensorNetwork, name: str
 ) -> tuple[TensorNetwork, list[Names]] | None:
-    """Write a network in terms of the result of a part of it.
+    """Replace a part of a network by an operand, the result of the part.
 
-    Indices may have other names in the part. What the part sums, nothing else in the
-    network may carry. Where two indices of the part's result are one in the network,
-    that is read along its diagonal: norms are the diagonal of a Gram matrix.
+    Indices may have other names in the part. Nothing else in the network may carry an
+    index that the part sums over. Two indices of the part's result may be one index in
+    the network, which then reads the result's diagonal: squared norms are the diagonal
+    of a Gram matrix.
 
     Args:
         network: The network.
-        part: What occurs in it, once or several times: of operands and patterns.
-        name: Of the operand that holds the part's result.
+        part: A network of operands and patterns that occurs in it, once or more often.
+        name: Name of the operand.
 
     Returns:
-        The network with that operand in place of each occurrence, and the names that
-        the part's indices have in each; None if there is no occurrence.
+        The network with the operand in place of each occurrence, and a map of index
+        names for each of them; None if there is no occurrence.
     """
     found: list[Names] = []
     while (occurrence := _occurrence(network, part)) is not None:
@@ -65,8 +66,8 @@ def substitute(
 def _occurrence(
     network: TensorNetwork, part: TensorNetwork
 ) -> tuple[tuple[Node, ...], Names] | None:
-    """Find nodes that are those of a part, and the names of its indices there."""
-    # operands first: they say what most indices are called
+    """Find an occurrence of a part: its nodes, and a map of index names."""
+    # operands first: they determine the names of most indices
     nodes = sorted(part.nodes, key=lambda node: not isinstance(node, Operand))
     for found, names in _matches(nodes, network.nodes, {}, part, network):
         summed = {names[index] for index in part.summed_indices}
@@ -91,7 +92,7 @@ def _matches(
     part: TensorNetwork,
     network: TensorNetwork,
 ) -> Iterator[tuple[tuple[Node, ...], Names]]:
-    """Yield nodes that are the wanted ones but for the names of indices."""
+    """Yield nodes that equal the wanted ones up to names, with a map of the names."""
     if not wanted:
         yield (), names
         return
@@ -109,7 +110,7 @@ def _matches(
 
 
 def _renamings(one: Node, other: Node, names: Names) -> Iterator[Names]:
-    """Yield extensions of names by which one node is the other."""
+    """Yield extensions of a map of names that turn one node into the other."""
     if isinstance(one, Operand) and isinstance(other, Operand):
         if (one.name, one.shape) == (other.name, other.shape):
             pairs = zip(one.axes, other.axes, strict=True)

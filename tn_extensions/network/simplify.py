@@ -16,7 +16,7 @@ from tn_extensions.network.trace import Step, Trace
 Rule = Callable[[TensorNetwork], TensorNetwork | None]
 
 RULES: tuple[Rule, ...] = (squeeze, window_sum, trim, dense)
-"""Rewrites that never cost anything, in the order in which they are tried."""
+"""Rules that never raise the cost, in the order in which they are tried."""
 
 
 @overload
@@ -32,16 +32,17 @@ def simplify(
 ) -> TensorNetwork | tuple[TensorNetwork, Trace]:
     """Apply rules until none applies.
 
-    Each rule removes a node, an index or entries of an index, so this ends.
+    Each rule removes a node, an index or values of an index, so this terminates.
 
     Args:
-        network: What to rewrite.
-        rules: The rewrites, tried in order; the first that applies starts over.
+        network: The network to rewrite.
+        rules: The rules, tried in order. After one has been applied, the first one is
+            tried again.
         trace: Whether to return the steps, too.
 
     Returns:
-        The rewritten network, an exact equal of the given one; with ``trace`` also the
-        steps that led to it, which can be printed and drawn.
+        The rewritten network, which is exactly equal to the given one. With ``trace``,
+        also the steps that led to it; they can be printed and drawn.
     """
     given = network
     steps: list[Step] = []

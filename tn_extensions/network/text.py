@@ -16,11 +16,14 @@ from tn_extensions.network.nodes import (
 
 
 def node_text(node: Node, sizes: Mapping[str, int]) -> str:
-    """Write a node in a line.
+    """Write a node in one line.
 
     Args:
         node: An operand, a pattern, a pair of patterns or a selection.
         sizes: Sizes of the network's indices.
+
+    Returns:
+        The text.
 
     >>> x = Operand("x", (Axis.of(6, ("g", 2), ("ci", 3)), Axis.of(9, ("i", 9))))
     >>> node_text(x, {"g": 2, "ci": 3, "i": 9})
@@ -52,8 +55,11 @@ def linear(terms: Iterable[tuple[str, int]], start: int, times: str = " ") -> st
 
     Args:
         terms: Names and their factors.
-        start: What is added to them.
-        times: What stands between a factor and a name.
+        start: The constant that is added to them.
+        times: The text between a factor and a name.
+
+    Returns:
+        The text.
 
     >>> linear([("o", 2), ("k", 1)], -1)
     '2 o + k - 1'
@@ -88,5 +94,5 @@ def _pattern(pattern: Pattern) -> str:
 
 
 def _affine(position: Affine, more: Iterable[tuple[str, int]] = ()) -> str:
-    # outputs before kernels, as it is usually written
+    # outputs before kernels, as usual
     return linear([*reversed(position.terms), *more], position.start)

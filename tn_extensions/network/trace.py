@@ -17,9 +17,9 @@ class Step:
 
     Args:
         rule: Name of the rule.
-        before: The network that it was applied to.
-        after: An exact equal.
-        identity: Why it is one.
+        before: The network that the rule was applied to.
+        after: The result, which is exactly equal.
+        identity: The equation that makes it so.
 
     >>> from tn_extensions.network import build, simplify
     >>> network = build({"x": ["n", "i"], "y": ["i"]}, "n", {"n": 4, "i": 1})
@@ -45,7 +45,7 @@ class Step:
 
     @property
     def change(self) -> str:
-        """Nodes and sizes that differ, before and after, by the names of indices."""
+        """The nodes and sizes that differ, before and after, as text."""
         before, after = self.before, self.after
         removed = Counter(before.nodes) - Counter(after.nodes)
         added = Counter(after.nodes) - Counter(before.nodes)
@@ -67,18 +67,18 @@ class Trace(tuple[Step, ...]):
     """The steps of a simplification, in order; print or draw them.
 
     Args:
-        network: What was simplified.
-        steps: The applications of rules.
+        network: The network that was simplified.
+        steps: The steps.
     """
 
     network: TensorNetwork
 
-    # by the layer that draws, see `network.methods`
+    # a higher layer supplies these, see `network.methods`
     draw: ClassVar[Callable[..., Any]]
     to_tikz: ClassVar[Callable[..., str]]
 
     def __new__(cls, network: TensorNetwork, steps: Iterable[Step] = ()) -> Trace:
-        """Make the steps, which know what they started from, also if there are none."""
+        """Make a trace; it keeps the original network, even if there are no steps."""
         trace = super().__new__(cls, steps)
         trace.network = network
         return trace

@@ -1,4 +1,4 @@
-"""Column-row sampling: networks estimated by slices that are drawn at random."""
+"""Column-row sampling: estimates of networks from randomly drawn slices."""
 
 from tn_extensions.sampling.sampled import Sampled, sample
 from tn_extensions.sampling.samplers import SAMPLERS, Draw, Sampler, draw

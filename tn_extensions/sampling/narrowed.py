@@ -1,4 +1,4 @@
-"""Networks of which some indices are narrowed to the values that were drawn."""
+"""Networks with some indices narrowed to the values that were drawn."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tn_extensions.network.index import mirrored
 
 @lru_cache(maxsize=4096)
 def samplable(network: TensorNetwork) -> tuple[str, ...]:
-    """Indices of a network that can be sampled.
+    """Return the indices of a network that can be sampled.
 
-    Those that an operand carries and that are summed, or that the input ``x`` and the
-    result carry (then slices of the result are zero). Index and primed copy have to be
-    one, since both copies of an operand are narrowed alike.
+    An operand must carry the index. It must be summed, or be carried by the input ``x``
+    and the result but no pattern (then slices of the result are zero). It must not have
+    a primed copy, since both copies of an operand are narrowed in the same way.
     """
     x = {j for o in network.operands if o.name == "x" for j in o.indices}
     joined = in_patterns(network)
@@ -29,7 +29,7 @@ def samplable(network: TensorNetwork) -> tuple[str, ...]:
 
 
 def _carried(network: TensorNetwork, index: str) -> bool:
-    """Whether operands carry an index, in axes that can be narrowed."""
+    """Tell whether operands carry an index, in axes that can be narrowed."""
     carriers = [o for o in network.operands if index in o.indices]
     names = {operand.name for operand in carriers}
     alike = all(index in o.indices for o in network.operands if o.name in names)
@@ -43,9 +43,9 @@ def narrow(
 ) -> TensorNetwork:
     """Narrow the operands of a network to so many values of some indices.
 
-    An index that nothing else carries gets smaller. What is left of a pattern is no
-    pattern, so one that is joined to others keeps its size: operands carry that of its
-    sampled positions instead, from which a selection leads to it.
+    An index that only operands carry gets smaller. But a pattern restricted to sampled
+    positions is not a pattern, so an index of a pattern keeps its size. Operands carry
+    the index of its sampled positions instead, and a selection joins the two.
     """
     joined = in_patterns(network)
     sizes = {**network.sizes}
@@ -61,19 +61,19 @@ def narrow(
 
 
 def sampled(index: str) -> str:
-    """Name of the index that runs through the sampled positions of another one."""
+    """Return the name of the index of another one's sampled positions."""
     return f"s{index}"
 
 
 @lru_cache(maxsize=4096)
 def in_patterns(network: TensorNetwork) -> frozenset[str]:
-    """Indices that patterns and the like carry."""
+    """Return the indices that patterns, pairs or selections carry."""
     nodes = [node for node in network.nodes if not isinstance(node, Operand)]
     return frozenset(index for node in nodes for index in node.indices)
 
 
 @lru_cache(maxsize=4096)
 def indices_of_axes(network: TensorNetwork, name: str) -> tuple[tuple[str, ...], ...]:
-    """Indices of each axis of an operand; none of one that is not read whole."""
+    """Return the indices of each axis of an operand; none for an axis read in part."""
     operand = next(each for each in network.operands if each.name == name)
     return tuple(axis.whole(network.sizes) or () for axis in operand.axes)

@@ -1,4 +1,4 @@
-"""Norms of slices, by which they are drawn."""
+"""Norms of slices, which determine the probabilities of draws."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from tn_extensions.network import Axis, Operand, TensorNetwork
 def slice_norms(
     network: TensorNetwork, index: str, tensors: Mapping[str, Tensor]
 ) -> Tensor | None:
-    """Norms of what each value of an index takes part in, ``[size]``.
+    """Compute the norm of the slices at each value of an index, ``[size]``.
 
-    The product over the given operands, each copy of one, of the norm of the slice; of
-    those that do not carry the index but meet it in a pattern, of all entries that they
-    meet there.
-    ``||x_j|| ||g_j||`` leads to the least variance that independent draws can have.
+    It is the product over the given operands, including their copies, of the norm of a
+    slice. If a pattern joins an operand to the index, the slice has all entries that
+    the pattern joins to the value. Norms ``||x_j|| ||g_j||`` lead to the least variance
+    of independent draws.
 
     Args:
         network: The network.
         index: One of its indices.
-        tensors: Some of its operands' tensors, by name.
+        tensors: Tensors of some of its operands, by name.
 
     Returns:
-        Norms in float64 on the CPU; None if no given operand meets the index.
+        Norms in float64 on the CPU; None if no given operand has such slices.
     """
     result: Tensor | None = None
     for operand in network.operands:
@@ -59,7 +59,7 @@ def _squares(
 def _own_squares(
     network: TensorNetwork, operand: Operand, tensor: Tensor, index: str
 ) -> Tensor:
-    """Sum of squares of each slice along an index that the operand carries."""
+    """Compute the sum of squares of each slice along an index of the operand."""
     number, indices = next(
         (number, axis.whole(network.sizes) or ())
         for number, axis in enumerate(operand.axes)

@@ -1,4 +1,4 @@
-"""Column-row sampling on a network: draw slices along indices, narrow the operands."""
+"""Column-row sampling of a network: draw slices along indices, narrow operands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tn_extensions.sampling.samplers import (
 
 @dataclass(frozen=True)
 class Sampled:
-    """An unbiased estimate of a network, by slices that were drawn.
+    """An unbiased estimate of a network from slices that were drawn.
 
     Args:
         original: The network that is estimated.
@@ -40,10 +40,11 @@ class Sampled:
 
     @property
     def network(self) -> TensorNetwork:
-        """What is contracted: the network between narrowed operands.
+        """The network of narrowed operands, which is contracted.
 
-        An index that no pattern carries gets smaller. Others keep their size; operands
-        carry the index of its sampled positions, which a plan takes as data.
+        A sampled index that no pattern carries gets smaller. Other sampled indices keep
+        their size; operands carry the indices of their sampled positions, which are
+        data.
         """
         return self._narrowed(self._kept)
 
@@ -54,18 +55,19 @@ class Sampled:
 
     @property
     def is_empty(self) -> bool:
-        """Whether an index has no slice left; the estimate is zero then."""
+        """True if no slice of some index was kept; the estimate is zero then."""
         return not all(map(len, self.draws.values()))
 
     def positions(self, name: str) -> tuple[Tensor | None, ...]:
-        """Positions that take part along each axis of an operand; None for all.
+        """Return the positions along each axis of an operand that are used, or None.
 
-        Those of the sampled indices, and those that they meet through a pattern.
+        These are the kept values of sampled indices, and the values of other indices
+        that patterns join to them. None stands for all positions.
         """
-        return self._along(name, self._kept | self._met(name))
+        return self._along(name, self._kept | self._reached(name))
 
     def narrow(self, name: str, tensor: Tensor) -> Tensor:
-        """The slices of an operand's tensor that take part, all that has to be held."""
+        """Select the slices of an operand that are used; others need not be stored."""
         return select(tensor, self.positions(name))
 
     def run(
@@ -75,14 +77,14 @@ class Sampled:
 
         Args:
             tensors: The operands' tensors, by name.
-            narrowed: Names of those that :meth:`narrow` made.
+            narrowed: Names of tensors that :meth:`narrow` has returned.
 
         Returns:
-            Tensor of the original network's shape; dropped slices of it are zero.
+            A tensor of the original network's shape; slices that were dropped are zero.
         """
         kept = {**self._kept}
         for name in narrowed:
-            kept |= self._met(name)
+            kept |= self._reached(name)
         network = self._narrowed(kept)
         like = next(iter(tensors.values()))
         if 0 in network.sizes.values():
@@ -106,18 +108,18 @@ class Sampled:
 
     @cached_property
     def _kept(self) -> dict[str, Tensor]:
-        """By index, the values that are kept, if not all are."""
+        """The kept values of each index of which some values were dropped."""
         return {
             index: kept.indices.cpu()
             for index, kept in self.draws.items()
             if len(kept) < self.original.sizes[index]
         }
 
-    def _met(self, name: str) -> dict[str, Tensor]:
-        """By index of an operand, the values that meet kept ones in a pattern."""
+    def _reached(self, name: str) -> dict[str, Tensor]:
+        """Return the values of an operand's indices that patterns join to kept ones."""
         sizes = self.original.sizes
         axes = indices_of_axes(self.original, name)
-        met = {}
+        reached = {}
         for pattern in self.original.patterns:
             kept = [index for index in pattern.indices if index in self._kept]
             rest = [index for index in pattern.indices if index not in self.draws]
@@ -130,8 +132,8 @@ class Sampled:
                         other: np.arange(sizes[other])[:, None],
                     }
                     values = np.unique(pattern.solve(index, given, sizes)[0])
-                    met[index] = torch.from_numpy(values[values >= 0])
-        return {index: own for index, own in met.items() if len(own) < sizes[index]}
+                    reached[index] = torch.from_numpy(values[values >= 0])
+        return {index: own for index, own in reached.items() if len(own) < sizes[index]}
 
     def _narrowed(self, kept: Mapping[str, Tensor]) -> TensorNetwork:
         counts = tuple((index, len(own)) for index, own in kept.items())
@@ -140,16 +142,17 @@ class Sampled:
     def _along(
         self, name: str, kept: Mapping[str, Tensor]
     ) -> tuple[Tensor | None, ...]:
-        """Positions along each axis of an operand, where indices take kept values."""
+        """Return the positions along each axis of an operand at kept values."""
         axes, sizes = indices_of_axes(self.original, name), self.original.sizes
         return tuple(merged(axis, sizes, kept) for axis in axes)
 
     def _weighted(
         self, name: str, tensor: Tensor, kept: Mapping[str, Tensor]
     ) -> Tensor:
-        """Multiply the slices of an operand that have factors of their own by them.
+        """Multiply the slices of an operand by their individual factors.
 
-        They are those of one operand; if it occurs twice, each has their square root.
+        The factors of an index are applied to a single operand; if it occurs twice,
+        each copy is multiplied by their square roots.
         """
         factors: dict[str, Tensor] = {}
         for index, drawn in self.draws.items():
@@ -178,25 +181,25 @@ def sample(
 ) -> Sampled:
     """Draw slices along indices of a network, and narrow its operands to them.
 
-    With ``z_j = 1 / p_j`` for a kept value ``j`` of an index and zero for others, the
-    network's sum over ``j`` becomes that of ``z_j`` times the same: an unbiased
-    estimate, smaller in all operands. Several indices are drawn independently. If the
-    result keeps an index, its slices are multiplied by ``z_j``.
+    The network's sum ``sum_j a_j`` over an index becomes ``sum_j z_j a_j``, where ``z_j
+    = 1 / p_j`` if value ``j`` is kept, and zero otherwise. This estimate is unbiased,
+    and its operands are smaller. Several indices are drawn independently. If the result
+    has a sampled index, its slices are multiplied by ``z_j``.
 
     Args:
-        network: What to estimate, for instance ``quantities.weight_vjp(conv, N)``.
-        keep: Share of values to keep, by index. Indices with 1 stay whole.
-        sampler: How to draw, see :func:`~tn_extensions.sampling.draw`.
-        generator: Source of random numbers. Default: torch's own, of the CPU.
-        tensors: For ``sampler="norm"``: operands by name, of whose slices the norms are
-            taken; those of ``x`` alone, or of ``x`` and ``g`` for less variance.
+        network: The network to estimate, e.g. ``quantities.weight_vjp(conv, N)``.
+        keep: Share of values to keep, by index. An index with share 1 stays whole.
+        sampler: Sampling method, see :func:`~tn_extensions.sampling.draw`.
+        generator: Source of random numbers (default: torch's CPU generator).
+        tensors: Operands by name whose slices' norms determine the probabilities, for
+            ``sampler="norm"``. Pass ``x`` alone, or ``x`` and ``g`` for less variance.
 
     Returns:
         The estimate, to be run on the operands' tensors.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an index cannot be sampled, a share lies outside of ``(0, 1]``,
+        ValueError: If an index cannot be sampled, a share is outside of ``(0, 1]``,
             there is no such sampler, or tensors are missing or do not fit.
 
     Reference: Adelman et al., "Faster neural network training with approximate tensor
@@ -231,7 +234,7 @@ def sample(
         norms = {index: slice_norms(network, index, tensors) for index in active}
     for index, known in norms.items():
         if sampler == "norm" and known is None:
-            rule = f"hold operands that meet {index!r}"
+            rule = f"contain an operand that depends on {index!r}"
             got = ", ".join(map(repr, tensors)) or "none"
             raise ValueError(describe("sample", "tensors", rule, got))
     draws = {
@@ -244,10 +247,10 @@ def sample(
 def _check_tensors(network: TensorNetwork, tensors: Mapping[str, Tensor]) -> None:
     shapes = {operand.name: operand.shape for operand in network.operands}
     for name, tensor in tensors.items():
-        argument = f"tensors[{name!r}]"
         if name not in shapes:
-            rule = f"be of an operand, one of {', '.join(map(repr, shapes))}"
-            raise ValueError(describe("sample", argument, rule, repr(name)))
+            rule = f"name operands of the network, {', '.join(map(repr, shapes))}"
+            raise ValueError(describe("sample", "tensors", rule, repr(name)))
         if tuple(tensor.shape) != shapes[name]:
+            argument = f"tensors[{name!r}]"
             rule, got = f"have shape {list(shapes[name])}", list(tensor.shape)
             raise ValueError(describe("sample", argument, rule, got))

@@ -1,7 +1,7 @@
-"""Samplers: which slices of an axis are kept, and by what they are scaled.
+"""Samplers: choose the slices of an axis to keep, and their scales.
 
-A draw keeps slice ``j`` with probability ``p_j`` and scales it by ``1 / p_j``: a sum
-over the kept slices has the expectation of the sum over all of them.
+A draw keeps slice ``j`` with probability ``p_j`` and scales it by ``1 / p_j``. So the
+sum over the kept slices equals the sum over all slices in expectation.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 
 @dataclass(frozen=True)
 class Draw:
-    """Slices of an axis that were kept.
+    """The slices of an axis that are kept.
 
     Args:
-        indices: Their positions, ascending, ``[M]``.
-        scale: Factor of all of them.
-        weights: Further factors of each, ``[M]`` in float64; None if all are one.
+        indices: Their positions in ascending order, ``[M]``.
+        scale: Factor of all slices.
+        weights: Additional factor of each slice, ``[M]`` in float64; None if all are
+            one.
     """
 
     indices: Tensor
@@ -44,7 +45,12 @@ class Draw:
 
 
 def check_sampler(owner: str, sampler: object, generator: object) -> None:
-    """Refuse what is no sampler, or no source of random numbers.
+    """Check the arguments ``sampler`` and ``generator``.
+
+    Args:
+        owner: The caller, for messages.
+        sampler: The sampler.
+        generator: The source of random numbers.
 
     Raises:
         TypeError: If the generator is of the wrong kind.
@@ -59,11 +65,16 @@ def check_sampler(owner: str, sampler: object, generator: object) -> None:
 
 
 def check_keep(owner: str, argument: str, keep: object) -> None:
-    """Refuse what is no probability of keeping something.
+    """Check the share of values to keep.
+
+    Args:
+        owner: The caller, for messages.
+        argument: Its argument, for messages.
+        keep: The share.
 
     Raises:
-        TypeError: If it is no number.
-        ValueError: If it is outside of ``(0, 1]``.
+        TypeError: If the share is not a number.
+        ValueError: If the share is outside of ``(0, 1]``.
     """
     if isinstance(keep, bool) or not isinstance(keep, (int, float)):
         kind = type(keep).__name__
@@ -73,11 +84,18 @@ def check_keep(owner: str, argument: str, keep: object) -> None:
 
 
 def share_of_samples(owner: str, keep: Mapping[str, float] | None) -> float:
-    """The share of ``"n"``, the one index of what can be estimated by samples alone.
+    """Check the shares to keep of a quantity that only samples can estimate.
+
+    Args:
+        owner: The caller, for messages.
+        keep: Share by index, of which ``"n"`` is the only one possible.
+
+    Returns:
+        The share of samples to keep.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If another index is named, or the share lies outside of ``(0, 1]``.
+        ValueError: If another index is named, or the share is outside of ``(0, 1]``.
     """
     if keep is None:
         return 1.0
@@ -86,7 +104,7 @@ def share_of_samples(owner: str, keep: Mapping[str, float] | None) -> float:
         raise TypeError(describe(owner, "keep", rule, kind))
     for index, share in keep.items():
         if index != "n":
-            rule = "name 'n' alone, the index that copies share"
+            rule = "name no index but 'n'"
             raise ValueError(describe(owner, "keep", rule, repr(index)))
         check_keep(owner, "keep['n']", share)
     return keep.get("n", 1.0)
@@ -101,27 +119,28 @@ def draw(
 ) -> Draw:
     """Draw slices of an axis such that ``E[sum_j z_j a_j] = sum_j a_j``.
 
-    ``z_j`` is ``1 / p_j`` if slice ``j`` is kept, else zero. With independent slices
-    (``"bernoulli"``, ``"norm"``), the variance is ``sum_j (1 / p_j - 1) a_j^2``.
+    ``z_j`` is ``1 / p_j`` if slice ``j`` is kept, and zero otherwise. If slices are
+    drawn independently (``"bernoulli"``, ``"norm"``), the variance is ``sum_j (1 / p_j
+    - 1) a_j^2``.
 
     Args:
         size: Number of slices.
-        keep: Share of them to keep, in expectation.
-        sampler: ``"bernoulli"`` keeps each with ``p_j = keep``; ``"norm"`` with
-            :func:`proportional` probabilities; ``"fixed"`` keeps ``max(1, round(keep *
-            size))`` of them, each equally likely, without replacement. The first two
-            may keep none, which is an estimate of zero.
-        generator: Source of random numbers. Default: torch's own, of the CPU, so that
-            whatever replays its state (checkpointing) draws the same.
-        norms: For ``"norm"``, ``[size]``.
+        keep: Share of the slices to keep, in expectation.
+        sampler: ``"bernoulli"`` keeps each slice with probability ``keep``; ``"norm"``
+            uses :func:`proportional` probabilities; ``"fixed"`` keeps ``max(1,
+            round(keep * size))`` slices, drawn uniformly without replacement. The first
+            two may keep none; the estimate is zero then.
+        generator: Source of random numbers (default: torch's CPU generator, so that
+            checkpointing, which restores its state, repeats a draw).
+        norms: Norms of the slices, ``[size]``; required by ``"norm"``.
 
     Returns:
         The draw, on the generator's device.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If ``keep`` is no probability, there is no such sampler, or norms
-            are missing or of another number.
+        ValueError: If ``keep`` is outside of ``(0, 1]``, there is no such sampler, or
+            norms are missing or have another shape.
 
     Reference: Adelman et al., "Faster neural network training with approximate tensor
     operations", NeurIPS 2021.
@@ -133,7 +152,7 @@ def draw(
         count = min(size, max(1, round(keep * size)))
         order = torch.randperm(size, generator=generator, device=device)
         return Draw(order[:count].sort().values, size / max(count, 1))
-    # in double precision, as p is to be met to more digits than there are draws
+    # in double precision, since float32 is too coarse for small probabilities
     chance = torch.rand(size, generator=generator, device=device, dtype=torch.float64)
     if sampler == "bernoulli":
         return Draw((chance < keep).nonzero().flatten(), 1 / keep)
@@ -146,14 +165,14 @@ def draw(
 
 
 def proportional(norms: Tensor, keep: float) -> Tensor:
-    """Probabilities ``p_j = min(1, c norm_j)`` that add up to ``keep * size``.
+    """Compute probabilities ``p_j = min(1, c norm_j)`` that sum to ``keep * size``.
 
-    Slices without norm have probability zero, since they add nothing. If that leaves
-    no more than ``keep * size``, all others have one. Norms that tell nothing, as all
-    are zero or some are not finite, lead to equal probabilities.
+    Slices of norm zero have probability zero, since they contribute nothing. If no more
+    than ``keep * size`` others are left, their probabilities are one. If all norms are
+    zero, or some are not finite, all probabilities equal ``keep``.
 
     Args:
-        norms: Non-negative, ``[size]``.
+        norms: Non-negative norms, ``[size]``.
         keep: Share of slices to keep.
 
     Returns:
@@ -163,12 +182,12 @@ def proportional(norms: Tensor, keep: float) -> Tensor:
     size, budget = len(norms), keep * len(norms)
     if not size or not bool(norms.isfinite().all()) or not bool(norms.any()):
         return torch.full_like(norms, keep)
-    norms = norms / norms.max()  # sums neither overflow nor underflow
+    norms = norms / norms.max()  # so that sums neither overflow nor underflow
     if int(norms.count_nonzero()) <= budget:
         return (norms > 0).to(norms.dtype)
     ordered = norms.sort(descending=True).values
     rest = ordered.flip(0).cumsum(0).flip(0)  # of all but the m largest
     room = budget - torch.arange(size, device=norms.device, dtype=norms.dtype)
-    # with the m largest capped, c = room / rest: the first m that caps no other
+    # with the m largest capped, c = room / rest; find the first m that caps no other
     capped = (room * ordered > rest).int().argmin()
     return (room[capped] * (norms / rest[capped])).clamp(max=1)

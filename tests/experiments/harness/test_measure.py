@@ -36,7 +36,7 @@ class _Clock:
         monkeypatch.setattr(measure.time, "perf_counter", lambda: self.now)
 
     def call(self, name: str, *durations: float) -> Callable[[], None]:
-        """A call that takes the given times in turn, the last one for ever."""
+        """Make a call that takes the given times in turn, the last one for ever."""
         left = list(durations)
 
         def run() -> None:

@@ -1,4 +1,4 @@
-"""What every rule is held to."""
+"""Properties that every rule must have."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUANTITIES = (
 
 
 def unfold_weight(conv: quantities.Conv, batch_size: int) -> TensorNetwork:
-    """The Toeplitz matrix: the convolution's derivative by the input."""
+    """Make the Toeplitz matrix, the convolution's derivative by the input."""
     network = quantities.conv(conv, batch_size)
     (x,) = (operand for operand in network.operands if operand.name == "x")
     kept = [j for j in network.output_indices if j != "n"]

@@ -33,7 +33,7 @@ def test_cost_does_not_rise(network: TensorNetwork) -> None:
 
 
 def rewritten(conv: Conv) -> TensorNetwork:
-    """The convolution after all applications of the rule."""
+    """Return the convolution after all applications of the rule."""
     return exhaust(dense, quantities.conv(conv, 2))
 
 

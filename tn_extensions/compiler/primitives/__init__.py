@@ -1,4 +1,4 @@
-"""Ways of contracting a network, one a file."""
+"""Primitives: ways of contracting a network, one per file."""
 
 from tn_extensions.compiler.candidate import Primitive
 from tn_extensions.compiler.primitives.convolution import convolve
@@ -41,9 +41,9 @@ PRIMITIVES: tuple[Primitive, ...] = (
     pairwise,
     einsum,
 )
-"""All of them; of candidates that are as fast as each other, the first is taken."""
+"""All primitives; of equally cheap candidates, the first one is chosen."""
 
 SELECTING: tuple[Primitive, ...] = (gather, fill, einsum)
-"""Those that know sampled positions; no other one sees a network that has them."""
+"""Primitives for sampled positions; the others do not see networks with them."""
 
 __all__ = ["PRIMITIVES", "SELECTING"]

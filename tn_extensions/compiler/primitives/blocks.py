@@ -1,6 +1,6 @@
-"""A network evaluated a block at a time, each a tensor that is consumed and dropped.
+"""Blocks: evaluate a network block by block; each is consumed and dropped.
 
-Blocks are nested chunks of some indices. An operand can be read through its patterns
+A block is a chunk along several indices, in nested loops. An operand can be unfolded
 once for all blocks that need it.
 """
 
@@ -21,14 +21,14 @@ from tn_extensions.network import TensorNetwork
 from tn_extensions.network.parts import stored
 
 Place = Mapping[str, tuple[int, int]]
-"""Start and length of a block along each index that is cut."""
+"""Start and length of a block, by cut index."""
 
 Consume = Callable[[Place, Tensor], None]
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cut:
-    """Work on so many values of an index at a time."""
+    """A stage that cuts an index into chunks of so many values."""
 
     index: str
     size: int
@@ -36,7 +36,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Unfold:
-    """Read an operand through its patterns, for all that follows."""
+    """A stage that unfolds an operand, for all inner stages."""
 
     operand: str
 
@@ -49,12 +49,12 @@ class Blocks:
     """A network in blocks.
 
     Args:
-        name: What evaluates a block.
-        operations: What is done.
-        peak: Largest number of elements held, a block included.
-        shape: Shape of a block, the largest.
+        name: Name of the candidate that evaluates a block.
+        operations: The operations.
+        peak: Largest number of elements held, including the block.
+        shape: Shape of the largest block.
         number: Number of blocks.
-        each: Hands over block after block and keeps none.
+        each: Evaluates the blocks, passes each to a consumer, and keeps none.
     """
 
     name: str
@@ -70,9 +70,12 @@ def blocks(network: TensorNetwork, stages: Sequence[Stage], target: Target) -> B
 
     Args:
         network: The network.
-        stages: What is done, the outermost first; of indices that can be cut and
-            operands that are unfolded by one of the network's matrix forms.
-        target: What is planned for.
+        stages: The stages, the outermost first. They name indices that can be cut, and
+            operands that a matrix form of the network unfolds.
+        target: The target of the plan.
+
+    Returns:
+        The blocks.
     """
     if not stages:
         return _whole(target.best(network), network.shape)
@@ -88,7 +91,7 @@ def can_cut(network: TensorNetwork, index: str) -> bool:
 
 
 def patterned_sides(network: TensorNetwork) -> Iterator[Side]:
-    """Operands whose patterns can be read before the product with the other one."""
+    """Yield operands that can be unfolded before the product with the other one."""
     for form in MatrixForm.all(network):
         sides = [side for side in (form.left, form.right) if side.dims]
         if len(sides) == 1:
@@ -108,12 +111,12 @@ def _loop(
 ) -> Blocks:
     index, size = cut.index, cut.size
     chunks = Chunks.along(network.nodes, network.sizes, [index])
-    # how much is cut off depends on all other sizes
+    # the size of a chunk depends on all other sizes, so it varies
     target = target.with_varying(index)
 
     @cache
     def of(count: int) -> Blocks:
-        # the last chunk's, if smaller, is only planned if it is to be evaluated
+        # a smaller last chunk is only planned when it is evaluated
         return blocks(chunks.network(network, count), inner, target)
 
     def each(tensors: Tensors, place: Place, consume: Consume) -> None:
@@ -131,7 +134,7 @@ def _loop(
 def _unfolded(
     network: TensorNetwork, operand: str, inner: Sequence[Stage], target: Target
 ) -> Blocks:
-    # of this part of the network: patterns read less of it than of the whole
+    # a chunk's own form: its patterns read less than those of the whole network
     side, order = next(
         (side, (*form.batch, *free, *form.terms))
         for form in MatrixForm.all(network)

@@ -1,10 +1,10 @@
-"""Convolution: a network that torch has a kernel for, whatever it is a derivative of.
+"""Convolution: call torch's kernels for convolutions and their derivatives.
 
-Two operands and one pattern per dimension, of whose three indices each operand carries
-one and the result the third. If the result carries a term, this is a convolution, of
-the operand with the index that is hit; if a whole axis of that one is summed (the
-batch), torch calls it a weight gradient. If the result carries the index that is hit,
-it is a transposed convolution.
+The network has two operands and one pattern per dimension. Of a pattern's three
+indices, each operand carries one and the result the third. If the result carries the
+index that is hit, this is a transposed convolution. Otherwise it is a convolution of
+the operand that carries it, or a weight gradient if a whole axis of that operand (the
+batch) is summed.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import Operand, TensorNetwork
 
 _MANY_OUTPUTS = 32
-"""Entries of the result from which on those with a channel per group are faster."""
+"""Number of output positions or channels from which on grouped ones are faster."""
 
 _FEW_CHANNELS = 3
-"""Channels per group below which weight gradients are as slow as depthwise ones."""
+"""Channels per group below which a weight gradient is as slow as a depthwise one."""
 
 
 @as_defined
 def convolve(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-    """Let torch convolve; samples that are kept apart also as groups, or one by one."""
+    """Call torch's kernel, with samples as a batch, as groups, or one by one."""
     roles = Roles.of(network)
     if roles is None:
         return
@@ -64,7 +64,7 @@ def convolve(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
 def _one_by_one(
     network: TensorNetwork, target: Target, roles: Roles, chunks: Chunks
 ) -> Candidate:
-    """For each value of an index, a weight gradient of a batch of one."""
+    """Compute a weight gradient with a batch of one for each value of an index."""
     index = chunks.index
     alone = replace(
         roles,
@@ -101,7 +101,7 @@ def _candidate(
 ) -> Candidate:
     """Call torch's kernel for given roles.
 
-    A weight gradient may have a batch of one, and keep what it would sum as groups.
+    A weight gradient that keeps its samples has them as groups, and a batch of one.
     """
     image_space, kernel_space, result_space = zip(*roles.spatial, strict=True)
     groups, rows, columns = roles.groups, roles.rows, roles.columns
@@ -117,7 +117,7 @@ def _candidate(
     else:
         kind, evaluate = "convolution", _convolution
         layout = (rows, inputs), ((*groups, *columns), contracted)
-    # what is summed has a single entry where the result carries it
+    # a contracted index that the result carries has size one
     summed = tuple(j for j in contracted if j in network.output_indices)
     present = (*summed, *channels, *result_space)
     permutation = [present.index(index) for index in network.output_indices]
@@ -157,7 +157,7 @@ def _cost(
     target: Target,
     gradient: bool,
 ) -> Cost:
-    """Estimate; many small groups are slow, whatever they hold."""
+    """Estimate the cost; many small groups are slow."""
     rates, groups = target.rates, prod(sizes[index] for index in roles.groups)
     channels = (*roles.rows, *roles.columns, *roles.contracted)
     flops = float(groups * prod(sizes[index] for index in channels))
@@ -174,24 +174,24 @@ def _cost(
     )
     if groups > 1 and gradient and min(columns, rows) < _FEW_CHANNELS:
         rate = rates.native_depthwise
-    elif groups > 1 and not gradient:  # best where all sizes are large
+    elif groups > 1 and not gradient:  # fast if all sizes are large
         rate = 1.5 * rates.depthwise * kernel / (kernel + 100) * outputs / (outputs + 4)
         if max(outputs, columns) < _MANY_OUTPUTS:
             rate *= 0.3 if columns == 1 else 0.12
         few = min(columns, prod(sizes[index] for index in roles.contracted))
-        if few > 1 and kernel <= LARGE_KERNEL:  # channels of a group fill vectors
+        if few > 1 and kernel <= LARGE_KERNEL:  # vectorised over a group's channels
             rate = max(rate, rates.native * few / (few + 16))
-    elif gradient:  # few positions are few terms, few outputs little to reuse
+    elif gradient:  # slow for sums of few terms, and for few kernel entries
         rate *= kernel / (kernel + 16) * outputs / (outputs + 1)
-        if groups > 1:  # nor do few channels fill a processor's vectors
+        if groups > 1:  # few channels do not fill a vector
             few = min(columns, rows)
             rate *= few / (few + 1.5)
     elif kernel > LARGE_KERNEL:
         rate /= 2
-    if gradient:  # samples and groups are what is worked on in parallel
+    if gradient:  # it is parallel over samples and groups
         parts = groups * prod(sizes[index] for index in roles.contracted)
         rate *= parts / (parts + 0.3)
-    # operands of gradients are reordered for the kernel, results back
+    # gradients copy operands and results to the kernel's layout and back
     copy = rates.cached_copy if moved <= rates.cache else rates.copy
     copies = 1.5 if gradient else 0.5
     seconds = flops / rate + copies * moved / copy + 4 * rates.call
@@ -199,7 +199,7 @@ def _cost(
 
 
 def _has_axis(operand: Operand, indices: Sequence[str]) -> bool:
-    """Tell whether one of some indices has an axis of its own, as the batch has."""
+    """Tell whether one of some indices has an axis to itself, like the batch."""
     own = [axis.position.indices for axis in operand.axes]
     return any((index,) in own for index in indices)
 
@@ -210,12 +210,12 @@ def _arrangement(
     space: Sequence[str],
     sizes: Mapping[str, int],
 ) -> Callable[[Tensor], Tensor]:
-    """A recipe for merged axes of channels, then the spatial ones."""
+    """Return a function that arranges axes: merged channels first, then space."""
     order = [*(index for axis in channels for index in axis), *space]
     split = [sizes[index] for index in operand.indices]
     permutation = [operand.indices.index(index) for index in order]
     lengths = [*map(len, channels), *[1] * len(space)]
-    if permutation == sorted(permutation):  # axes are merged, if anything
+    if permutation == sorted(permutation):  # at most, axes are merged
         shape = merged(split, lengths)
         if shape == list(operand.shape):
             return lambda tensor: tensor
@@ -226,7 +226,7 @@ def _arrangement(
 def _copied(
     operand: Operand, channels: Sequence[Sequence[str]], sizes: Mapping[str, int]
 ) -> int:
-    """Elements that are copied to merge channels, which may be those of a slice."""
+    """Count the elements that must be copied to merge channels."""
     indices = [index for index in operand.indices if sizes[index] > 1]
     merged_first = [j for axis in channels for j in axis if sizes[j] > 1]
     in_order = indices[: len(merged_first)] == merged_first
@@ -240,7 +240,7 @@ def _copied(
 
 
 def _pad(image: Tensor, dims: Sequence[Geometry]) -> tuple[Tensor, list[int]]:
-    """Pad (or crop) what torch does not: all but the same on both sides."""
+    """Pad or crop the image if torch cannot, because the sides differ."""
     if all(dim.fits for dim in dims):
         return image, [dim.left for dim in dims]
     sides = [side for dim in reversed(dims) for side in (dim.left, dim.right)]
@@ -252,7 +252,7 @@ def _convolution(
 ) -> Tensor:
     stride, dilation = [d.stride for d in dims], [d.dilation for d in dims]
     if all(dim.nearly_fits for dim in dims):
-        # a few positions more are cheaper than a padded copy of the image
+        # computing a few more outputs is cheaper than a padded copy of the image
         padding = [dim.left for dim in dims]
         result = convolution(image, kernel, stride, padding, dilation, groups)
         for axis, dim in enumerate(dims, start=2):
@@ -265,7 +265,7 @@ def _convolution(
 def _gradient(
     image: Tensor, kernel: Tensor, dims: Sequence[Geometry], groups: int
 ) -> Tensor:
-    # the kernel's positions are the outputs of the convolution that is differentiated
+    # positions of this kernel are outputs of the convolution that is differentiated
     image, padding = _pad(image, [dim.swapped for dim in dims])
     return weight_gradient(
         image,
@@ -282,7 +282,7 @@ def _transposed(
     image: Tensor, kernel: Tensor, dims: Sequence[Geometry], groups: int
 ) -> Tensor:
     stride, dilation = [d.stride for d in dims], [d.dilation for d in dims]
-    # torch takes the same padding on both sides, and a few positions more on the right
+    # torch crops the same on both sides, and adds a few positions on the right
     extra = [dim.left - dim.right for dim in dims]
     native = all(
         dim.left >= 0 and 0 <= more < max(dim.stride, dim.dilation)

@@ -1,9 +1,9 @@
 """Crossed: contract across the halves first, each operand with its own copy.
 
-A mirrored network whose halves are products of two operands, left and right, over some
-indices ``o``: the Gram matrices ``A[o, o']`` of the left and ``B[o, o']`` of the right
-operand, multiplied and summed over both. Pays where positions are few: no gradient is
-formed.
+The halves are products of a left and a right operand over some indices ``o``. The
+result is the product of their Gram matrices, ``A[o, o']`` of the left and ``B[o, o']``
+of the right operand, summed over ``o`` and ``o'``. No gradient is formed, which pays if
+there are few positions.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from tn_extensions.network.index import prime
 from tn_extensions.network.parts import stored
 
 _FEW = 4
-"""Entries of a Gram matrix per entry of the half up to which it may pay."""
+"""Largest ratio of a Gram matrix's entries to the half's for which it may pay."""
 
 
 def forms(half: Half) -> Iterator[MatrixForm]:
-    """Yield the products of two operands that a half is, each once on the left."""
+    """Yield a half's forms as a product of two operands, in both orders."""
     kept = {*half.batch, *half.rows, *half.columns}
     carried = dict.fromkeys(index for node in half.nodes for index in node.indices)
     alone = half.network(*((index,) for index in carried if index in kept))
@@ -49,15 +49,15 @@ def forms(half: Half) -> Iterator[MatrixForm]:
 
 
 def has_few_terms(form: MatrixForm) -> bool:
-    """Tell whether Gram matrices over the terms may be smaller than the half."""
+    """Tell whether Gram matrices over the terms are small compared with the half."""
     terms, own = form.size(form.terms), form.size((*form.rows, *form.columns))
     return terms**2 <= _FEW * own
 
 
 def gram_of_left(half: Half, form: MatrixForm) -> TensorNetwork:
-    """The left operand times its copy, ``(batch, columns, columns')``.
+    """Multiply the left operand with its copy, ``(batch, columns, columns')``.
 
-    Only what nothing else needs is contracted.
+    Contract only indices that nothing else needs.
     """
     own, shared = form.left.indices, {*half.batch, *half.rows}
     needed = {*half.batch, *form.right.indices}

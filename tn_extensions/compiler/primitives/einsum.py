@@ -1,7 +1,7 @@
-"""Einsum: any network, its patterns materialised, along opt_einsum's path.
+"""Einsum: contract any network with dense patterns, along opt_einsum's path.
 
-Patterns that can be read as views of their operand are; this is the fallback that all
-other primitives are measured against.
+Patterns that are views of their operand are read as views. This is the fallback for
+networks that no other primitive matches.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def einsum(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
 
 
 def _loses_digits(info: Any) -> Iterator[bool]:
-    """Tell of each product of a path whether CPUs would sum its terms one by one."""
+    """Yield for each product of a path whether CPUs would sum its terms one by one."""
     for _, _, equation, *_ in info.contraction_list:
         operands, _, result = equation.partition("->")
         sides = [{*term} for term in operands.split(",")]
@@ -119,7 +119,7 @@ def _products(
         count = flop_count(involved, bool(removed), len(positions), info.size_dict)
         sides = [" ".join(names[letter] for letter in term) for term in terms]
         text = f"{', '.join(sides[:-1])} -> {sides[-1]}"
-        # shapes are odd
+        # slow, since shapes are unusual
         cost = Cost(count / 2, seconds=3 * count / target.rates.gemm)
         yield Operation("product", text, cost + target.rates.overhead(8))
 
@@ -127,7 +127,7 @@ def _products(
 def _views_of(
     operand: Operand, network: TensorNetwork, absorbed: list[Pattern]
 ) -> dict[Pattern, UnfoldedDim]:
-    """Patterns that only this operand reads and that are a single view of it."""
+    """Return patterns that only this operand is read through, as a single view."""
     result = {}
     for pattern in network.patterns:
         dim = unfolded_dim(pattern, operand, network.sizes)
@@ -149,7 +149,7 @@ def _operand(
 
 
 def _zero_one(node: Selection, size: int, tensors: Tensors) -> Tensor:
-    """The matrix of sampled positions."""
+    """Make the matrix of zeros and ones of sampled positions."""
     like = next(iter(tensors.values()))
     where = tensors[node.kept].to(like.device)[:, None]
     return like.new_zeros(len(where), size).scatter_(1, where, 1.0)

@@ -1,8 +1,9 @@
-"""Embed: zeros but where a pattern ties an index of the result to another one.
+"""Embed: write the rest of a network to a diagonal of zeros, or to one position.
 
-A pattern that joins two indices of the result, and one of them to nothing else, only
-says where the rest of the network goes: on a diagonal, or, without a term, at one
-position. Jacobians have such patterns, for what output and operand have in common.
+A pattern may hit an index of the result that no other node carries. Its term is then
+also an index of the result. The rest of the network goes to the diagonal where the
+pattern is one, or to one position if there is no term. Jacobians have such patterns for
+indices that output and operand share.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tn_extensions.network import Pattern, TensorNetwork
 
 
 def embed(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-    """Evaluate the rest, and write it to where the pattern is one."""
+    """Evaluate the rest of the network, and write it where the pattern is one."""
     pattern = next((p for p in network.patterns if _is_place(p, network)), None)
     if pattern is None or 0 in network.sizes.values():
         return
@@ -64,7 +65,7 @@ def embed(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
 
 
 def _is_place(pattern: Pattern, network: TensorNetwork) -> bool:
-    """Tell whether only the pattern carries the index that it hits; all are kept."""
+    """Tell whether a pattern only says where in the result the rest goes."""
     kept, terms = set(network.output_indices), pattern.position.terms
     alone = pattern.index in kept and len(network.carriers(pattern.index)) == 1
     if not alone or pattern.summed or len(terms) > 1:

@@ -1,7 +1,7 @@
-"""Factored squares: where a half is a product without a sum, square its factors.
+"""Factored squares: if a half is a product without a sum, square its factors.
 
-``sum_n (L[n, b] R[n, a])^2 = sum_n L[n, b]^2 R[n, a]^2``: gradients of layers with one
-output position, such as ``Linear``, have rank one and are never formed.
+``sum_n (L[n, b] R[n, a])^2 = sum_n L[n, b]^2 R[n, a]^2``. Gradients of layers with one
+output position, such as ``Linear``, have rank one and need not be formed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def factored(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     found = {f"squares {number}": one for number, one in enumerate(factors)}
     squares = [stored(name, one) for name, one in found.items()]
     carried = {index for one in squares for index in one.indices}
-    # indices of size one are gone
+    # indices of size one have been dropped
     output = [tuple(j for j in axis if j in carried) for axis in network.output]
     rest = target.best(TensorNetwork(squares, output, network.sizes))
     parts = {name: target.best(one) for name, one in found.items()}
@@ -60,7 +60,7 @@ def factored(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
 
 
 def _factors(half: TensorNetwork) -> list[TensorNetwork]:
-    """Split a half into networks that no summed index joins."""
+    """Split a half into networks that share no summed index."""
     kept = {*half.output_indices}
     groups: list[tuple[set[str], list[Node]]] = []
     for node in half.nodes:

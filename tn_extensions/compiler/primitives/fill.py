@@ -1,7 +1,7 @@
-"""Fill: zeros for slices that were dropped, so that the whole network is evaluated.
+"""Fill: replace slices that were not sampled by zeros, and evaluate the whole network.
 
-What sampled positions leave of a pattern is none. Between zeros, it is a pattern, and
-whatever knows patterns can evaluate it.
+A pattern restricted to sampled positions is not a pattern. With zeros at all other
+positions it is one again, which other primitives can evaluate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tn_extensions.network import TensorNetwork
 
 @as_defined
 def fill(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-    """Write slices at sampled positions to zeros, and evaluate the whole network."""
+    """Write sampled slices into zeros, and evaluate the network without sampling."""
     sizes, selections = network.sizes, network.selections
     if not selections:
         return

@@ -1,8 +1,8 @@
-"""Fold: patches added up where they overlap, the adjoint of unfolding.
+"""Fold: add up patches where they overlap, the adjoint of unfolding.
 
-A single operand whose patterns tie two of its indices, which are summed, to one of the
-result. For each value of one of the two (the kernel's, as a rule), what the other one
-enumerates is a slice of the operand, and goes to a slice of the result.
+The network has a single operand. Each pattern ties two of its indices, which are
+summed, to an index of the result. For each value of one of the two (usually the
+kernel's), a slice of the operand is added to a slice of the result.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from tn_extensions.compiler.strided import grouped, view
 from tn_extensions.network import Pattern, TensorNetwork
 
 _TRAFFIC = 1.5
-"""Copies of the operand that adding it up is worth: the result is read, too."""
+"""Cost of adding up the operand in copies of it; the result is read, too."""
 
 _MOST_TOGETHER = 32
-"""Kernel entries up to which all dimensions are folded at once."""
+"""Number of kernel entries up to which all dimensions are folded together."""
 
 _SCATTERED = 6
-"""Torch's kernel is about as fast as a copy of runs of so many elements."""
+"""Run length of copies that are about as fast as torch's kernel."""
 
 
 class FoldedDim(NamedTuple):
-    """A pattern to fold: the index of the result, and the operand's two.
+    """A pattern to fold: an index of the result, and two of the operand.
 
     Args:
         place: The index of the result.
-        free: The operand's index of which each value is added on its own, if any.
+        free: The operand's index whose values are added one by one, if there is one.
         shared: The operand's other index.
         slices: For each value of ``free``, slices of ``place`` and ``shared``.
     """
@@ -101,7 +101,7 @@ def fold(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     order = (*free, *kept, *(dim.shared for dim in dims))
     if {*order} != {*operand.indices} or len({*order}) < len(order):
         return
-    # together, no intermediate result is held; one by one, long kernels are fewer calls
+    # together, nothing intermediate is held; one by one, long kernels take fewer calls
     calls = prod(sizes[j] for j in free)
     rounds = [dims] if calls <= _MOST_TOGETHER else [[dim] for dim in dims]
     if sum(prod(len(dim.slices) for dim in own) for own in rounds) > MOST_CALLS:
@@ -119,7 +119,7 @@ def fold(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
 
     last = dims[-1]
     steps = (side.step or 1 for pair in last.slices for side in pair)
-    row = sizes[last.shared] / max(steps)  # as if what is left out was touched, too
+    row = sizes[last.shared] / max(steps)  # skipped elements are touched, too
     operations, held = [], 0
     elements = prod(sizes[j] for j in order)
     for own in rounds:
@@ -153,11 +153,14 @@ def _folded(
     """Fold some dimensions, whose free indices are the first axes.
 
     Args:
-        value: The operand, its axes of space last.
+        value: The operand, with spatial axes last.
         dims: All dimensions.
-        own: Those to be folded.
-        space: Indices of the axes of space, which are changed to the result's.
-        sizes: Sizes of indices.
+        own: The dimensions to fold.
+        space: Indices of the spatial axes; changed in place to those of the result.
+        sizes: Sizes of the indices.
+
+    Returns:
+        The folded tensor.
     """
     parts = _unbound(value, sum(dim.free is not None for dim in own))
     at = [dims.index(dim) for dim in own]
@@ -178,7 +181,7 @@ def _folded(
 
 
 def _unbound(value: Tensor, axes: int) -> Iterator[Tensor]:
-    """All entries along some leading axes; a single node each in autograd's graph."""
+    """Yield the entries along leading axes, unbound to keep autograd's graph small."""
     if not axes:
         yield value
         return
@@ -188,7 +191,7 @@ def _unbound(value: Tensor, axes: int) -> Iterator[Tensor]:
 
 @as_defined
 def fold_natively(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-    """Call torch's kernel, which folds one dimension or two."""
+    """Call torch's kernel, which folds one or two dimensions."""
     count = len(network.patterns)
     if len(network.operands) != 1 or network.pairs or not 1 <= count <= 2:
         return
@@ -221,14 +224,14 @@ def fold_natively(network: TensorNetwork, target: Target) -> Iterable[Candidate]
         return
     wanted = [*kept, *kernels, *outputs]
     read = [index for axis in axes for index in axis or ()]
-    # where indices of size one are does not matter
+    # the places of indices of size one do not matter
     in_order = [[j for j in own if sizes[j] > 1] for own in (wanted, read)]
     if None in axes or {*wanted} != {*read} or in_order[0] != in_order[1]:
         return
     positions = prod(sizes[j] for j in outputs)
 
     def compute(tensors: Tensors) -> Tensor:
-        # all channels of one sample: torch's kernel takes samples one by one
+        # as channels of one sample, since torch's kernel loops over samples
         patches = tensors[operand.name].reshape(1, -1, positions)
         return _fold(patches, dims).reshape(network.shape)
 
@@ -246,7 +249,7 @@ def _fold(patches: Tensor, dims: Sequence[Geometry]) -> Tensor:
     """Fold ``[N, C * K, O]`` to ``[N, C, I1, I2]``."""
     two = [Geometry(1, 1, 1, 1, 1, 0), *dims][-2:]
     fits = all(dim.fits for dim in two)
-    # else all positions that are hit, of which some are cropped or missing
+    # otherwise fold to all positions that are hit, then crop or pad
     sizes = [dim.image if fits else dim.image + dim.left + dim.right for dim in two]
     result = F.fold(
         patches,

@@ -17,7 +17,7 @@ from tn_extensions.network.nodes import Node
 
 @dataclass(frozen=True)
 class Side:
-    """An operand, and the patterns that only it is read through."""
+    """An operand, and the patterns through which only it is read."""
 
     operand: Operand
     dims: tuple[UnfoldedDim, ...]
@@ -29,18 +29,18 @@ class Side:
 
     @property
     def indices(self) -> list[str]:
-        """What the operand carries once it is unfolded."""
+        """The indices of the unfolded operand."""
         found = [index for index in self.operand.indices if index not in self.read]
         added = (j for dim in self.dims for j in (dim.free, dim.shared) if j)
         return list(dict.fromkeys([*found, *added]))
 
     def nodes(self, network: TensorNetwork) -> list[Node]:
-        """The operand and its patterns."""
+        """Return the operand and its patterns."""
         own = [one for one in network.patterns if self.read & {*one.indices}]
         return [self.operand, *own]
 
     def unfolding(self, order: Sequence[str], sizes: Mapping[str, int]) -> Unfolding:
-        """How to read it into an order of its indices."""
+        """Return the unfolding of the operand with its indices in a given order."""
         return Unfolding(self.operand, self.dims, order, sizes)
 
 
@@ -68,9 +68,9 @@ class MatrixForm:
 
     @classmethod
     def all(cls, network: TensorNetwork) -> Iterator[MatrixForm]:
-        """The forms of a network: a pattern that both operands can read is read by one.
+        """Yield the forms of a network, the one with the fewest entries first.
 
-        First by the one with fewer entries once it is unfolded.
+        They differ in which operand is read through patterns that fit both.
         """
         if len(network.operands) != 2 or network.pairs or 0 in network.sizes.values():
             return
@@ -112,18 +112,21 @@ class MatrixForm:
 
     @property
     def entries(self) -> int:
-        """Entries of both matrices."""
+        """Number of entries of both matrices."""
         return self.size(self.left.indices) + self.size(self.right.indices)
 
     def size(self, indices: Iterable[str]) -> int:
-        """Number of values of some indices."""
+        """Return the number of values of some indices together."""
         return prod(self.sizes[index] for index in indices)
 
 
 def _sides(
     network: TensorNetwork, first: Operand, second: Operand
 ) -> tuple[Side, Side] | None:
-    """The operands with what they read: all that the first can, the second the rest."""
+    """Assign patterns to the operands: all that fit the first, the rest to the second.
+
+    Return None if a pattern fits neither.
+    """
     left = list(network.patterns)
     sides = []
     for operand in (first, second):

@@ -1,13 +1,13 @@
-"""Gather: sums over sampled positions, with rows read from the other operand.
+"""Gather: sum over sampled positions of one operand, and read the other one there.
 
-Given two indices of a pattern, the third has at most one value. So for the sampled
-positions ``j`` of one operand and all values ``k`` of the index that the result
-carries, the other operand is read at ``u(j, k)``, and the pattern is gone::
+Two indices of a pattern determine the third, if there is a value at all. So for sampled
+positions ``j`` of one operand and all values ``k`` of an index of the result, the other
+operand is read at ``u(j, k)``::
 
     result[c, (k, r)] = sum_j  summed[c, j]  read[r, u(j, k)].
 
-This unfolds the other operand, but at sampled positions only, a few samples at a time.
-With strides, positions of one phase meet the same values ``k``: a product for each.
+This unfolds the other operand at sampled positions only, for a few samples at a time.
+With strides, positions of a phase have the same values ``k``; each phase is a product.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from tn_extensions.network import Operand, Pattern, TensorNetwork
 from tn_extensions.network.nodes import Sizes, Values
 
 _AT_ONCE = 2**22
-"""Elements that are unfolded at a time, of a few samples: more save no more time."""
+"""Number of elements that are unfolded at a time; more would not be faster."""
 
 _TURNED = 32
-"""Contiguous run that transposing an operand costs as much as."""
+"""Run length of copies that are about as fast as transposing an operand."""
 
 
 @as_defined
@@ -52,12 +52,13 @@ def gather(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Positions of the sum that meet the same values of the free index.
+    """Positions of the sum that have the same values of the free index.
 
     Args:
-        members: Those of the positions.
-        values: The values: a slice of the result.
-        table: Where the other operand is read, ``[members, values]``, -1 for nowhere.
+        members: The positions.
+        values: The values, a slice of the result.
+        table: Positions at which the other operand is read, ``[members, values]``; -1
+            for none.
     """
 
     members: Values
@@ -67,15 +68,15 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """Positions at which an operand is read, by those of the other operand.
+    """A pattern that maps positions of one operand to positions of the other.
 
     Args:
         pattern: The pattern.
-        summed: Its index that the sum runs through.
-        read: Its index that the other operand is read along.
+        summed: Its index that is summed over.
+        read: Its index along which the other operand is read.
         free: Its index that the result carries.
-        along: What the operands carry of the first two: these or, if they are sampled,
-            the indices of their positions.
+        along: The indices that the operands carry for ``summed`` and ``read``: the same
+            ones or, if they are sampled, the indices of their sampled positions.
     """
 
     pattern: Pattern
@@ -88,7 +89,7 @@ class Reads:
     def of(
         cls, network: TensorNetwork, pattern: Pattern, summed: Operand, read: Operand
     ) -> Reads | None:
-        """Find how a pattern joins two operands and the result; None if otherwise."""
+        """Read a pattern between two operands and the result; None for any other."""
         sampled = {each.index: each.kept for each in network.selections}
         carried = (summed.indices, read.indices, network.output_indices)
         found = [
@@ -105,7 +106,7 @@ class Reads:
 
     @property
     def num_phases(self) -> int:
-        """Number of phases, unless there are fewer positions."""
+        """Number of phases, if there are enough positions."""
         if self.read == self.pattern.index:
             return 1
         terms = dict(self.pattern.position.terms)
@@ -113,7 +114,7 @@ class Reads:
         return abs(terms[self.read]) // gcd(terms[self.read], terms[other])
 
     def phases(self, sizes: Sizes, tensors: Tensors) -> Iterator[Phase]:
-        """Find where to read, phase by phase."""
+        """Yield the positions of each phase."""
         summed, read = (tensors.get(index) for index in self.along)
         positions = np.arange(sizes[self.summed])
         if summed is not None:
@@ -141,13 +142,13 @@ class Sums:
     """A network of two operands, with patterns between them and the result.
 
     Args:
-        summed: The operand whose positions the sum runs through.
-        read: The other one.
+        summed: The operand whose positions are summed over.
+        read: The other operand.
         reads: The patterns.
         batch: Indices of both operands and the result.
         samples: Indices of both operands only.
-        rows: Indices of the first operand and the result.
-        columns: Indices of the second operand and the result.
+        rows: Indices of ``summed`` and the result.
+        columns: Indices of ``read`` and the result.
     """
 
     summed: Operand
@@ -160,7 +161,7 @@ class Sums:
 
     @classmethod
     def all(cls, network: TensorNetwork) -> Iterator[Sums]:
-        """Sums over sampled positions of either operand, if a network is one."""
+        """Yield the sums over sampled positions of either operand in a network."""
         if len(network.operands) != 2 or network.pairs or not network.selections:
             return
         output = {*network.output_indices}
@@ -192,7 +193,7 @@ class Sums:
 
     @property
     def layouts(self) -> Iterator[tuple[Operand, tuple[tuple[str, ...], ...]]]:
-        """Both operands, and indices of their axes ``[batch, samples, own, read]``."""
+        """Both operands, with the indices of axes ``[batch, samples, own, space]``."""
         for number, operand in enumerate((self.summed, self.read)):
             own = self.columns if number else self.rows
             at = tuple(each.along[number] for each in self.reads)
@@ -267,13 +268,13 @@ def _candidate(network: TensorNetwork, sums: Sums, target: Target) -> Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """What the sum over the positions of some phases adds to the result.
+    """The contribution of one phase of each dimension to the result.
 
     Args:
-        members: Positions in all dimensions, flat.
-        table: Where the other operand is read in all dimensions, ``[members, values]``,
-            flat; past its end for nowhere.
-        values: Where the result is added, by dimension.
+        members: Flat positions of the sum.
+        table: Flat positions at which the other operand is read, ``[members, values]``;
+            past its end for none.
+        values: Slices of the result, by dimension.
     """
 
     members: Tensor
@@ -294,7 +295,10 @@ class Product:
             phases: A phase of each dimension.
             positions: Number of positions of the sum in each dimension.
             extents: Size of the other operand in each dimension.
-            device: Where the operands are.
+            device: Device of the operands.
+
+        Returns:
+            Their contribution.
         """
         members = _joint([phase.members[:, None] for phase in phases], positions)
         table = _joint([phase.table for phase in phases], extents)
@@ -308,10 +312,10 @@ class Product:
         """Add the sum over the positions of some samples.
 
         Args:
-            result: Where to, ``[batch, rows, values..., columns]``.
-            left: One operand, ``[batch, samples, rows, positions]``.
-            right: The other one, ``[batch, samples, length + 1, columns]``, ending with
-                zeros.
+            result: Tensor to add to, ``[batch, rows, values..., columns]``.
+            left: The summed operand, ``[batch, samples, rows, positions]``.
+            right: The other one, ``[batch, samples, length + 1, columns]``, with zeros
+                at the end.
         """
         batch, samples, length, columns = right.shape
         if len(self.members) < left.shape[3]:
@@ -326,17 +330,17 @@ class Product:
 
 
 def _joint(tables: Sequence[Values], extents: Sequence[int]) -> NDArray[np.int32]:
-    """Positions of several dimensions as flat ones; past their end where one has none.
+    """Combine positions of several dimensions to flat positions.
 
     Args:
-        tables: By dimension, positions ``[rows, columns]``, -1 for none.
+        tables: Positions ``[rows, columns]`` of each dimension; -1 for none.
         extents: Sizes of the dimensions.
 
     Returns:
-        ``[all rows, all columns]``.
+        Flat positions ``[all rows, all columns]``; past the end where there is none.
     """
     end = prod(extents)
-    flat = np.zeros((), dtype=np.int32)  # there are many
+    flat = np.zeros((), dtype=np.int32)  # the tables are large
     for number, table in enumerate(tables):
         own = np.where(table < 0, end, table * prod(extents[number + 1 :]))
         shape = [1] * (2 * len(tables))
@@ -347,7 +351,7 @@ def _joint(tables: Sequence[Values], extents: Sequence[int]) -> NDArray[np.int32
 
 
 def _with_zero(tensor: Tensor) -> Tensor:
-    """``[batch, samples, columns, length]`` as rows, and one of zeros per sample."""
+    """Transpose ``[batch, samples, columns, length]``, and append a row of zeros."""
     batch, samples, columns, length = tensor.shape
     rows = tensor.new_empty(batch, samples, length + 1, columns)
     rows[:, :, :-1].copy_(tensor.mT)
@@ -358,7 +362,7 @@ def _with_zero(tensor: Tensor) -> Tensor:
 def _grouped(
     tensor: Tensor, operand: Operand, groups: Sequence[Sequence[str]], sizes: Sizes
 ) -> Tensor:
-    """A tensor with an axis for each group of its indices."""
+    """Permute and merge the axes of a tensor to one for each group of indices."""
     tensor = tensor.reshape([sizes[index] for index in operand.indices])
     order = [operand.indices.index(index) for group in groups for index in group]
     shape = [prod(sizes[index] for index in group) for group in groups]

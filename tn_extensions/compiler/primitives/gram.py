@@ -1,10 +1,10 @@
 """Self-Gram: evaluate the half in blocks, and multiply each with itself.
 
-With an unfolded half this is the stock way, bounded in memory; with a dense half (1x1,
-patchify, down-sampling) it is a strided view and a matrix product; with window sums it
-is KFAC-reduce's outer product; with per-sample gradients it is their Gram matrix. Where
-the halves share all that the result keeps (norms of gradients, diagonals of the GGN)
-only the diagonal is asked for: blocks are squared and summed.
+With an unfolded half, this is how other toolkits compute KFAC, in bounded memory. With
+a dense half (1x1, patchify, down-sampling), it is a strided view and a matrix product;
+with window sums, KFAC-reduce's outer product; with per-sample gradients, their Gram
+matrix. If the copies share all indices of the result (norms of gradients, diagonals of
+the GGN), only the diagonal is needed: blocks are squared and summed.
 """
 
 from __future__ import annotations
@@ -38,31 +38,32 @@ from tn_extensions.compiler.product import multiply
 from tn_extensions.network import TensorNetwork
 
 _BLOCKS = (1, 4, 8)
-"""Numbers of blocks to try; there are more where the budget demands it.
+"""Numbers of blocks to try; a small budget takes more.
 
-Few blocks are few calls; small ones stay in the cache.
+Few blocks take few calls; small blocks stay in the cache.
 """
 
 _MANY_CALLS = 32
-"""Calls beyond which a candidate is left out if others fit into the budget.
+"""Number of calls above which a candidate is dropped if others fit into the budget.
 
-Each call waits for all threads (or is a launch), which takes long where other processes
-use the same cores. Copies of what is a view in memory only at times are not counted.
+Each call waits for all threads (or launches a kernel), which takes long if other
+processes use the same cores. Copies of tensors that happen not to be contiguous are not
+counted.
 """
 
 _SHARES = (2, 8)
-"""Parts of the budget, one of which whatever is cut may take."""
+"""Limits to try for each tensor that is cut: one of so many parts of the budget."""
 
 _TILES = (1, 4)
-"""Numbers of tiles in which one triangle of the result is computed; one is for all."""
+"""Numbers of tiles to try for one triangle of the result; a single tile is all."""
 
 _TILE = 256
-"""Smallest tile: smaller ones cost the matrix product its speed."""
+"""Smallest side of a tile; products of smaller ones are slow."""
 
 
 @as_defined
 def gram(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-    """Multiply the half with itself, over what it shares with its copy."""
+    """Multiply the half with itself, over the indices that the copies share."""
     half = Half.of(network)
     if half is None or half.dims or 0 in half.sizes.values():
         return
@@ -78,7 +79,7 @@ def _candidates(half: Half, target: Target) -> Iterator[Candidate]:
         for stages in _stages(half, alone, target):
             yield _squared(half, blocks(alone, stages, target), target)
         return
-    # what all operands carry first, as products come
+    # indices of all operands first, as in the results of products
     common = [j for j in half.columns if all(j in x.indices for x in half.operands)]
     order = (*common, *(index for index in half.columns if index not in common))
     for rows_last in (True, False) if len(half.operands) == 1 else (True,):
@@ -94,7 +95,7 @@ def _candidates(half: Half, target: Target) -> Iterator[Candidate]:
 def _stages(
     half: Half, alone: TensorNetwork, target: Target
 ) -> Iterator[tuple[Stage, ...]]:
-    """Ways of cutting a half, and of unfolding an operand before or after a cut."""
+    """Yield ways of cutting a half, with an operand unfolded before or after a cut."""
     found: dict[tuple[Stage, ...], None] = {}
     fits = target.budget // target.itemsize
     for side in (None, *patterned_sides(alone)):
@@ -123,17 +124,18 @@ def _stages(
 def _cuttable(
     half: Half, alone: TensorNetwork, unfolded: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Indices to cut, the outermost first: of all operands, and of some.
+    """Return the indices to cut, outermost first: those of all operands, and of some.
 
-    Contracted ones come before those that are kept: the innermost block is then of
-    consecutive rows of the result. An unfolded operand is not cut but for the former.
+    Contracted indices come before kept ones, so that the innermost blocks are
+    consecutive rows of the result. An unfolded operand is only cut along the indices of
+    all operands.
     """
-    # batches of matrices are cut along an axis
+    # batches of matrices can only be cut along an axis of their own
     whole = half.batch if half.columns and len(half.batch) > 1 else ()
     found = [j for j in half.shared if j not in whole and can_cut(alone, j)]
     common = [j for j in found if all(j in x.indices for x in half.operands)]
     rest = [j for j in found if j not in (*common, *unfolded)]
-    if len(half.operands) > 2:  # products of some would be made again for each block
+    if len(half.operands) > 2:  # products of some would be computed for each block
         rest = [j for j in rest if j not in half.batch]
     return common, sorted(rest, key=lambda index: index in half.batch)
 
@@ -144,15 +146,18 @@ def _cuts(
     indices: Sequence[str],
     limit: int,
 ) -> tuple[Cut, ...]:
-    """As many values of the innermost index as the limit allows, then of the others.
+    """Choose cuts as large as the limit allows, that of the innermost index first.
 
     Args:
         half: The half.
-        carried: Indices of each tensor that is worked on.
+        carried: Indices of each tensor in the evaluation.
         indices: Indices to cut, the outermost first.
-        limit: Elements that a block of each tensor may have.
+        limit: Largest number of elements in a block of any tensor.
+
+    Returns:
+        The cuts, the outermost first.
     """
-    # elements of each tensor, all that is cut at a single value
+    # elements of each tensor at a single value of the indices to cut
     elements = [half.size(j for j in own if j not in indices) for own in carried]
     cuts: list[Cut] = []
     for index in reversed(indices):
@@ -172,7 +177,7 @@ def _cuts(
 
 
 def _is_first(half: Half, place: Place) -> bool:
-    """Tell whether a block is the first one of its part of the result."""
+    """Tell whether a block is the first one for its part of the result."""
     return all(start == 0 for j, (start, _) in place.items() if j in half.rows)
 
 
@@ -181,10 +186,10 @@ def _squared(half: Half, parts: Blocks, target: Target) -> Candidate:
     contracted = tuple(
         axis for axis, index in enumerate(half.shared) if index not in half.batch
     )
-    fresh_values = len(half.operands) > 1  # else it may be a view of the operand
+    fresh_values = len(half.operands) > 1  # a value may be a view of a single operand
 
     def run(tensors: Tensors, into: Accumulator) -> None:
-        # an axis for each index; of a view, so that nothing is lost
+        # an axis for each index, as a view, so that writes reach the result
         whole = into.out.view([half.sizes[index] for index in half.batch])
         whole = whole.permute([half.batch.index(index) for index in kept])
 
@@ -232,7 +237,7 @@ def _multiplied(
         total = Accumulator(whole, into.scale, into.fresh)
         if not in_order:
             total = Accumulator(whole.new_empty(whole.shape), 1.0, fresh=True)
-        # one triangle of a fresh target is mirrored at last
+        # in a fresh target, one triangle is mirrored at the end
         late = total.fresh and tiles > 1
 
         def add(place: Place, value: Tensor) -> None:
@@ -270,17 +275,17 @@ def _multiplied(
 
 
 def _tiles(columns: int, number: int) -> list[tuple[int, int]]:
-    """Bounds of the tiles whose upper triangle is computed."""
+    """Return the bounds of tiles, whose upper triangle is computed."""
     bounds = [round(tile * columns / number) for tile in range(number + 1)]
     return list(zip(bounds, bounds[1:], strict=False))
 
 
 def add_self_gram(half: Tensor, into: Accumulator, tiles: int, mirrored: bool) -> None:
-    """Add ``half @ half^T`` per group to the accumulator, at least its upper triangle.
+    """Add ``half @ half^T`` per group to an accumulator, at least its upper triangle.
 
     Args:
         half: Tensor of shape ``[G, D, R]``.
-        into: Target ``[G, D, D]``.
+        into: Accumulator of shape ``[G, D, D]``.
         tiles: Number of tiles.
         mirrored: Whether to write the lower triangle, too.
     """
@@ -302,7 +307,7 @@ def add_self_gram(half: Tensor, into: Accumulator, tiles: int, mirrored: bool) -
 
 
 def put_gram(into: Accumulator, gram: Tensor, order: Sequence[str], half: Half) -> None:
-    """Put Gram matrices ``[G, D, D]`` whose columns are in another order."""
+    """Write Gram matrices ``[G, D, D]`` whose columns are in another order."""
     split = [half.sizes[index] for index in order]
     axes = [1 + order.index(index) for index in half.columns]
     axes += [len(order) + axis for axis in axes]

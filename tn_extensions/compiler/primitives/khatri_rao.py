@@ -1,9 +1,9 @@
 """Khatri-Rao: sums of squared products from Gram matrices, for many vectors.
 
 ``sum_v (sum_o S[v, c, o] U[d, o])^2 = sum_{o, o'} G[c, o, o'] U[d, o] U[d, o']`` with
-``G[c] = S[c]^T S[c]``: one matrix product over pairs ``o <= o'``, of as many
+``G[c] = S[c]^T S[c]``. This is one matrix product over pairs ``o <= o'``, with as many
 multiply-adds as ``(O + 1) / 2`` vectors would take. Its terms cancel where ``S`` is
-nearly orthogonal to the patches: what rounds to less than zero is set to zero.
+nearly orthogonal to the patches; sums that round to less than zero are set to zero.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tn_extensions.compiler.product import multiply
 from tn_extensions.network import TensorNetwork
 
 _WORTH = 8
-"""Multiply-adds, per those of forming the rows, up to which it may pay."""
+"""Largest ratio of multiply-adds to those of forming the rows for which it may pay."""
 
 
 @as_defined
@@ -59,7 +59,7 @@ def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
     )
     pairs = terms * (terms + 1) // 2
     itemsize, rates = target.itemsize, target.rates
-    fits = max(1, target.budget // (3 * itemsize))  # each of two copies
+    fits = max(1, target.budget // (3 * itemsize))  # elements of each of two copies
 
     patches = TensorNetwork(
         form.left.nodes(half.network()),
@@ -68,7 +68,7 @@ def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
     )
     cuts: list[Cut] = []
     for index in (*contracted, *kept):
-        # samples first: what is left of them is summed by one product
+        # samples first: one product sums all samples of a chunk
         total, left = half.sizes[index], points * samples * pairs * max(width, height)
         size = max(1, fits * total // left)
         if size < total and can_cut(patches, index):

@@ -1,11 +1,11 @@
-"""Lag: the products of a half with its shifted copy, along all joined dimensions.
+"""Lag: sum the products of an operand with its shifted copies, over windows.
 
 A pair of kernel positions contributes the product of the operand with itself at a lag,
-summed over a window. Lags are summed over boxes, many at a time, by one of several
-kernels; what boxes leave over at the borders is gathered and multiplied at once. All
-sums are added up to windows, never subtracted, so that nothing cancels. A window of the
-negative lag is the transpose, and copying windows to the pairs that share them gives
-the result.
+summed over a window. A kernel sums many lags at a time over a box. Strips, which boxes
+leave at the borders, are gathered and multiplied. Sums over boxes and strips are added
+up to sums over windows. Nothing is subtracted, so nothing cancels. Windows at negative
+lags are transposes. The result copies each window to the pairs of kernel positions that
+share it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from tn_extensions.compiler.product import multiply
 from tn_extensions.network import TensorNetwork
 
 _MOST_ADDITIONS = 2**22
-"""Windows times strips beyond which there is nothing to gain."""
+"""Number of windows times segments above which lags do not pay."""
 
 
 def lag(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-    """Sum over lags along all joined dimensions, by each kernel."""
+    """Sum over lags along all paired dimensions, by each kernel."""
     half = Half.of(network)
     if half is None or 0 in half.sizes.values() or not half.has_lags:
         return
@@ -54,13 +54,13 @@ def lag(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
         return
     channels = prod(half.sizes[j] for j in half.unpaired_columns)
     grid = LagGrid(dims)
-    # native kernels do not pay where channels are unfolded
+    # native kernels do not pay for unfolded channels
     for kernel in kernels(len(dims), channels, native=not half.patterns):
         yield LagSums(half, target, grid, kernel).candidate
 
 
 class LagSums:
-    """Evaluates a half by sums over lags."""
+    """Evaluation of a half by sums over lags."""
 
     def __init__(
         self, half: Half, target: Target, grid: LagGrid, kernel: Kernel
@@ -75,7 +75,7 @@ class LagSums:
             dim.size + sum(pad)
             for dim, pad in zip(grid.dims, grid.padding, strict=True)
         ]
-        # copies of what a strip reads that are held at a time
+        # copies of a strip's operands that are held together
         self.gathered = 3 if self.channels > 1 else 2
         self.chunks = Chunks.along(half.nodes, sizes, half.rows)
         self.limit = target.budget // (2 * target.itemsize)
@@ -99,7 +99,7 @@ class LagSums:
 
     @property
     def candidate(self) -> Candidate:
-        """What is done, and what it costs."""
+        """The candidate, with its operations and costs."""
 
         def run(tensors: Tensors, into: Accumulator) -> None:
             self.add(tensors[self.half.operand.name], into)
@@ -109,7 +109,7 @@ class LagSums:
         return Candidate(name, operations, max(self._held()), run)
 
     def _filling(self) -> Iterator[Operation]:
-        """Describe what is done with each chunk."""
+        """Yield the operations on each chunk."""
         rates, itemsize = self.target.rates, self.target.itemsize
         chunks, width = (
             ceil(self.chunks.total / self.chunk),
@@ -140,7 +140,7 @@ class LagSums:
             )
 
     def _adding(self) -> Iterator[Operation]:
-        """Describe how sums become the result."""
+        """Yield the operations that turn sums into the result."""
         rates, itemsize = self.target.rates, self.target.itemsize
         square = self.groups * self.channels**2
         touched, strips = self.grid.number_of_additions
@@ -160,7 +160,7 @@ class LagSums:
         yield Operation("copy windows", shapes, cost, blocks)
 
     def _held(self) -> Iterator[int]:
-        """List what is held while chunks are summed, windows added up and copied."""
+        """Yield the elements held in each phase: summing, adding up, copying."""
         width = self.groups * self.channels
         square = width * self.channels
         working = [0]
@@ -185,7 +185,7 @@ class LagSums:
 
     def _pieces(self, box: Box, rows: int) -> list[tuple[slice, Box]]:
         if self.channels == 1 and not self.kernel.unfolds:
-            # rows are channels of the kernel, too
+            # this kernel treats rows as channels
             parts = pieces(box, 1, self.kernel.terms, self.kernel.lines)
             return [(slice(rows), part) for _, part in parts]
         terms = self.kernel.terms
@@ -195,9 +195,9 @@ class LagSums:
         return pieces(box, rows, terms, self.kernel.lines)
 
     def _strips(self) -> Iterator[tuple[int, int, int]]:
-        """Numbers of strips of about a length, the length, and how many at a time."""
+        """Yield groups of similar strips: number, length, and number per block."""
         sizes = self.grid.sizes_of_strips
-        # filled up to two lengths, so that as little as possible is added
+        # strips are padded to one of two lengths, with the least padding in total
         costs = [
             number * sizes[0] + (len(sizes) - number) * size
             for number, size in enumerate(sizes)
@@ -210,7 +210,7 @@ class LagSums:
                 yield len(part), part[0], max(1, min(len(part), self.limit // one))
 
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
-        """Groups, and values of the first column, that are written at a time."""
+        """Yield blocks of the result: slices of groups and of the first column."""
         whole = self.rest[0] if self.rest else 1
         count = self.groups if self.groups > 1 else whole
         written = self.pairs * self.groups * self.channels**2 * self.target.itemsize
@@ -221,7 +221,7 @@ class LagSums:
             yield (block, slice(0, whole)) if self.groups > 1 else (slice(0, 1), block)
 
     def add(self, tensor: Tensor, into: Accumulator) -> None:
-        """Add the result for a tensor."""
+        """Add the result for a tensor to an accumulator."""
         windows = self._windows(tensor)
         entries = self.entries.like(windows, torch.int64)
         inner = prod(self.rest[1:])
@@ -242,7 +242,7 @@ class LagSums:
             into.put(part, value.permute(0, *rest, *copies, *free))
 
     def _view(self, out: Tensor) -> Tensor:
-        """The result as ``[G, rest..., rest'..., k1, k2, ..., k1', k2', ...]``."""
+        """View the result as ``[G, rest..., rest'..., k1, k2, ..., k1', k2', ...]``."""
         half = self.half
         sizes = [half.sizes[j] for j in half.columns]
         split = out.view(self.groups, *sizes, *sizes)
@@ -252,7 +252,7 @@ class LagSums:
         return split.permute(0, *rest, *copies[0], *free, *copies[1])
 
     def _windows(self, tensor: Tensor) -> Tensor:
-        """Sums over windows, after zero: ``[G, C, windows, C']``."""
+        """Compute the sums over windows, after a zero: ``[G, C, windows, C']``."""
         sums, strips = self._sums(tensor)
         zero = tensor.new_zeros(self.groups * self.channels, 1, self.channels)
         found = torch.cat([zero, *sums], dim=1)
@@ -266,7 +266,7 @@ class LagSums:
         return windows.unflatten(0, (self.groups, self.channels))
 
     def _sums(self, tensor: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Sums over boxes, and over strips ``[strips, G * C, C']``."""
+        """Compute the sums over boxes, and over strips ``[strips, G * C, C']``."""
         sums: list[Tensor | None] = [None] * len(self.grid.boxes)
         strips: Tensor | None = None
         width = self.groups * self.channels
@@ -285,7 +285,7 @@ class LagSums:
         return [total for total in sums if total is not None], strips
 
     def _multiplied(self, flat: Tensor) -> Iterator[Tensor]:
-        """Sums over strips, block by block."""
+        """Yield the sums over strips, block by block."""
         for table, block in self._tables(flat):
             for first, second in zip(
                 *(side.split(block) for side in table), strict=True
@@ -297,13 +297,13 @@ class LagSums:
                     yield multiply(left, right)
 
     def _tables(self, like: Tensor) -> Iterator[tuple[tuple[Tensor, Tensor], int]]:
-        """Positions of the pairs of strips, and how many are read at a time."""
+        """Yield the positions of groups of strips, and the number per block."""
         for table, (_, _, block) in zip(self.positions, self.strips, strict=True):
             first, second = table.like(like, torch.int64)
             yield (first, second), block
 
     def _table(self, start: int, count: int, length: int) -> Integers:
-        """Flat positions of the pairs of some strips, ``[2, strips, length]``."""
+        """Return the flat positions of a group of strips, ``[2, strips, length]``."""
         result = np.full((2, count, length), prod(self.space))
         for number in range(count):
             for side, found in zip(
@@ -322,7 +322,7 @@ class LagSums:
         return found.contiguous().view(-1, terms, self.channels).mT
 
     def _chunks(self, tensor: Tensor) -> Iterator[Tensor]:
-        """The padded operand and a zero, ``[rows, positions + 1, G * channels]``."""
+        """Yield padded chunks with a zero, ``[rows, positions + 1, G * channels]``."""
         half, width = self.half, self.groups * self.channels
         inner = [
             slice(low, low + half.sizes[dim.read])
@@ -343,7 +343,7 @@ class LagSums:
             yield flat
 
     def _unfolding(self, count: int) -> Unfolding:
-        """How to read a chunk, ``[rows, space..., G, channels]``."""
+        """Return the unfolding of a chunk, ``[rows, space..., G, channels]``."""
         half = self.half
         sizes = {**half.sizes, self.chunks.index: count}
         found = unfolded_dims(half.patterns, half.operand, sizes)
@@ -353,7 +353,7 @@ class LagSums:
         return Unfolding(half.operand, found, order, sizes)
 
     def _cut(self, padded: Tensor, box: Box) -> tuple[Tensor, Tensor]:
-        """The positions of a box, and all that their lags lead to."""
+        """Cut out the positions of a box, and those that its lags lead to."""
         own: list[slice] = [slice(None)]
         read: list[slice] = [slice(None)]
         for region, (low, _) in zip(box, self.grid.padding, strict=True):

@@ -1,6 +1,6 @@
-"""Matrix product: two operands, unfolded where they have patterns, as matrices.
+"""Matrix product of two operands, which are unfolded if they have patterns.
 
-A mirrored network is left to the primitives that compute one triangle.
+Mirrored networks are left to primitives that compute only one triangle.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tn_extensions.network import TensorNetwork
 from tn_extensions.network.rules import is_mirrored
 
 _LARGE = 2**25
-"""Multiply-adds from which on each product of a batch is worth a call of its own."""
+"""Multiply-adds from which on each product of a batch may have a call of its own."""
 
 
 def matmul(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-    """Multiply the two operands, unfolded where they have patterns, as matrices."""
+    """Multiply two operands as matrices, unfolded if they have patterns."""
     if not is_mirrored(network):
         for form in MatrixForm.all(network):
             form = _as_written(form, network)
@@ -38,7 +38,7 @@ def matmul(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
 
 
 def _as_written(form: MatrixForm, network: TensorNetwork) -> MatrixForm:
-    """Exchange the operands if the result then has its axes in order."""
+    """Exchange the operands if that puts the axes of the result in order."""
     own = [j for j in network.output_indices if j not in form.batch]
     return form.swapped if own and own[0] in form.columns else form
 
@@ -46,7 +46,7 @@ def _as_written(form: MatrixForm, network: TensorNetwork) -> MatrixForm:
 def _candidate(
     network: TensorNetwork, form: MatrixForm, target: Target, apart: bool
 ) -> Candidate:
-    """Multiply a batch of matrices by one call, or each apart."""
+    """Multiply a batch of matrices by one call, or by a call for each."""
     sizes = network.sizes
     left = form.left.unfolding((*form.batch, *form.rows, *form.terms), sizes)
     right = form.right.unfolding((*form.batch, *form.columns, *form.terms), sizes)
@@ -92,7 +92,7 @@ def _candidate(
             operations.append(Operation(f"unfold {side.operand.name}", shape, cost))
     shapes = f"{height} x {terms} @ {terms} x {width}"
     overhead = Cost(seconds=6 * rates.call)
-    if needs_pieces(height, width, terms):  # are copied, multiplied and summed
+    if needs_pieces(height, width, terms):  # pieces are copied, multiplied and summed
         overhead = overhead + Cost(calls=5)
     if apart:
         cost = rates.product(height, width, terms, itemsize=itemsize)
@@ -104,7 +104,7 @@ def _candidate(
     operations.append(product)
     order = [index for index in network.output_indices if sizes[index] > 1]
     if order != [index for index in present if sizes[index] > 1]:
-        # copied here, or read with strides by whoever takes a view
+        # copied here, or a view that costs its readers as much
         cost = rates.move(number * height * width, itemsize, 4)
         operations.append(Operation("permute", " x ".join(present), cost))
     return Candidate("matmul", tuple(operations), held, run, compute)

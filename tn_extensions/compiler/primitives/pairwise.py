@@ -1,8 +1,8 @@
 """Pairwise: contract two of several operands, then their product with the others.
 
-For networks such as gradients that are rotated into a basis: whether the input first
-meets the output's gradient or the basis is decided by cost, and each product is
-evaluated by whatever is best for it.
+For example, a gradient that is rotated into a basis: the input can first be multiplied
+with the output's gradient, or with the basis. Costs decide, and each product has a plan
+of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tn_extensions.network.rules.mirror import exchange
 
 @as_defined
 def pairwise(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-    """Contract each two operands that share what is summed before the others."""
+    """Contract two operands that share summed indices first; one candidate each."""
     if len(network.operands) < 3 or network.pairs or 0 in network.sizes.values():
         return
     if Half.of(network) is not None:  # one half would be evaluated twice
@@ -41,12 +41,12 @@ def pairwise(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
 def _product(
     network: TensorNetwork, one: Operand, two: Operand
 ) -> TensorNetwork | None:
-    """The product of two operands and the patterns between them.
+    """Make the product of two operands and the patterns between them.
 
-    What only they carry is summed; None if that is nothing.
+    Sum over the indices that only they carry; return None if there are none.
     """
     carried = {*one.indices, *two.indices}
-    # a pattern that reads a single index of theirs would only unfold it
+    # a pattern with a single index of theirs would only unfold it
     between = [p for p in network.patterns if len(carried & {*p.indices}) > 1]
     own: list[Node] = [one, two, *between]
     others = [*network.nodes]
@@ -57,7 +57,7 @@ def _product(
     if needed.issuperset(indices):
         return None
     kept = [index for index in indices if index in needed]
-    # what both carry first, as products come
+    # indices of both first, as in the results of products
     kept.sort(key=lambda j: not (j in one.indices and j in two.indices))
     return TensorNetwork(own, [(index,) for index in kept], network.sizes)
 
@@ -65,7 +65,7 @@ def _product(
 def _copy(
     network: TensorNetwork, product: TensorNetwork, one: Operand, two: Operand
 ) -> TensorNetwork | None:
-    """The primed copy of a product, of the same value, if the network has it, too."""
+    """Return a product's primed copy, which has the same value, if there is one."""
     image = exchange(network)
     copy, both = product.relabel(image), Counter(product.nodes)
     both.update(copy.nodes)
@@ -85,7 +85,7 @@ def _candidate(
 ) -> Candidate:
     name = " ".join(operand.name for operand in product.operands)
     while any(operand.name == name for operand in network.operands):
-        name = prime(name)  # of a copy, whose product goes by that name already
+        name = prime(name)  # the product of the other copy already has that name
     rest = network.replace(product.nodes, [stored(name, product)])
     if copy is not None:
         rest = rest.replace(copy.nodes, [stored(name, copy)])

@@ -1,9 +1,9 @@
-"""Patch Gram: the Gram matrix of products of two operands, from that of one of them.
+"""Patch Gram: the Gram matrix of products of two operands, from one operand's own.
 
 ``G[(v, n), (v', n')] = sum_{c, o'} (sum_o S[v, n, c, o] A[n, o, n', o']) S[v', n', c,
-o']`` with ``A`` the Gram matrix of the patches: for many vectors and few positions,
-where forming the rows ``sum_o S U`` takes many more multiply-adds. One triangle of
-samples.
+o']``, where ``A`` is the Gram matrix of the patches. With many vectors and few
+positions, forming the rows ``sum_o S U`` would take many more multiply-adds. Only one
+triangle of the pairs of samples is computed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tn_extensions.network import TensorNetwork
 from tn_extensions.network.index import prime
 
 _BLOCKS = 2
-"""Blocks of samples, where the budget allows it: few blocks are few calls."""
+"""Number of blocks of samples within the budget; few blocks take few calls."""
 
 
 @as_defined
@@ -46,7 +46,7 @@ def patch_gram(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
             continue
         if not {*form.rows} <= {*half.rows}:
             continue
-        # without vectors there is nothing to gain
+        # it only pays with vectors
         if columns <= {*form.batch, *form.columns} and columns & {*form.columns}:
             yield _candidate(half, form, target)
 
@@ -75,7 +75,7 @@ def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
         total = given.new_zeros(many * height, many, height)
         for start in range(0, many, size):
             stop = min(start + size, many)
-            # of some samples and each of those up to them, as batches of matrices
+            # products of some samples with all earlier ones, as batches of matrices
             some = grams[:stop, ..., start:stop, :].reshape(stop * number, terms, -1)
             applied = left[:stop].flatten(0, 1) @ some
             applied = applied.view(stop, number, height, inner, -1, terms)
@@ -93,7 +93,7 @@ def _candidate(half: Half, form: MatrixForm, target: Target) -> Candidate:
     fits = target.budget // (4 * itemsize * elements)
     size = max(1, min(ceil(many / _BLOCKS), fits))
     blocks = ceil(many / size)
-    # of the samples up to those of a block, on average
+    # mean number of samples up to the end of a block
     before = ceil(many * (blocks + 1) / (2 * blocks))
     applied = rates.product(
         height * inner, size * terms, terms, number * before, itemsize

@@ -1,8 +1,8 @@
-"""Pixel: the Gram matrix of patches from that of pixels, by sums along its diagonals.
+"""Pixel: sum the pixels' Gram matrix along its diagonals, which gives the patches'.
 
-For networks whose halves are joined by pairs over a summed term ``k``: ``sum_k A[i(o,
-k), i(o', k)]`` of the pixels' Gram matrix ``A``, a dimension at a time. The Gram matrix
-of the unfolded input takes ``K`` times as many multiply-adds.
+Pairs over a summed term ``k`` join the halves of such a network. The result is ``sum_k
+A[i(o, k), i(o', k)]``, where ``A`` is the pixels' Gram matrix, one dimension at a time.
+The Gram matrix of the unfolded input would take ``K`` times as many multiply-adds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tn_extensions.network.index import prime
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """For one value of the summed index: which results read which pixels."""
+    """The results, and the pixels they read, for one value of the summed index."""
 
     result: slice
     pixels: slice
@@ -31,9 +31,9 @@ class Shift:
 def shifts(
     pattern: Pattern, read: str, free: str, size: int, sizes: dict[str, int]
 ) -> list[Shift] | None:
-    """The shifts of a pattern, for each value of its summed index; None if it has none.
+    """Return a pattern's shift for each value of its summed index; None without shifts.
 
-    One of the pixel and the result is the other one times a stride, plus an offset.
+    With a shift, result or pixel is the other one times a stride, plus an offset.
     """
     hit = pattern.index
     if hit not in (read, free) or pattern.summed or len(pattern.indices) != 3:

@@ -1,7 +1,7 @@
-"""Squared operands: what occurs twice with the same indices is squared beforehand.
+"""Squared operands: square an operand that occurs twice with the same indices.
 
-The kernel, where the diagonal of a Hessian is backpropagated: what is left is a
-convolution, which torch has a kernel for.
+For example, the kernel when the diagonal of a Hessian is backpropagated. The rest is a
+convolution, for which torch has a kernel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tn_extensions.network import TensorNetwork
 
 @as_defined
 def squared(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-    """Square one operand that occurs twice, and contract what is left."""
+    """Square an operand that occurs twice, and contract the rest of the network."""
     operands = network.operands
     twice = next((one for one in operands if operands.count(one) > 1), None)
     if twice is None or 0 in network.sizes.values():

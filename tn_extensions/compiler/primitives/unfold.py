@@ -1,4 +1,4 @@
-"""Unfold: a single operand whose patterns are read as overlapping strided views."""
+"""Unfold: read a single operand through its patterns, as overlapping strided views."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from tn_extensions.network import Operand, Pattern, TensorNetwork
 from tn_extensions.network.nodes import Progression
 
 _SCATTERED = 4
-"""A transposing copy is about as fast as one of runs of so many elements."""
+"""Run length of copies that are about as fast as a transposing one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Residue:
     """The values of a free index that read at common values of the shared index.
 
-    They read ``position = offset + spacing * m + step * t`` for member ``m`` and
-    ``shared = residue + stride * t``.
+    Member ``m`` reads ``position = offset + spacing * m + step * t`` at ``shared =
+    residue + stride * t``.
 
     Args:
-        members: Slice of the free index, in order of ``m`` after ``flipped``.
-        flipped: Whether ``m`` runs against the order of the slice.
+        members: Slice of the free index.
+        flipped: Whether ``m`` is in reverse order of the slice.
         shared: Slice of the shared index.
         offset: Position of the first member at ``t = 0``.
         spacing: Distance between members.
@@ -64,7 +64,7 @@ class Residue:
 
 @dataclass(frozen=True, slots=True)
 class UnfoldedDim:
-    """A pattern to unfold: the index it reads, and the two it reads it through."""
+    """A pattern to unfold: the index that is read, and the two that replace it."""
 
     read: str
     free: str | None
@@ -74,7 +74,7 @@ class UnfoldedDim:
 
     @property
     def is_view(self) -> bool:
-        """Whether a single strided view of the padded operand holds everything."""
+        """True if the result is a single strided view of the padded operand."""
         (first, *more) = self.residues or (None,)
         if first is None or more or first.flipped:
             return False
@@ -82,7 +82,7 @@ class UnfoldedDim:
 
     @property
     def padding(self) -> tuple[int, int]:
-        """Zeros that are read on the left and right of the operand."""
+        """Number of zeros that are read to the left and right of the operand."""
         low = min((residue.reach[0] for residue in self.residues), default=0)
         high = max((residue.reach[1] for residue in self.residues), default=0)
         return max(-low, 0), max(high - self.size + 1, 0)
@@ -91,7 +91,7 @@ class UnfoldedDim:
 def unfolded_dim(
     pattern: Pattern, operand: Operand, sizes: Mapping[str, int]
 ) -> UnfoldedDim | None:
-    """How to read an operand through a pattern; None if it is not of that form."""
+    """Read a pattern as an unfolding of an operand; None if it is not of that form."""
     read = tuple(index for index in pattern.indices if index in operand.indices)
     if len(read) != 1 or pattern.summed or len(pattern.indices) > 3:
         return None
@@ -106,7 +106,7 @@ def _unfolded_dim(
     sizes = dict(own)
     others = [index for index in pattern.indices if index != read]
     if read == pattern.index:
-        # the longer one enumerates; either would do
+        # either one could be shared; take the longer one
         others.sort(key=lambda index: sizes[index])
         shared = others[-1] if others else None
     else:
@@ -124,7 +124,7 @@ def _unfolded_dim(
 def unfolded_dims(
     patterns: Iterable[Pattern], operand: Operand, sizes: Mapping[str, int]
 ) -> list[UnfoldedDim] | None:
-    """How to read an operand through patterns; None if it cannot be through one."""
+    """Read patterns as unfoldings of an operand; None unless all have that form."""
     dims = [unfolded_dim(pattern, operand, sizes) for pattern in patterns]
     found = [dim for dim in dims if dim is not None]
     return found if len(found) == len(dims) else None
@@ -164,7 +164,7 @@ def _residues(
 
 
 class Unfolding:
-    """A recipe for reading an operand through its patterns into an order of indices."""
+    """A recipe for reading an operand through its patterns, with indices in order."""
 
     def __init__(
         self,
@@ -188,14 +188,14 @@ class Unfolding:
         self.padded_elements = padded if any(map(any, self.padding.values())) else 0
         self.elements = prod(self.shape)
         self.run = self._run()
-        # by strides, of which there are few
+        # by strides of the tensor, of which few occur
         self._layouts: dict[tuple[int, ...], Layout] = {}
         self._parts: dict[
             tuple[int, ...], list[tuple[tuple[slice, ...], Layout, list[int]]]
         ] = {}
 
     def _run(self) -> int:
-        """Elements that are copied from one place, if the operand is contiguous."""
+        """Estimate the contiguous run length of a copy, for a contiguous operand."""
         if not self.order or not self.operand.axes:
             return 1
         fastest = {*self.operand.axes[-1].position.indices}
@@ -205,7 +205,7 @@ class Unfolding:
         return self.shape[-1] if self.order[-1] in fastest else _SCATTERED
 
     def is_free(self, lengths: Iterable[int]) -> bool:
-        """Whether a contiguous operand can be read without a copy, some axes merged."""
+        """Tell whether a contiguous operand with merged axes is read without a copy."""
         if not self.is_view or self.padded_elements:
             return False
         order = (*self.kept, *(dim.read for dim in self.dims))
@@ -215,7 +215,7 @@ class Unfolding:
         return part.merges(lengths)
 
     def base(self, tensor: Tensor) -> Tensor:
-        """The padded operand with the read indices last."""
+        """Pad the operand, with the indices that are read last."""
         found = self._layouts.get(tensor.stride())
         if found is None:
             order = (*self.kept, *(dim.read for dim in self.dims))
@@ -224,7 +224,7 @@ class Unfolding:
         return pad(found.of(tensor), self.padding)
 
     def views(self, tensor: Tensor) -> Iterable[tuple[tuple[slice, ...], Tensor]]:
-        """Where in the result (axes as in ``order``) each view of the operand goes."""
+        """Yield slices of the result and the view of the operand that goes there."""
         base = self.base(tensor)
         parts = self._parts.get(base.stride())
         if parts is None:
@@ -236,7 +236,7 @@ class Unfolding:
     def _read(
         self, base_strides: Sequence[int]
     ) -> Iterator[tuple[tuple[slice, ...], Layout, list[int]]]:
-        """For each view: where it goes, its layout in the base, axes to flip."""
+        """Yield for each view its slices of the result, layout, and axes to flip."""
         for choice in product(*(dim.residues for dim in self.dims)):
             where = dict.fromkeys(self.order, slice(None))
             strides = dict(zip(self.kept, base_strides, strict=False))
@@ -266,7 +266,7 @@ class Unfolding:
             yield tuple(where.values()), found, flips
 
     def tensor(self, tensor: Tensor) -> Tensor:
-        """The unfolded operand, a view if one suffices."""
+        """Unfold a tensor, as a view if possible."""
         if self.is_view:
             ((_, part),) = self.views(tensor)
             return part
@@ -280,7 +280,7 @@ class Unfolding:
 
 
 def unfolding(network: TensorNetwork) -> Unfolding | None:
-    """The unfolding that a network of one operand amounts to, if it does."""
+    """Return the unfolding that a network describes; None if it describes none."""
     if len(network.operands) != 1 or network.pairs:
         return None
     (operand,) = network.operands

@@ -1,8 +1,8 @@
-"""Window sums: an operand whose patterns have been summed to windows of positions.
+"""Window sums: sum an operand over windows of positions.
 
-Windows of one length differ only at their borders, so a dimension's sum can be taken
-once over what is common and completed by the border rows; small maps are better
-multiplied with the (Kronecker product of the) window matrices.
+Windows of one length differ only at their borders. So a dimension is summed once over
+the positions that all windows share, and the border rows are added. Small maps are
+multiplied with the window matrices, or their Kronecker product.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tn_extensions.compiler.strided import grouped, view
 from tn_extensions.network import Affine, Operand, Pattern, TensorNetwork
 
 _KRONECKER_LIMIT = 256
-"""Positions up to which the dimensions' window matrices are multiplied out."""
+"""Number of positions up to which the Kronecker product is formed."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowDim:
-    """A dimension of windows: ``k`` sums a range of the index that is read."""
+    """A dimension of windows: each value of ``free`` sums a range of ``read``."""
 
     read: str
     free: str | None
@@ -62,13 +62,13 @@ def window_dim(
     if len(read) != 1 or len(free) > 1 or set(free) & set(operand.indices):
         return None
     if read[0] == pattern.index and len(pattern.summed) == 1 and others == 1:
-        # what has been summed enumerates what is read
+        # the summed term enumerates the positions that are read
         ((step, count),) = pattern.summed
         terms = (*pattern.position.terms, (_SUMMED, step))
         pattern = Pattern(pattern.index, Affine(terms, pattern.position.start))
         shared, sizes = _SUMMED, {**sizes, _SUMMED: count}
     elif alone and others == 2 and not pattern.summed:
-        shared = pattern.index  # all read positions that hit anything
+        shared = pattern.index  # all positions that hit anything
     else:
         return None
     found = pattern.progressions(read[0], shared, sizes)
@@ -77,7 +77,7 @@ def window_dim(
 
 
 _SUMMED = ""
-"""Stands for the index that a pattern has been summed over."""
+"""Name of the index over which a pattern has been summed."""
 
 
 def window(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
@@ -92,7 +92,7 @@ def window(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     taken = [j for dim in found for j in (dim.read, dim.free) if j is not None]
     if len(set(taken)) < len(taken):
         return
-    # outer dimensions first, as they lie in memory
+    # outer dimensions first, in their order in memory
     found.sort(key=lambda dim: operand.indices.index(dim.read))
     for leading in range(len(found) + 1):
         yield _candidate(network, operand, found[:leading], found[leading:], target)
@@ -146,7 +146,7 @@ def _candidate(
 
 
 def _factors(dims: Sequence[WindowDim]) -> list[Sequence[WindowDim]]:
-    """The dimensions of each window matrix, those of small ones multiplied out."""
+    """Group the dimensions: one window matrix is formed for each group."""
     if not dims:
         return []
     if prod(dim.size for dim in dims) <= _KRONECKER_LIMIT:
@@ -155,7 +155,7 @@ def _factors(dims: Sequence[WindowDim]) -> list[Sequence[WindowDim]]:
 
 
 def _matrix(dims: Sequence[WindowDim]) -> np.ndarray:
-    """Kronecker product of the window matrices of some dimensions."""
+    """Compute the Kronecker product of the window matrices of some dimensions."""
     return reduce(np.kron, (dim.matrix for dim in dims))
 
 
@@ -172,10 +172,10 @@ def _multiply(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
 
 
 def sum_windows(x: Tensor, ranges: Sequence[range]) -> Tensor:
-    """Sums of ``x`` over ranges of axis 1: ``[M, I, R] -> [M, K, R]``.
+    """Sum ``x`` over ranges of axis 1: ``[M, I, R] -> [M, K, R]``.
 
-    What all ranges of a phase share is summed once; the rest is added, never
-    subtracted.
+    Positions that all ranges of a phase share are summed once. The others are added;
+    nothing is subtracted.
     """
     result = x.new_empty(x.shape[0], len(ranges), x.shape[2])
     phases: dict[int, list[int]] = {}
@@ -216,7 +216,7 @@ def _operations(
         inner = prod(sizes)
         touched = outer * inner * (dim.size + 3 * len(dim.ranges))
         run = inner if inner > 1 else dim.size
-        # a copy would read and write, a sum reads
+        # cheaper than a copy, which also writes
         cost = rates.move(touched / 4, itemsize, run) + rates.overhead(4)
         if inner == 1:  # sums of short rows, one by one
             cost = cost + Cost(seconds=outer * len(dim.ranges) * rates.call / 120)
@@ -240,7 +240,7 @@ def _operations(
 def _skinny(
     windows: str, rows: int, inner: int, columns: int, target: Target
 ) -> Operation:
-    """Multiply by few columns: one read, the slower the more they are."""
+    """Estimate a product with few columns: one read, slower with more columns."""
     moved = target.itemsize * rows * inner
     read = moved * (1 + columns / 10) / target.rates.cached_copy
     overhead = (1 + rows / 1500) * target.rates.call

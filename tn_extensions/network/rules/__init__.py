@@ -1,4 +1,4 @@
-"""Exact identities, one a file: ``TensorNetwork -> TensorNetwork | None``.
+"""Rules, exact identities: ``TensorNetwork -> TensorNetwork | None``, one per file.
 
 The swap ``P(s, d)[k, o, i] = P(d, s)[o, k, i]`` needs no rule: a pattern's terms are
 unordered, so both sides are the same node.

@@ -1,7 +1,8 @@
-"""Dense: a pattern that touches each position at most once is a view of its operand.
+"""Dense: a pattern that hits each position at most once is a view of its operand.
 
-``K = s, d = 1`` without padding is a reshape, ``K = 1`` a strided slice, a single term
-a slice: all of them insert the pattern's position into the operand's axis.
+With ``K = s, d = 1`` and no padding the view is a reshape, with ``K = 1`` a strided
+slice, with a single term a slice. Each time, the pattern's position is inserted into
+the operand's axis.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from tn_extensions.network.rules.identity import states
 
 @states("A[i] P[i; o, k] = A[s o + d k - l], if no position is hit twice or outside")
 def dense(network: TensorNetwork) -> TensorNetwork | None:
-    """Replace one pattern by a view of the operand it reads; None if there is none."""
+    """Replace a pattern by a view of its operand; None if no pattern is a view."""
     kept = set(network.output_indices)
     for pattern in network.patterns:
         others = [n for n in network.carriers(pattern.index) if n is not pattern]
         if len(others) != 1 or pattern.index in kept or pattern.summed:
             continue
         (operand,) = others
-        # an operand that carries a term, too, would be read along a diagonal
+        # an operand that also carries a term would be read along a diagonal
         apart = not set(pattern.position.indices) & set(operand.indices)
         if isinstance(operand, Operand) and apart and _is_view(pattern, network):
             viewed = operand.substitute(pattern.index, pattern.position)
@@ -31,7 +32,7 @@ def dense(network: TensorNetwork) -> TensorNetwork | None:
 
 
 def _is_view(pattern: Pattern, network: TensorNetwork) -> bool:
-    """Whether all positions are inside and no two values of the terms share one."""
+    """Tell whether all positions are inside and none is hit twice."""
     low, high = pattern.position.bounds(network.sizes)
     if low < 0 or high >= network.sizes[pattern.index]:
         return False

@@ -1,4 +1,4 @@
-"""Rules say which identity they use."""
+"""Identities of rules, for the traces of simplifications."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ RuleT = TypeVar("RuleT", bound=Callable[..., Any])
 
 
 def states(identity: str) -> Callable[[RuleT], RuleT]:
-    """Mark a rule with its identity, which a trace of its applications shows.
+    """Attach an identity to a rule, for traces to show.
 
     Args:
         identity: An equation, in plain text.
+
+    Returns:
+        A decorator that returns the rule itself.
     """
 
     def mark(rule: RuleT) -> RuleT:
@@ -23,5 +26,5 @@ def states(identity: str) -> Callable[[RuleT], RuleT]:
 
 
 def identity_of(rule: Callable[..., Any]) -> str:
-    """The identity of a rule; empty if it is not marked."""
+    """Return the identity of a rule; empty if it has none."""
     return str(getattr(rule, "identity", ""))

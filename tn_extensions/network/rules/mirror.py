@@ -1,6 +1,6 @@
-"""Mirror: a network that equals itself with primes exchanged is symmetric.
+"""Mirror: a network that equals itself with primes exchanged has a symmetric result.
 
-Then only one triangle of the result has to be computed.
+Only one triangle of the result has to be computed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from tn_extensions.network.nodes import Rename
 
 
 def mirror(network: TensorNetwork) -> TensorNetwork:
-    """The network with each index and its primed copy exchanged."""
+    """Exchange each index of a network with its primed copy."""
     return network.relabel(exchange(network))
 
 
 def exchange(network: TensorNetwork) -> Rename:
-    """Return the exchange of each index of a network and its primed copy."""
+    """Return the renaming that exchanges each index with its primed copy."""
     names = {
         index: mirrored(index)
         for index in network.indices
@@ -29,7 +29,7 @@ def exchange(network: TensorNetwork) -> Rename:
 
 @lru_cache(maxsize=512)
 def is_mirrored(network: TensorNetwork) -> bool:
-    """Whether the result is symmetric under exchanging primed and unprimed axes."""
+    """Tell whether the result is symmetric if primed and unprimed are exchanged."""
     if not any(map(is_primed, network.indices)):
         return False
     image = exchange(network)

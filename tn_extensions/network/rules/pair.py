@@ -1,8 +1,9 @@
 """Pair: two patterns that share a summed index become one node without it.
 
-Over ``o`` this is the lag structure of KFAC-expand, over ``k`` that of the unfolded
-input's Gram matrix, over ``i`` that of transposed convolutions. Whether it pays is up
-to the planner, so the rule is not among those that :func:`simplify` applies by itself.
+A pair over ``o`` is the lag structure of KFAC-expand, a pair over ``k`` the one of the
+unfolded input's Gram matrix, a pair over ``i`` the one of transposed convolutions. A
+pair does not always pay, so the planner decides: :func:`simplify` does not apply this
+rule by default.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from tn_extensions.network.rules.identity import states
 
 
 def pairable(network: TensorNetwork) -> tuple[str, ...]:
-    """Summed indices that two different patterns share, and nothing else does."""
+    """Return the summed indices that exactly two nodes carry, different patterns."""
     return tuple(
         index
         for index in network.summed_indices
@@ -25,7 +26,7 @@ def pairable(network: TensorNetwork) -> tuple[str, ...]:
 
 @states("sum over o of P[i; o, k] P[i'; o, k'] is one node")
 def pair(network: TensorNetwork, shared: str | None = None) -> TensorNetwork | None:
-    """Join two patterns over an index (default: the first possible); None if none."""
+    """Join two patterns over an index (default: the first possible one), or None."""
     candidates = pairable(network)
     if not candidates or (shared is not None and shared not in candidates):
         return None

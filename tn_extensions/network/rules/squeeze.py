@@ -1,4 +1,4 @@
-"""Squeeze: an index of size one is always zero and can be left out."""
+"""Squeeze: an index of size one is always zero and can be dropped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tn_extensions.network.rules.identity import states
 def squeeze(network: TensorNetwork) -> TensorNetwork | None:
     """Drop all indices of size one; None if there is none.
 
-    Indices that a pattern hits stay: that they are hit is a condition on the others.
+    Indices that a pattern hits stay, since the hit is a condition on the other indices.
     """
     held = {pattern.index for pattern in network.patterns}
     joined: list[Node] = [*network.pairs, *network.selections]

@@ -1,7 +1,7 @@
-"""Trim: what a pattern never touches can be narrowed away, for any hyper-parameters.
+"""Trim: positions that a pattern never hits can be dropped, for any hyper-parameters.
 
-With stride and no overlap this leaves every ``g``-th input position, so that
-down-sampling becomes dense; with padding it clips outputs that read zeros only.
+With a stride and without overlap, every ``g``-th input position is left, so that
+down-sampling becomes dense. With padding, outputs that only read zeros are dropped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _narrow(
     size = network.sizes[index]
     hulls = [pattern.hull(index, network.sizes) for pattern in patterns]
     if any(hull is None for hull in hulls):
-        return None  # the network is zero, which no view expresses
+        return None  # the network is zero, which no view can express
     low = max(hull[0] for hull in hulls if hull)
     high = min(hull[1] for hull in hulls if hull)
     step = _step(index, patterns, low)
@@ -50,7 +50,7 @@ def _narrow(
 
 
 def _step(index: str, patterns: list[Pattern], low: int) -> int:
-    """Common spacing of the hit positions; 1 where the index is a term somewhere."""
+    """Return the common spacing of the hit positions; 1 if the index is a term."""
     if any(pattern.index != index for pattern in patterns):
         return 1
     step = 0

@@ -1,7 +1,7 @@
-"""Window sum: a pattern's term that nothing else carries is summed within the pattern.
+"""Window sum: a term that no other node carries is summed within its pattern.
 
-``sum_o P[k, o, i]`` indicates an arithmetic progression; KFAC-reduce needs this ``K x
-I`` matrix only. By symmetry of the terms the same rule is the kernel sum over ``k``.
+``sum_o P[k, o, i]`` is the indicator of an arithmetic progression. KFAC-reduce needs
+only this ``K x I`` matrix. Since terms are symmetric, the rule also sums over ``k``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tn_extensions.network.rules.identity import states
 
 @states("sum over o of P[i; o, k] = number of o with i = s o + d k - l")
 def window_sum(network: TensorNetwork) -> TensorNetwork | None:
-    """Sum one term within its pattern; None if every term is carried elsewhere."""
+    """Sum a term within its pattern; None if other nodes carry all terms."""
     for index in network.summed_indices:
         carriers = network.carriers(index)
         if len(carriers) != 1:
