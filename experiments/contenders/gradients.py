@@ -14,8 +14,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import unfold
 
 from experiments.contenders import convolutions
+from experiments.contenders.quantities import Asked
 from experiments.harness.case import Build, Call, Unsupported
-from experiments.subjects.quantities import Asked
 from tn_extensions import planning
 
 _FACTORS = get_args(convolutions.Quantity)

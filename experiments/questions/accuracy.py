@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import unfold
 
 from experiments.contenders.convolutions import PREPARE, Quantity
+from experiments.contenders.quantities import SMALL, VARIOUS, Asked
 from experiments.harness.case import Case, Options, Row, in_a_line
 from experiments.harness.question import Claim, Question, Value
-from experiments.subjects.quantities import SMALL, VARIOUS, Asked
 
 QUANTITIES: tuple[Quantity, ...] = ("kfac_expand", "kfac_reduce")
 FRAME = 1e4

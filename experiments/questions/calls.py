@@ -18,12 +18,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.contenders.gradients import contenders, reference, stock_of
+from experiments.contenders.quantities import MAIN, QUANTITIES, SMALL, VARIOUS, Asked
 from experiments.harness.case import Call, Case, Contest, Options, Row
 from experiments.harness.measure import medians, time_side_by_side
 from experiments.harness.question import Claim, Question
 from experiments.harness.ratios import side_by_side
 from experiments.subjects.layers import NETWORKS, Layer, layers_of
-from experiments.subjects.quantities import MAIN, QUANTITIES, SMALL, VARIOUS, Asked
 from tn_extensions import Conv
 from tn_extensions.compiler.plan import forget_plans
 

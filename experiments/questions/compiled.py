@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from experiments.contenders.convolutions import normal
+from experiments.contenders.quantities import SMALL
 from experiments.harness.case import Call, Case, Contest, Options, Row
 from experiments.harness.question import Question
 from experiments.subjects.layers import Layer, layers_of
 from experiments.subjects.networks import Subject
-from experiments.subjects.quantities import SMALL
 from tn_extensions import Conv, functional
 from tn_extensions.optim import KFACPreconditioner
 

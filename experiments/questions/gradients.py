@@ -9,10 +9,10 @@ from math import prod
 import pandas as pd
 
 from experiments.contenders.gradients import contenders, reference
+from experiments.contenders.quantities import Asked
 from experiments.harness.case import Case, Contest, Options, Row
 from experiments.harness.question import Claim, Question, Value
 from experiments.subjects.layers import layers_of
-from experiments.subjects.quantities import Asked
 
 _NETWORKS = ("resnet18", "allcnnc")
 _WITHOUT_VECTORS = ("per_sample_grad", "per_sample_grad_norm")

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from experiments.contenders.gradients import contenders, reference, stock_of
+from experiments.contenders.quantities import Asked
 from experiments.harness.case import Case, Contest, Options, Row
 from experiments.harness.measure import RESOLUTION_BYTES
 from experiments.harness.question import Question
 from experiments.harness.ratios import side_by_side
 from experiments.subjects.layers import Layer
-from experiments.subjects.quantities import Asked
 from tn_extensions import Conv
 
 QUANTITIES = ("kfac_expand", "kfac_reduce", "per_sample_grad", "ggn_diagonal")

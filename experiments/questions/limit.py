@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 
 from experiments.contenders.gradients import contenders, reference
+from experiments.contenders.quantities import SMALL, Asked
 from experiments.harness.case import Case, Contest, Options, Row
 from experiments.harness.measure import medians, time_side_by_side
 from experiments.harness.question import Question
 from experiments.subjects.layers import NETWORKS, layers_of
-from experiments.subjects.quantities import SMALL, Asked
 from tn_extensions import planning
 
 QUANTITIES = ("kfac_expand", "kfac_reduce", "per_sample_grad", "ggn_diagonal")

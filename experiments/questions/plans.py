@@ -10,10 +10,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
+from experiments.contenders.quantities import MAIN, SMALL, VARIOUS, Asked
 from experiments.harness.case import Call, Case, Contest, Options, Row
 from experiments.harness.question import Claim, Question, Value
 from experiments.subjects.layers import Layer
-from experiments.subjects.quantities import MAIN, SMALL, VARIOUS, Asked
 from tn_extensions import Conv, planning
 
 _SLOWEST = 5.0

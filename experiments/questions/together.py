@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from experiments.contenders.convolutions import normal
+from experiments.contenders.quantities import SMALL, VARIOUS
 from experiments.harness.case import Call, Case, Contest, Options, Row
 from experiments.harness.question import Claim, Question
 from experiments.harness.ratios import least_ratio, times
 from experiments.subjects.layers import Layer
-from experiments.subjects.quantities import SMALL, VARIOUS
 from tn_extensions import Conv, functional, planning
 
 FLOWS: dict[str, tuple[tuple[str, ...], int]] = {

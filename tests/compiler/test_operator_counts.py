@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from experiments.contenders.quantities import QUANTITIES, Asked
 from experiments.questions.calls import count
 from experiments.subjects.layers import Layer
-from experiments.subjects.quantities import QUANTITIES, Asked
 from tn_extensions import Conv
 
 MOST_OPERATORS, MOST_VIEWS = 50, 200

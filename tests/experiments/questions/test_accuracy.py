@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from experiments.contenders import convolutions
+from experiments.contenders.quantities import SMALL, Asked
 from experiments.questions.accuracy import (
     FRAME,
     QUANTITIES,
@@ -20,7 +21,6 @@ from experiments.questions.accuracy import (
     relative_error,
 )
 from experiments.subjects.layers import Layer
-from experiments.subjects.quantities import SMALL, Asked
 from tests.experiments.questions.support import rows_of
 from tests.reference.jacobian import kfac_factor
 from tn_extensions import Conv

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from experiments.contenders import gradients as contenders
+from experiments.contenders.quantities import MAIN, Asked
 from experiments.harness.case import Contest, Options
 from experiments.questions import gradients
 from experiments.subjects.layers import Layer
-from experiments.subjects.quantities import MAIN, Asked
 from tests.experiments.questions.support import rows_of
 from tn_extensions import Conv
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.contenders.quantities import MAIN, VARIOUS
 from experiments.harness.case import Options
 from experiments.questions.plans import QUESTION, SWEEPS, choices
-from experiments.subjects.quantities import MAIN, VARIOUS
 from tests.experiments.questions.support import rows_of
 
 
