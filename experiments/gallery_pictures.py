@@ -10,6 +10,7 @@ from tn_extensions.diagram import Scene, layout, strip
 from tn_extensions.diagram.trace import strip_of
 from tn_extensions.network import Rule, Trace, simplify
 from tn_extensions.network.rules import dense, pair, squeeze, trim, window_sum
+from tn_extensions.network.text import si
 
 Shade = Mapping[str, Iterable[str]]
 
@@ -173,13 +174,13 @@ def _cube() -> Conv:
 
 
 def _trace() -> Trace:
-    """Of docs/tutorial-kfac.md: in the end, a matrix product of the input."""
+    """Of docs/tutorials/kfac.md: in the end, a matrix product of the input."""
     sampling = Conv.make(4, 6, kernel_size=2, input_size=12, stride=4)
     return simplify(quantities.kfac_expand(sampling, N), trace=True)[1]
 
 
 def _own() -> TensorNetwork:
-    """What docs/tutorial-own-quantity.md derives."""
+    """What docs/tutorials/own-quantity.md derives."""
     pulled = quantities.conv(CONV, N).vjp("x", "S").vmap("S", "v", V)
     return pulled.times_copy(pulled.output_indices, pulled.output[1:])
 
@@ -225,4 +226,4 @@ def _simplifications() -> list[Panel]:
 
 
 def _cost(network: TensorNetwork) -> str:
-    return f"{network.flops:.3g} multiply-adds"
+    return f"{si(network.flops)} multiply-adds"
