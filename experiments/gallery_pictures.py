@@ -156,7 +156,6 @@ def pictures() -> dict[str, Scene]:
         ),
         "trace": strip_of(_trace(), columns=2),
         "layers": scene([Panel("two convolutions in a row", two_layers())], 1),
-        "own": scene([Panel("diagonal of the input's GGN", _own())], 1),
         "dimensions": scene(
             [
                 Panel("kfac_expand, transposed, 1d", _transposed_factor()),
@@ -179,14 +178,8 @@ def _trace() -> Trace:
     return simplify(quantities.kfac_expand(sampling, N), trace=True)[1]
 
 
-def _own() -> TensorNetwork:
-    """What docs/tutorials/own-quantity.md derives."""
-    pulled = quantities.conv(CONV, N).vjp("x", "S").vmap("S", "v", V)
-    return pulled.times_copy(pulled.output_indices, pulled.output[1:])
-
-
 def two_layers() -> TensorNetwork:
-    """Of the same tutorial."""
+    """Two convolutions in a row, as in docs/tutorials/own-quantity.md."""
     first = quantities.conv(Conv.make(4, 6, 3, (9, 9), padding=1), 2)
     second = quantities.conv(Conv.make(6, 8, 3, (9, 9), stride=2), 2)
     second = second.jvp("weight", "weight2").cut("x", [("co",), ("o1",), ("o2",)])
