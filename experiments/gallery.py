@@ -132,7 +132,12 @@ def main() -> None:
     print(PAGE)
 
 
-TEXT = """# Gallery
+TEXT = """---
+hide:
+  - navigation
+---
+
+# Gallery
 
 The package draws these pictures from the networks that it computes with. Draw your own:
 
