@@ -153,49 +153,49 @@ How to read them:
 
 * A **box** is a tensor, with its name in bold.
 * A **hexagon** is an index pattern, with the equation for which it is one.
-* A **line** is an index, with its name in italics. Samples and vectors are purple, groups
-  brown, channels blue, and space is black.
+* A **line** is an index, with its name in italics. Samples and vectors are purple,
+  groups brown, channels blue, and space is black.
 * A line with an open end is an axis of the result. The axes of the result and their
   sizes are below the picture.
-* A dot joins all nodes that carry an index. A circled 1 sums over an index that only one
-  node carries.
+* A dot joins all nodes that carry an index. A circled 1 sums over an index that only
+  one node carries.
 
-The letter g stands for two things. The box **g** is the gradient of the output. The brown
-line *g* counts groups. The box **S** is the square root of the loss Hessian.
+The letter g stands for two things. The box **g** is the gradient of the output. The
+brown line *g* counts groups. The box **S** is the square root of the loss Hessian.
 
 The first five are the counterparts of Figures 1 to 5 of
 [Dangel, 2024](https://arxiv.org/abs/2307.02275).
 
 ## Convolution
 
-Input and kernel are one tensor each. Each dimension has a pattern. Groups are a line that
-input and kernel share and the result keeps.
+Input and kernel are one tensor each. Each dimension has a pattern. Groups are a line
+that input and kernel share and the result keeps.
 
-![convolutions in one, two and three dimensions: input and kernel, joined by a pattern for each dimension](figures/convolution.png)
+![convolutions in one, two and three dimensions](figures/convolution.png)
 
 ## Unfolded input and kernel, folded output
 
-These are parts of a convolution. The unfolded input times the kernel is the convolution,
-and so is the unfolded kernel times the input. The adjoint of unfolding adds up patches
-**u**. A transposed convolution has the same patterns, but its output is where the input of
-a convolution is.
+These are parts of a convolution. The unfolded input times the kernel is the
+convolution, and so is the unfolded kernel times the input. The adjoint of unfolding
+adds up patches **u**. A transposed convolution has the same patterns, but its output is
+where the input of a convolution is.
 
 ![unfolded input and kernel, folded output](figures/unfolded.png)
 
 ## Jacobians, VJPs and JVPs
 
-A network is linear in each tensor, so that cutting the tensor out differentiates. An index
-that the tensor shares with the result becomes a `delta`. A vector in place of the result
-makes a VJP, a vector in place of the tensor a JVP.
+A network is linear in each tensor, so that cutting the tensor out differentiates. An
+index that the tensor shares with the result becomes a `delta`. A vector in place of the
+result makes a VJP, a vector in place of the tensor a JVP.
 
 ![Jacobians, VJPs and JVPs of a convolution](figures/derivatives.png)
 
 ## Kronecker factors
 
-Both factors are two copies of the unfolded input. In KFAC-expand (KFC), the copies share
-output positions. In KFAC-reduce, each copy sums its own.
+Both factors are two copies of the unfolded input. In KFAC-expand (KFC), the copies
+share output positions. In KFAC-reduce, each copy sums its own.
 
-![input factors of KFAC-expand and KFAC-reduce: two copies of the unfolded input](figures/kfac.png)
+![input factors of KFAC-expand and KFAC-reduce](figures/kfac.png)
 
 The factors of the output's gradients are made likewise. EKFAC's moments are squares of
 per-sample gradients in the factors' eigenbases **QA** and **QB**.
@@ -204,9 +204,9 @@ per-sample gradients in the factors' eigenbases **QA** and **QB**.
 
 ## Simplifications
 
-A network before and after each rule. [Networks](networks.md#rewriting-rules) explains the
-rules. To exchange the roles of kernel and output needs no rule, since a pattern does not
-order its terms.
+A network before and after each rule. [Networks](networks.md#rewriting-rules) explains
+the rules. To exchange the roles of kernel and output needs no rule, since a pattern
+does not order its terms.
 
 ![each rule's network before and after it](figures/simplifications.png)
 
@@ -220,20 +220,21 @@ order its terms.
 
 ## Products with the GGN
 
-One half is multiplied with the vector, the other with the result. Either the gradients are
-formed once for both, or the vector is propagated forward and back.
+One half is multiplied with the vector, the other with the result. Either the gradients
+are formed once for both, or the vector is propagated forward and back.
 
 ![products with the GGN](figures/matvec.png)
 
 ## Diagonals of Hessians
 
-The diagonal **h** at the output is backpropagated to the input, through the squared kernel.
+The diagonal **h** at the output is backpropagated to the input, through the squared
+kernel.
 
 ![backpropagation of a diagonal](figures/diagonal.png)
 
 ## Sums of patches
 
-![sums of patches over positions, and over samples, too](figures/patches.png)
+![sums of patches](figures/patches.png)
 
 ## Bias
 
@@ -241,12 +242,12 @@ The diagonal **h** at the output is backpropagated to the input, through the squ
 
 ## Other dimensions
 
-![Kronecker factors and GGN diagonals in one and three dimensions](figures/dimensions.png)
+![quantities in one and three dimensions](figures/dimensions.png)
 
 ## Operations of the paper
 
-The table lists the einsums of [Dangel, 2024](https://arxiv.org/abs/2307.02275) and where
-they are here. All functions take transposed convolutions, too.
+The table lists the einsums of [Dangel, 2024](https://arxiv.org/abs/2307.02275) and
+where they are here. All functions take transposed convolutions, too.
 
 | operation | function | picture |
 |-|-|-|
@@ -277,7 +278,8 @@ they are here. All functions take transposed convolutions, too.
 ## Formulas and costs
 
 The layer has 64 input and 64 output channels, a 3x3 kernel, padding 1 and 28x28 pixels.
-The batch size is {n}, with {v} vectors for each sample. Numbers are millions, for a CPU:
+The batch size is {n}, with {v} vectors for each sample. Numbers are millions, for a
+CPU:
 
 * *as drawn*: multiply-adds of a pairwise contraction with patterns as tensors;
 * *planned*: multiply-adds of the plan, and the candidate that it chose;

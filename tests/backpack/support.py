@@ -234,8 +234,8 @@ which runs both and compares what they save with Jacobians. A cell is *ours / st
 * **WRONG**: neither raises nor warns, but saves something wrong.
 * -: there is no such extension.
 
-A row holds for one, two and three dimensions, or for those in brackets. A cell names the
-dimensions where they differ.
+A row holds for one, two and three dimensions, or for those in brackets. A cell names
+the dimensions where they differ.
 
 With groups, where stock raises, our `KFAC`, `KFLR` and `KFRA` have one pair of factors
 per group. BatchNorm's scale and shift have one factor each, `[C, C]`, their block of
@@ -243,13 +243,12 @@ the GGN. In train mode, BatchNorm couples the samples, so that the gradient of a
 is not defined.
 
 *Correct* means that the savefields of all parameters are there and differ from the
-reference by at most {tolerance} of the largest entry (under autocast: {loose}). The models,
-in float64, are a convolution (for sequences, a `Linear`), the layer in question, a
-nonlinearity, `Flatten`, `Linear` and `CrossEntropyLoss`. The first layer shows whether
-the layer in question backpropagates correctly. The reference is made of Jacobians and
-Hessians of torch's own modules, by `torch.func` and autograd, with BackPACK's
-Monte-Carlo samples.
-"""
+reference by at most {tolerance} of the largest entry (under autocast: {loose}). The
+models, in float64, are a convolution (for sequences, a `Linear`), the layer in
+question, a nonlinearity, `Flatten`, `Linear` and `CrossEntropyLoss`. The first layer
+shows whether the layer in question backpropagates correctly. The reference is made of
+Jacobians and Hessians of torch's own modules, by `torch.func` and autograd, with
+BackPACK's Monte-Carlo samples."""
 
 
 def introduction(backpack_version: str, torch_version: str) -> str:
