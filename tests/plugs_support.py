@@ -168,7 +168,7 @@ def survey(
     }
 
 
-INTRODUCTION = """# What plugs support
+INTRODUCTION = """# Opacus, captum, kronfluence: what is supported
 
 [Plugs](plugs.md) (ours), and Opacus {opacus}, captum {captum} and kronfluence
 {kronfluence} alone (stock), with torch {torch}. Made by
@@ -179,8 +179,8 @@ python -m tests.plugs_support
 
 which runs both and compares gradients of each sample, or their norms, with a backward
 pass for each sample. Cells and models are those of [BackPACK's tables](support.md).
-Right means that *all* parameters' gradients are there and differ from the reference by
-at most {tolerance} of the largest entry.
+*Correct* means that the gradients of all parameters are there and differ from the
+reference by at most {tolerance} of the largest entry.
 
 Opacus' columns are `grad_sample_mode="hooks"` and `"ghost"`, captum's
 `sample_wise_grads_per_batch=True`, kronfluence's the gradients that its scores are made

@@ -97,6 +97,7 @@ def project(tmp_path: Path) -> Project:
         ("test", "pytest"),
         ("demo", "experiments.demo"),
         ("bench", "experiments"),
+        ("docs", "mkdocs"),
         ("docs-figures", "experiments.gallery"),
     ],
 )

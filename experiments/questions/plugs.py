@@ -208,7 +208,7 @@ def build_process(script: Path, who: str, size: int, folder: Path, small: bool) 
     # the script's own folder comes first, ours after it
     path = os.pathsep.join([str(_ROOT), *sys.path])
 
-    def call() -> Tensor:
+    def call() -> tuple[Tensor, ...]:
         done = subprocess.run(
             command,
             env=os.environ | {"PYTHONPATH": path},
@@ -218,7 +218,7 @@ def build_process(script: Path, who: str, size: int, folder: Path, small: bool) 
         )
         if done.returncode:
             raise RuntimeError(done.stderr.strip().splitlines()[-1])
-        return torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+        return torch.tensor(json.loads(done.stdout.splitlines()[-1])).unbind()
 
     return call
 

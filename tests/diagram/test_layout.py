@@ -11,7 +11,7 @@ from tests.diagram.networks import CASES, DEFINED, conv
 from tests.messages import assert_in_form
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.diagram import Scene, layout, names
-from tn_extensions.diagram.label import math, size_of
+from tn_extensions.diagram.label import bold, math, size_of
 from tn_extensions.diagram.layout import LIMIT
 from tn_extensions.diagram.scene import Box, Label, Path, Point, Wire
 from tn_extensions.network import Operand, Pair, Pattern, Selection, build
@@ -32,7 +32,7 @@ def test_nodes_have_boxes_of_their_shape(network: TensorNetwork) -> None:
     for box, node in zip(scene.boxes, network.nodes, strict=True):
         assert box.kind == kinds[type(node)]
         if isinstance(node, Operand):
-            assert box.lines[0].startswith(f"${math(node.name)}")
+            assert box.lines[0].startswith(f"${bold(node.name)}")
         elif isinstance(node, Pattern) and len(box.lines) > 1:
             # says when it is one
             for index in node.indices:

@@ -9,6 +9,7 @@ from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.diagram.trace import strip_of
 from tn_extensions.network import Trace, simplify
 from tn_extensions.network.rules import dense, pair, squeeze, trim, window_sum
+from tn_extensions.network.text import si
 
 REDUCE = quantities.kfac_reduce(conv(1), 2)
 
@@ -47,10 +48,11 @@ def test_rule_without_identity_may_be_used() -> None:
 def test_prints_rules_and_costs() -> None:
     _, trace = simplify(REDUCE, trace=True)
     text = str(trace)
-    assert f"{REDUCE.flops:.3g} multiply-adds" in text
+    assert f"{si(REDUCE.flops)} multiply-adds" in text
     for step in trace:
         assert f"{step.rule}: {step.identity}" in text
-        assert f"{step.cost[0]:.3g} -> {step.cost[1]:.3g}" in text
+        before, after = map(si, step.cost)
+        assert f"{before} -> {after}" in text
 
 
 def test_strip_shows_first_to_last() -> None:

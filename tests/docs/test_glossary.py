@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from tests.test_readme import ROOT
+from tests.docs.pages import DOCS, ROOT
 
-PAGE = (ROOT / "docs" / "glossary.md").read_text("utf-8")
+PAGE = (DOCS / "glossary.md").read_text("utf-8")
 TITLES = re.findall(r"^\*\*(.+?)\.\*\*", PAGE, re.MULTILINE)
 WORDS = [word.strip("`") for title in TITLES for word in title.split(", ")]
 SOURCE = "\n".join(

@@ -11,17 +11,15 @@ from types import ModuleType
 import pytest
 import torch
 
+from tests.docs.pages import DOCS, blocks
 from tests.network.rules.identities import assert_same_value
-from tests.test_readme import FENCE, ROOT
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.compiler import unregister
 from tn_extensions.network import build, simplify
 
-PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
 FILES = {
-    match[2].splitlines()[0].removeprefix("# "): match[2]
-    for match in FENCE.finditer(PAGE)
-    if match[1] == "python"
+    block.text.splitlines()[0].removeprefix("# "): block.text
+    for block in blocks(DOCS / "extending.md", "python")
 }
 
 
