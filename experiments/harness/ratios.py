@@ -16,6 +16,8 @@ def side_by_side(
     rows: pd.DataFrame, value: str, index: Sequence[str], names: Sequence[str]
 ) -> pd.DataFrame:
     """Put contenders' values into columns; those that were not measured are empty."""
+    if value not in rows:  # nobody was able
+        rows = rows.assign(**{value: float("nan")})
     table = rows.pivot_table(value, list(index), "contender", sort=False)
     return table.reindex(columns=list(names)).astype(float)
 
