@@ -636,7 +636,8 @@ def test_what_is_not_a_batch() -> None:
         found.step()
     messages = " ".join(str(each.message) for each in seen)
     assert (
-        "for 'of_all'" in messages and "1 rows, no multiple of the 6 data" in messages
+        "layers 'of_all' keep" in messages
+        and "1 rows, which is not a multiple of the 6 data" in messages
     )
     assert "stay for 'conv'" in messages and "[2, 3], which is not a batch" in messages
     for name, parameter in model.named_parameters():
