@@ -62,7 +62,7 @@ class _Indices:
 
     def __init__(self, conv: Conv, batch_size: int) -> None:
         if not isinstance(conv, Conv):
-            remedy = "Make one with Conv.make or Conv.from_module"
+            remedy = "Create one with Conv.make or Conv.from_module"
             kind = type(conv).__name__
             raise TypeError(describe("quantities", "conv", "be a Conv", kind, remedy))
         batch_size = as_int("quantities", "batch_size", batch_size, minimum=0)

@@ -393,7 +393,7 @@ class KFACPreconditioner:
         self._warned.update(reasons)
         for reason, own in names.items():
             warn(
-                f"{self._owner}: layers {', '.join(own)} keep their plain gradients: "
+                f"{self._owner}: plain gradients are used for {', '.join(own)}, as "
                 f"each {reason}.",
                 stacklevel=4,
             )
