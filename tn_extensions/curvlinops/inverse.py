@@ -95,7 +95,7 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
                 f"the damped factors of layer {name!r}",
                 "Increase the damping",
             )
-            given = f"indefinite ones (damping = {self._damping})"
+            given = f"singular or indefinite ones (damping = {self._damping})"
             remedy = "Increase the damping"
             message = describe(owner, factors, rule, given, remedy)
             raise LinAlgError(message) from error
