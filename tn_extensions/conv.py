@@ -59,10 +59,10 @@ class Conv:
 
     def __post_init__(self) -> None:
         if not self.dims:
-            rule = "hold at least one dimension"
+            rule = "have at least one entry"
             raise ValueError(describe("Conv", "dims", rule, self.dims))
         if len({dim.transposed for dim in self.dims}) > 1:
-            rule = "agree on being transposed"
+            rule = "be all transposed, or none of them"
             raise ValueError(describe("Conv", "dims", rule, self.dims))
         set_int(self, "groups", minimum=1)
         for name in ("in_channels", "out_channels"):
@@ -390,7 +390,7 @@ def _of_ints(numbers: tuple[int, ...]) -> Conv:
         ("transposed", transposed, 2),
     ):
         if value not in range(end):
-            raise ValueError(describe(name, entry, f"be below {end}", value))
+            raise ValueError(describe(name, entry, f"be in range({end})", value))
     each = (sizes[start : start + _OF_EACH] for start in range(0, len(sizes), _OF_EACH))
     dims = tuple(
         ConvDim(i, k, s, d, (left, right), bool(transposed), output_padding)

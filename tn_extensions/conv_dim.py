@@ -188,7 +188,7 @@ def parse_padding(
     def pair(entry: Any) -> tuple[int, int]:
         left, *right = broadcast(entry, 2)
         if len(right) != 1:
-            rule = "hold numbers or pairs"
+            rule = "have a number or a pair per dimension"
             raise ValueError(describe("Conv.make", "padding", rule, padding))
         return (left, right[0])
 

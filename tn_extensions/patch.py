@@ -168,7 +168,7 @@ def _named(only: Any) -> tuple[str, ...] | None:
     named = tuple(only)
     for name in named:
         if name not in TOOLKITS:
-            rule = f"have names of {', '.join(map(repr, TOOLKITS))}"
+            rule = f"have names among {', '.join(map(repr, TOOLKITS))}"
             raise ValueError(describe("patch", "only", rule, repr(name)))
     return named
 

@@ -71,7 +71,7 @@ class _Indices:
                 describe(
                     "quantities",
                     "conv.padding_mode",
-                    "be 'zeros' (or without padding)",
+                    "be 'zeros' unless conv.padding is 0",
                     repr(conv.padding_mode),
                     "Pad x and use conv.explicitly_padded",
                 )

@@ -57,11 +57,11 @@ class Unfold(_Patches):
     :func:`tn_extensions.functional.unfold_input`.
 
     Args:
-        kernel_size: Size of patches: a number, or one for each dimension.
-        dilation: Dilation, likewise.
+        kernel_size: Size of patches: a number, or one per dimension.
+        dilation: Dilation: a number, or one per dimension.
         padding: Padding as for :meth:`Conv.make`: numbers, pairs for left and right,
             ``"same"`` or ``"valid"``.
-        stride: Stride, likewise.
+        stride: Stride: a number, or one per dimension.
         padding_mode: Values at the padded positions, as in torch.
         transposed: Whether the convolution is transposed.
         output_padding: Output padding (transposed only).
@@ -130,11 +130,11 @@ class Fold(_Patches):
     Args:
         output_size: Spatial size of the images. If this and all options are numbers,
             the images have two dimensions, as in torch.
-        kernel_size: Size of patches: a number, or one for each dimension.
-        dilation: Dilation, likewise.
+        kernel_size: Size of patches: a number, or one per dimension.
+        dilation: Dilation: a number, or one per dimension.
         padding: Padding as for :meth:`Conv.make`: numbers, pairs for left and right,
             ``"same"`` or ``"valid"``.
-        stride: Stride, likewise.
+        stride: Stride: a number, or one per dimension.
         padding_mode: Values at the padded positions, as in torch. Entries of copies are
             added to the position that was copied.
         transposed: Whether the convolution is transposed. The images are its *input*.

@@ -254,7 +254,7 @@ class Extension(BackpropExtension):
                 describe(
                     name,
                     kind,
-                    "hold its input and output from a forward pass",
+                    "have its input and output from a forward pass",
                     "neither",
                     "Repeat the forward pass outside of backpack.disable() and"
                     " torch.no_grad(); for a second backward pass, pass"

@@ -73,7 +73,7 @@ class _Gram(Extension):
             for parameter in parameters:
                 if not isinstance(parameter, Tensor):
                     kind = type(parameter).__name__
-                    raise TypeError(describe(name, at, "hold parameters", kind))
+                    raise TypeError(describe(name, at, "have only parameters", kind))
                 if id(parameter) in self._groups:
                     rule = "share no parameter with another group or itself"
                     value = f"one of shape {list(parameter.shape)} twice"
@@ -100,7 +100,7 @@ class _Gram(Extension):
                     describe(
                         type(self).__name__,
                         f"param_groups[{i}]",
-                        "hold a parameter of the model that was differentiated",
+                        "have a parameter of the model that was differentiated",
                         "none",
                         "Pass parameters of the model itself, not of a copy",
                     )

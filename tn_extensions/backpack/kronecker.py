@@ -53,7 +53,7 @@ class KFAC(secondorder.KFAC, _Kronecker):
     exchanged). Factors are of float32 or wider.
 
     The scale and the shift of BatchNorm, ``C`` numbers each, have a single factor
-    ``[F]``, ``[C, C]``: their exact block of the GGN, for each ``approx``. With
+    ``[F]``, ``[C, C]``: their whole block of the GGN, for each ``approx``. With
     normalised inputs ``x``, it is ``F = sum_{v,n} s s^T``, where ``s = sum_o S x`` for
     the scale and ``s = sum_o S`` for the shift.
 

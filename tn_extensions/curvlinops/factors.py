@@ -332,7 +332,7 @@ def needs_data(owner: str) -> Iterator[None]:
     try:
         yield
     except StopIteration as error:
-        rule = "hold at least one batch"
+        rule = "have at least one batch"
         raise ValueError(describe(owner, "data", rule, "none")) from error
 
 

@@ -127,7 +127,7 @@ class ObservedParameters(Observed):
                 shape = self.tensors[group["W"]].shape
                 self.transposed[group["W"]] = conv.out_channels // shape[1]
         if self.transposed and not self._takes_transposed:
-            rule = "hold no kernels of transposed convolutions"
+            rule = "have no kernels of transposed convolutions"
             names = ", ".join(self.transposed)
             remedy = "Use the operators of tn_extensions.curvlinops"
             message = describe(self.owner, "params", rule, names, remedy)
@@ -152,7 +152,7 @@ class ObservedParameters(Observed):
         return [{"W": name, "b": biases[0]}]
 
     def _refuse(self, names: list[str], found: str) -> None:
-        rule = "be used only as kernel or bias of a linear or convolution function"
+        rule = "be used only as kernels or biases of linear and convolutions"
         argument = f"params {', '.join(names)}"
         message = describe(self.owner, argument, rule, found, "Leave them out")
         message = f"Found parameters that are not in supported layers: {message}"

@@ -100,7 +100,8 @@ def check_out(
         raise ValueError(describe(name, "out.shape", rule, list(out.shape)))
     check_like(name, "out", out, dtype, x)
     if memory_of(out) == memory_of(x) and x.numel():
-        raise ValueError(describe(name, "out", "have memory of its own", "memory of x"))
+        rule = "not share memory with x"
+        raise ValueError(describe(name, "out", rule, "a view of it"))
 
 
 def check_vectors(

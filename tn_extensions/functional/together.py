@@ -156,7 +156,7 @@ def plan_together(
     asked = _asked("plan_together", quantities, conv, {"x": x, "g": g, "S": S})
     for name, _ in asked:
         if name in _FACTORS:
-            rule = f"be none of {', '.join(map(repr, _FACTORS))}"
+            rule = f"not be a factor ({', '.join(map(repr, _FACTORS))})"
             remedy = "Plan it with functional.plan"
             raise ValueError(
                 describe("plan_together", "quantities", rule, repr(name), remedy)
@@ -299,7 +299,7 @@ def _asked(
             rule = "be names, or pairs of a name and options"
             raise TypeError(describe(owner, "quantities", rule, repr(one)))
         if name not in _FUNCTIONS:
-            rule = f"be some of {', '.join(map(repr, _FUNCTIONS))}"
+            rule = f"be among {', '.join(map(repr, _FUNCTIONS))}"
             raise ValueError(describe(owner, "quantities", rule, repr(name)))
         found.append((name, dict(options)))
         _check_options(owner, name, options)

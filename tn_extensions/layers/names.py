@@ -48,11 +48,11 @@ def check_patterns(owner: str, argument: str, patterns: Any, model: nn.Module) -
         try:
             re.compile(pattern)
         except (TypeError, re.error) as error:
-            rule = f"hold regular expressions ({error})"
+            rule = f"be regular expressions ({error})"
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(describe(owner, argument, rule, repr(pattern))) from None
         if not any(matches(pattern, *module) for module in modules):
-            rule = "hold patterns that match names or classes of layers"
+            rule = "match names or classes of layers"
             names = ", ".join(repr(name) for name, _ in modules if name)
             remedy = f"Names are {names}" if names else ""
             raise ValueError(describe(owner, argument, rule, repr(pattern), remedy))

@@ -39,7 +39,7 @@ def batches(owner: str, data: Any) -> Iterator[tuple[Any, Tensor]]:
         is_empty = False
         yield batch[0], batch[1]
     if is_empty:
-        raise ValueError(describe(owner, "data", "hold at least one batch", "none"))
+        raise ValueError(describe(owner, "data", "have at least one batch", "none"))
 
 
 def check_loss(owner: str, loss: Any) -> None:
@@ -54,7 +54,7 @@ def check_loss(owner: str, loss: Any) -> None:
         ValueError: If the loss is neither a mean nor a sum.
     """
     if type(loss) not in LIKELIHOODS:
-        rule = f"be a {', '.join(kind.__name__ for kind in LIKELIHOODS)}"
+        rule = f"be one of {', '.join(kind.__name__ for kind in LIKELIHOODS)}"
         found = getattr(loss, "__name__", type(loss).__name__)
         raise NotImplementedError(describe(owner, "loss", rule, found))
     if loss.reduction not in ("mean", "sum"):

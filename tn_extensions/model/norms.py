@@ -152,7 +152,7 @@ def _gradient(
     if known not in ("mean", "sum"):
         rule = "have a reduction, or return a value for each datum"
         remedy = "Pass reduction='mean' or 'sum'"
-        found = f"one number of {getattr(loss, '__name__', type(loss).__name__)}"
+        found = f"a single number from {getattr(loss, '__name__', type(loss).__name__)}"
         raise ValueError(describe(_OWNER, "loss", rule, found, remedy))
     (vector,) = torch.autograd.grad(value, leaf)
     return vector * num_data if known == "mean" else vector

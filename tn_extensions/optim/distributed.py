@@ -393,7 +393,8 @@ class Processes:
             names = [n for n in {**mine, **theirs} if mine.get(n) != theirs.get(n)]
             if names or list(mine) != list(theirs):
                 rule = "be the same in all processes"
-                found = f"others in process {rank}: {', '.join(names[:5]) or 'order'}"
+                names = names[:5] or ["their order"]
+                found = f"different ones in process {rank}: {', '.join(names)}"
                 raise ValueError(
                     describe(self._owner, "the model's layers", rule, found)
                 )
