@@ -8,6 +8,7 @@ make demo         train with KFAC and others, compare factors with BackPACK's
 make test         run the tests
 make test-processors  run some as on processors with other instructions
 make bench        measure KFAC's factors and others over nine networks' layers
+make docs         build the site of docs/ in site/
 make docs-figures draw the pictures of docs/, write its gallery
 make lint         check style, types, docstrings, spelling and import layers
 make format       format the code
@@ -47,7 +48,7 @@ READY := $(VENV)/.tn_extensions-$(or $(KEY),none)
 IN_CHECKOUT := PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}"
 RUN := $(IN_CHECKOUT) "$(VENV)/bin/python"
 
-.PHONY: help demo test test-processors bench docs-figures lint format venv venv-key clean distclean
+.PHONY: help demo test test-processors bench docs docs-figures lint format venv venv-key clean distclean
 
 help:
 	@echo "$$HELP"
@@ -68,6 +69,10 @@ test-processors: $(READY)
 
 bench: $(READY)
 	$(RUN) -m experiments convolutions $(BENCH_ARGS)
+
+# the variable silences an advertisement of the theme
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 docs-figures: $(READY)
 	$(RUN) -m experiments.gallery
@@ -103,7 +108,7 @@ venv-key:
 	@echo "$(KEY)"
 
 clean:
-	rm -rf build dist *.egg-info .*_cache .hypothesis
+	rm -rf build dist site *.egg-info .*_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -exec rm -rf {} +
 
 distclean: clean

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import get_args
 
 from experiments.gallery_pictures import pictures
-from experiments.markdown import number, table
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.diagram import Scene
 from tn_extensions.diagram.figure import render
@@ -76,7 +75,7 @@ def network(name: str) -> TensorNetwork:
 
 def costs() -> str:
     """The table of all quantities."""
-    head = "quantity, network, result, contracted as drawn, planned, by, held"
+    head = "quantity, network, result, as drawn, planned, by, held"
     rows = [head.split(", ")]
     for name in get_args(quantities.Quantity):
         defined = network(name)
@@ -92,11 +91,14 @@ def costs() -> str:
                 _millions(explained.cost.peak),
             ]
         )
-    return table(rows)
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _millions(count: float) -> str:
-    return number(count, 1e-6)
+    """Give three digits, or those before the point."""
+    scaled = count * 1e-6
+    return f"{scaled:.3g}" if scaled < 1000 else f"{scaled:.0f}"
 
 
 def picture(scene: Scene) -> bytes:
@@ -132,10 +134,14 @@ def main() -> None:
     print(PAGE)
 
 
-TEXT = """# Gallery
+TEXT = """---
+hide:
+  - navigation
+---
 
-All pictures are drawn by the package, from the networks that it computes with. `make
-docs-figures` makes them and this page. For your own:
+# Gallery
+
+The package draws these pictures from the networks that it computes with. Draw your own:
 
 ```python
 from tn_extensions import Conv, quantities
@@ -145,60 +151,70 @@ network.draw().savefig("reduce.svg")
 source = network.to_tikz()  # a LaTeX document, or standalone=False
 ```
 
-Boxes are tensors, hexagons are index patterns, with the condition on which they are
-one. Lines are indices: those that end in the open belong to the result, whose axes and
-sizes are below the picture; a dot joins all that carry an index; a circled 1 is a sum
-over an index that nobody else carries. Batch indices are purple, groups brown, channels
-blue, space black. The box `g` is the output's gradient, or `S`, the square root of the
-loss Hessian.
+How to read them:
+
+* A **box** is a tensor, with its name in bold.
+* A **hexagon** is an index pattern, with the equation for which it is one.
+* A **line** is an index, with its name in italics. Samples and vectors are purple,
+  groups brown, channels blue, and space is black.
+* A line with an open end is an axis of the result. The axes of the result and their
+  sizes are below the picture.
+* A dot joins all nodes that carry an index. A circled 1 sums over an index that only
+  one node carries.
+
+The letter g stands for two things. The box **g** is the gradient of the output. The
+brown line *g* counts groups. The box **S** is the square root of the loss Hessian.
 
 The first five are the counterparts of Figures 1 to 5 of
 [Dangel, 2024](https://arxiv.org/abs/2307.02275).
 
 ## Convolution
 
-In any dimension, an operand each for input and kernel, and a pattern per dimension.
-Groups are a line that both carry and the result keeps.
+Input and kernel are one tensor each. Each dimension has a pattern. Groups are a line
+that input and kernel share and the result keeps.
 
-![convolution](figures/convolution.png)
+![convolutions in one, two and three dimensions](figures/convolution.png)
 
 ## Unfolded input and kernel, folded output
 
-Sub-networks: convolution is a matrix product of either with what is left. Cutting the
-input out of the unfolded input leaves its adjoint, which adds up patches `u`. A
-transposed convolution has the same patterns, which hit its output.
+These are parts of a convolution. The unfolded input times the kernel is the
+convolution, and so is the unfolded kernel times the input. The adjoint of unfolding
+adds up patches **u**. A transposed convolution has the same patterns, but its output is
+where the input of a convolution is.
 
 ![unfolded input and kernel, folded output](figures/unfolded.png)
 
 ## Jacobians, VJPs and JVPs
 
-A network is linear in each operand, so cutting one out differentiates; what the result
-shares with the operand becomes a `delta`. A vector in place of the result is a VJP, one
-in place of the operand a JVP.
+A network is linear in each tensor, so that cutting the tensor out differentiates. An
+index that the tensor shares with the result becomes a `delta`. A vector in place of the
+result makes a VJP, a vector in place of the tensor a JVP.
 
-![derivatives](figures/derivatives.png)
+![Jacobians, VJPs and JVPs of a convolution](figures/derivatives.png)
 
 ## Kronecker factors
 
-KFAC-expand (KFC) joins output positions, KFAC-reduce sums them in each copy.
+Both factors are two copies of the unfolded input. In KFAC-expand (KFC), the copies
+share output positions. In KFAC-reduce, each copy sums its own.
 
-![Kronecker factors](figures/kfac.png)
+![input factors of KFAC-expand and KFAC-reduce](figures/kfac.png)
 
-Those of the output's gradients, and EKFAC's moments: squares of per-sample gradients in
-the factors' eigenbases `QA` and `QB`.
+The factors of the output's gradients are made likewise. EKFAC's moments are squares of
+per-sample gradients in the factors' eigenbases **QA** and **QB**.
 
 ![factors of gradients, and moments](figures/moments.png)
 
 ## Simplifications
 
-Each rule before and after. Swapping the roles of kernel and output needs no rule: a
-pattern's terms are not ordered. [How a quantity is evaluated](plans.md) has the table.
+A network before and after each rule. [Networks](networks.md#rewriting-rules) explains
+the rules. To exchange the roles of kernel and output needs no rule, since a pattern
+does not order its terms.
 
-![simplifications](figures/simplifications.png)
+![each rule's network before and after it](figures/simplifications.png)
 
 ## Per-sample gradients
 
-![per-sample gradients](figures/gradients.png)
+![per-sample gradients, and their squared norms](figures/gradients.png)
 
 ## GGN: diagonal and Gram matrix
 
@@ -206,13 +222,15 @@ pattern's terms are not ordered. [How a quantity is evaluated](plans.md) has the
 
 ## Products with the GGN
 
-A vector meets one half: its `J_vn` may be formed once for both, or go forward and back.
+One half is multiplied with the vector, the other with the result. Either the gradients
+are formed once for both, or the vector is propagated forward and back.
 
 ![products with the GGN](figures/matvec.png)
 
 ## Diagonals of Hessians
 
-Backpropagated from the output's `h` to the input, with the kernel squared.
+The diagonal **h** at the output is backpropagated to the input, through the squared
+kernel.
 
 ![backpropagation of a diagonal](figures/diagonal.png)
 
@@ -226,12 +244,12 @@ Backpropagated from the output's `h` to the input, with the kernel squared.
 
 ## Other dimensions
 
-![one and three dimensions](figures/dimensions.png)
+![quantities in one and three dimensions](figures/dimensions.png)
 
 ## Operations of the paper
 
-What [Dangel, 2024](https://arxiv.org/abs/2307.02275) writes as einsums, and where it is
-here. All take transposed convolutions, which are the rows marked "transposed" there.
+The table lists the einsums of [Dangel, 2024](https://arxiv.org/abs/2307.02275) and
+where they are here. All functions take transposed convolutions, too.
 
 | operation | function | picture |
 |-|-|-|
@@ -261,11 +279,15 @@ here. All take transposed convolutions, which are the rows marked "transposed" t
 
 ## Formulas and costs
 
-For 64 to 64 channels, 3x3 kernel, padding 1, 28x28 pixels, batch {n}, {v} vectors per
-sample, on a CPU, in millions: multiply-adds of a pairwise contraction with patterns as
-tensors, those of the plan and the primitive that it chose, and elements that it holds
-beyond inputs and output. `network.explain()` has the same, and what was rejected, for
-all networks and sizes.
+The layer has 64 input and 64 output channels, a 3x3 kernel, padding 1 and 28x28 pixels.
+The batch size is {n}, with {v} vectors for each sample. Numbers are millions, for a
+CPU:
+
+* *as drawn*: multiply-adds of a pairwise contraction with patterns as tensors;
+* *planned*: multiply-adds of the plan, and the candidate that it chose;
+* *held*: elements that the plan holds beyond inputs and output.
+
+`network.explain()` has the same, and what was rejected, for all networks and sizes.
 
 {costs}
 """

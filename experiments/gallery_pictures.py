@@ -10,6 +10,7 @@ from tn_extensions.diagram import Scene, layout, strip
 from tn_extensions.diagram.trace import strip_of
 from tn_extensions.network import Rule, Trace, simplify
 from tn_extensions.network.rules import dense, pair, squeeze, trim, window_sum
+from tn_extensions.network.text import si
 
 Shade = Mapping[str, Iterable[str]]
 
@@ -155,7 +156,6 @@ def pictures() -> dict[str, Scene]:
         ),
         "trace": strip_of(_trace(), columns=2),
         "layers": scene([Panel("two convolutions in a row", two_layers())], 1),
-        "own": scene([Panel("diagonal of the input's GGN", _own())], 1),
         "dimensions": scene(
             [
                 Panel("kfac_expand, transposed, 1d", _transposed_factor()),
@@ -173,19 +173,13 @@ def _cube() -> Conv:
 
 
 def _trace() -> Trace:
-    """Of docs/tutorial-kfac.md: in the end, a matrix product of the input."""
+    """Of docs/tutorials/kfac.md: in the end, a matrix product of the input."""
     sampling = Conv.make(4, 6, kernel_size=2, input_size=12, stride=4)
     return simplify(quantities.kfac_expand(sampling, N), trace=True)[1]
 
 
-def _own() -> TensorNetwork:
-    """What docs/tutorial-own-quantity.md derives."""
-    pulled = quantities.conv(CONV, N).vjp("x", "S").vmap("S", "v", V)
-    return pulled.times_copy(pulled.output_indices, pulled.output[1:])
-
-
 def two_layers() -> TensorNetwork:
-    """Of the same tutorial."""
+    """Two convolutions in a row, as in docs/tutorials/own-quantity.md."""
     first = quantities.conv(Conv.make(4, 6, 3, (9, 9), padding=1), 2)
     second = quantities.conv(Conv.make(6, 8, 3, (9, 9), stride=2), 2)
     second = second.jvp("weight", "weight2").cut("x", [("co",), ("o1",), ("o2",)])
@@ -225,4 +219,4 @@ def _simplifications() -> list[Panel]:
 
 
 def _cost(network: TensorNetwork) -> str:
-    return f"{network.flops:.3g} multiply-adds"
+    return f"{si(network.flops)} multiply-adds"

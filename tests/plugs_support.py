@@ -23,7 +23,6 @@ from torch import Tensor, nn
 import tn_extensions.captum
 import tn_extensions.kronfluence
 import tn_extensions.opacus
-from experiments import storage
 from tests.backpack import support_cases, support_page
 from tests.backpack.run import targets
 from tests.backpack.support import TOLERANCE, Saved, classify
@@ -169,7 +168,7 @@ def survey(
     }
 
 
-INTRODUCTION = """# What plugs support
+INTRODUCTION = """# Opacus, captum, kronfluence: what is supported
 
 [Plugs](plugs.md) (ours), and Opacus {opacus}, captum {captum} and kronfluence
 {kronfluence} alone (stock), with torch {torch}. Made by
@@ -180,8 +179,8 @@ python -m tests.plugs_support
 
 which runs both and compares gradients of each sample, or their norms, with a backward
 pass for each sample. Cells and models are those of [BackPACK's tables](support.md).
-Right means that *all* parameters' gradients are there and differ from the reference by
-at most {tolerance} of the largest entry.
+*Correct* means that the gradients of all parameters are there and differ from the
+reference by at most {tolerance} of the largest entry.
 
 Opacus' columns are `grad_sample_mode="hooks"` and `"ghost"`, captum's
 `sample_wise_grads_per_batch=True`, kronfluence's the gradients that its scores are made
@@ -214,7 +213,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=PAGE)
     output = parser.parse_args().output
-    storage.write_text(output, render(survey(tables())))
+    output.write_text(render(survey(tables())), encoding="utf-8")
     print(output)
 
 

@@ -96,7 +96,8 @@ def project(tmp_path: Path) -> Project:
     [
         ("test", "pytest"),
         ("demo", "experiments.demo"),
-        ("bench", "experiments.factors"),
+        ("bench", "experiments"),
+        ("docs", "mkdocs"),
         ("docs-figures", "experiments.gallery"),
     ],
 )

@@ -80,6 +80,7 @@ def test_wheel_metadata(metadata: Message) -> None:
         "demo",
         "dev",
         "diagram",
+        "docs",
         "kronfluence",
         "laplace",
         "lint",

@@ -1,4 +1,4 @@
-"""Runs a script with every installed toolkit patched: ``python -m tn_extensions``."""
+"""Run a script with every installed toolkit patched: ``python -m tn_extensions``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--only", action="append", choices=TOOLKITS, help="patch this toolkit only")
-    add("--report", action="store_true", help="say at the end what was computed")
+    add("--report", action="store_true", help="print at the end what was computed")
     add("script", help="path of the script")
-    add("arguments", nargs=argparse.REMAINDER, help="its own arguments")
+    add("arguments", nargs=argparse.REMAINDER, help="arguments of the script")
     args = parser.parse_args()
     if not Path(args.script).exists():
         parser.error(f"script must exist, got {args.script}")

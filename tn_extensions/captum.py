@@ -1,7 +1,8 @@
-"""captum's sample gradients of convolutions, without unfolding.
+"""Per-sample gradients of convolutions for captum, without unfolding.
 
-Call :func:`register` once; ``TracInCP`` and what else asks captum for gradients of
-single samples (``sample_wise_grads_per_batch=True``) then takes every convolution::
+Call :func:`register` once. ``TracInCP`` and all other methods that use captum's
+per-sample gradients (``sample_wise_grads_per_batch=True``) then support every
+convolution::
 
     import tn_extensions.captum
 
@@ -24,32 +25,32 @@ from tn_extensions.registration import Registration
 
 
 def register() -> None:
-    """Let captum compute convolutions' sample gradients with ours.
+    """Let captum compute per-sample gradients of convolutions with this package.
 
-    It holds for ``Conv1d`` to ``Conv3d`` and ``ConvTranspose1d`` to ``ConvTranspose3d``
-    of exactly these classes, with groups, padding given as a string and every
-    ``padding_mode``; captum itself takes ``Conv2d`` without these. Doing it twice
-    changes nothing.
+    Supports ``Conv1d`` to ``Conv3d`` and ``ConvTranspose1d`` to ``ConvTranspose3d``,
+    but no subclasses of them, with groups, padding given as a string and every
+    ``padding_mode``. Stock captum supports only ``Conv2d``, without these options. A
+    second call changes nothing.
     """
     _REGISTRATION.put()
 
 
 def unregister() -> None:
-    """Restore what captum had. Without :func:`register`, do nothing."""
+    """Restore captum's own functions. Do nothing if :func:`register` was not called."""
     _REGISTRATION.take_back()
 
 
 def add_sample_gradients(
     module: Any, activation: Tensor, gradient_out: Tensor, reset: bool = False
 ) -> None:
-    """Add gradients of each sample to the parameters' ``sample_grad``.
+    """Add the gradient of each sample to ``sample_grad`` of the parameters.
 
     Args:
         module: A convolution of ``torch.nn``.
         activation: Its input, ``[N, C_in, I1, ...]``.
         gradient_out: Gradients of each sample's loss by its output,
             ``[N, C_out, O1, ...]``.
-        reset: Whether to replace what is there.
+        reset: Whether to replace ``sample_grad`` instead of adding to it.
     """
     conv = Conv.from_module(module, activation.shape[2:], gradient_out.shape[2:])
     x = activation.to(gradient_out.dtype)

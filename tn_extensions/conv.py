@@ -39,8 +39,9 @@ class Conv:
         out_channels: Total number ``C_out = G * CO`` of output channels.
         dims: The spatial dimensions, outermost first.
         groups: Number ``G`` of channel groups.
-        padding_mode: What the padding holds. All but ``"zeros"`` are equivalent to
-            padding the input explicitly, then convolving without padding.
+        padding_mode: Values at the padded positions, as in torch. All modes but
+            ``"zeros"`` amount to padding the input explicitly, then convolving without
+            padding.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -53,15 +54,15 @@ class Conv:
     groups: int = 1
     padding_mode: PaddingMode = "zeros"
 
-    # by the layer that has tensors, see `network.methods`
+    # assigned by the layer that has tensors, see `network.methods`
     index_pattern: ClassVar[Callable[..., Any]]
 
     def __post_init__(self) -> None:
         if not self.dims:
-            rule = "hold at least one dimension"
+            rule = "have at least one entry"
             raise ValueError(describe("Conv", "dims", rule, self.dims))
         if len({dim.transposed for dim in self.dims}) > 1:
-            rule = "agree on being transposed"
+            rule = "be all transposed, or none of them"
             raise ValueError(describe("Conv", "dims", rule, self.dims))
         set_int(self, "groups", minimum=1)
         for name in ("in_channels", "out_channels"):
@@ -83,7 +84,7 @@ class Conv:
             mode = repr(self.padding_mode)
             raise ValueError(describe("Conv", "padding_mode", rule, mode))
         for dim in self.dims:
-            # reflection leaves the border out, wrapping around at most once
+            # reflection leaves out the border; circular padding wraps around once
             limit = {
                 "reflect": dim.input_size - 1,
                 "circular": dim.input_size,
@@ -115,7 +116,9 @@ class Conv:
         output_padding: int | Sequence[int] = 0,
         padding_mode: PaddingMode = "zeros",
     ) -> Conv:
-        """Collect hyper-parameters as ``torch.nn`` takes them; scalars broadcast.
+        """Create a convolution from hyper-parameters in the form of ``torch.nn``.
+
+        A number stands for all dimensions.
 
         Args:
             in_channels: Total number of input channels.
@@ -129,10 +132,10 @@ class Conv:
             groups: Number of channel groups.
             transposed: Whether the convolution is transposed.
             output_padding: Output padding per dimension (transposed only).
-            padding_mode: What the padding holds.
+            padding_mode: Values at the padded positions, as in torch.
 
         Returns:
-            The convolution. If all arguments are scalars, it has one dimension.
+            The convolution. If all arguments are numbers, it has one dimension.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
@@ -199,15 +202,16 @@ class Conv:
     ) -> Conv:
         """Read the hyper-parameters of a ``torch.nn`` convolution.
 
-        They are those that its ``forward`` uses, also where attributes were set after
-        it was made: channels and kernel size are those of its ``weight``, an attribute
-        may be one number for all dimensions.
+        The result describes what the module's ``forward`` computes, even if attributes
+        were changed after its construction: channels and kernel size are read from the
+        shape of ``weight``, and an attribute may be one number for all dimensions.
 
         Args:
             module: A ``torch.nn.Conv{1,2,3}d`` or ``torch.nn.ConvTranspose{1,2,3}d``.
             input_size: Spatial size of its input, ``x.shape[2:]``.
             output_size: For transposed convolutions: the spatial output size that was
-                passed to ``forward``. Default: as ``output_padding`` implies.
+                passed to ``forward``. Default: the size that ``output_padding``
+                implies.
 
         Returns:
             The convolution.
@@ -229,7 +233,7 @@ class Conv:
             ) from None
 
     def _with_output_size(self, output_size: tuple[int, ...]) -> Conv:
-        """The convolution whose output padding leads to the given output size."""
+        """Choose the output padding that leads to the given output size."""
         if not self.transposed:
             if output_size == self.output_size:
                 return self
@@ -237,7 +241,7 @@ class Conv:
                 describe(
                     "Conv.from_module",
                     "output_size",
-                    f"equal {self.output_size}, for want of transposition",
+                    f"equal {self.output_size} (the module is not transposed)",
                     output_size,
                 )
             )
@@ -267,10 +271,10 @@ class Conv:
 
     @classmethod
     def from_ints(cls, numbers: Sequence[int]) -> Conv:
-        """Make a convolution of what :meth:`to_ints` lists.
+        """Create a convolution from the integers of :meth:`to_ints`.
 
         Args:
-            numbers: The list.
+            numbers: The integers.
 
         Returns:
             The convolution.
@@ -282,12 +286,13 @@ class Conv:
         return _of_ints(tuple(numbers))
 
     def to_ints(self) -> list[int]:
-        """List the hyper-parameters as integers, as ``torch.ops.tn_extensions`` does.
+        """List the hyper-parameters as integers, for ``torch.ops.tn_extensions``.
 
         Returns:
-            Input and output channels, groups, position in ``PADDING_MODES`` and whether
-            the convolution is transposed; then, for each dimension, sizes of input and
-            kernel, stride, dilation, padding on the left and right, output padding.
+            Input channels, output channels, groups, index of the mode in
+            ``PADDING_MODES``, and 1 if the convolution is transposed, else 0; then, for
+            each dimension, input size, kernel size, stride, dilation, padding on the
+            left and right, output padding.
 
         >>> Conv.make(4, 6, 3, 8, padding=1).to_ints()
         [4, 6, 1, 0, 0, 8, 3, 1, 1, 1, 1, 0]
@@ -307,7 +312,7 @@ class Conv:
 
     @property
     def transposed(self) -> bool:
-        """Whether the convolution is transposed."""
+        """Tell whether the convolution is transposed."""
         return self.dims[0].transposed
 
     @property
@@ -356,23 +361,23 @@ class Conv:
 
     @property
     def pads_explicitly(self) -> bool:
-        """Whether the padding holds data, so that the input must be padded first."""
+        """Tell whether the input must be padded first, as its padding is not zeros."""
         return self.padding_mode != "zeros" and any(map(any, self.padding))
 
     @property
     def explicitly_padded(self) -> Conv:
-        """The same convolution on an input that carries its padding already."""
+        """This convolution on an input that is padded already."""
         dims = tuple(dim.explicitly_padded for dim in self.dims)
         return replace(self, dims=dims, padding_mode="zeros")
 
 
 _OF_ALL, _OF_EACH = 5, 7
-"""How many integers describe a convolution, and each of its dimensions."""
+"""Number of integers for the whole convolution, and for each dimension."""
 
 
 @lru_cache(maxsize=4096)
 def _of_ints(numbers: tuple[int, ...]) -> Conv:
-    """Operators get the same integers for every batch."""
+    """Create a convolution from integers, once: each batch passes the same ones."""
     name = "Conv.from_ints"
     num_dims, rest = divmod(len(numbers) - _OF_ALL, _OF_EACH)
     if rest or num_dims < 1:
@@ -385,7 +390,7 @@ def _of_ints(numbers: tuple[int, ...]) -> Conv:
         ("transposed", transposed, 2),
     ):
         if value not in range(end):
-            raise ValueError(describe(name, entry, f"be below {end}", value))
+            raise ValueError(describe(name, entry, f"be in range({end})", value))
     each = (sizes[start : start + _OF_EACH] for start in range(0, len(sizes), _OF_EACH))
     dims = tuple(
         ConvDim(i, k, s, d, (left, right), bool(transposed), output_padding)
@@ -398,9 +403,12 @@ _FROM_MODULE = "Conv.from_module"
 
 
 def _of_module(module: Any, input_size: Any, output_size: Any) -> Conv:
-    """Read what ``forward`` uses of a module; ``AttributeError`` if it is another."""
+    """Read the attributes that ``forward`` uses.
+
+    If one is missing, the module is no convolution: raise ``AttributeError``.
+    """
     mode, transposed = module.padding_mode, bool(module.transposed)
-    # forward pads by the former itself, outermost dimension last
+    # with another mode, forward pads by this attribute, outermost dimension last
     padding = (
         module.padding if mode == "zeros" else module._reversed_padding_repeated_twice
     )
@@ -420,7 +428,7 @@ def _of_module(module: Any, input_size: Any, output_size: Any) -> Conv:
 
 
 def _kernel_shape(module: Any, transposed: bool) -> tuple[int, ...]:
-    """Shape of the kernel, without computing one that is computed when it is read."""
+    """Find the shape of the kernel without evaluating a parametrization."""
     for held in (module._parameters, vars(module), module._buffers):
         weight = held.get("weight")
         if weight is not None:
@@ -434,14 +442,14 @@ def _kernel_shape(module: Any, transposed: bool) -> tuple[int, ...]:
         raise ValueError(message) from None
     if len(shape) > 2:
         return shape
-    # computed when it is read, or a flat piece of it, where models are sharded
+    # parametrized, or a flat shard of the kernel in a sharded model
     channels = module.out_channels, module.in_channels
     first, second = reversed(channels) if transposed else channels
     return (first, second // module.groups, *module.kernel_size)
 
 
 def _hashable(name: str, value: Any) -> Any:
-    """An attribute that may be an array, a list or a number of any kind."""
+    """Convert an attribute (an array, a list, any number) to a hashable value."""
     if type(value) in (int, str):
         return value
     if type(value) is not tuple and is_scalar(value):
@@ -468,7 +476,7 @@ def _of_attributes(
     padding_mode: Any,
     output_size: Any,
 ) -> Conv:
-    """Attributes are checked once: modules are read for every batch."""
+    """Check attributes and create the convolution, once: each batch passes them."""
     first, second, *kernel_size = kernel_shape
     num_dims = len(kernel_size)
     sizes = broadcast(input_size, num_dims)
@@ -483,7 +491,7 @@ def _of_attributes(
     strides = _entries("stride", stride, num_dims)
     dilations = _entries("dilation", dilation, num_dims)
     if transposed and output_size is not None:
-        # the largest for now, as that of the module may leave less than no output
+        # start from the largest: with the module's own, the output may be negative
         output_padding = tuple(
             max(pair) - 1 for pair in zip(strides, dilations, strict=True)
         )
@@ -506,7 +514,7 @@ def _of_attributes(
 
 
 def _entries(name: str, value: Any, count: int) -> tuple[Any, ...]:
-    """Entries of an attribute as torch's functions take it: one stands for all."""
+    """Expand an attribute to all dimensions; as in torch, one entry stands for all."""
     entries = broadcast(value, count)
     if len(entries) == 1:
         entries *= count

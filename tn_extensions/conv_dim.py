@@ -1,4 +1,4 @@
-"""One spatial dimension of a convolution, and arguments that speak of several."""
+"""One spatial dimension of a convolution, and arguments for several dimensions."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ConvDim:
         self._check_output_size()
 
     def _check_output_size(self) -> None:
-        # as torch has it: padding may cut all of a transposed convolution's output off
+        # as in torch, padding may cut off all of a transposed convolution's output
         rule, remedy = "be positive", "Enlarge the input or the padding"
         if self.transposed:
             rule, remedy = "be at least 0", "Enlarge the input or reduce the padding"
@@ -106,21 +106,30 @@ class ConvDim:
 
     @property
     def explicitly_padded(self) -> ConvDim:
-        """The same dimension on an input that carries its padding already."""
+        """This dimension of an input that is padded already."""
         return replace(
             self, input_size=self.input_size + sum(self.padding), padding=(0, 0)
         )
 
 
 def as_int(callable_name: str, name: str, value: Any, minimum: int) -> int:
-    """Convert an integer of any kind, NumPy's and tensors included, to an ``int``.
+    """Convert an integer of any kind, including NumPy's and tensors, to an ``int``.
+
+    Args:
+        callable_name: What the user called, for the error message.
+        name: The argument.
+        value: Its value.
+        minimum: The smallest value that is allowed.
+
+    Returns:
+        The value as an ``int``.
 
     Raises:
-        TypeError: If the value is no integer.
+        TypeError: If the value is not an integer.
         ValueError: If it is smaller than ``minimum``.
     """
     try:
-        if isinstance(value, bool):  # which torch refuses, too
+        if isinstance(value, bool):  # torch rejects these, too
             raise TypeError
         number = index(value)
     except TypeError:
@@ -133,24 +142,24 @@ def as_int(callable_name: str, name: str, value: Any, minimum: int) -> int:
 
 
 def set_int(owner: Any, name: str, minimum: int) -> None:
-    """Convert an attribute of a frozen dataclass by :func:`as_int`."""
+    """Convert an attribute of a frozen dataclass with :func:`as_int`."""
     number = as_int(type(owner).__name__, name, getattr(owner, name), minimum)
     object.__setattr__(owner, name, number)
 
 
 def is_scalar(value: Any) -> bool:
-    """Tell whether a value is one for all dimensions, not a sequence of them."""
+    """Tell whether a value is one for all dimensions instead of a sequence."""
     if isinstance(value, (tuple, list)):
         return False
     try:
-        index(value)  # zero-dimensional arrays and tensors, too
+        index(value)  # accepts zero-dimensional arrays and tensors, too
     except TypeError:
         return isinstance(value, str) or not isinstance(value, Iterable)
     return True
 
 
 def broadcast(value: Any, num_dims: int) -> tuple[Any, ...]:
-    """A value per dimension; a scalar stands for all."""
+    """Return a value per dimension; a scalar stands for all."""
     return (value,) * num_dims if is_scalar(value) else tuple(value)
 
 
@@ -179,7 +188,7 @@ def parse_padding(
     def pair(entry: Any) -> tuple[int, int]:
         left, *right = broadcast(entry, 2)
         if len(right) != 1:
-            rule = "hold numbers or pairs"
+            rule = "have a number or a pair per dimension"
             raise ValueError(describe("Conv.make", "padding", rule, padding))
         return (left, right[0])
 

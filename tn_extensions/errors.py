@@ -11,14 +11,14 @@ from typing import Any, get_args
 def describe(
     callable_name: str, argument: str, rule: str, value: object, remedy: str = ""
 ) -> str:
-    """Spell out a refused argument in the package's one-line form.
+    """Format the error message of an invalid argument.
 
     Args:
-        callable_name: What the user called, e.g. ``"kfac_reduce"``.
-        argument: The argument (or attribute of it), e.g. ``"x.shape[1]"``.
-        rule: What must hold, to be read after 'must', e.g. ``"equal C_in = 6"``.
-        value: What was given.
-        remedy: What to do instead, a sentence without the full stop.
+        callable_name: What the user called, such as ``"kfac_reduce"``.
+        argument: The argument or an attribute of it, such as ``"x.shape[1]"``.
+        rule: The requirement, read after 'must', such as ``"equal C_in = 6"``.
+        value: The value that was passed.
+        remedy: What to do instead: a sentence without its full stop.
 
     Returns:
         The message.
@@ -31,10 +31,16 @@ def describe(
 
 
 def check_choice(callable_name: str, argument: str, value: object, kind: Any) -> None:
-    """Refuse a value that is none of a ``Literal``'s.
+    """Check that a value is one of those that a ``Literal`` lists.
+
+    Args:
+        callable_name: What the user called, for the error message.
+        argument: The argument.
+        value: Its value.
+        kind: The ``Literal``.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If the value is not listed.
     """
     if value not in get_args(kind):
         rule = f"be {' or '.join(map(repr, get_args(kind)))}"

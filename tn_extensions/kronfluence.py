@@ -217,7 +217,7 @@ class TrackedConvolution(TrackedModule):
         return matrices.to(dtype)
 
     def _chunks(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Samples whose gradients fit into the memory budget together."""
+        """Split samples so that each chunk's gradients fit into the memory budget."""
         size = self.original_module.weight.numel() * tensors[1].element_size()
         step = max(1, current_budget() // (2 * max(size, 1)))
         for start in range(0, max(len(tensors[0]), 1), step):

@@ -96,7 +96,7 @@ def norms(layer: Any, activations: Sequence[Tensor], backprops: Tensor) -> Value
 def _seen(
     layer: Any, activations: Sequence[Tensor], backprops: Tensor
 ) -> tuple[Tensor, Conv]:
-    """The input, of one dtype with the gradients, and hyper-parameters."""
+    """Return the input in the dtype of the gradients, and the hyper-parameters."""
     (x, *_) = activations
     # under autocast, outputs are of another dtype than inputs
     conv = Conv.from_module(layer, x.shape[2:], backprops.shape[2:])

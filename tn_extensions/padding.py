@@ -1,4 +1,4 @@
-"""Padding that holds data, made explicit, and its adjoint."""
+"""Explicit padding for modes other than zeros, and its adjoint."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from tn_extensions.conv import Conv, PaddingMode
 
 
 def pad(x: Tensor, conv: Conv) -> Tensor:
-    """Pad an input as its convolution does, where the padding holds data.
+    """Pad an input explicitly, unless the convolution pads with zeros.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``.
-        conv: Hyper-parameters; with zero padding, ``x`` stays as it is.
+        conv: Hyper-parameters. With zero padding, ``x`` is returned as it is.
 
     Returns:
-        Input of ``conv.explicitly_padded``.
+        The input of ``conv.explicitly_padded``.
     """
     if not conv.pads_explicitly or not x.numel():
         return x
-    if conv.num_dims <= 3:  # as far as torch goes at once
+    if conv.num_dims <= 3:  # the most that torch pads at once
         flat = [side for pair in reversed(conv.padding) for side in pair]
         return F.pad(x, flat, mode=conv.padding_mode)
     for axis, pair in enumerate(conv.padding, start=2):
@@ -33,7 +33,7 @@ def pad(x: Tensor, conv: Conv) -> Tensor:
 
 
 def unpad(padded: Tensor, conv: Conv) -> Tensor:
-    """Adjoint of :func:`pad`: adds what was copied back to where it came from.
+    """Apply the adjoint of :func:`pad`: add padded entries to those they copy.
 
     Args:
         padded: ``[..., I1, ...]`` with the spatial sizes of ``conv.explicitly_padded``.
@@ -57,13 +57,16 @@ def source_positions(
     mode: PaddingMode,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Where each position of a padded axis was copied from, ``[left + size + right]``.
+    """Find the position that each position of a padded axis is a copy of.
 
     Args:
         size: Size of the axis without padding.
         padding: Padding on the left and right.
-        mode: What it holds; not zeros.
-        device: Where the positions are made. Default: the CPU.
+        mode: Padding mode; not zeros.
+        device: Device of the result. Default: the CPU.
+
+    Returns:
+        Positions from 0 to ``size - 1``, ``[left + size + right]``.
     """
     left, right = padding
     positions = torch.arange(-left, size + right, device=device)
@@ -76,12 +79,16 @@ def source_positions(
 
 
 def source_position(position: int, size: int, mode: PaddingMode) -> int:
-    """Find the position that a padded one was copied from.
+    """Find the position that one position of a padded axis is a copy of.
 
     Args:
-        position: From the first one of the axis, which the left padding is before.
+        position: Position; 0 is the first one without padding, so that positions of
+            the left padding are negative.
         size: Size of the axis without padding.
-        mode: What the padding holds; not zeros.
+        mode: Padding mode; not zeros.
+
+    Returns:
+        A position from 0 to ``size - 1``.
     """
     last = size - 1
     if mode == "circular":

@@ -1,4 +1,4 @@
-"""Other toolkits, made to use ours wherever their public names are looked up."""
+"""Make other toolkits use this package wherever their public names are looked up."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Toolkit:
 
     Args:
         distribution: Its name on PyPI.
-        releases: Releases that are known, by their first numbers.
-        plug: Our module for it.
-        places: Its modules in which names of the plug are looked up, with the names.
-            ``None``: all that the plug exports. Without any, the plug has functions
-            ``register`` and ``unregister``.
+        releases: Supported releases, by their first numbers.
+        plug: Our module for the toolkit.
+        places: Modules of the toolkit whose names are replaced, with these names;
+            ``None`` stands for all names that the plug exports. If there are no such
+            modules, the plug has functions ``register`` and ``unregister`` instead.
     """
 
     distribution: str
@@ -32,14 +32,17 @@ class Toolkit:
     places: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
 
     def is_known(self, release: str) -> bool:
-        """Tell whether a release is one that the plug is made for."""
+        """Tell whether the plug supports a release."""
         return any(f"{release}.".startswith(f"{known}.") for known in self.releases)
 
     def functions(self) -> tuple[Callable[[], None], Callable[[], None]]:
-        """Return what patches it, and what restores it.
+        """Return the functions that patch and restore the toolkit.
+
+        Returns:
+            The two functions.
 
         Raises:
-            ImportError: If the plug does not fit the release.
+            ImportError: If the plug cannot be imported with the installed release.
         """
         plug: Any = import_module(self.plug)
         if not self.places:
@@ -92,7 +95,7 @@ TOOLKITS = {
         {
             "laplace": ("KronLaplace",),
             "laplace.curvature": ("CurvlinopsEF", "CurvlinopsGGN"),
-            # where the default is looked up
+            # the default is looked up here
             "laplace.baselaplace": ("CurvlinopsEF", "CurvlinopsGGN"),
         },
     ),
@@ -103,34 +106,35 @@ TOOLKITS = {
         {"singd.optim.optimizer": ("SINGD",)},
     ),
 }
-"""By the names that :func:`patch` takes."""
+"""The toolkits, by their names in :func:`patch`."""
 
 _patched: dict[str, Callable[[], None]] = {}
-"""What restores a toolkit, by its name, in the order of patching."""
+"""Functions that restore the patched toolkits, by name, in the order of patching."""
 
 
 def patch(only: Iterable[str] | None = None) -> tuple[str, ...]:
-    """Let installed toolkits use ours, wherever their public names are looked up.
+    """Make installed toolkits use this package.
 
-    Call it before the names are imported from their toolkits: ``from
-    backpack.extensions import KFAC`` gives ours from then on. Toolkits that keep a
-    registry of layers (Opacus, captum, kronfluence) use ours in models that exist, too.
-    Doing it twice changes nothing. ``python -m tn_extensions script.py`` does it for a
-    script that stays as it is.
+    Replaces public names in the toolkits' modules. Call it before these names are
+    imported: after it, ``from backpack.extensions import KFAC`` imports ours. Toolkits
+    with a registry of layers (Opacus, captum, kronfluence) use this package for models
+    that exist already, too. A second call changes nothing. To patch for a script
+    without changing it, run ``python -m tn_extensions script.py``.
 
     Args:
-        only: Toolkits, of ``"backpack"``, ``"curvlinops"``, ``"opacus"``, ``"captum"``,
-            ``"kronfluence"``, ``"laplace"`` and ``"singd"``. ``None``: all that are
-            installed; a release that is not known is left alone, with a warning.
+        only: Names of toolkits: ``"backpack"``, ``"curvlinops"``, ``"opacus"``,
+            ``"captum"``, ``"kronfluence"``, ``"laplace"`` or ``"singd"``. ``None``: all
+            that are installed, except releases that are not supported, for which it
+            warns.
 
     Returns:
-        The toolkits that use ours now.
+        Names of all toolkits that are patched now.
 
     Raises:
         TypeError: If ``only`` is a string.
-        ValueError: If there is no such toolkit; before anything is patched.
-        ImportError: If a toolkit that is named is not installed, or its release not
-            known; the others that are named are patched.
+        ValueError: If a name is unknown. Nothing is patched then.
+        ImportError: If a toolkit in ``only`` is not installed, or its release is not
+            supported. The others in ``only`` are patched.
     """
     named = _named(only)
     refused = []
@@ -148,14 +152,14 @@ def patch(only: Iterable[str] | None = None) -> tuple[str, ...]:
 
 
 def unpatch() -> None:
-    """Restore all toolkits. Names that were imported from them meanwhile stay ours."""
+    """Restore all toolkits. Names that were imported while patched remain ours."""
     while _patched:
         _, restore = _patched.popitem()
         restore()
 
 
 def _named(only: Any) -> tuple[str, ...] | None:
-    """Check the names of toolkits."""
+    """Check names of toolkits."""
     if only is None:
         return None
     if isinstance(only, str):
@@ -164,13 +168,13 @@ def _named(only: Any) -> tuple[str, ...] | None:
     named = tuple(only)
     for name in named:
         if name not in TOOLKITS:
-            rule = f"have names of {', '.join(map(repr, TOOLKITS))}"
+            rule = f"have names among {', '.join(map(repr, TOOLKITS))}"
             raise ValueError(describe("patch", "only", rule, repr(name)))
     return named
 
 
 def _patch_one(name: str) -> tuple[str | None, bool]:
-    """Patch a toolkit; or say why not, and whether it is installed."""
+    """Patch a toolkit; return why it failed, if it did, and whether it is installed."""
     toolkit = TOOLKITS[name]
     try:
         release = version(toolkit.distribution)

@@ -3,13 +3,14 @@
 Indices: ``n`` batch, ``g`` groups, ``ci``/``co`` input/output channels per group; along
 dimension j ``i{j}``, ``k{j}``, ``o{j}`` of input, kernel and output. A transposed
 convolution has the same patterns with the roles of ``i`` and ``o`` exchanged, so its
-input carries ``o`` and its output ``i``. The operands are called ``x`` and ``weight``,
-an output's gradient ``g`` (``S``, too), the diagonal of a Hessian by the output ``h``,
-and the bases that gradients are rotated into ``QA`` and ``QB``, with columns ``a`` and
-``b``.
+input has indices ``o`` and its output indices ``i``. Operands are ``x``, ``weight``,
+the gradient of the output ``g`` (which also stands for ``S``), the diagonal of a
+Hessian by the output ``h``, and the bases ``QA`` and ``QB`` that gradients are rotated
+into, with columns ``a`` and ``b``.
 
-A joint bias appends a one to each patch. What that makes of a quantity is composed of
-networks: of the factors see :func:`patch_total`, of moments :func:`rotated_grad`.
+No network has a joint bias, which appends a one to each patch. Its rows and columns
+are networks of their own: see :func:`patch_total` for factors and :func:`rotated_grad`
+for moments.
 """
 
 from __future__ import annotations
@@ -57,11 +58,11 @@ Quantity = Literal[
 
 
 class _Indices:
-    """Index names and sizes of a convolution's networks."""
+    """Names and sizes of the indices of a convolution's networks."""
 
     def __init__(self, conv: Conv, batch_size: int) -> None:
         if not isinstance(conv, Conv):
-            remedy = "Make one with Conv.make or Conv.from_module"
+            remedy = "Create one with Conv.make or Conv.from_module"
             kind = type(conv).__name__
             raise TypeError(describe("quantities", "conv", "be a Conv", kind, remedy))
         batch_size = as_int("quantities", "batch_size", batch_size, minimum=0)
@@ -70,7 +71,7 @@ class _Indices:
                 describe(
                     "quantities",
                     "conv.padding_mode",
-                    "be 'zeros' (or without padding)",
+                    "be 'zeros' unless conv.padding is 0",
                     repr(conv.padding_mode),
                     "Pad x and use conv.explicitly_padded",
                 )
@@ -91,7 +92,7 @@ class _Indices:
         }
 
     def axis(self, *indices: str) -> Axis:
-        """An axis that runs through the given indices."""
+        """Create the axis that the given indices share."""
         split = [(index, self.sizes[index]) for index in indices]
         extent = 1
         for _, size in split:
@@ -119,7 +120,11 @@ class _Indices:
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
-        """``i = s o + d k - l`` per dimension, seen from the convolution's side."""
+        """A pattern ``i = s o + d k - l`` per dimension.
+
+        For transposed convolutions, ``i`` is an index of the output, ``o`` of the
+        input.
+        """
         names = (
             (self.output, self.input)
             if self.conv.transposed
@@ -134,31 +139,31 @@ class _Indices:
         )
 
     def patches(self, output: Iterable[Iterable[str]]) -> TensorNetwork:
-        """The unfolded input ``U``, with output axes of choice (others are summed)."""
+        """Define the unfolded input ``U`` with these axes; other indices are summed."""
         return TensorNetwork((self.x, *self.patterns), output, self.sizes)
 
     def basis(self, name: str, rows: Sequence[str], column: str) -> Operand:
-        """A basis ``[G, D, r]`` of what some indices enumerate."""
+        """Create a basis ``[G, D, r]``; indices ``rows`` share the axis ``D``."""
         return Operand(name, (self.axis("g"), self.axis(*rows), self.axis(column)))
 
 
 def conv(conv: Conv, batch_size: int) -> TensorNetwork:
-    """Convolution ``Y = sum U W`` of ``x`` and ``weight``, ``[N, C_out, O1, ...]``."""
+    """Define the convolution ``Y = sum U W``, ``[N, C_out, O1, ...]``."""
     names = _Indices(conv, batch_size)
     axes = (("n",), ("g", "co"), *((index,) for index in names.output))
     return TensorNetwork((names.x, names.weight, *names.patterns), axes, names.sizes)
 
 
 def unfold_input(conv: Conv, batch_size: int) -> TensorNetwork:
-    """Unfolded input ``U``, ``[N, C_in * K, O]`` in the order of torch's unfold."""
+    """Define the unfolded input ``U``, ``[N, C_in * K, O]``, in torch's order."""
     names = _Indices(conv, batch_size)
     return names.patches([("n",), ("g", "ci", *names.kernel), names.output])
 
 
 def unfold_weight(conv: Conv, batch_size: int = 1) -> TensorNetwork:
-    """Toeplitz matrix of the kernel, ``[C_out * O, C_in * I]``, the same for all data.
+    """Define the Toeplitz matrix of the kernel, ``[C_out * O, C_in * I]``.
 
-    The Jacobian of the convolution by one sample of its input.
+    It is the Jacobian of the convolution by its input, for one sample.
     """
     jacobian = _convolve(conv, 1).jacobian("x")
     # [N, C_out, O..., N', C_in, I...], with one sample
@@ -170,35 +175,36 @@ def unfold_weight(conv: Conv, batch_size: int = 1) -> TensorNetwork:
 
 
 def fold_output(conv: Conv, batch_size: int) -> TensorNetwork:
-    """Patches ``u`` added up where they come from, ``[N, C_in, I1, ...]``.
+    """Define the adjoint of :func:`unfold_input`, ``[N, C_in, I1, ...]``.
 
-    The adjoint of :func:`unfold_input`, whose shape ``u`` has.
+    It adds entries of patches ``u``, ``[N, C_in * K, O]``, to the input positions that
+    they come from.
     """
     return unfold_input(conv, batch_size).vjp("x", "u")
 
 
 def weight_vjp(conv: Conv, batch_size: int) -> TensorNetwork:
-    """Gradient of the kernel, from the output's gradient ``g``; as the kernel."""
+    """Define the gradient by the kernel, from ``g``; shaped like the kernel."""
     return _convolve(conv, batch_size).vjp("weight", "g")
 
 
 def input_vjp(conv: Conv, batch_size: int) -> TensorNetwork:
-    """Gradient of the input, from the output's gradient ``g``; as the input."""
+    """Define the gradient by the input, from ``g``; shaped like the input."""
     return _convolve(conv, batch_size).vjp("x", "g")
 
 
 def weight_jvp(conv: Conv, batch_size: int) -> TensorNetwork:
-    """Change of the output with the kernel's change ``weight_dot``; as the output."""
+    """Define the output's derivative along ``weight_dot``; shaped like the output."""
     return _convolve(conv, batch_size).jvp("weight", "weight_dot")
 
 
 def input_jvp(conv: Conv, batch_size: int) -> TensorNetwork:
-    """Change of the output with the input's change ``x_dot``; as the output."""
+    """Define the output's derivative along ``x_dot``; shaped like the output."""
     return _convolve(conv, batch_size).jvp("x", "x_dot")
 
 
 def bias_vjp(conv: Conv, batch_size: int) -> TensorNetwork:
-    """Gradient of a bias, from the output's gradient ``g``; ``[C_out]``."""
+    """Define the gradient by a bias, from ``g``, ``[C_out]``."""
     names = _Indices(conv, batch_size)
     return TensorNetwork([names.g], [("g", "co")], names.sizes)
 
@@ -206,13 +212,16 @@ def bias_vjp(conv: Conv, batch_size: int) -> TensorNetwork:
 def per_sample_grad(
     conv: Conv, batch_size: int, num_vectors: int | None = None
 ) -> TensorNetwork:
-    """Gradient of the kernel with the sample kept, ``[(V,) N, *weight.shape]``.
+    """Define the gradient by the kernel for each sample.
 
     Args:
         conv: Hyper-parameters.
         batch_size: Number of samples.
         num_vectors: Number ``V`` of gradients ``g`` per sample, ``[V, N, C_out, ...]``.
             Default: one, without an axis.
+
+    Returns:
+        The network, ``[(V,) N, *weight.shape]``.
     """
     return _per_sample(weight_vjp(conv, batch_size), num_vectors)
 
@@ -220,34 +229,37 @@ def per_sample_grad(
 def bias_per_sample_grad(
     conv: Conv, batch_size: int, num_vectors: int | None = None
 ) -> TensorNetwork:
-    """Gradient of a bias with the sample kept, ``[(V,) N, C_out]``."""
+    """Define the gradient by a bias for each sample, ``[(V,) N, C_out]``."""
     return _per_sample(bias_vjp(conv, batch_size), num_vectors)
 
 
 def per_sample_grad_norm(
     conv: Conv, batch_size: int, num_vectors: int | None = None
 ) -> TensorNetwork:
-    """Squared norm of each per-sample gradient, ``[(V,) N]``."""
+    """Define the squared norm of each per-sample gradient, ``[(V,) N]``."""
     return _norm(per_sample_grad(conv, batch_size, num_vectors))
 
 
 def bias_per_sample_grad_norm(
     conv: Conv, batch_size: int, num_vectors: int | None = None
 ) -> TensorNetwork:
-    """The same for a bias."""
+    """Define the squared norm of each per-sample gradient of a bias, ``[(V,) N]``."""
     return _norm(bias_per_sample_grad(conv, batch_size, num_vectors))
 
 
 def ggn_diagonal(
     conv: Conv, batch_size: int, num_vectors: int, per_sample: bool = False
 ) -> TensorNetwork:
-    """Diagonal ``sum_{v,n} (sum_o S U)^2`` without scaling; shaped as the kernel.
+    """Define the diagonal of the GGN, ``sum_{v,n} (sum_o S U)^2``, without scaling.
 
     Args:
         conv: Hyper-parameters.
         batch_size: Number of samples.
-        num_vectors: Number ``V`` of columns of the square root, the operand ``g``.
-        per_sample: Whether to keep the samples, as a first axis.
+        num_vectors: Number ``V`` of columns of ``S``, which is the operand ``g``.
+        per_sample: Whether to keep the samples instead of summing over them.
+
+    Returns:
+        The network, ``[(N,) *weight.shape]``.
     """
     gradient = per_sample_grad(conv, batch_size)
     return _diagonal(_with_vectors(gradient, num_vectors), per_sample)
@@ -256,34 +268,38 @@ def ggn_diagonal(
 def bias_ggn_diagonal(
     conv: Conv, batch_size: int, num_vectors: int, per_sample: bool = False
 ) -> TensorNetwork:
-    """The same for a bias, ``sum_{v,n} (sum_o S)^2``: ``[(N,) C_out]``."""
+    """Define the diagonal for a bias, ``sum_{v,n} (sum_o S)^2``, ``[(N,) C_out]``."""
     gradient = bias_per_sample_grad(conv, batch_size)
     return _diagonal(_with_vectors(gradient, num_vectors), per_sample)
 
 
 def ggn_gram(conv: Conv, batch_size: int, num_vectors: int) -> TensorNetwork:
-    """Inner products of all per-sample gradients, ``[V * N, V * N]``."""
+    """Define the inner products of all per-sample gradients, ``[V * N, V * N]``."""
     return _gram(_with_vectors(per_sample_grad(conv, batch_size), num_vectors))
 
 
 def bias_ggn_gram(conv: Conv, batch_size: int, num_vectors: int) -> TensorNetwork:
-    """The same for a bias."""
+    """Define the inner products of a bias' per-sample gradients, ``[V * N, V * N]``."""
     return _gram(_with_vectors(bias_per_sample_grad(conv, batch_size), num_vectors))
 
 
 def ggn_matvec(
     conv: Conv, batch_size: int, num_vectors: int, num_products: int | None = None
 ) -> TensorNetwork:
-    """Product of the GGN with a kernel, ``sum_{v,n} J_vn <J_vn, weight_dot>``.
+    """Define the product of the GGN with a kernel.
 
-    ``J_vn = sum_o S U`` are the per-sample gradients. Shaped as the kernel.
+    It is ``sum_{v,n} J_vn <J_vn, weight_dot>`` with the per-sample gradients ``J_vn =
+    sum_o S U``.
 
     Args:
         conv: Hyper-parameters.
         batch_size: Number of samples.
-        num_vectors: Number ``V`` of columns of the square root, the operand ``g``.
-        num_products: Number of kernels ``weight_dot`` to multiply with, a first axis of
-            them and of the result. Default: one, without an axis.
+        num_vectors: Number ``V`` of columns of ``S``, which is the operand ``g``.
+        num_products: Number ``B`` of kernels ``weight_dot`` to multiply with. Default:
+            one, without an axis.
+
+    Returns:
+        The network, ``[(B,) *weight.shape]``, like ``weight_dot``.
     """
     half = _with_vectors(per_sample_grad(conv, batch_size), num_vectors)
     kernel = _Indices(conv, batch_size).weight.rename(prime)
@@ -297,17 +313,18 @@ def ggn_matvec(
 
 
 def diagonal_backward(conv: Conv, batch_size: int) -> TensorNetwork:
-    """Diagonal of the input's Hessian, from that of the output ``h``; as the input.
+    """Define the Hessian diagonal by the input, ``sum_y (dy / dx)^2 h``.
 
-    ``sum_y (dy / dx)^2 h``. An input meets an output by one kernel entry at most, so
-    that the square is the kernel's.
+    The operand ``h`` is the Hessian diagonal by the output. The result is shaped like
+    the input. At most one kernel entry connects an input position to an output
+    position, so it suffices to square the kernel.
     """
     pulled = _convolve(conv, batch_size).vjp("x", "h")
     return pulled.replace(added=[_Indices(conv, batch_size).weight])
 
 
 def _per_sample(gradient: TensorNetwork, num_vectors: int | None) -> TensorNetwork:
-    """A gradient with samples, and vectors if there are any, kept."""
+    """Keep the samples of a gradient, and its vectors if there are any."""
     kept = gradient.replace(output=(("n",), *gradient.output))
     return kept if num_vectors is None else _with_vectors(kept, num_vectors)
 
@@ -332,41 +349,44 @@ def _gram(half: TensorNetwork) -> TensorNetwork:
 
 
 def patch_sum(conv: Conv, batch_size: int) -> TensorNetwork:
-    """Sum of the patches over output positions, ``sum_o U``: ``[N, G, CI * K]``."""
+    """Define the sum of patches over output positions, ``sum_o U: [N, G, CI * K]``."""
     names = _Indices(conv, batch_size)
     return names.patches([("n",), ("g",), ("ci", *names.kernel)])
 
 
 def patch_total(conv: Conv, batch_size: int) -> TensorNetwork:
-    """Sum of the patches over data and output positions: ``[G, CI * K]``.
+    """Define the sum of patches over samples and output positions, ``[G, CI * K]``.
 
     With a joint bias, it is the last row and column of :func:`kfac_expand`, whose last
-    entry is ``N O``; of :func:`kfac_reduce`, both are multiplied by ``O``.
+    entry is ``N O``. In :func:`kfac_reduce`, both have an additional factor ``O``.
     """
     names = _Indices(conv, batch_size)
     return names.patches([("g",), ("ci", *names.kernel)])
 
 
 def kfac_expand(conv: Conv, batch_size: int) -> TensorNetwork:
-    """KFAC-expand factor without scaling, ``sum_n sum_o U U^T``: ``[G, D, D]``."""
+    """Define the KFAC-expand factor ``sum_n sum_o U U^T``, unscaled, ``[G, D, D]``."""
     names = _Indices(conv, batch_size)
     return _factor(patch_total(conv, batch_size), {"n", "g", *names.output})
 
 
 def kfac_reduce(conv: Conv, batch_size: int) -> TensorNetwork:
-    """KFAC-reduce factor without scaling, ``sum_n (sum_o U)(sum_o U)^T``."""
+    """Define the KFAC-reduce factor ``sum_n (sum_o U)(sum_o U)^T``, unscaled."""
     return _factor(patch_total(conv, batch_size), {"n", "g"})
 
 
 def gradient_factor_expand(
     conv: Conv, batch_size: int, num_vectors: int | None = None
 ) -> TensorNetwork:
-    """KFAC-expand factor of the output, ``sum_{(v,) n, o} g g^T``: ``[G, CO, CO]``.
+    """Define the KFAC-expand factor of output gradients, ``sum_{(v,) n, o} g g^T``.
 
     Args:
         conv: Hyper-parameters.
         batch_size: Number of samples.
         num_vectors: As for :func:`per_sample_grad`.
+
+    Returns:
+        The network, ``[G, CO, CO]``.
     """
     names = _Indices(conv, batch_size)
     return _gradient_factor(names, num_vectors, {"n", "g", *names.output})
@@ -375,7 +395,7 @@ def gradient_factor_expand(
 def gradient_factor_reduce(
     conv: Conv, batch_size: int, num_vectors: int | None = None
 ) -> TensorNetwork:
-    """KFAC-reduce factor of the output, ``sum_{(v,) n} (sum_o g)(sum_o g)^T``."""
+    """Define the KFAC-reduce factor of output gradients, of sums ``sum_o g``."""
     return _gradient_factor(_Indices(conv, batch_size), num_vectors, {"n", "g"})
 
 
@@ -389,7 +409,7 @@ def _gradient_factor(
 
 
 def _factor(half: TensorNetwork, shared: set[str]) -> TensorNetwork:
-    """Outer product of groups and columns, summed over what else the copies share."""
+    """Multiply a half with its copy; keep groups and both copies of the columns."""
     *_, group, columns = half.output
     return half.times_copy(shared, (group, columns, map(prime, columns)))
 
@@ -397,17 +417,20 @@ def _factor(half: TensorNetwork, shared: set[str]) -> TensorNetwork:
 def rotated_grad(
     conv: Conv, batch_size: int, rank_a: int | None = None, rank_b: int | None = None
 ) -> TensorNetwork:
-    """Per-sample gradient in a Kronecker-factored basis, ``Q_B^T (sum_o g U^T) Q_A``.
+    """Define per-sample gradients in a Kronecker basis, ``QB^T (sum_o g U^T) QA``.
 
-    ``[N, G, rank_b, rank_a]``. A joint bias adds ``Q_B^T (sum_o g) q^T``, where ``q``
-    is one more row of ``QA``.
+    A joint bias adds ``QB^T (sum_o g) q^T``, where ``q`` is an additional, last row of
+    ``QA``.
 
     Args:
         conv: Hyper-parameters.
         batch_size: Number of samples.
         rank_a: Number of columns of ``QA``, ``[G, CI * K, rank_a]``. Default: a full
             basis.
-        rank_b: Number of columns of ``QB``, ``[G, CO, rank_b]``, likewise.
+        rank_b: Number of columns of ``QB``, ``[G, CO, rank_b]``. Default: a full basis.
+
+    Returns:
+        The network, ``[N, G, rank_b, rank_a]``.
     """
     names = _Indices(conv, batch_size)
     rows = {"a": ("ci", *names.kernel), "b": ("co",)}
@@ -427,20 +450,22 @@ def rotated_grad(
 def kfac_moments(
     conv: Conv, batch_size: int, rank_a: int | None = None, rank_b: int | None = None
 ) -> TensorNetwork:
-    """EKFAC's corrected eigenvalues, ``sum_n (Q_B^T (sum_o g U^T) Q_A)^2``.
+    """Define EKFAC's corrected eigenvalues, ``sum_n (QB^T (sum_o g U^T) QA)^2``.
 
-    ``[G, rank_b, rank_a]``: the squares of :func:`rotated_grad`, which is planned
-    together with its square and sum.
+    These are the squares of :func:`rotated_grad`, summed over samples, in one network.
 
     Args:
         conv: Hyper-parameters.
         batch_size: Number of samples.
         rank_a: As for :func:`rotated_grad`.
         rank_b: As for :func:`rotated_grad`.
+
+    Returns:
+        The network, ``[G, rank_b, rank_a]``.
     """
     half = rotated_grad(conv, batch_size, rank_a, rank_b)
     return half.times_copy(half.output_indices, half.output[1:])
 
 
 _convolve = conv
-"""The quantity, where an argument has its name."""
+"""Alias of the quantity, for functions with an argument ``conv``."""

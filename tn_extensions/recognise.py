@@ -1,4 +1,4 @@
-"""Which quantity a network is, for what prints networks and plans."""
+"""Find a network's quantity, to print it with the network or its plan."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tn_extensions.quantities import Quantity
 
 @lru_cache(maxsize=4096)
 def recognise(network: TensorNetwork) -> Quantity | None:
-    """Find the quantity that has this very network; None if none has."""
+    """Find the quantity that this network defines; ``None`` if there is none."""
     for transposed in (False, True):
         conv = _read(network, transposed)
         for name in get_args(Quantity) if conv else ():
@@ -30,13 +30,13 @@ def recognise(network: TensorNetwork) -> Quantity | None:
 
 
 _SIZED = {"rank_a": "a", "rank_b": "b", "num_products": "b"}
-"""Indices by what their sizes are called."""
+"""Arguments of quantities that are sizes, and their indices."""
 
 
 def _options(
     parameters: Mapping[str, inspect.Parameter], sizes: Mapping[str, int]
 ) -> list[dict[str, int | None]]:
-    """List what a quantity may have been called with beyond hyper-parameters."""
+    """List the options that a quantity may have been defined with."""
     options: list[dict[str, int | None]] = [{}]
     if "num_vectors" in parameters:
         vectors = sizes.get("v")
@@ -51,7 +51,7 @@ def _options(
 
 
 def _read(network: TensorNetwork, transposed: bool) -> Conv | None:
-    """Read the convolution off patterns and sizes, if there is one."""
+    """Read a convolution from patterns and sizes, if there is one."""
     sizes = network.sizes
     found = {(p.index, *p.position.indices): p for p in network.patterns}
     dims: list[ConvDim] = []
@@ -62,7 +62,7 @@ def _read(network: TensorNetwork, transposed: bool) -> Conv | None:
             if (i, k, o) in found:
                 dims.append(_read_dim(found[i, k, o], (i, k, o), sizes, transposed))
             elif output in sizes and not network.patterns:
-                # a bias only sees the output positions
+                # the quantities of a bias have output positions only
                 dims.append(ConvDim(sizes[output], 1, transposed=transposed))
             else:
                 break

@@ -1,4 +1,4 @@
-"""Entries of other toolkits' registries, put in and taken back."""
+"""Register entries in other toolkits' registries, and remove them again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Registration:
     """Put entries into dictionaries, and restore what they replaced.
 
     Args:
-        *entries: Pairs of a dictionary and what to put into it.
+        *entries: Pairs of a dictionary and the entries to put into it.
     """
 
     def __init__(self, *entries: tuple[dict[Any, Any], Mapping[Any, Any]]) -> None:
@@ -18,7 +18,7 @@ class Registration:
         self._former: list[tuple[dict[Any, Any], Any, Any, Any]] = []
 
     def put(self) -> None:
-        """Put the entries in. Doing it twice changes nothing."""
+        """Put the entries in. A second call changes nothing."""
         for registry, entries in self._entries:
             for key, value in entries.items():
                 former = registry.get(key, _ABSENT)
@@ -27,7 +27,7 @@ class Registration:
                     self._former.append((registry, key, value, former))
 
     def take_back(self) -> None:
-        """Restore what was there. Entries that somebody replaced since stay."""
+        """Restore the former entries, but leave those that were replaced since."""
         while self._former:
             registry, key, value, former = self._former.pop()
             if registry.get(key) is not value:

@@ -1,4 +1,4 @@
-"""Report what a run computed with ours, for which toolkit."""
+"""Report which quantities a run computed with this package, and for which toolkit."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from tn_extensions.patch import TOOLKITS
 
 
 class Fault(NamedTuple):
-    """A hyper-parameter that a toolkit gets wrong without an exception.
+    """A hyper-parameter for which a toolkit's results are silently wrong.
 
     Args:
         name: The hyper-parameter.
-        occurs: Whether a layer and its input have it.
-        quantities: Pattern that the names of affected quantities begin with.
+        occurs: Function that tells whether a layer and its input have it.
+        quantities: Regular expression that matches the start of the names of affected
+            quantities.
     """
 
     name: str
@@ -64,7 +65,7 @@ def _is_channels_last(layer: Any, x: Tensor) -> bool:
 
 
 def _of_conv2d(occurs: Callable[[Any, Tensor], bool]) -> Callable[[Any, Tensor], bool]:
-    """Ask of ``Conv2d`` only: others are refused, or left out, by toolkits."""
+    """Restrict a check to ``Conv2d``: toolkits refuse or skip other convolutions."""
     return lambda layer, x: type(layer) is nn.Conv2d and occurs(layer, x)
 
 
@@ -95,13 +96,13 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     ),
     "singd": (Fault("padding_mode", _of_conv2d(_pads_with_data)),),
 }
-"""By toolkit; docs/support.md and docs/plugs_support.md have all, as measured."""
+"""Faults by toolkit; docs/support.md and docs/plugs_support.md list all, measured."""
 
 OURS = "tn_extensions"
-"""Name in the report of calls that no toolkit makes."""
+"""Name in the report for calls that no toolkit made."""
 
 _PLUGS = sorted((toolkit.plug, name) for name, toolkit in TOOLKITS.items())
-"""Our modules with the toolkits' names; a plug within another one comes after it."""
+"""Our modules and their toolkits' names; a module comes before its submodules."""
 
 
 @dataclass
@@ -112,7 +113,7 @@ class _Row:
 
 
 class Report:
-    """Quantities that were computed, by toolkit and name; print it."""
+    """Quantities that were computed, by toolkit and name; prints as a table."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str], _Row] = {}
@@ -120,7 +121,7 @@ class Report:
         self._lock = Lock()
 
     def note(self, quantity: str, conv: Conv, seconds: float) -> None:
-        """Count what has run."""
+        """Count an evaluation of a quantity."""
         with self._lock:
             row = self._rows.setdefault((_calling_toolkit(), quantity), _Row())
             row.calls += 1
@@ -128,7 +129,7 @@ class Report:
             row.convs.add(conv)
 
     def see(self, layer: Any, inputs: Any, named: Any, output: Any) -> None:
-        """Look at a layer's hyper-parameters, after its forward pass."""
+        """Check a layer's hyper-parameters for faults, after its forward pass."""
         if torch.compiler.is_compiling() or type(layer) not in CONVOLUTIONS:
             return
         x = inputs[0] if inputs else named["input"]
@@ -137,7 +138,7 @@ class Report:
 
     def __str__(self) -> str:
         if not self._rows:
-            return "tn_extensions: no toolkit has computed anything with ours"
+            return "tn_extensions: no toolkit has computed anything with this package"
         rows = [
             (
                 *key,
@@ -152,7 +153,7 @@ class Report:
         return "\n".join(ruled(head, rows, text_columns=3))
 
     def wrong_in_stock(self, toolkit: str, quantity: str) -> Iterator[str]:
-        """Name what a toolkit alone would have got wrong, of layers that were seen."""
+        """Name the faults of a toolkit that observed layers would have run into."""
         for fault in FAULTS.get(toolkit, ()):
             parts = quantity.split(" + ")
             if fault in self._faults and any(
@@ -163,7 +164,7 @@ class Report:
 
 @contextmanager
 def report() -> Iterator[Report]:
-    """Report what is computed within this context, by all threads."""
+    """Report the quantities that all threads compute within this context."""
     own = Report()
     observers.append(own.note)
     hook = register_module_forward_hook(own.see, with_kwargs=True)
@@ -175,7 +176,7 @@ def report() -> Iterator[Report]:
 
 
 def _calling_toolkit() -> str:
-    """Find the outermost plug on the stack, since some are made of others."""
+    """Find the outermost plug on the stack, since some plugs call others."""
     found, frame = OURS, sys._getframe(1).f_back
     while frame is not None:
         module = frame.f_globals.get("__name__", "")

@@ -1,4 +1,4 @@
-"""Measuring the plans of a model's layers beforehand."""
+"""Measure the plans of a model's layers beforehand."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from tn_extensions.layers.module import SUPPORTED, Use, reason_against
 from tn_extensions.quantities import Quantity
 
 _OPERANDS = ("x", "g", "S", "weight")
-"""Arguments of functions of :mod:`tn_extensions.functional` that are made here."""
+"""Operands that are made here for functions of :mod:`tn_extensions.functional`."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was measured for a quantity of a layer.
+    """Measurements of a quantity of a layer.
 
     Args:
-        layers: Names of the layers that have the same plan.
+        layers: Names of all layers that have this plan.
         quantity: The quantity.
-        plan: Its plan: ``plan.estimated`` is the candidate that was cheapest by
-            estimate, ``plan.candidate`` the fastest, ``plan.measured`` has the seconds
-            of all that were measured, by label.
+        plan: Its plan. ``plan.estimated`` is the candidate with the lowest estimate,
+            ``plan.candidate`` the fastest one; ``plan.measured`` maps the labels of
+            measured candidates to seconds.
     """
 
     layers: tuple[str, ...]
@@ -45,14 +45,14 @@ class Tuned:
 
     @property
     def gain(self) -> float:
-        """Time of the estimated choice over that of the measured one."""
+        """Seconds of the estimated choice divided by seconds of the measured one."""
         chosen, estimated = self.plan.candidate.label, self.plan.estimated.label
         measured = self.plan.measured
         return measured[estimated] / measured[chosen] if estimated in measured else 1.0
 
 
 class Report(tuple[Tuned, ...]):
-    """What :func:`tune` has measured; print it for a table."""
+    """Measurements of :func:`tune`; prints as a table."""
 
     __slots__ = ()
 
@@ -84,30 +84,32 @@ def tune(
 ) -> Report:
     """Measure the candidates of all layers' plans, and remember the fastest.
 
-    Runs the model once, on copies of its buffers and without gradients, to see the
-    inputs of its layers; then each quantity of each layer that differs from the others.
-    What is found is used from now on by everything that evaluates these quantities, in
-    this process and, through the file of :mod:`tn_extensions.wisdom`, in later ones,
-    for inputs of the same shapes and type, on the same device and number of threads.
+    Runs the model once, without gradients and on copies of its buffers, to find the
+    inputs of its layers. Then it measures each quantity of each layer; layers that have
+    the same plan are measured once. From now on, this process uses the fastest
+    candidates wherever it evaluates these quantities: for inputs of the same shapes and
+    dtype, on the same device and number of threads. So do later processes, which read
+    them from the file of :mod:`tn_extensions.wisdom`.
 
     Args:
         model: A model with linear layers and convolutions. Layers that compute their
             kernel, or have a ``forward`` of their own, are left out.
         inputs: A typical batch: a tensor, a tuple of arguments or a mapping of keyword
             arguments.
-        quantities: Names of functions in :mod:`tn_extensions.functional` that take the
-            layer's input ``x``, gradients ``g`` of its output, or columns ``S`` of the
-            loss Hessian's square root.
-        num_vectors: Number of these columns.
+        quantities: Names of functions in :mod:`tn_extensions.functional`. They may take
+            the layer's input ``x``, its kernel ``weight``, the gradient ``g`` of its
+            output, or the columns ``S`` of the square root of the loss's Hessian.
+        num_vectors: Number ``V`` of columns of ``S``.
         progress: Whether to show a progress bar.
 
     Returns:
-        A row for each layer and quantity.
+        A row for each quantity and each group of layers with the same plan.
 
     Raises:
-        RuntimeError: If torch is to be deterministic, as nothing is measured then.
-        TypeError: If ``model`` is no module.
-        ValueError: If there is no such quantity, or the model has no such layers.
+        RuntimeError: If torch uses deterministic algorithms: nothing is measured then.
+        TypeError: If ``model`` is not a module.
+        ValueError: If a quantity is unknown, or the model uses no layer that can be
+            tuned.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
     >>> report = tune(model, torch.rand(2, 3, 8, 8), progress=False)
@@ -120,10 +122,10 @@ def tune(
     names = tuple(quantities)
     for name in names:
         if name not in _functions():
-            rule = f"name functions among {sorted(_functions())}"
+            rule = f"be among {sorted(_functions())}"
             raise ValueError(describe("tune", "quantities", rule, repr(name)))
     if torch.are_deterministic_algorithms_enabled():
-        rule = "be off, since nothing is measured otherwise"
+        rule = "be off, as nothing is measured otherwise"
         option = "torch.use_deterministic_algorithms"
         raise RuntimeError(describe("tune", option, rule, "on"))
     layers = {
@@ -146,7 +148,7 @@ def tune(
 
 
 def _functions() -> dict[str, tuple[str, ...]]:
-    """The operands of each quantity that can be tuned."""
+    """List the operands of each quantity that can be tuned."""
     found = {}
     for name in functional.__all__:
         parameters = inspect.signature(getattr(functional, name)).parameters.values()
@@ -157,7 +159,7 @@ def _functions() -> dict[str, tuple[str, ...]]:
 
 
 class _Shaped:
-    """A use, equal to others that have the same plans."""
+    """A use of a layer; it equals other uses that have the same plans."""
 
     def __init__(self, use: Use) -> None:
         self.use = use
@@ -173,7 +175,7 @@ class _Shaped:
 def _uses(
     model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any
 ) -> dict[_Shaped, list[str]]:
-    """Run the model; the uses of layers, of which one stands for all that are alike."""
+    """Run the model and collect the uses of its layers, with names of equal ones."""
     found: dict[_Shaped, list[str]] = {}
 
     def see(name: str, module: Any, x: Tensor, output: Tensor) -> None:
@@ -202,7 +204,7 @@ def _measured(
     layers: Mapping[str, nn.Module],
     num_vectors: int,
 ) -> Plan:
-    """Evaluate a quantity, which measures its plans; the plan of its network."""
+    """Evaluate a quantity, which measures its plan; return the plan."""
     use = shaped.use
     conv, x = use.conv, use.x
     output = (len(x), conv.out_channels, *conv.output_size)

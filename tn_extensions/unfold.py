@@ -1,4 +1,4 @@
-"""Modules that unfold and fold as ``torch.nn``'s do, for every convolution."""
+"""Modules like ``torch.nn.Unfold`` and ``torch.nn.Fold``, for every convolution."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _Padding = int | str | Sequence[int | tuple[int, int]]
 
 
 _BEYOND_TORCH = {"padding_mode": "zeros", "transposed": False, "output_padding": 0}
-"""Options that torch's modules do not have, and what these do."""
+"""Options that torch's modules lack, with the values that those implement."""
 
 
 class _Patches(nn.Module):
     """Hold the options of patches; the base of both modules.
 
-    Channels are treated as samples, since patterns are the same for all of them.
+    Channels are treated as samples, since all channels have the same patterns.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -40,7 +40,7 @@ class _Patches(nn.Module):
         return {name: _frozen(getattr(self, name)) for name in self._names}
 
     def extra_repr(self) -> str:
-        """Return what torch's module prints, and what it does not have."""
+        """List the options of torch's module, and others that differ from defaults."""
         return ", ".join(
             f"{name}={value!r}"
             for name, value in self._options().items()
@@ -51,18 +51,18 @@ class _Patches(nn.Module):
 class Unfold(_Patches):
     """Unfold images (im2col): patches ``U[n, (ci, k), o]``.
 
-    It takes the place of ``torch.nn.Unfold``, for any number of dimensions, padding
-    that is uneven, ``"same"`` or holds data, and transposed convolutions, whose patches
-    are zero where the kernel meets no input. Its adjoint is :class:`Fold`, its function
+    Replaces ``torch.nn.Unfold``. It also supports any number of dimensions, uneven and
+    ``"same"`` padding, all padding modes, and transposed convolutions, whose patches
+    are zero where the kernel reads no input. The adjoint is :class:`Fold`, the function
     :func:`tn_extensions.functional.unfold_input`.
 
     Args:
-        kernel_size: Size of patches: a number, or one for each dimension.
-        dilation: Dilation, likewise.
-        padding: Padding as :meth:`Conv.make` takes it: numbers, pairs for left and
-            right, ``"same"`` or ``"valid"``.
-        stride: Stride, likewise.
-        padding_mode: What the padding holds.
+        kernel_size: Size of patches: a number, or one per dimension.
+        dilation: Dilation: a number, or one per dimension.
+        padding: Padding as for :meth:`Conv.make`: numbers, pairs for left and right,
+            ``"same"`` or ``"valid"``.
+        stride: Stride: a number, or one per dimension.
+        padding_mode: Values at the padded positions, as in torch.
         transposed: Whether the convolution is transposed.
         output_padding: Output padding (transposed only).
 
@@ -95,15 +95,15 @@ class Unfold(_Patches):
         """Unfold.
 
         Args:
-            x: Images, ``[N, C, I1, ...]``, or one ``[C, I1, ...]`` if some option has
-                an entry for each dimension. If all are numbers, all axes but the first
-                two are spatial.
+            x: Images, ``[N, C, I1, ...]``. If some option has an entry per dimension,
+                it may be a single image, ``[C, I1, ...]``; if all options are numbers,
+                all axes but the first two are spatial.
 
         Returns:
             Patches, ``[N, C * K, O]`` or ``[C * K, O]``, of the dtype of ``x``.
 
         Raises:
-            TypeError: If ``x`` is no tensor of floating point numbers.
+            TypeError: If ``x`` is not a floating point tensor.
             ValueError: If the shape of ``x`` does not fit.
         """
         check_tensor("Unfold", "x", x)
@@ -123,21 +123,21 @@ class Unfold(_Patches):
 class Fold(_Patches):
     """Fold patches (col2im): ``X[n, ci, i] = sum_{k, o} P[k, o, i] u[n, (ci, k), o]``.
 
-    It takes the place of ``torch.nn.Fold``, as :class:`Unfold` does of its
-    counterpart: the adjoint of unfolding with the same options adds patches up where
-    they come from. Its function is :func:`tn_extensions.functional.fold_output`.
+    Replaces ``torch.nn.Fold``. It is the adjoint of :class:`Unfold` with the same
+    options: it adds each entry of a patch to the position that the entry comes from.
+    The function is :func:`tn_extensions.functional.fold_output`.
 
     Args:
         output_size: Spatial size of the images. If this and all options are numbers,
-            they have two dimensions, as torch's.
-        kernel_size: Size of patches: a number, or one for each dimension.
-        dilation: Dilation, likewise.
-        padding: Padding as :meth:`Conv.make` takes it: numbers, pairs for left and
-            right, ``"same"`` or ``"valid"``.
-        stride: Stride, likewise.
-        padding_mode: What the padding holds: what was copied from a position is added
-            there.
-        transposed: Whether the convolution is transposed. Its *input* are the images.
+            the images have two dimensions, as in torch.
+        kernel_size: Size of patches: a number, or one per dimension.
+        dilation: Dilation: a number, or one per dimension.
+        padding: Padding as for :meth:`Conv.make`: numbers, pairs for left and right,
+            ``"same"`` or ``"valid"``.
+        stride: Stride: a number, or one per dimension.
+        padding_mode: Values at the padded positions, as in torch. Entries of copies are
+            added to the position that was copied.
+        transposed: Whether the convolution is transposed. The images are its *input*.
         output_padding: Output padding (transposed only).
 
     >>> Fold((7, 8, 9), 3, padding="same")(torch.rand(2, 108, 504)).shape
@@ -174,11 +174,11 @@ class Fold(_Patches):
             u: Patches, ``[N, C * K, O]`` or ``[C * K, O]``.
 
         Returns:
-            Images, ``[N, C, I1, ...]`` or ``[C, I1, ...]``, of the dtype of ``u``;
-            half precision is added up in float32.
+            Images, ``[N, C, I1, ...]`` or ``[C, I1, ...]``, of the dtype of ``u``. In
+            half precision, entries are summed in float32.
 
         Raises:
-            TypeError: If ``u`` is no tensor of floating point numbers.
+            TypeError: If ``u`` is not a floating point tensor.
             ValueError: If the shape of ``u`` does not fit.
         """
         check_tensor("Fold", "u", u)
@@ -196,12 +196,12 @@ class Fold(_Patches):
 
 
 def _frozen(value: Any) -> Any:
-    """Turn sequences into tuples, which can be remembered."""
+    """Convert sequences to tuples, which are hashable."""
     return value if is_scalar(value) else tuple(map(_frozen, value))
 
 
 def _num_dims(options: dict[str, Any]) -> int | None:
-    """Number of dimensions that options have entries for; None if all are numbers."""
+    """Count the dimensions that options have entries for; None if all are numbers."""
     lengths = (len(value) for value in options.values() if not is_scalar(value))
     return max(lengths, default=None)
 
@@ -213,6 +213,6 @@ def _remembered(input_size: tuple[int, ...], **options: Any) -> Conv:
 
 def _conv(input_size: tuple[int, ...], **options: Any) -> Conv:
     options.pop("output_size", None)
-    # a compiler would trace what is remembered, and warn of it
+    # a compiler would trace into the cache, with a warning
     make = _remembered.__wrapped__ if torch.compiler.is_compiling() else _remembered
     return make(input_size, **options)

@@ -52,7 +52,7 @@ def _build(
     small: bool = False,
 ) -> Call:
     tensors = inputs(quantity, layer, 1 if small else batch_size, device)
-    return _PREPARE[name](quantity, layer, tensors)
+    return PREPARE[name](quantity, layer, tensors)
 
 
 def inputs(
@@ -213,7 +213,7 @@ def _ours(
     return call
 
 
-_PREPARE: dict[str, Callable[[Quantity, Layer, dict[str, Tensor]], Call]] = {
+PREPARE: dict[str, Callable[[Quantity, Layer, dict[str, Tensor]], Call]] = {
     "stock": _stock,
     "einconv": partial(_einconv, simplify=False),
     "einconv simplified": partial(_einconv, simplify=True),
@@ -221,3 +221,4 @@ _PREPARE: dict[str, Callable[[Quantity, Layer, dict[str, Tensor]], Call]] = {
     "ours": partial(_ours, mode="estimate"),
     "ours, measured": partial(_ours, mode="measure"),
 }
+"""Make a contender's call, of the layer and of given tensors."""

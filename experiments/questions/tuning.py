@@ -82,8 +82,8 @@ QUESTION = Question(
     title="What does it take, and bring, to tune whole networks?",
     reading=(
         "`tn_extensions.tune` runs the best-ranked candidates of each layer's plan "
-        "once, and remembers the fastest. A gain of one: the estimate had chosen it already. "
-        "Seconds are those that tuning took."
+        "once, and remembers the fastest. A gain of one: the estimate had chosen it "
+        "already. Seconds are those that tuning took."
     ),
     cases=cases,
     tables=tables,

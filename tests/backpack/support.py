@@ -23,7 +23,6 @@ from backpack import extensions as stock
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments import storage
 from tests.backpack import run, suite, support_page
 from tests.backpack.support_cases import Branched, Case, Variants, tables
 from tests.backpack.support_page import LACKING, WRONG, YES, Outcome, Outcomes, Place
@@ -218,10 +217,10 @@ def survey(
     return result
 
 
-INTRODUCTION = """# What is supported
+INTRODUCTION = """# BackPACK: what is supported
 
 Extensions of `tn_extensions.backpack` (ours), and of BackPACK {backpack} (stock), with
-torch {torch}. Made by
+torch {torch}. [What stock gets wrong](correctness.md) sums this page up. Made by
 
 ```bash
 python -m tests.backpack.support
@@ -229,25 +228,26 @@ python -m tests.backpack.support
 
 which runs both and compares what they save with Jacobians. A cell is *ours / stock*:
 
-* yes: right.
+* yes: correct.
 * no: raises the exception in brackets; or warns, and saves something else or nothing.
-* **WRONG**: neither raises nor warns, but what it saves is not right.
+* **WRONG**: neither raises nor warns, but saves something wrong.
 * -: there is no such extension.
 
-The models are, in float64: a convolution (for sequences, a `Linear`), the layer in
-question, a nonlinearity, `Flatten`, `Linear` and `CrossEntropyLoss`. Right means that
-the savefields of *all* parameters are there and differ from the reference by at most
-{tolerance} of the largest entry (under autocast: {loose}). The layer before tells
-whether backpropagation through the one in question is right. The reference is made of
-Jacobians and Hessians of torch's own modules, by `torch.func` and autograd, with
-BackPACK's Monte-Carlo samples. A row holds for one, two and three dimensions, or for
-those in brackets; a cell names them where they differ.
+A row holds for one, two and three dimensions, or for those in brackets. A cell names
+the dimensions where they differ.
 
 With groups, where stock raises, our `KFAC`, `KFLR` and `KFRA` have one pair of factors
 per group. BatchNorm's scale and shift have one factor each, `[C, C]`, their block of
 the GGN. In train mode, BatchNorm couples the samples, so that the gradient of a sample
 is not defined.
-"""
+
+*Correct* means that the savefields of all parameters are there and differ from the
+reference by at most {tolerance} of the largest entry (under autocast: {loose}). The
+models, in float64, are a convolution (for sequences, a `Linear`), the layer in
+question, a nonlinearity, `Flatten`, `Linear` and `CrossEntropyLoss`. The first layer
+shows whether the layer in question backpropagates correctly. The reference is made of
+Jacobians and Hessians of torch's own modules, by `torch.func` and autograd, with
+BackPACK's Monte-Carlo samples."""
 
 
 def introduction(backpack_version: str, torch_version: str) -> str:
@@ -298,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.extensions or args.cases:
         print(page)
     else:
-        storage.write_text(args.output, page)
+        args.output.write_text(page, encoding="utf-8")
         print(args.output)
 
 

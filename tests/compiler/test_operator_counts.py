@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from experiments.calls import count
-from experiments.cases import QUANTITIES, Case
+from experiments.contenders.quantities import QUANTITIES, Asked
+from experiments.questions.calls import count
+from experiments.subjects.layers import Layer
 from tn_extensions import Conv
 
 MOST_OPERATORS, MOST_VIEWS = 50, 200
@@ -32,17 +33,14 @@ def test_few_operators(layer: str, quantity: str) -> None:
     conv = LAYERS[layer]
     if quantity == "unfold_weight":  # a matrix from all inputs to all outputs
         conv = Conv.make(4, 4, conv.kernel_size, (9, 9), conv.stride, 1, groups=4)
+    asked = Asked(quantity, Layer(layer, conv))
     with torch.no_grad():
-        found = count(Case(layer, conv, quantity))
+        found = count(asked.call(asked.tensors(torch.device("cpu"))))
     assert found["operators"] <= MOST_OPERATORS, found
     assert found["views"] <= MOST_VIEWS, found
 
 
 def test_counts_views_apart() -> None:
-    class Known(Case):
-        def call(self, tensors: object) -> object:
-            x = torch.ones(2, 3)
-            return lambda: (x.mT @ x).unsqueeze(0).add_(1)
-
-    found = count(Known("", LAYERS["pointwise"], "kfac_expand"))
+    x = torch.ones(2, 3)
+    found = count(lambda: (x.mT @ x).unsqueeze(0).add_(1))
     assert (found["operators"], found["views"]) == (2, 2)

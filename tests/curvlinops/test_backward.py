@@ -246,8 +246,8 @@ def test_parameters_with_other_uses() -> None:
 
     x, y = images(2, 4), targets(2)
     found: dict[Any, str] = {
-        Gain: "gain of layer '1' must be used in kernels",
-        Product: "weight and bias of layer '1' must be used in kernels",
+        Gain: "gain of layer '1' must be used only in kernels",
+        Product: "weight and bias of layer '1' must be used only in kernels",
         Foreign: "a kernel of layer '1' must depend on its own",
     }
     for layer, message in found.items():

@@ -10,7 +10,7 @@ from tests.diagram.networks import CASES, DEFINED, conv
 from tests.messages import assert_in_form
 from tn_extensions import TensorNetwork, quantities
 from tn_extensions.diagram import layout, names
-from tn_extensions.diagram.label import math
+from tn_extensions.diagram.label import bold, math
 from tn_extensions.diagram.layout import LIMIT
 from tn_extensions.network import Operand, Pair, Pattern, Selection, build
 
@@ -30,7 +30,7 @@ def test_nodes_have_boxes_of_their_shape(network: TensorNetwork) -> None:
     for box, node in zip(scene.boxes, network.nodes, strict=True):
         assert box.kind == kinds[type(node)]
         if isinstance(node, Operand):
-            assert box.lines[0].startswith(f"${math(node.name)}")
+            assert box.lines[0].startswith(f"${bold(node.name)}")
         elif isinstance(node, Pattern) and len(box.lines) > 1:
             # says when it is one
             for index in node.indices:

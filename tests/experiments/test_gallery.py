@@ -31,8 +31,8 @@ def test_picture_is_up_to_date(name: str) -> None:
 def test_all_pictures_are_shown() -> None:
     found = {path.stem for path in gallery.FIGURES.iterdir()}
     assert found == set(SCENES)
-    pages = "".join(path.read_text("utf-8") for path in gallery.DOCS.glob("*.md"))
-    assert set(re.findall(r"\(figures/(\w+)\.png\)", pages)) == found
+    pages = "".join(path.read_text("utf-8") for path in gallery.DOCS.rglob("*.md"))
+    assert set(re.findall(r"[(/]figures/(\w+)\.png\)", pages)) == found
 
 
 def test_all_quantities_are_shown() -> None:

@@ -200,7 +200,7 @@ class TestBadInput:
 def test_messages_on_single_samples_and_complex_layers(num_dims: int) -> None:
     x = torch.rand(2, 4, *[5] * num_dims)
     conv = Conv.make(4, 2, 3, (5,) * num_dims)
-    with pytest.raises(ValueError, match=r"of a single sample x\[None\]"):
+    with pytest.raises(ValueError, match=r"such as x\[None\] for a single sample"):
         functional.kfac_expand(x[0], conv)
     with pytest.raises(TypeError, match="Complex layers are not supported"):
         functional.kfac_expand(x.to(torch.complex64), conv)

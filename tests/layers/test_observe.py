@@ -284,7 +284,7 @@ def test_what_kernels_are_computed_from() -> None:
         assert id(layer.weight) not in leaves_of(output)
     for model in (foreign, through_a_use):
         with (
-            pytest.raises(NotImplementedError, match="others, too") as error,
+            pytest.raises(NotImplementedError, match="other ones, too") as error,
             forward_pass(model, x, 4, observed),
         ):
             pass

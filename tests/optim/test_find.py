@@ -96,7 +96,7 @@ def test_models_not_parameters() -> None:
 
 
 def test_patterns_of_no_layer() -> None:
-    with pytest.raises(ValueError, match="skip_layers must hold patterns .* 'nope'"):
+    with pytest.raises(ValueError, match="skip_layers must match names .* 'nope'"):
         KFACPreconditioner(network(), skip_layers=["0", "nope"])
     # those of layers that are not preconditioned anyway are fine
     KFACPreconditioner(network(), skip_layers=["ReLU", "0"])

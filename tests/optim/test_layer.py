@@ -177,10 +177,10 @@ def test_no_inverse(
     assert found.skipped == 0
     if in_place == 8:
         assert layer.inverse is None
-        assert "Layer 0: no inverse, none stays" in caplog.text
+        assert "Layer 0: not invertible, using no preconditioning" in caplog.text
     else:
         assert layer.inverse is former
-        assert "Layer 0: no inverse, the former one stays" in caplog.text
+        assert "Layer 0: not invertible, using the former inverse" in caplog.text
 
 
 @pytest.mark.parametrize("fisher", ["empirical", "type-2"])

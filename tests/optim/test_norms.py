@@ -250,7 +250,7 @@ def test_plain_is_the_default() -> None:
 def test_single_layers(options: dict[str, Any]) -> None:
     if options.get("overrides", {}).get("1"):
         # it is not preconditioned, so that nothing of it can be overridden
-        with pytest.raises(ValueError, match="be of layers of the model"):
+        with pytest.raises(ValueError, match="match layers of the model"):
             KFACPreconditioner(classifier(), **options)
         return
     preconditioner = KFACPreconditioner(classifier(), **options)

@@ -486,7 +486,7 @@ def test_parameters_used_without_their_layer(fisher: Any) -> None:
         if number:
             found.step()
         else:
-            with pytest.warns(UserWarning, match=r"stay for '0\.self_attn\.out_proj'"):
+            with pytest.warns(UserWarning, match=r"used for '0\.self_attn\.out_proj'"):
                 found.step()
         assert torch.equal(projection.grad, before[0])
         assert not torch.equal(model[2].weight.grad, before[1])
@@ -523,7 +523,7 @@ def test_a_penalty_on_an_unused_layer() -> None:
     found = KFACPreconditioner(model, kl_clip=None)
     data = noise_tensor([6, 4]), batch()[1]
     (loss_of(model, data) + model.heads[1].weight.square().sum()).backward()
-    with pytest.warns(UserWarning, match=r"stay for 'heads\.1'.*was not called"):
+    with pytest.warns(UserWarning, match=r"used for 'heads\.1'.*was not called"):
         found.step()
     assert_close(model.heads[1].weight.grad, 2 * model.heads[1].weight.detach())
 
@@ -534,7 +534,7 @@ def test_an_empty_batch() -> None:
     x, y = batch()
     loss = nn.functional.cross_entropy(model(x[:0]), y[:0], reduction="sum")
     loss.backward()
-    with pytest.warns(UserWarning, match="stay for '0', '2', '5'.*empty batch"):
+    with pytest.warns(UserWarning, match="used for '0', '2', '5'.*empty batch"):
         found.step()
     assert not any(gradient.any() for gradient in gradients(model))
     model.zero_grad()
@@ -564,9 +564,10 @@ def test_what_is_not_a_batch() -> None:
         found.step()
     messages = " ".join(str(each.message) for each in seen)
     assert (
-        "for 'of_all'" in messages and "1 rows, no multiple of the 6 data" in messages
+        "used for 'of_all'" in messages
+        and "1 rows, which is not a multiple of the 6 data" in messages
     )
-    assert "stay for 'conv'" in messages and "[2, 3], which is not a batch" in messages
+    assert "used for 'conv'" in messages and "[2, 3], which is not a batch" in messages
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.grad, before[name]) != name.startswith("last")
 
@@ -660,7 +661,7 @@ def test_kernels_that_are_computed_later(key: str) -> None:
     model = nn.Sequential(nn.Conv1d(3, 4, 2), nn.Flatten(), nn.Linear(8, 3)).double()
     found = KFACPreconditioner(model, kl_clip=None)
     prune.l1_unstructured(model[0], key, 0.5)
-    with pytest.warns(UserWarning, match="for '0': each no longer multiplies"):
+    with pytest.warns(UserWarning, match="for '0', as each no longer multiplies"):
         assert_first_is_left_alone(model, found)
 
 

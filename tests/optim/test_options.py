@@ -92,7 +92,7 @@ def test_groups_of_single_layers_and_in_the_optimizer() -> None:
     assert found._layers["0"].options.damping_method == "pi"
     kfac = KFAC(network(), lr=0.05, clipping=Clipping(1e-2))
     assert kfac.preconditioner._clip_and_lr() == (1e-2, 0.05)
-    with pytest.raises(ValueError, match="clipping.lr must be that of the optimizer"):
+    with pytest.raises(ValueError, match="clipping.lr must equal the optimizer's"):
         KFAC(network(), lr=0.05, clipping=Clipping(1e-2, lr=0.3))
 
 

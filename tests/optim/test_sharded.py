@@ -127,7 +127,7 @@ def check_errors() -> None:
     with pytest.raises(NotImplementedError, match="a mesh of 2 axes"):
         KFACPreconditioner(hybrid)
     groups = [dist.new_group([rank]) for rank in range(2)]
-    with pytest.raises(ValueError, match="process_group must be that of"):
+    with pytest.raises(ValueError, match="process_group must be the group of"):
         KFACPreconditioner(sharded(network()), process_group=groups[dist.get_rank()])
     model = network()
     early = KFACPreconditioner(model)

@@ -1,4 +1,4 @@
-"""Module extensions, made to take square roots in pieces and tensors of any dtype."""
+"""Adapt module extensions to square roots in pieces and to tensors of any dtype."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from tn_extensions.backpack.signed_roots import SignedRoots
 
 
 def adapted(extension: ModuleExtension, is_users: bool = False) -> ModuleExtension:
-    """A copy of a module extension that does the same to what ours backpropagate.
+    """Copy a module extension, and adapt the copy to what our extensions backpropagate.
 
     Args:
-        extension: Of BackPACK, of ours, or a user's own.
-        is_users: Whether it is a user's own.
+        extension: A module extension: BackPACK's, ours, or a user's.
+        is_users: Whether it is a user's.
 
     Returns:
-        One that is given a square root's pieces in turn, and whose module has tensors
-        of one dtype where autocast left several.
+        The copy. It receives the pieces of a square root one after another, and tensors
+        of a single dtype where autocast left several.
     """
     twin: Any = copy(extension)
     takes_columns = getattr(extension, "takes_columns", False)
-    # nothing else says which of its methods are of parameters
+    # BackPACK keeps the names of parameters only here
     for name in twin._ModuleExtension__params:
         function = _of_one_dtype(extension, getattr(extension, name))
         setattr(twin, name, partial(_parameter, name, function, takes_columns))
@@ -44,7 +44,7 @@ def adapted(extension: ModuleExtension, is_users: bool = False) -> ModuleExtensi
     else:
         steps = partial(_mapped, function)
     couples = getattr(extension, "couples", None)
-    # all of ours and of BackPACK backpropagate the same to the same
+    # all extensions but a user's turn equal inputs into equal results
     origin = extension if is_users else None
     twin.backpropagate = partial(_backpropagate, function, steps, origin, couples)
     return twin
@@ -60,7 +60,7 @@ def _parameter(
     g_out: Any,
     backproped: Any,
 ) -> Any:
-    """A parameter's quantity; a sum over columns piece by piece."""
+    """Compute a parameter's quantity; sums over columns are computed by pieces."""
     arguments = (ext, module, g_inp, g_out)
     if takes_columns or not isinstance(backproped, Columns):
         result = function(*arguments, backproped)
@@ -71,7 +71,7 @@ def _parameter(
             result = result + function(*arguments, piece)
     else:
         result = function(*arguments, backproped.merged())
-        if backproped.shares_memory(result):  # which may be overwritten
+        if backproped.shares_memory(result):  # the piece may be overwritten later
             result = result.clone()
     if ext.in_parameter_dtype:
         result = result.to(getattr(module, name).dtype)
@@ -91,7 +91,7 @@ def _backpropagate(
     g_out: Any,
     backproped: Any,
 ) -> Any:
-    """What arrives at the module's input; once for all extensions that share it."""
+    """Backpropagate to the module's input, once for all extensions that share it."""
     if isinstance(backproped, Columns):
         if couples is not None and couples(ext, module):
             backproped = backproped.per_sample()
@@ -117,7 +117,7 @@ def _mapped(
     g_out: Any,
     columns: Columns,
 ) -> Iterator[Tensor]:
-    """Apply a module's transposed Jacobian to one piece after the other."""
+    """Apply a module's transposed Jacobian to one piece after another."""
     growth = module.input0.numel() / max(module.output.numel(), 1)
     for piece in columns.take(growth):
         yield function(ext, module, g_inp, g_out, piece)
@@ -131,9 +131,9 @@ def _multiplied(
     g_out: Any,
     columns: Columns,
 ) -> Iterator[Tensor]:
-    """The same where the Jacobian is diagonal: in place if nobody else has the pieces.
+    """Apply a diagonal transposed Jacobian, in place if nothing else uses the pieces.
 
-    That saves the time to get new memory, most of what a product in itself takes.
+    This avoids allocating memory, which takes most of the time of such a product.
     """
     in_place = columns.is_alone
     slope: Tensor | None = None
@@ -142,7 +142,7 @@ def _multiplied(
             cast = Cast(module, piece.dtype)
             slope = derivatives.df(cast, g_inp, g_out, ext.get_subsampling())
             slope = laid_out_like(slope.to(piece.dtype), piece[0])
-        # of an expanded tensor, several entries are in one place
+        # entries of an expanded tensor share memory
         if in_place and 0 not in piece.stride():
             yield piece.mul_(slope)
         else:
@@ -152,7 +152,7 @@ def _multiplied(
 def _of_one_dtype(
     extension: ModuleExtension, function: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """The function, given tensors of one dtype where they are of several or half."""
+    """Wrap a function: cast its tensors to one dtype, at least float32."""
     if isinstance(getattr(extension, "derivatives", None), AnyDtype):
         return function
 

@@ -1,8 +1,9 @@
-"""Approximations of the Hessian's diagonal that backpropagate a diagonal only.
+"""Approximations of the Hessian's diagonal that backpropagate only a diagonal.
 
-From the output ``y`` of a module to its input ``x``, ``h_x = (J^2)^T h_y + sum_y g_y
-d^2 y / dx^2``: the Jacobian's entries are squared, and whatever is off the diagonal of
-the output's Hessian is left out. A pass costs about as much as that of the gradient.
+A module with output ``y`` and input ``x`` turns the diagonal ``h_y`` into ``h_x =
+(J^2)^T h_y + sum_y g_y d^2 y / dx^2``. The entries of the Jacobian are squared, and
+off-diagonal entries of the output's Hessian are ignored. The pass costs about as much
+as the backward pass of the gradient.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ from tn_extensions.backpack.modules import (
 
 
 class _Approximation(Extension, SecondOrderBackpropExtension):
-    """Backpropagate a diagonal in place of the Hessian; the base of both extensions."""
+    """Backpropagate a diagonal instead of the Hessian; the base of both extensions."""
 
     in_parameter_dtype = True
     field: str
@@ -67,7 +68,7 @@ class _Approximation(Extension, SecondOrderBackpropExtension):
         super().__init__(self.field, {})
 
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
-        """Return extensions of all modules that pass a diagonal on."""
+        """Return module extensions of all modules that backpropagate a diagonal."""
         diagonal: dict[type[Module], BaseDerivatives] = {
             nn.ReLU: ReLUDerivatives(),
             nn.LeakyReLU: LeakyReLUDerivatives(),
@@ -107,20 +108,21 @@ class _Approximation(Extension, SecondOrderBackpropExtension):
     def accumulate_backpropagated_quantities(
         self, existing: Tensor, other: Tensor
     ) -> Tensor:
-        """Sum what arrives at a branching point."""
+        """Sum the diagonals that arrive at a branching point."""
         return existing + other
 
     def of_cross_entropy(self, module: Any, probabilities: Tensor) -> Tensor:
-        """The diagonal of the Hessian of a cross entropy, summed over samples."""
+        """Compute the Hessian diagonal of a cross entropy, summed over samples."""
         return probabilities - probabilities.square()
 
 
 class DiagHessianHesScale(_Approximation):
     """HesScale: approximate the Hessian's diagonal, in ``parameter.diag_h_hesscale``.
 
-    As :class:`DiagHessianBL89`, and exact at the output: with softmax probabilities
-    ``p``, the diagonal of a cross entropy's Hessian is ``p - p^2``. So it is exact for
-    the parameters of the last layer, if that is a ``Linear`` on vectors.
+    Like :class:`DiagHessianBL89`, but exact at the model's output: with softmax
+    probabilities ``p``, the diagonal of a cross entropy's Hessian is ``p - p^2``.
+    Hence, it is exact for the parameters of the last layer if this is a ``Linear`` on
+    vectors. Shaped like the parameter, of its dtype.
 
     Reference: Elsayed and Mahmood, "HesScale: Scalable Computation of Hessian
     Diagonals", 2022, arXiv:2210.11639.
@@ -132,11 +134,12 @@ class DiagHessianHesScale(_Approximation):
 class DiagHessianBL89(_Approximation):
     """Approximate the Hessian's diagonal, in ``parameter.diag_h_bl89``.
 
-    From the output ``y`` of each module to its input, ``h_x = (J^2)^T h_y + sum_y g_y
-    d^2 y / dx^2``, with the gradient ``g`` and the Jacobian ``J``, squared elementwise;
-    likewise to its parameters. Shaped as the parameter, of its dtype. The softmax of a
-    cross entropy, too, is treated as if it were elementwise: with probabilities ``p``
-    and targets ``t`` (of one class, or probabilities), its diagonal is ``t (p - p^2)``.
+    A module with output ``y`` and input ``x`` turns the diagonal ``h_y`` into ``h_x =
+    (J^2)^T h_y + sum_y g_y d^2 y / dx^2``, with the gradient ``g`` and the elementwise
+    square of the Jacobian ``J``. The diagonals for its parameters are computed in the
+    same way. Shaped like the parameter, of its dtype. The softmax of a cross entropy is
+    treated like an elementwise function, too: with probabilities ``p`` and targets
+    ``t`` (one-hot or probabilities), the diagonal is ``t (p - p^2)``.
 
     Reference: Becker and Le Cun, "Improving the convergence of back-propagation
     learning with second order methods", 1989.
@@ -145,7 +148,7 @@ class DiagHessianBL89(_Approximation):
     field = "diag_h_bl89"
 
     def of_cross_entropy(self, module: Any, probabilities: Tensor) -> Tensor:
-        """Compute the diagonal at the outputs, of the target classes only."""
+        """Compute the diagonal for the outputs of the target classes."""
         targets = module.input1
         if not targets.is_floating_point():
             classes = torch.arange(probabilities.shape[1], device=targets.device)
@@ -157,7 +160,7 @@ class DiagHessianBL89(_Approximation):
 
 
 class _Step(ModuleExtension):
-    """A module that a diagonal is backpropagated through.
+    """Module extension that backpropagates a diagonal.
 
     Args:
         derivatives: Derivatives of the module.
@@ -177,11 +180,11 @@ class _Step(ModuleExtension):
         return self.through(module, g_inp, g_out, backproped)
 
     def through(self, module: Any, g_inp: Any, g_out: Any, h: Tensor) -> Tensor:
-        """The diagonal for the module's input, from that for its output."""
+        """Compute the diagonal for the module's input from the one for its output."""
         raise NotImplementedError
 
     def of_parameter(self, name: str, module: Any, h: Tensor) -> Tensor:
-        """The diagonal for a parameter, from that for the module's output."""
+        """Compute the diagonal for a parameter from the one for the module's output."""
         raise NotImplementedError
 
     def _parameter(
@@ -208,7 +211,7 @@ class _Diagonal(_Step):
 
 
 class _Copies(_Step):
-    """A module whose outputs are each a copy of an input: ones equal their squares."""
+    """A module that copies inputs to outputs: its Jacobian has entries 0 and 1."""
 
     def through(self, module: Any, g_inp: Any, g_out: Any, h: Tensor) -> Tensor:
         """Multiply with the Jacobian."""
@@ -216,10 +219,10 @@ class _Copies(_Step):
 
 
 class _Average(_Step):
-    """A pool whose outputs are each a multiple of the sum of some inputs."""
+    """Average pooling: entries of the Jacobian that belong to one output are equal."""
 
     def through(self, module: Any, g_inp: Any, g_out: Any, h: Tensor) -> Tensor:
-        """Multiply with the Jacobian and, for each output, with its entries."""
+        """Multiply each output with its Jacobian entry, then with the Jacobian."""
         one = module.input0[:1]
         sums = self.derivatives.input_jvp(module, torch.ones_like(one))
         for axis, inputs in enumerate(one.shape[2:]):
@@ -263,7 +266,7 @@ class _BatchNorm(_Diagonal):
     def check_hyperparameters_module_extension(
         self, ext: Any, module: Any, g_inp: Any, g_out: Any
     ) -> None:
-        """Refuse statistics of the batch, which couple its samples."""
+        """Raise an error if the batch's statistics couple its samples."""
         batch_norm_raise_error_if_train(module)
 
     def of_parameter(self, name: str, module: Any, h: Tensor) -> Tensor:
@@ -277,12 +280,12 @@ class _BatchNorm(_Diagonal):
 
 
 class _Loss(_Step):
-    """A loss, where a diagonal begins."""
+    """A loss, where backpropagation starts."""
 
     def backpropagate(
         self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
     ) -> Tensor:
-        """The diagonal of the loss's Hessian."""
+        """Compute the diagonal of the loss's Hessian."""
         x, own = module.input0.detach(), self.derivatives
         count = x.numel()
         if isinstance(own, MSELossDerivatives):
@@ -298,7 +301,7 @@ class _Loss(_Step):
 
 
 def _counts(module: Any, axis: int, inputs: int, sums: Tensor) -> Tensor:
-    """Count along an axis the inputs that each output of a pool averages."""
+    """Count the inputs along an axis that each output of a pool averages."""
     outputs = torch.arange(sums.shape[axis + 2], device=sums.device)
     if hasattr(module, "kernel_size"):
         size, stride, padding = (

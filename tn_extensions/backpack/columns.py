@@ -1,4 +1,4 @@
-"""Square roots of curvature matrices on their way through the network."""
+"""Square roots of curvature matrices that are backpropagated by pieces."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from tn_extensions.compiler.budget import current_budget
 class Columns:
     """A square root ``[V, N, ...]`` in pieces along ``V``, which are freed one by one.
 
-    The largest thing that second-order extensions hold. Where it goes through a module
-    piece by piece, there is never more of it than its larger side and one piece.
+    Square roots take most of the memory of second-order extensions. By pieces, a module
+    needs memory for the larger of its two square roots, at output and input, and for
+    one piece.
 
     Args:
         pieces: The pieces.
-        coupled: Whether each sample has columns of its own (see
-            :func:`column_per_sample`), because samples became coupled.
+        coupled: Whether a module coupled the samples, so that each sample has its own
+            columns (see :func:`column_per_sample`).
     """
 
     def __init__(self, pieces: Iterable[Tensor], coupled: bool = False) -> None:
@@ -33,13 +34,13 @@ class Columns:
         self._holders = WeakSet([self])
 
     def copy(self) -> Columns:
-        """The same pieces, to be taken independently."""
+        """Copy the list of pieces, so that both lists can be consumed independently."""
         twin = Columns(self.pieces, self.coupled)
         twin._hold_with(self)
         return twin
 
     def through(self, step: Callable[[Columns], Iterator[Tensor]]) -> Columns:
-        """What a step makes of the pieces, which it takes; some hand on the memory."""
+        """Apply a step that consumes the pieces; it may reuse their memory."""
         memory = self._memory()
         result = Columns(step(self), self.coupled)
         if memory & result._memory():
@@ -54,25 +55,28 @@ class Columns:
         return {memory_of(piece) for piece in self.pieces}
 
     def shares_memory(self, value: Any) -> bool:
-        """Whether a value is a tensor in the memory of a piece."""
+        """Tell whether a value is a tensor in the memory of a piece."""
         if not isinstance(value, Tensor):
             return False
         return memory_of(value) in self._memory()
 
     @property
     def is_alone(self) -> bool:
-        """Whether nothing else has the pieces' memory: it may be overwritten."""
+        """Tell whether nothing else uses the pieces: they may be overwritten."""
         return len(self._holders) == 1
 
     def __len__(self) -> int:
         return sum(map(len, self.pieces))
 
     def take(self, growth: float = 1.0) -> Iterator[Tensor]:
-        """Give the pieces away, in order, and forget each.
+        """Yield the pieces in order, and drop each of them.
 
         Args:
-            growth: How many elements are made of one. Pieces are cut so that what is
-                made of them is within a quarter of the memory budget.
+            growth: Size of what is computed from a piece, divided by the piece's size.
+
+        Yields:
+            Pieces, cut so that each result takes at most a quarter of the memory
+            budget.
         """
         while self.pieces:
             piece = self.pieces.pop(0)
@@ -81,20 +85,20 @@ class Columns:
             yield from piece.tensor_split(int(count)) if count > 1 else (piece,)
 
     def merged(self) -> Tensor:
-        """The whole square root, kept as one piece."""
+        """Concatenate the pieces to one, and return it."""
         if len(self.pieces) > 1:
             whole = SHARED.once("merged", self.pieces, partial(torch.cat, self.pieces))
             self.pieces = [whole]
         return self.pieces[0]
 
     def per_sample(self) -> Columns:
-        """Columns of which each sample has its own."""
+        """Give each sample its own columns, unless it has them already."""
         if self.coupled:
             return self
         return Columns(map(column_per_sample, self.take()), coupled=True)
 
     def __add__(self, other: Columns) -> Columns:
-        """Sum what comes from two branches."""
+        """Sum the square roots of two branches."""
         left, right = self, other
         if left.coupled != right.coupled:
             left, right = left.per_sample(), right.per_sample()
@@ -108,7 +112,7 @@ class Columns:
 
 
 def _added(left: list[Tensor], right: list[Tensor]) -> Iterator[Tensor]:
-    """Sums of pieces that may be cut differently."""
+    """Add two lists of pieces that may be cut differently."""
     while left:
         a, b = left.pop(0), right.pop(0)
         size = min(len(a), len(b))
@@ -119,13 +123,13 @@ def _added(left: list[Tensor], right: list[Tensor]) -> Iterator[Tensor]:
 
 
 def column_per_sample(sqrt: Tensor) -> Tensor:
-    """Give each sample columns of its own: ``[V, N, ...]`` to ``[V * N, N, ...]``.
+    """Give each sample its own columns: ``[V, N, ...]`` to ``[V * N, N, ...]``.
 
     Args:
-        sqrt: Square root of a GGN that has a block for each sample.
+        sqrt: Square root of a GGN that is block-diagonal in the samples.
 
     Returns:
-        Square root of the same GGN. The column ``(v, n)`` is zero outside sample ``n``.
+        A square root of the same GGN. Column ``(v, n)`` is zero outside sample ``n``.
     """
     num_data = sqrt.shape[1]
     sample = torch.arange(num_data, device=sqrt.device)

@@ -1,4 +1,4 @@
-"""What all of our extensions of BackPACK share."""
+"""The base class of our BackPACK extensions."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ from tn_extensions.layers.module import SUPPORTED, reason_against
 
 
 class Extension(BackpropExtension):
-    """An extension whose module extensions of convolutions are ours.
+    """An extension that replaces BackPACK's module extensions of convolutions.
 
-    To be inherited from after one of BackPACK's extensions, whose constructor passes on
-    the module extensions that it knows.
+    Name it as a base class after one of BackPACK's extensions, whose constructor passes
+    BackPACK's module extensions on.
     """
 
     backpropagates_columns = False
-    """Whether it is a square root of a curvature matrix that is backpropagated."""
+    """True if the extension backpropagates a square root of a curvature matrix."""
     additive = False
-    """Whether what it saves is a sum over the columns of that square root."""
+    """True if the saved quantity is a sum over the columns of this square root."""
     in_parameter_dtype = False
-    """Whether what it saves has the parameter's dtype, and not float32 or wider."""
+    """True if the saved quantity has the parameter's dtype; else float32 or wider."""
     refuses_coupling = True
-    """Whether BatchNorm in train mode is an error; else, as in BackPACK, a warning."""
+    """True if BatchNorm in train mode is an error; else BackPACK warns."""
     asks: ClassVar[Asked] = ()
-    """Quantities of a layer's kernel that it needs."""
+    """Quantities of a layer's kernel that the extension needs."""
     loss_hessian_strategy: str
-    """Of extensions that backpropagate a square root; BackPACK sets it."""
+    """Set by BackPACK for extensions that backpropagate a square root."""
 
     def __init__(
         self,
@@ -64,31 +64,31 @@ class Extension(BackpropExtension):
         self._known = {kind: adapted(known) for kind, known in module_exts.items()}
         super().__init__(savefield, self._known, fail_mode, subsampling)
         self.saved_quantities = SavedCopies()
-        # in which pass of autograd each module was visited last
+        # the id of the autograd pass that visited a module last
         self._visited: WeakKeyDictionary[Module, int] = WeakKeyDictionary()
         self._users: set[type[Module]] = set()
 
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
-        """Module extensions that differ from BackPACK's, or that it lacks."""
+        """Return module extensions that BackPACK lacks, or that differ from its own."""
         raise NotImplementedError
 
     def of_kernel(self, layer: Layer, *found: Tensor) -> Tensor:
-        """Make what is saved for a layer's kernel of the quantities asked for."""
+        """Compute the saved quantity of a kernel from the quantities in ``asks``."""
         (result,) = found
         return result
 
     def extension_of(self, module: Module) -> ModuleExtension | None:
-        """Its module extension of a module, if that is known."""
+        """Return the module extension of a module, if there is one."""
         return self._known.get(type(module))
 
     def companions(self) -> list[Extension]:
-        """Other extensions of the backward pass that are given the same vectors."""
+        """List other extensions of this backward pass that receive the same vectors."""
         active = [e for e in CTX.get_active_exts() if isinstance(e, Extension)]
         own = self._source()
         return [e for e in active if e is not self and own and e._source() == own]
 
     def _source(self) -> tuple[Any, ...] | None:
-        """Name the vectors it is given; None if no other extension is."""
+        """Name the vectors that the extension receives; None if no other can."""
         samples, name = self.get_subsampling(), "gradients"
         if self.expects_backpropagation_quantities():
             strategy = getattr(self, "loss_hessian_strategy", None)
@@ -100,7 +100,7 @@ class Extension(BackpropExtension):
     def set_module_extension(
         self, module: type[Module], extension: ModuleExtension, overwrite: bool = False
     ) -> None:
-        """Add a module extension of the user's own."""
+        """Add a user's module extension."""
         self._users.add(module)
         super().set_module_extension(
             module, adapted(extension, is_users=True), overwrite
@@ -109,7 +109,7 @@ class Extension(BackpropExtension):
     def __call__(
         self, module: Module, g_inp: tuple[Tensor, ...], g_out: tuple[Tensor, ...]
     ) -> None:
-        """Run at a module; subclasses of layers that compute the same count.
+        """Run at a module. Subclasses that compute what their base does are supported.
 
         Args:
             module: Module that ran a forward pass.
@@ -117,23 +117,23 @@ class Extension(BackpropExtension):
             g_out: Gradients with respect to its output.
 
         Raises:
-            AttributeError: If the module holds no forward pass.
-            TypeError: If its input is complex.
+            AttributeError: If the module ran no forward pass.
+            TypeError: If its output is complex.
             ValueError: If the module was used twice, its input has no axis of samples,
                 the loss is not reduced, or ``subsampling`` does not fit.
-            NotImplementedError: If the module is unknown, or its kernel is computed.
-                In any case, all of our extensions drop what they saved in this
-                backward pass.
+            NotImplementedError: If the module is unknown, or its kernel is not a
+                parameter. With every error, all of our extensions drop what they saved
+                in this backward pass.
         """
         active = [e for e in CTX.get_active_exts() if isinstance(e, Extension)]
         current, last = torch._C._current_graph_task_id(), self._visited.get(module)
-        is_again = last == current != -1  # which says that no pass is known
+        is_again = last == current != -1  # -1: outside of a backward pass
         starts = is_loss(module) and current not in self._visited.values()
         if starts or not self._visited or (last is not None and not is_again):
             self.begin()
         self._visited[module] = current
         if not active or active[0] is self:
-            SHARED.clear()  # in case that another's extension failed before
+            SHARED.clear()  # another extension may have failed before
         try:
             if not self._refuses(module):
                 self._check(module, g_out, is_again)
@@ -148,32 +148,35 @@ class Extension(BackpropExtension):
             SHARED.clear()
 
     def accumulate_backpropagated_quantities(self, existing: Any, other: Any) -> Any:
-        """Sum what arrives at a branching point."""
+        """Sum the quantities that arrive at a branching point."""
         if isinstance(existing, Columns):
             return existing + other
         return super().accumulate_backpropagated_quantities(existing, other)
 
     def begin(self) -> None:
-        """A new backward pass begins."""
+        """Begin a new backward pass."""
         self._visited.clear()
 
     def start(self, module: Any, square_root: Callable[[], Tensor]) -> Columns:
-        """The loss Hessian's square root; an exact one is the same for all extensions.
+        """Compute the square root of the loss's Hessian; extensions share exact ones.
 
         Args:
             module: The loss.
-            square_root: Computes ``[V, N, ...]``.
+            square_root: Function that computes the square root, ``[V, N, ...]``.
+
+        Returns:
+            The square root.
         """
         subsampling = self.get_subsampling()
         if self.loss_hessian_strategy != LossHessianStrategy.EXACT:
-            return Columns([square_root()])  # draws samples of its own, as stock does
+            return Columns([square_root()])  # each draws its own, as in BackPACK
         samples = None if subsampling is None else tuple(subsampling)
         return SHARED.once((samples, "loss"), [], lambda: Columns([square_root()]))
 
     def _check_arguments(self, subsampling: Any) -> list[int] | None:
-        """Refuse what cannot be meant; samples as BackPACK takes them."""
+        """Check arguments; return the samples in the form that BackPACK takes."""
         name = type(self).__name__
-        samples = getattr(self, "_mc_samples", 1)  # set before, by BackPACK's class
+        samples = getattr(self, "_mc_samples", 1)  # set already by BackPACK's class
         if not _is_index(samples) or samples < 1:
             kind = ValueError if _is_index(samples) else TypeError
             rule = "be a positive integer"
@@ -186,13 +189,14 @@ class Extension(BackpropExtension):
             rule = "be a list of integers"
             raise TypeError(describe(name, "subsampling", rule, repr(subsampling)))
         if self.expects_backpropagation_quantities() and not chosen:
-            raise ValueError(describe(name, "subsampling", "hold a sample", "none"))
+            rule = "have at least one sample"
+            raise ValueError(describe(name, "subsampling", rule, "none"))
         return list(map(index, chosen))
 
     def _refuses(self, module: Any) -> bool:
-        """Treat a layer's subclass like its base, or say why it is none.
+        """Treat a layer's subclass like its base, or refuse it.
 
-        With what BackPACK does with unknown modules: an error, or a warning.
+        Like BackPACK for unknown modules, raise an error, warn, or do nothing.
         """
         kind = type(module)
         if isinstance(module, ParametrizationList) and self._fail_mode == FAIL_ERROR:
@@ -201,9 +205,9 @@ class Extension(BackpropExtension):
                     type(self).__name__,
                     "model",
                     "multiply by its parameters",
-                    f"one computed by {', '.join(map(_named, module))},"
+                    f"one that is computed by {', '.join(map(_named, module))},"
                     " which does not have an extension",
-                    "Undo that with parametrize.remove_parametrizations()",
+                    "Remove it with parametrize.remove_parametrizations()",
                 )
             )
         if not isinstance(module, SUPPORTED) or kind in self._users:
@@ -232,7 +236,7 @@ class Extension(BackpropExtension):
         """Refuse a module whose quantities would fail or be wrong."""
         name, kind = type(self).__name__, type(module).__name__
         is_known = type(module) in self._known
-        if is_again and not is_known:  # nothing is to be done there
+        if is_again and not is_known:  # no extension runs there
             return
         if is_again or is_known and _differ(getattr(module, "output", None), g_out[0]):
             raise ValueError(
@@ -241,8 +245,8 @@ class Extension(BackpropExtension):
                     kind,
                     "be used once before each backward pass",
                     f"{_named(module)} used again",
-                    "BackPACK keeps the input of one use: make each a module of its"
-                    " own, and run other forward passes in torch.no_grad()",
+                    "BackPACK keeps the input of one use only: create a module for"
+                    " each use, and run other forward passes in torch.no_grad()",
                 )
             )
         if not hasattr(module, "output"):
@@ -250,26 +254,27 @@ class Extension(BackpropExtension):
                 describe(
                     name,
                     kind,
-                    "hold its input and output from a forward pass",
+                    "have its input and output from a forward pass",
                     "neither",
-                    "Call forward anew, not in backpack.disable() or torch.no_grad();"
-                    " for a second backward pass, pass retain_graph=True to backpack()",
+                    "Repeat the forward pass outside of backpack.disable() and"
+                    " torch.no_grad(); for a second backward pass, pass"
+                    " retain_graph=True to backpack()",
                 )
             )
         if is_known:
             self._check_data(module)
 
     def _check_data(self, module: Any) -> None:
-        """Refuse a batch that does not fit."""
+        """Refuse a batch that the extension does not support."""
         name, kind = type(self).__name__, type(module).__name__
         if module.output.is_complex():
             value = f"{module.output.dtype} from {_named(module)}"
             raise TypeError(describe(name, f"{kind}.output", "be real", value))
         least, dims = num_axes(module), module.input0.dim()
         if dims < least:
-            remedy = "Pass a batch, its first axis the samples"
+            remedy = "Pass a batch whose first axis is the samples"
             if is_loss(module):
-                remedy = "Give the loss outputs [N, C] that are not squeezed"
+                remedy = "Do not squeeze the output: pass [N, C] to the loss"
             value = f"{dims} (shape {list(module.input0.shape)})"
             rule = f"be at least {least}"
             raise ValueError(describe(name, f"{kind}.input.dim()", rule, value, remedy))
@@ -285,7 +290,7 @@ class Extension(BackpropExtension):
                 raise ValueError(describe(name, "subsampling", rule, subsampling))
 
     def _drop(self) -> None:
-        """Forget a backward pass that failed, so that no savefield is left of it."""
+        """Delete all savefields of a backward pass that failed."""
         for module in self._visited:
             for parameter in module.parameters(recurse=False):
                 if hasattr(parameter, self.savefield):
@@ -295,7 +300,7 @@ class Extension(BackpropExtension):
 
 
 def _is_index(value: Any) -> bool:
-    """Tell whether a value is an integer, and no entry of a mask."""
+    """Tell whether a value is an integer, not a boolean."""
     is_boolean = isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool
     try:
         index(value)
@@ -305,7 +310,7 @@ def _is_index(value: Any) -> bool:
 
 
 def _differ(output: Tensor | None, gradient: Tensor | None) -> bool:
-    """Tell whether a gradient is of another forward pass than the output held."""
+    """Tell whether a gradient belongs to another forward pass than the saved output."""
     if output is None or gradient is None:
         return False
     return output.shape != gradient.shape

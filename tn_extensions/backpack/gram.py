@@ -1,4 +1,4 @@
-"""Gram matrices of gradients: of per-sample ones, and of the GGN's square root."""
+"""Gram matrices of per-sample gradients and of the GGN's square root."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Groups = Iterable[dict[str, Any] | Iterable[Tensor]]
 
 
 def module_extensions() -> dict[type[Module], ModuleExtension]:
-    """Module extensions by type: of modules with parameters."""
+    """Return the module extensions of modules with parameters, by type."""
     embedding = GradientsModule(EmbeddingDerivatives(), ("weight",))
     result: dict[type[Module], ModuleExtension] = {
         nn.Linear: LayerModule(DenseDerivatives()),
@@ -47,14 +47,14 @@ def module_extensions() -> dict[type[Module], ModuleExtension]:
 
 
 class _Gram(Extension):
-    """What Gram matrices share."""
+    """The base of extensions that save Gram matrices."""
 
     asks = (("ggn_gram", {}),)
 
     def group(self, param_groups: Groups | None) -> None:
-        """Set the groups of parameters over which matrices are summed."""
+        """Set the groups of parameters whose matrices are summed."""
         self._groups: dict[int, int] = {}
-        self._parameters: list[Tensor] = []  # so that no id is used again
+        self._parameters: list[Tensor] = []  # keeps them alive: ids stay unique
         self._sums: dict[int, Tensor] = {}
         self._found: set[int] = set()
         name = type(self).__name__
@@ -68,12 +68,12 @@ class _Gram(Extension):
             if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
                 kind = type(parameters if parameters is not None else group).__name__
                 rule = "be a list of parameters, or a dict with one in 'params'"
-                remedy = "Pass [parameters] for one group of all"
+                remedy = "Pass [parameters] for a single group"
                 raise TypeError(describe(name, at, rule, kind, remedy))
             for parameter in parameters:
                 if not isinstance(parameter, Tensor):
                     kind = type(parameter).__name__
-                    raise TypeError(describe(name, at, "hold parameters", kind))
+                    raise TypeError(describe(name, at, "have only parameters", kind))
                 if id(parameter) in self._groups:
                     rule = "share no parameter with another group or itself"
                     value = f"one of shape {list(parameter.shape)} twice"
@@ -82,7 +82,7 @@ class _Gram(Extension):
                 self._parameters.append(parameter)
 
     def begin(self) -> None:
-        """A new backward pass begins."""
+        """Begin a new backward pass."""
         super().begin()
         self._sums.clear()
         self._found.clear()
@@ -91,7 +91,7 @@ class _Gram(Extension):
             Variable._execution_engine.queue_callback(self._check_groups)
 
     def _check_groups(self) -> None:
-        """Refuse groups of another model's parameters."""
+        """Refuse groups without a parameter of the differentiated model."""
         trained = [p for p in self._parameters if p.requires_grad]
         for i in dict.fromkeys(self._groups[id(p)] for p in trained):
             if i not in self._found:
@@ -100,18 +100,18 @@ class _Gram(Extension):
                     describe(
                         type(self).__name__,
                         f"param_groups[{i}]",
-                        "hold a parameter of the model that was differentiated",
+                        "have a parameter of the model that was differentiated",
                         "none",
                         "Pass parameters of the model itself, not of a copy",
                     )
                 )
 
     def of_kernel(self, layer: Layer, *found: Tensor) -> Tensor:
-        """The Gram matrix, or its group's so far."""
+        """Return the Gram matrix, added to those of the parameter's group so far."""
         return self._summed(layer.weight, *found)
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
-        """The same for other parameters, made of gradients."""
+        """Compute the Gram matrix of other parameters' gradients."""
         return self._summed(parameter, gram_of_gradients(gradients, parameter.dim()))
 
     def _summed(self, parameter: Tensor, gram: Tensor) -> Tensor:
@@ -129,18 +129,21 @@ class _Gram(Extension):
 class BatchDotGrad(FirstOrderBackpropExtension, _Gram):
     """Inner products of per-sample gradients, in ``parameter.batch_dot``: ``[N, N]``.
 
-    ``<g_n, g_m>`` with the loss' scaling in the gradients, of which no batch is held.
-    Its diagonal is :class:`~tn_extensions.backpack.BatchL2Grad`'s. Of float32 or wider.
+    Entries are ``<g_n, g_m>``; the gradients contain the scaling of the loss. They are
+    not stored for the whole batch. The diagonal equals the result of
+    :class:`~tn_extensions.backpack.BatchL2Grad`. Of float32 or wider.
 
     Args:
         subsampling: Samples to consider. Default: all.
-        param_groups: Groups of parameters, as an optimizer takes them. The parameters
-            of a group share one matrix, the sum over the group. Default: none.
+        param_groups: Groups of parameters, in the form that optimizers take. The
+            parameters of a group share one matrix: the sum over the group. Default: no
+            groups.
 
     Raises:
-        TypeError: If a group holds something else than parameters.
-        ValueError: If a parameter occurs twice; on backpropagation, if no parameter of
-            a group takes part in it, or ``subsampling`` does not fit the batch.
+        TypeError: If a group has entries that are not parameters.
+        ValueError: If a parameter occurs twice. On backpropagation, if none of a
+            group's parameters is differentiated, or ``subsampling`` does not fit the
+            batch.
     """
 
     refuses_coupling = False
@@ -152,7 +155,7 @@ class BatchDotGrad(FirstOrderBackpropExtension, _Gram):
         super().__init__("batch_dot", {}, subsampling=subsampling)
 
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
-        """Of all modules that BackPACK has per-sample gradients of."""
+        """Return module extensions for all modules that ``BatchGrad`` supports."""
         names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
         return module_extensions() | {
             nn.RNN: GradientsModule(RNNDerivatives(), names),
@@ -161,31 +164,34 @@ class BatchDotGrad(FirstOrderBackpropExtension, _Gram):
 
 
 class _GGNGram(SqrtGGN, SecondOrder, _Gram):
-    """What Gram matrices of the GGN's square root share."""
+    """The base of extensions that save the Gram matrix of the GGN's square root."""
 
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
-        """Of all modules that BackPACK has the GGN's square root of."""
+        """Return module extensions for all modules that ``SqrtGGN`` supports."""
         return super().module_extensions() | module_extensions()
 
 
 class GGNGramExact(_GGNGram):
     """Gram matrix of the GGN's square root, in ``parameter.ggn_gram_exact``.
 
-    With the square root's columns ``J[(v, n)]`` of :class:`~tn_extensions.backpack.\
-SqrtGGNExact` as rows, the GGN is ``J^T J``; this is ``J J^T``, ``[V * N, V * N]`` with
-    rows ordered as ``(v, n)``, which has the same nonzero spectrum. ``J`` is formed a
-    few rows at a time, or not at all where that is cheaper. Of float32 or wider. The
-    GGN of several parameters has the sum of their matrices.
+    Let ``J`` be the matrix with the rows ``J[(v, n)]`` that :class:`~tn_extensions.\
+backpack.SqrtGGNExact` saves. The GGN is ``J^T J``; the Gram matrix is ``J J^T``,
+    ``[V * N, V * N]``, with rows in the order ``(v, n)``. Both have the same nonzero
+    eigenvalues. A few rows of ``J`` are formed at a time, or none where that is
+    cheaper. The Gram matrix of several parameters is the sum of their matrices. Of
+    float32 or wider.
 
     Args:
         subsampling: Samples to consider. Default: all.
-        param_groups: Groups of parameters, as an optimizer takes them. The parameters
-            of a group share one matrix, the sum over the group. Default: none.
+        param_groups: Groups of parameters, in the form that optimizers take. The
+            parameters of a group share one matrix: the sum over the group. Default: no
+            groups.
 
     Raises:
-        TypeError: If a group holds something else than parameters.
-        ValueError: If a parameter occurs twice; on backpropagation, if no parameter of
-            a group takes part in it, or ``subsampling`` does not fit the batch.
+        TypeError: If a group has entries that are not parameters.
+        ValueError: If a parameter occurs twice. On backpropagation, if none of a
+            group's parameters is differentiated, or ``subsampling`` does not fit the
+            batch.
 
     Reference: Dangel, Tatzel and Hennig, "ViViT: Curvature access through the
     generalized Gauss-Newton's low-rank structure", TMLR 2022.
@@ -199,17 +205,21 @@ SqrtGGNExact` as rows, the GGN is ``J^T J``; this is ``J J^T``, ``[V * N, V * N]
 
 
 class GGNGramMC(_GGNGram):
-    """The same with Monte-Carlo samples, in ``parameter.ggn_gram_mc``.
+    """Gram matrix of the GGN's square root by sampling, in ``parameter.ggn_gram_mc``.
+
+    Like :class:`GGNGramExact`, but with the Monte-Carlo square root of
+    :class:`~tn_extensions.backpack.SqrtGGNMC`.
 
     Args:
-        mc_samples: Number of samples, ``V``.
+        mc_samples: Number of Monte-Carlo samples, ``V``.
         subsampling: Samples to consider. Default: all.
         param_groups: See :class:`GGNGramExact`.
 
     Raises:
-        TypeError: If a group holds something else than parameters.
-        ValueError: If a parameter occurs twice; on backpropagation, if no parameter of
-            a group takes part in it, or ``subsampling`` does not fit the batch.
+        TypeError: If a group has entries that are not parameters.
+        ValueError: If a parameter occurs twice. On backpropagation, if none of a
+            group's parameters is differentiated, or ``subsampling`` does not fit the
+            batch.
     """
 
     def __init__(
@@ -223,5 +233,5 @@ class GGNGramMC(_GGNGram):
         SqrtGGN.__init__(self, LossHessianStrategy.SAMPLING, "ggn_gram_mc", subsampling)
 
     def get_num_mc_samples(self) -> int:
-        """Number of Monte-Carlo samples, which the loss asks for."""
+        """Return the number of Monte-Carlo samples, for the loss's module extension."""
         return self._mc_samples

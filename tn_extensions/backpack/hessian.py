@@ -1,4 +1,4 @@
-"""The Hessian's diagonal: square roots with signs are backpropagated."""
+"""The Hessian's diagonal, from square roots with signs that are backpropagated."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _DiagHessian(Extension):
         super().__init__(savefield, module_exts, fail_mode)
 
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
-        """Ours of convolutions, BatchNorm, pooling and sums of branches."""
+        """Return ours of convolutions, BatchNorm, pooling and sums of branches."""
         convolution = HessianLayer(ConvDerivatives())
         return (
             passive(DiagHBaseModule)
@@ -51,28 +51,29 @@ class _DiagHessian(Extension):
     def accumulate_backpropagated_quantities(
         self, existing: SignedRoots, other: SignedRoots
     ) -> SignedRoots:
-        """Sum what arrives at a branching point."""
+        """Sum the Hessians that arrive at a branching point."""
         return existing + other
 
 
 def _curvature_in_order(derivatives: Any) -> None:
-    """Make an elementwise module's curvature contiguous, which BackPACK reshapes."""
+    """Make an elementwise module's curvature contiguous, as BackPACK views it flat."""
     if isinstance(derivatives, ElementwiseDerivatives):
         diagonal = derivatives.hessian_diagonal
         derivatives.hessian_diagonal = lambda *args: diagonal(*args).contiguous()
 
 
 class DiagHessian(stock.DiagHessian, Diagonal, _DiagHessian):
-    """The Hessian's diagonal, in ``parameter.diag_h``, shaped as the parameter.
+    """The Hessian's diagonal, in ``parameter.diag_h``, shaped like the parameter.
 
-    A drop-in for BackPACK's as :class:`DiagGGNExact` is. The Hessian is split into
-    square roots with signs, one or two more for each module that is not piecewise
-    linear.
+    A drop-in replacement for BackPACK's class, as :class:`DiagGGNExact` is. The Hessian
+    is split into square roots with signs; each module that is not piecewise linear adds
+    one or two. The dtype is the parameter's.
     """
 
 
 class BatchDiagHessian(stock.BatchDiagHessian, BatchDiagonal, _DiagHessian):
     """The Hessian's diagonal for each sample, in ``parameter.diag_h_batch``.
 
-    ``[N, *parameter.shape]``; the sum over samples is :class:`DiagHessian`'s.
+    Of shape ``[N, *parameter.shape]``; the sum over samples is the result of
+    :class:`DiagHessian`. The dtype is the parameter's.
     """

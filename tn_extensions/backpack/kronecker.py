@@ -19,12 +19,12 @@ from tn_extensions.errors import describe
 
 
 class _Kronecker(Extension):
-    """What the three extensions share: our modules, and the approximation's name."""
+    """The base of the three extensions."""
 
     approx: Approx
 
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
-        """Ours of convolutions, BatchNorm, pooling and others that BackPACK lacks."""
+        """Return our module extensions of layers, BatchNorm, pooling and others."""
         return module_extensions()
 
     def choose(self, approx: Approx) -> None:
@@ -39,42 +39,42 @@ class _Kronecker(Extension):
 class KFAC(secondorder.KFAC, _Kronecker):
     """Kronecker factors of the GGN with Monte-Carlo samples, in ``parameter.kfac``.
 
-    A drop-in for BackPACK's: the same values where that is right, and right for groups,
-    ``padding='same'``, every ``padding_mode``, ``output_padding`` and ``output_size``
-    of ``Conv1d/2d/3d`` and ``ConvTranspose1d/2d/3d``. The input is never unfolded as a
-    whole.
+    A drop-in replacement for BackPACK's class. Values equal BackPACK's where these are
+    correct, and they are correct for ``Conv1d/2d/3d`` and ``ConvTranspose1d/2d/3d``
+    with groups, ``padding='same'``, every ``padding_mode``, ``output_padding`` and
+    ``output_size``. The input is never unfolded as a whole.
 
-    The weight's savefield is ``[B, A]``, the bias's ``[B]``. ``B`` is over output
-    channels ``CO``, ``A`` over ``(ci, k)`` with ``k`` fastest. With ``G > 1`` groups
-    there is one pair per group: ``B`` is ``[G, CO, CO]``, ``A`` is ``[G, CI * K, CI *
-    K]`` with ``CO``, ``CI`` channels per group. For transposed convolutions ``B (x) A``
-    approximates the GGN of ``weight.transpose(0, 1)``, as in BackPACK (per group, the
-    weight ``[CI, CO, K]`` with its first two axes exchanged).
+    A weight has two factors ``[B, A]``, a bias one factor ``[B]``. ``B`` has rows and
+    columns for output channels ``co``, ``A`` for ``(ci, k)``, with ``k`` fastest. With
+    ``G > 1`` groups, each group has its own factors: ``B`` is ``[G, CO, CO]`` and ``A``
+    is ``[G, CI * K, CI * K]`` with ``CO`` and ``CI`` channels per group. For transposed
+    convolutions, ``B (x) A`` approximates the GGN of ``weight.transpose(0, 1)``, as in
+    BackPACK (within each group, the first two axes of the weight ``[CI, CO, K]`` are
+    exchanged). Factors are of float32 or wider.
 
-    BatchNorm's scale and shift, ``C`` numbers each, have one factor ``[F]``, ``[C,
-    C]``: their block of the GGN, whatever ``approx`` is. With normalised inputs ``x``,
-    ``F = sum_{v,n} s s^T``, ``s = sum_o S x`` of the scale and ``s = sum_o S`` of the
-    shift.
+    The scale and the shift of BatchNorm, ``C`` numbers each, have a single factor
+    ``[F]``, ``[C, C]``: their whole block of the GGN, for each ``approx``. With
+    normalised inputs ``x``, it is ``F = sum_{v,n} s s^T``, where ``s = sum_o S x`` for
+    the scale and ``s = sum_o S`` for the shift.
 
-    BatchNorm, pooling (average, maximum and their adaptive forms) and sums of branches
-    are backpropagated through. In train mode, BatchNorm couples the samples: a
-    Monte-Carlo sample is then backpropagated for all of them jointly, as automatic
-    differentiation does. The mixed terms this brings in vanish on average, so that
-    factors are unbiased.
+    Models may have BatchNorm, pooling (average, maximum, adaptive) and sums of
+    branches. In train mode, BatchNorm couples the samples. A Monte-Carlo sample is then
+    backpropagated for all samples jointly, as in automatic differentiation. This adds
+    mixed terms that vanish in expectation, so the factors remain unbiased.
 
     Args:
-        mc_samples: Number of samples.
-        approx: ``"backpack"`` (stock's scaling), or ``"expand"`` and ``"reduce"`` as
-            Eschenhagen et al. define them. With ``O`` output positions, patches ``U``,
-            and a square root ``S`` of the loss GGN with respect to the output:
+        mc_samples: Number of Monte-Carlo samples.
+        approx: ``"backpack"`` for BackPACK's scaling, or ``"expand"`` or ``"reduce"``
+            as defined by Eschenhagen et al. With ``O`` output positions, patches ``U``,
+            and a square root ``S`` of the loss's GGN by the output:
             ``"backpack"``: ``B = sum_{v,n} (sum_o S)(sum_o S)^T``,
             ``A = 1/N sum_{n,o} U U^T``;
             ``"expand"``: ``B = sum_{v,n,o} S S^T``, ``A = 1/(N O) sum_{n,o} U U^T``;
-            ``"reduce"``: ``B`` as ``"backpack"``,
+            ``"reduce"``: ``B`` as for ``"backpack"``,
             ``A = 1/(N O^2) sum_n (sum_o U)(sum_o U)^T``.
 
     Raises:
-        ValueError: If ``approx`` does not exist.
+        ValueError: If ``approx`` is unknown.
 
     References:
         Grosse and Martens, "A Kronecker-factored approximate Fisher matrix for
@@ -91,16 +91,18 @@ class KFAC(secondorder.KFAC, _Kronecker):
 
 
 class KFLR(secondorder.KFLR, _Kronecker):
-    """Kronecker factors of the exact GGN, in ``parameter.kflr``; else as :class:`KFAC`.
+    """Kronecker factors of the exact GGN, in ``parameter.kflr``.
 
-    Below a BatchNorm in train mode, which couples the samples, each sample has columns
-    of its own: exact, but ``N`` times the memory and work of fixed statistics.
+    Like :class:`KFAC`, but with the exact square root of the loss's Hessian instead of
+    samples. Below a BatchNorm in train mode, which couples the samples, each sample has
+    its own columns. This is exact, but takes ``N`` times the memory and work that it
+    takes with fixed statistics.
 
     Args:
         approx: See :class:`KFAC`.
 
     Raises:
-        ValueError: If ``approx`` does not exist.
+        ValueError: If ``approx`` is unknown.
     """
 
     backpropagates_columns = True
@@ -113,16 +115,16 @@ class KFLR(secondorder.KFLR, _Kronecker):
 class KFRA(secondorder.KFRA, _Kronecker):
     """Kronecker factors from a batch-averaged GGN, in ``parameter.kfra``.
 
-    The average ``M`` over the batch of the GGN with respect to a layer's output takes
-    the place of ``sum_{v,n} S S^T``; else as :class:`KFAC`. A BatchNorm in train mode
-    turns ``M`` into ``1/N sum_{n,m} J_nm^T M J_nm``, ``J_nm`` the Jacobian of sample
-    ``n``'s output with respect to sample ``m``'s input.
+    Like :class:`KFAC`, but ``sum_{v,n} S S^T`` is replaced by ``M``, the GGN by the
+    layer's output, averaged over the batch. A BatchNorm in train mode maps ``M`` to
+    ``1/N sum_{n,m} J_nm^T M J_nm``, where ``J_nm`` is the Jacobian of the output of
+    sample ``n`` by the input of sample ``m``.
 
     Args:
         approx: See :class:`KFAC`.
 
     Raises:
-        ValueError: If ``approx`` does not exist.
+        ValueError: If ``approx`` is unknown.
         NotImplementedError: On backpropagation, if the model has branches.
     """
 
@@ -133,9 +135,5 @@ class KFRA(secondorder.KFRA, _Kronecker):
     def accumulate_backpropagated_quantities(
         self, existing: Tensor, other: Tensor
     ) -> Tensor:
-        """Refuse: averages of branches do not add up.
-
-        Raises:
-            NotImplementedError: Always.
-        """
+        """Raise an error: averages of branches cannot be added."""
         raise NotImplementedError(branches_refused(type(self).__name__))

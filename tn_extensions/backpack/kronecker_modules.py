@@ -1,4 +1,4 @@
-"""What BackPACK's Kronecker extensions do at a module: factors and backpropagation."""
+"""Module extensions of KFAC, KFLR and KFRA: factors and backpropagation."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ class KroneckerLayer(HBPBaseModule):
     """Kronecker factors of convolutions, transposed or not, and of ``Linear``.
 
     With patches ``U`` (``[N, G, D, O]``), ``D = CI * K``, and a square root ``S`` of
-    the loss GGN with respect to the output (``[V, N, G, CO, O]``; it holds the
-    averaging over the batch), the factors of a group are
+    the loss's GGN by the output (``[V, N, G, CO, O]``; it contains the scaling of the
+    loss), the factors of a group are
 
     | approx | output factor ``B`` | input factor ``A`` |
     | - | - | - |
     | backpack | ``sum_{v,n} (sum_o S)(sum_o S)^T`` | ``1/N sum_{n,o} U U^T`` |
     | expand | ``sum_{v,n,o} S S^T`` | ``1/(N O) sum_{n,o} U U^T`` |
-    | reduce | as backpack | ``1/(N O^2) sum_n (sum_o U)(sum_o U)^T`` |
+    | reduce | as for backpack | ``1/(N O^2) sum_n (sum_o U)(sum_o U)^T`` |
 
-    A ``Linear`` acts on the last of several axes: the others are positions.
+    For a ``Linear``, axes between the first and the last are positions.
 
     Args:
         derivatives: Derivatives of the layer.
@@ -81,7 +81,7 @@ class KroneckerLayer(HBPBaseModule):
     def weight(
         self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
     ) -> list[Tensor]:
-        """Factors ``[B, A]`` of the weight."""
+        """Compute the factors ``[B, A]`` of the weight."""
         return [
             *self.bias(ext, module, g_inp, g_out, backproped),
             _input_factor(Layer(module), ext.approx),
@@ -90,7 +90,7 @@ class KroneckerLayer(HBPBaseModule):
     def bias(
         self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
     ) -> list[Tensor]:
-        """Factor ``[B]`` of the bias."""
+        """Compute the factor ``[B]`` of the bias."""
         layer, all_positions = Layer(module), ext.approx == "expand"
         if BackpropStrategy.is_batch_average(ext.get_backprop_strategy()):
             factor = _from_average(layer, backproped, all_positions)
@@ -124,18 +124,18 @@ def _from_average(layer: Layer, average: Tensor, all_positions: bool) -> Tensor:
 
 
 def _squeezed(factor: Tensor) -> Tensor:
-    """Without groups, factors are matrices as in BackPACK."""
+    """Remove the axis of a single group: factors are matrices then, as in BackPACK."""
     return factor[0] if factor.shape[0] == 1 else factor
 
 
 class KroneckerBatchNorm(HBPBaseModule):
     """Blocks of the GGN of BatchNorm's scale and shift, ``C`` numbers each.
 
-    They take the place of Kronecker factors, and no approximation of their own. With
-    normalised inputs ``x`` and a square root ``S`` as :class:`KroneckerLayer` has it:
-    ``sum_{v,n} s s^T``, ``s = sum_o S x`` of the scale and ``s = sum_o S`` of the
-    shift. With an average ``M`` instead of ``S``: ``1/N sum_n J_n^T M J_n``, ``J_n``
-    the Jacobian of sample ``n``'s output with respect to the parameter.
+    They replace Kronecker factors and add no approximation. With normalised inputs
+    ``x`` and a square root ``S`` as in :class:`KroneckerLayer`, a block is ``sum_{v,n}
+    s s^T``, where ``s = sum_o S x`` for the scale and ``s = sum_o S`` for the shift.
+    With an average ``M`` instead of ``S``, it is ``1/N sum_n J_n^T M J_n``, where
+    ``J_n`` is the Jacobian of the output of sample ``n`` by the parameter.
     """
 
     takes_columns = True
@@ -146,13 +146,13 @@ class KroneckerBatchNorm(HBPBaseModule):
     def weight(
         self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
     ) -> list[Tensor]:
-        """Block ``[F]`` of the scale, ``[C, C]``."""
+        """Compute the block ``[F]`` of the scale, ``[C, C]``."""
         return [self._block("weight", ext, module, backproped)]
 
     def bias(
         self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: Any
     ) -> list[Tensor]:
-        """Block ``[F]`` of the shift, ``[C, C]``."""
+        """Compute the block ``[F]`` of the shift, ``[C, C]``."""
         return [self._block("bias", ext, module, backproped)]
 
     def _block(self, name: str, ext: Any, module: Any, backproped: Any) -> Tensor:
@@ -174,64 +174,60 @@ class KroneckerBatchNorm(HBPBaseModule):
         return cast(Tensor, block)
 
     def couples(self, ext: Any, module: Any) -> bool:
-        """Whether columns of different samples may no longer share a ``v``.
+        """Tell whether each sample needs its own columns from here on.
 
-        Monte-Carlo samples may: they are independent with mean zero, so that their
-        mixed terms vanish on average.
+        Monte-Carlo samples need none: they are independent with mean zero, so that
+        mixed terms vanish in expectation.
         """
         exact = ext.get_loss_hessian_strategy() == LossHessianStrategy.EXACT
         return exact and uses_batch_statistics(module)
 
     def second_order_module_effects(self, module: Any, g_inp: Any, g_out: Any) -> None:
-        """The GGN leaves the curvature of modules out."""
+        """Do nothing: the GGN ignores the curvature of modules."""
         return
 
 
 class Loss(HBPLoss):
-    """Starts backpropagation in the model's dtype."""
+    """A loss; backpropagation starts in the model's dtype."""
 
     def backpropagate(
         self, ext: Any, module: Any, g_inp: Any, g_out: Any, backproped: None
     ) -> Tensor:
-        """Hessian of the loss, or a square root of it."""
+        """Compute the Hessian of the loss, or a square root of it."""
         hessian: Tensor = super().backpropagate(ext, module, g_inp, g_out, backproped)
         return hessian.to(module.input0.dtype)
 
 
 class Sum(HBPSumModule):
-    """Backpropagates a square root through a sum of branches."""
+    """A sum of branches; square roots are backpropagated, averages are refused."""
 
     def backpropagate_batch_average(
         self, ext: Any, module: Any, g_inp: Any, g_out: Any, H: Tensor
     ) -> Tensor:
-        """Refuse: terms between branches would be needed.
-
-        Raises:
-            NotImplementedError: Always.
-        """
+        """Raise an error: the mixed terms of branches are unknown."""
         raise NotImplementedError(branches_refused(type(ext).__name__))
 
 
 def branches_refused(extension: str) -> str:
-    """What to tell a user whose model has branches that the extension cannot do."""
+    """Return the error message for a model with branches, which are not supported."""
     return describe(
         extension,
         "model",
         "be a chain of modules",
-        "one with branches, between which terms of the average are unknown",
+        "one with branches, whose mixed terms in the average are unknown",
         "Supported with branches: KFAC, KFLR",
     )
 
 
 def module_extensions() -> dict[type[Module], ModuleExtension]:
-    """Module extensions by type: those that differ from stock's or that stock lacks."""
+    """Return module extensions that BackPACK lacks, or that differ from its own."""
     result: dict[type[Module], ModuleExtension] = {
         nn.MSELoss: Loss(mseloss.MSELossDerivatives()),
         nn.CrossEntropyLoss: Loss(crossentropyloss.CrossEntropyLossDerivatives()),
         nn.BCEWithLogitsLoss: Loss(bcewithlogitsloss.BCELossWithLogitsDerivatives()),
         SumModule: Sum(),
         nn.Linear: KroneckerLayer(DenseDerivatives()),
-        # BackPACK has their derivatives, but its Kronecker extensions do not list them
+        # BackPACK has these derivatives, but does not use them for Kronecker factors
         nn.LeakyReLU: HBPBaseModule(leakyrelu.LeakyReLUDerivatives()),
         nn.ELU: HBPBaseModule(elu.ELUDerivatives()),
         nn.SELU: HBPBaseModule(selu.SELUDerivatives()),

@@ -1,4 +1,4 @@
-"""A layer in the backward pass, and the quantities of its kernel."""
+"""A layer in the backward pass and the quantities of its kernel."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tn_extensions.layers.module import Use, channels_first, num_groups, out_cha
 from tn_extensions.padding import pad
 
 Asked = Sequence[tuple[str, Mapping[str, Any]]]
-"""Quantities by the names of functions, with options."""
+"""Quantities: names of functions in :mod:`tn_extensions.functional`, with options."""
 
 
 class Layer:
     """A convolution, or a ``Linear``: a convolution with a kernel of one position.
 
-    What several extensions need of it is computed once: the input with padding that
-    holds data, and each quantity. The first extension that asks evaluates what others
-    will ask for of the same vectors, so that a joint plan can share parts.
+    The padded input and each quantity are computed once for all extensions. The first
+    extension also evaluates the quantities that the others need of the same vectors, so
+    that a joint plan can share parts.
 
     Args:
         module: The module, after a forward pass.
@@ -38,26 +38,26 @@ class Layer:
 
     @property
     def groups(self) -> int:
-        """Groups of channels, of which a ``Linear`` has one."""
+        """Number of groups; 1 for a ``Linear``."""
         return num_groups(self._module, "separate")
 
     @property
     def out_channels(self) -> int:
-        """Channels of the output."""
+        """Number of output channels."""
         return out_channels(self._module)
 
     @property
     def num_data(self) -> int:
-        """Samples considered."""
+        """Number of samples that are considered."""
         return len(self._module.input0 if self._samples is None else self._samples)
 
     @property
     def num_positions(self) -> int:
-        """Positions of the output."""
+        """Number of output positions."""
         return prod(self._module.output.shape[1:]) // self.out_channels
 
     def channels_first(self, vectors: Tensor) -> Tensor:
-        """Vectors ``[(V,) N, *output.shape[1:]]`` as ``[(V,) N, C_out, ...]``."""
+        """View vectors ``[(V,) N, *output.shape[1:]]`` as ``[(V,) N, C_out, ...]``."""
         if not self.is_linear:
             return vectors
         return channels_first(vectors, self._leading(vectors))
@@ -69,7 +69,7 @@ class Layer:
         return weight
 
     def bias_gradients(self, vectors: Tensor) -> Tensor:
-        """Gradients of a bias, ``sum_o``: ``[(V,) N, C_out]``, of float32 or wider."""
+        """Sum vectors over positions, in float32 or wider: ``[(V,) N, C_out]``."""
         summed = self.channels_first(vectors.detach().to(common_dtype(vectors)))
         positions = tuple(range(self._leading(vectors) + 1, summed.dim()))
         return summed.sum(positions) if positions else summed
@@ -81,7 +81,7 @@ class Layer:
             h: In the space of the output, ``[N, *output.shape[1:]]``.
 
         Returns:
-            The product, shaped as the kernel, of float32 or wider.
+            The product, shaped like the kernel, of float32 or wider.
         """
         x, conv = self._input()
         dtype = common_dtype(x, h)
@@ -92,14 +92,15 @@ class Layer:
     def evaluate(
         self, quantities: Asked, vectors: Tensor, others: Asked = ()
     ) -> list[Tensor]:
-        """Quantities of the functional interface, of the kernel.
+        """Evaluate quantities of the kernel.
 
         Args:
-            quantities: Names of functions, with options.
-            vectors: Vectors in the space of the output, of the samples considered:
-                ``[(V,) N, *output.shape[1:]]``.
-            others: Quantities of the same vectors that extensions will ask for that
-                follow; those are evaluated, too.
+            quantities: Names of functions in :mod:`tn_extensions.functional`, with
+                options.
+            vectors: Vectors in the space of the output, for the samples that are
+                considered: ``[(V,) N, *output.shape[1:]]``.
+            others: Quantities of the same vectors that later extensions will need. They
+                are evaluated now, too.
 
         Returns:
             The quantities, of float32 or wider.
@@ -111,14 +112,14 @@ class Layer:
             found = zip(keys, self._compute([*keys.values()], vectors), strict=True)
             computed = {key: SHARED.keep(key, [vectors], one) for key, one in found}
             return [computed[key] for key in kept]
-        return [one.clone() for one in kept.values()]  # users may change a savefield
+        return [one.clone() for one in kept.values()]  # users may modify a savefield
 
     def input_factor(self, function: Callable[..., Tensor], **arguments: Any) -> Tensor:
-        """A Kronecker factor of the input for each group.
+        """Compute a Kronecker factor of the input for each group.
 
         Args:
-            function: Of the functional interface.
-            **arguments: What it takes besides input and hyper-parameters.
+            function: Function of :mod:`tn_extensions.functional`.
+            **arguments: Its arguments besides ``x`` and ``conv``.
 
         Returns:
             The factors, ``[G, D, D]``, of float32 or wider.
@@ -127,17 +128,17 @@ class Layer:
         known: Tensor | None = SHARED.find(key, [])
         if known is None:
             return SHARED.keep(key, [], function(*self._input(), **arguments))
-        return known.clone()  # users may change what they find in one savefield
+        return known.clone()  # users may modify a savefield
 
     def output_factor(
         self, function: Callable[..., Tensor], pieces: Iterable[Tensor]
     ) -> Tensor:
-        """A Kronecker factor of the output for each group.
+        """Compute a Kronecker factor of the output for each group.
 
         Args:
-            function: Of the functional interface.
-            pieces: Vectors in the space of the output, so many at a time, at least
-                once: ``[V, N, *output.shape[1:]]``.
+            function: Function of :mod:`tn_extensions.functional`.
+            pieces: Vectors in the space of the output, in at least one piece ``[V, N,
+                *output.shape[1:]]``.
 
         Returns:
             The factors, ``[G, CO, CO]``, of float32 or wider.
@@ -149,7 +150,7 @@ class Layer:
         return cast(Tensor, factor)
 
     def _leading(self, vectors: Tensor) -> int:
-        """How many axes come before those of a sample."""
+        """Count the axes before those of a sample."""
         return int(vectors.dim() + 1 - self._module.output.dim())
 
     def _compute(self, quantities: Asked, vectors: Tensor) -> list[Tensor]:
@@ -159,7 +160,7 @@ class Layer:
         return functional.together(*quantities, x=x.to(dtype), g=g, conv=conv)
 
     def _input(self) -> tuple[Tensor, Conv]:
-        """The input, its padding made explicit if that holds data, and what to do."""
+        """Return the input, padded unless with zeros, and its hyper-parameters."""
         return SHARED.once((self._samples, "input"), [], self._prepare)
 
     @property
@@ -179,6 +180,6 @@ class Layer:
 
 
 def gram_of_gradients(gradients: Tensor, num_axes: int) -> Tensor:
-    """Inner products of gradients ``[(V,) N, ...]``, the last so many axes summed."""
+    """Compute inner products of gradients ``[(V,) N, ...]`` over the last axes."""
     rows = gradients.flatten(-num_axes).flatten(0, -2)
     return rows @ rows.T

@@ -1,4 +1,4 @@
-"""Module extensions: of convolutions, and of modules that only pass curvature on."""
+"""Module extensions of layers, and of modules that only backpropagate curvature."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ MAX_POOLS: tuple[type[Module], ...] = (
 
 
 def num_axes(module: Module) -> int:
-    """Count the axes that a batch of a module's inputs has at least."""
+    """Return the smallest number of axes that a batch of a module's inputs has."""
     for kinds in (CONVOLUTIONS, MAX_POOLS):
         for i, kind in enumerate(kinds):
             if isinstance(module, kind):
@@ -73,10 +73,10 @@ def num_axes(module: Module) -> int:
 def passive(
     base: Callable[[BaseDerivatives], ModuleExtension],
 ) -> dict[type[Module], ModuleExtension]:
-    """Pooling and the like, right for all hyper-parameters.
+    """Create module extensions of pooling and similar modules, for all their options.
 
     Args:
-        base: BackPACK's class of module extensions that backpropagate.
+        base: BackPACK's class of module extensions that only backpropagate.
 
     Returns:
         Module extensions by the module's type.
@@ -89,10 +89,10 @@ def passive(
 
 
 class _OfParameters(ModuleExtension):
-    """What an extension wants of a module's parameters: it says so itself.
+    """Module extension with quantities of parameters, which the extension defines.
 
-    To be inherited from before BackPACK's class of module extensions that backpropagate
-    what the extension needs.
+    Name it as a base class before BackPACK's class of module extensions that
+    backpropagate what the extension needs.
 
     Args:
         derivatives: Derivatives of the module.
@@ -106,7 +106,7 @@ class _OfParameters(ModuleExtension):
         super().__init__(derivatives, params=list(params))
 
     def quantity(self, name: str, ext: Any, module: Any, vectors: Tensor) -> Tensor:
-        """A parameter's quantity, from vectors ``[(V,) N, *output.shape[1:]]``."""
+        """Compute a parameter's quantity of vectors ``[(V,) N, *output.shape[1:]]``."""
         raise NotImplementedError
 
     def _quantity(
@@ -117,7 +117,7 @@ class _OfParameters(ModuleExtension):
             return quantity(subsample(g_out[0], subsampling=ext.get_subsampling()))
         if not isinstance(backproped, dict):
             return quantity(backproped)
-        # the Hessian is a sum of square roots' squares with signs
+        # the Hessian is a signed sum of squares of square roots
         first, *others = zip(backproped["matrices"], backproped["signs"], strict=True)
         total = first[1] * quantity(first[0])
         for matrix, sign in others:
@@ -126,7 +126,7 @@ class _OfParameters(ModuleExtension):
 
 
 class _Layers(_OfParameters):
-    """Convolutions and ``Linear``: quantities of the functional interface.
+    """Convolutions and ``Linear``: quantities of :mod:`tn_extensions.functional`.
 
     Args:
         derivatives: Derivatives of the layer.
@@ -141,7 +141,7 @@ class _Layers(_OfParameters):
         super().__call__(extension, module, g_inp, g_out)
 
     def quantity(self, name: str, ext: Any, module: Any, vectors: Tensor) -> Tensor:
-        """The extension's quantity of the layer."""
+        """Compute the extension's quantity of a parameter."""
         layer = Layer(module, ext.get_subsampling())
         result: Tensor
         if name == "bias":
@@ -158,17 +158,17 @@ class _Layers(_OfParameters):
 
 
 class LayerModule(_Layers, MatToJacMat):
-    """A layer of extensions of first order, or of the GGN's square root."""
+    """A layer, for extensions of first order or of the GGN's square root."""
 
 
 class HessianLayer(_Layers, DiagHBaseModule):
-    """A layer of extensions of the Hessian's diagonal."""
+    """A layer, for extensions of the Hessian's diagonal."""
 
 
 class _Gradients(_OfParameters):
-    """Modules whose gradients are formed, with the extension's function of them.
+    """Modules whose gradients are formed before the extension processes them.
 
-    For modules with few parameters, or for which there is nothing faster.
+    For modules with few parameters, or without a faster algorithm.
 
     Args:
         derivatives: Derivatives of the module.
@@ -178,7 +178,7 @@ class _Gradients(_OfParameters):
     derivatives: BaseParameterDerivatives
 
     def quantity(self, name: str, ext: Any, module: Any, vectors: Tensor) -> Tensor:
-        """The extension's quantity of gradients."""
+        """Compute the extension's quantity from gradients."""
         gradients = self.derivatives.param_mjp(
             name,
             module,
@@ -193,11 +193,11 @@ class _Gradients(_OfParameters):
 
 
 class GradientsModule(_Gradients, MatToJacMat):
-    """A module of extensions of first order, or of the GGN's square root."""
+    """A module, for extensions of first order or of the GGN's square root."""
 
 
 class _BatchNorms(_Gradients):
-    """BatchNorm, about which BackPACK complains where it couples samples."""
+    """BatchNorm, which couples samples in train mode."""
 
     def __init__(self) -> None:
         super().__init__(BatchNormDerivatives(), ("weight", "bias"))
@@ -205,19 +205,19 @@ class _BatchNorms(_Gradients):
     def check_hyperparameters_module_extension(
         self, ext: Any, module: Any, g_inp: Any, g_out: Any
     ) -> None:
-        """Refuse, or warn."""
+        """Raise an error, or warn, if samples are coupled."""
         batch_norm_raise_error_if_train(module, raise_error=ext.refuses_coupling)
 
 
 class BatchNormModule(_BatchNorms, MatToJacMat):
-    """BatchNorm of extensions of first order, or of the GGN's square root."""
+    """BatchNorm, for extensions of first order or of the GGN's square root."""
 
 
 class HessianBatchNorm(_BatchNorms, DiagHBaseModule):
-    """BatchNorm of extensions of the Hessian's diagonal."""
+    """BatchNorm, for extensions of the Hessian's diagonal."""
 
 
 def forget_output_size(module: Any) -> None:
-    """BackPACK takes an ``output_size`` given by position for a second input."""
+    """Delete a positional ``output_size``, which BackPACK saves as a second input."""
     if not isinstance(getattr(module, "input1", None), Tensor):
         vars(module).pop("input1", None)

@@ -1,4 +1,4 @@
-"""Modules with tensors of several dtypes, as autocast leaves them."""
+"""Modules with tensors of several dtypes, as under autocast."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def common_dtype(*tensors: Tensor) -> torch.dtype:
-    """What all tensors fit in; at least float32."""
+    """Find a dtype that all tensors can be cast to without loss; at least float32."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -17,14 +17,14 @@ def common_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 class Cast:
-    """A module as its derivatives see it, with all floating point tensors of one dtype.
+    """A view of a module whose floating point tensors all have one dtype.
 
-    Backpropagation runs outside of the autocast region of the forward pass, where
-    products of different dtypes are errors.
+    Backpropagation does not run under the autocast of the forward pass, and without
+    autocast torch cannot multiply tensors of different dtypes.
 
     Args:
         module: Module that ran a forward pass.
-        dtype: Of parameters, buffers, inputs and output.
+        dtype: The dtype of parameters, buffers, inputs and output.
     """
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""What waits to be backpropagated further."""
+"""Quantities that BackPACK saves until they are backpropagated further."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tn_extensions.backpack.signed_roots import SignedRoots
 
 
 class SavedCopies(SavedQuantities):
-    """Copies of what waits at tensors.
+    """Saved quantities, each of them a copy.
 
-    BackPACK saves one object at each input of a module; each needs a copy that can be
-    taken apart.
+    BackPACK saves the same object for each input of a module. Since pieces of square
+    roots are consumed, each input needs its own copy.
     """
 
     def save_quantity(
         self, key: int, quantity: Any, accumulation_function: Callable[[Any, Any], Any]
     ) -> None:
-        """Save a copy, or add to what is there."""
+        """Save a copy, or add it to the quantity that is saved already."""
         super().save_quantity(key, _copied(quantity), accumulation_function)
 
     def retrieve_quantity(self, key: int, delete_old: bool) -> Any:
-        """Fetch what was saved; a copy, if it stays."""
+        """Return a saved quantity, or a copy of it if it remains saved."""
         found = super().retrieve_quantity(key, delete_old)
         return found if delete_old else _copied(found)
 

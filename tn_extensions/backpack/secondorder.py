@@ -1,4 +1,4 @@
-"""Extensions that backpropagate a square root of the loss Hessian."""
+"""Extensions that backpropagate a square root of the loss's Hessian."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tn_extensions.backpack.modules import (
 
 
 class SecondOrder(Extension):
-    """What extensions share that backpropagate a square root of the GGN."""
+    """The base of extensions that backpropagate a square root of the GGN."""
 
     backpropagates_columns = True
 
     def module_extensions(self) -> dict[type[Module], ModuleExtension]:
-        """Ours of convolutions, BatchNorm and pooling."""
+        """Return our module extensions of convolutions, BatchNorm and pooling."""
         convolution = LayerModule(ConvDerivatives())
         return (
             passive(MatToJacMat)
@@ -35,19 +35,19 @@ class SecondOrder(Extension):
 
 
 class Diagonal(Extension):
-    """What extensions share that save a diagonal."""
+    """The base of extensions that save a diagonal."""
 
     per_sample = False
 
     asks = (("ggn_diagonal", {"per_sample": False}),)
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
-        """The same for other parameters, made of gradients ``[V, N, ...]``."""
+        """Compute the diagonal of other parameters from gradients ``[V, N, ...]``."""
         return gradients.square().sum(0 if self.per_sample else (0, 1))
 
 
 class BatchDiagonal(Diagonal):
-    """What extensions share that save a diagonal for each sample."""
+    """The base of extensions that save a diagonal for each sample."""
 
     per_sample = True
     asks = (("ggn_diagonal", {"per_sample": True}),)
@@ -66,53 +66,58 @@ class _SqrtGGN(SecondOrder):
     asks = (("per_sample_grad", {}),)
 
     def of_gradients(self, gradients: Tensor, parameter: Tensor) -> Tensor:
-        """The same for other parameters: the gradients."""
+        """Return other parameters' gradients ``[V, N, ...]`` as they are."""
         return gradients
 
 
 class DiagGGNExact(stock.DiagGGNExact, _DiagGGN):
-    """The GGN's diagonal, in ``parameter.diag_ggn_exact``, shaped as the parameter.
+    """The GGN's diagonal, in ``parameter.diag_ggn_exact``, shaped like the parameter.
 
-    A drop-in for BackPACK's: the same values where that is right, and right for groups,
-    ``padding='same'``, every ``padding_mode``, ``output_padding`` and ``output_size``
-    of ``Conv1d/2d/3d`` and ``ConvTranspose1d/2d/3d``, and all of what pooling can do.
-    With the exact loss Hessian's square root ``S``, backpropagated to a layer's output
-    ``[V, N, C_out, O]``, it is ``sum_{v,n} (sum_o S[v,n,co,o] U[n,(ci,k),o])^2`` for a
-    kernel. The gradients in brackets are never held, nor is ``S`` more than once. Of
-    float32 or wider.
+    A drop-in replacement for BackPACK's class. Values equal BackPACK's where these are
+    correct, and they are correct for ``Conv1d/2d/3d`` and ``ConvTranspose1d/2d/3d``
+    with groups, ``padding='same'``, every ``padding_mode``, ``output_padding`` and
+    ``output_size``, and for all options of pooling. Let ``S``, ``[V, N, C_out, O]``, be
+    the exact square root of the loss's Hessian, backpropagated to a layer's output. The
+    diagonal of a kernel is ``sum_{v,n} (sum_o S[v,n,co,o] U[n,(ci,k),o])^2``. The
+    gradients in brackets are never stored for the whole batch, and ``S`` is stored only
+    once. Of float32 or wider.
     """
 
 
 class DiagGGNMC(stock.DiagGGNMC, _DiagGGN):
     """The GGN's diagonal with Monte-Carlo samples, in ``parameter.diag_ggn_mc``.
 
-    As :class:`DiagGGNExact`, with samples drawn as BackPACK draws them.
+    Like :class:`DiagGGNExact`, with samples that are drawn as in BackPACK.
 
     Args:
-        mc_samples: Number of samples.
+        mc_samples: Number of Monte-Carlo samples.
     """
 
 
 class BatchDiagGGNExact(stock.BatchDiagGGNExact, _BatchDiagGGN):
     """The GGN's diagonal for each sample, in ``parameter.diag_ggn_exact_batch``.
 
-    ``[N, *parameter.shape]``; the sum over samples is :class:`DiagGGNExact`'s.
+    Of shape ``[N, *parameter.shape]`` and of float32 or wider. The sum over samples is
+    the result of :class:`DiagGGNExact`.
     """
 
 
 class BatchDiagGGNMC(stock.BatchDiagGGNMC, _BatchDiagGGN):
-    """The same with Monte-Carlo samples, in ``parameter.diag_ggn_mc_batch``.
+    """The GGN's Monte-Carlo diagonal per sample, in ``parameter.diag_ggn_mc_batch``.
+
+    Like :class:`BatchDiagGGNExact`, with samples that are drawn as in BackPACK.
 
     Args:
-        mc_samples: Number of samples.
+        mc_samples: Number of Monte-Carlo samples.
     """
 
 
 class SqrtGGNExact(stock.SqrtGGNExact, _SqrtGGN):
     """The GGN's square root, in ``parameter.sqrt_ggn_exact``.
 
-    ``[V, N, *parameter.shape]``, in the parameter's dtype: with ``J`` these as rows,
-    the GGN is ``J^T J``. A drop-in for BackPACK's as :class:`DiagGGNExact` is.
+    Of shape ``[V, N, *parameter.shape]`` and of the parameter's dtype. Let ``J`` be the
+    matrix with rows ``(v, n)``: the GGN is ``J^T J``. A drop-in replacement for
+    BackPACK's class, as :class:`DiagGGNExact` is.
 
     Args:
         subsampling: Samples to consider. Default: all.
@@ -123,10 +128,12 @@ class SqrtGGNExact(stock.SqrtGGNExact, _SqrtGGN):
 
 
 class SqrtGGNMC(stock.SqrtGGNMC, _SqrtGGN):
-    """The same with Monte-Carlo samples, in ``parameter.sqrt_ggn_mc``.
+    """The GGN's square root with Monte-Carlo samples, in ``parameter.sqrt_ggn_mc``.
+
+    Like :class:`SqrtGGNExact`, with samples that are drawn as in BackPACK.
 
     Args:
-        mc_samples: Number of samples.
+        mc_samples: Number of Monte-Carlo samples, ``V``.
         subsampling: Samples to consider. Default: all.
 
     Raises:

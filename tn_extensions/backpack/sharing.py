@@ -1,4 +1,4 @@
-"""What extensions that run on a module one after another have in common."""
+"""Values that extensions share while they run on a module one after another."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 class Shared:
-    """Values of the module at hand, so that several extensions compute each once.
+    """Values of the current module, which several extensions compute only once.
 
-    Active only while more than one extension runs on a module; empty in between, so
-    that nothing outlives the module's turn in the backward pass.
+    Active only if more than one extension runs on the module. Cleared after the module,
+    so that no value is kept for the rest of the backward pass.
     """
 
     def __init__(self) -> None:
@@ -26,12 +26,15 @@ class Shared:
     def once(
         self, name: Hashable, given: Iterable[Tensor], compute: Callable[[], T]
     ) -> T:
-        """The value that another extension computed, or compute it.
+        """Return the value that another extension computed, or compute it.
 
         Args:
-            name: What it is.
-            given: Tensors that it is computed from, beyond those of the module.
-            compute: Makes the value.
+            name: Name of the value.
+            given: Tensors that it is computed from, besides those of the module.
+            compute: Function that computes the value.
+
+        Returns:
+            The value.
         """
         if not self.active:
             return compute()
@@ -40,15 +43,15 @@ class Shared:
         return self.keep(name, given, compute()) if known is None else known
 
     def keep(self, name: Hashable, given: Iterable[Tensor], value: T) -> T:
-        """Let extensions that follow find a value."""
+        """Keep a value for later extensions, and return it."""
         if self.active:
-            # what is given stays alive, or its memory could come back as another tensor
+            # keep the given tensors alive: others might get the same address
             given = list(given)
             self._values[_key(name, given)] = value, given
         return value
 
     def find(self, name: Hashable, given: Iterable[Tensor]) -> Any:
-        """What an extension before computed; None if none did."""
+        """Find the value that an earlier extension computed; None if there is none."""
         return self._values.get(_key(name, given), (None, None))[0]
 
     def clear(self) -> None:
@@ -62,4 +65,4 @@ def _key(name: Hashable, given: Iterable[Tensor]) -> Hashable:
 
 
 SHARED = Shared()
-"""BackPACK's context is global, and so is this."""
+"""The shared values; global, like BackPACK's context."""

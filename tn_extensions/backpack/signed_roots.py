@@ -1,4 +1,4 @@
-"""Square roots with signs, as which BackPACK backpropagates the Hessian."""
+"""Square roots with signs, in which form BackPACK backpropagates the Hessian."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from torch import Tensor
 
 
 class SignedRoots(dict[str, list[Any]]):
-    """``sum_i signs[i] matrices[i] matrices[i]^T``, the Hessian at a tensor.
+    """The Hessian by a tensor, ``sum_i signs[i] matrices[i] matrices[i]^T``.
 
-    The form that BackPACK's module extensions take, each of which adds a square root
-    for a curvature of its own. Each root remembers where it comes from: at a branching
-    point, roots of one origin came along several ways and add up; others come from a
-    branch, and stay apart.
+    BackPACK's module extensions take this form, and each module with curvature adds a
+    square root. Its origin identifies a root: at a branching point, roots with the same
+    origin, which arrive by several branches, are summed; all others are kept.
 
     Args:
-        matrices: Square roots ``[V, N, ...]``.
+        matrices: Square roots, ``[V, N, ...]``.
         signs: Their signs.
-        origins: Where they come from.
+        origins: Their origins.
     """
 
     def __init__(
@@ -33,18 +32,18 @@ class SignedRoots(dict[str, list[Any]]):
 
     @classmethod
     def after(cls, before: SignedRoots | None, roots: dict[str, Any]) -> SignedRoots:
-        """What a module extension made of roots: the same, and new ones at the end."""
+        """Create roots from a module extension's: the known ones, then new ones."""
         origins: list[object] = [] if before is None else list(before.origins)
         new = len(roots["matrices"]) - len(origins)
         origins += [object() for _ in range(new)]
         return cls(roots["matrices"], roots["signs"], origins)
 
     def copy(self) -> SignedRoots:
-        """The same roots in lists that can be added to."""
+        """Copy the lists of roots, so that roots can be added to the copy."""
         return SignedRoots(self["matrices"], self["signs"], self.origins)
 
     def __add__(self, other: SignedRoots) -> SignedRoots:
-        """Sum what comes from two branches."""
+        """Sum the Hessians of two branches."""
         result = self.copy()
         for matrix, sign, origin in zip(
             other["matrices"], other["signs"], other.origins, strict=True

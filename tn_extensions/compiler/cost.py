@@ -138,7 +138,7 @@ RATES: dict[str, Rates] = {
 """Rates by device type; other devices have the rates of a CPU.
 
 The CPU's rates were fitted on an AMD EPYC with AVX2 and two threads, so that
-``experiments/plans.py`` chooses the fastest candidates most often; only their ratios
+``experiments/questions/plans.py`` saw the fastest chosen most often; only their ratios
 matter. The CUDA rates are guesses from data sheets and have not been measured yet.
 """
 

@@ -26,11 +26,12 @@ from tn_extensions.compiler.measure import MEASURING, can_measure, measure
 from tn_extensions.compiler.planning import Mode, current_mode
 from tn_extensions.compiler.primitives import PRIMITIVES, SELECTING
 from tn_extensions.compiler.shortlists import CLOSE, Shortlists, Source, varying_indices
-from tn_extensions.compiler.table import in_a_line, mebi, milli, plan_table, si
+from tn_extensions.compiler.table import in_a_line, mebi, milli, plan_table
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.compiler.wisdom import find, key_of, record
 from tn_extensions.network import TensorNetwork, simplify
 from tn_extensions.network.rules import pair, pairable
+from tn_extensions.network.text import si
 
 
 class Plan:

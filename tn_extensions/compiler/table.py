@@ -8,7 +8,7 @@ from math import inf
 
 from tn_extensions.compiler.candidate import Candidate, Target
 from tn_extensions.network import Step, TensorNetwork
-from tn_extensions.network.text import node_text, output_text
+from tn_extensions.network.text import node_text, output_text, si
 from tn_extensions.recognise import recognise
 
 _MEBI = 2**20
@@ -171,19 +171,6 @@ def aligned(
         ).rstrip()
         for row in rows
     ]
-
-
-def si(number: float) -> str:
-    """Write a number with a unit prefix.
-
-    >>> si(950), si(1234567.0), si(3e16)
-    ('950', '1.23 M', '30 P')
-    """
-    for unit in ("", " k", " M", " G", " T"):
-        if abs(number) < 999.5:
-            return f"{number:.3g}{unit}"
-        number /= 1000
-    return f"{number:.3g} P"
 
 
 def mebi(count: float) -> str:

@@ -1,6 +1,6 @@
-"""Operators of curvlinops, with the same signatures, for every convolution.
+"""Operators with curvlinops' names and signatures, for every convolution.
 
-Use them in place of curvlinops' own::
+Import them instead of curvlinops' own::
 
     from tn_extensions.curvlinops import KFACLinearOperator
 """
@@ -33,7 +33,7 @@ else:
             KFOCLinearOperator,
         )
     except ImportError as error:
-        # the line has gone on since
+        # this release differs from the one that the adapter was written for
         raise refusal(INSTALLED) from error
 
     __all__ = ["EKFACLinearOperator", "KFACLinearOperator", "KFOCLinearOperator"]
@@ -43,7 +43,7 @@ _REMEDIES = {
     "GGNDiagonalLinearOperator": "Use curvlinops.GGNDiagonalLinearOperator",
     "GGNGramLinearOperator": "Install 'curvlinops-for-pytorch==3.0.1'",
 }
-"""By operators that only the line 3.0 has, what to do without them."""
+"""Alternatives to operators that exist only for curvlinops' line 3.0."""
 
 
 def __getattr__(name: str) -> Any:

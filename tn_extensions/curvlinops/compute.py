@@ -1,4 +1,4 @@
-"""Operators made of blocks of layers: what KFAC and its inverse have in common."""
+"""The base class of operators with a Kronecker-factored block per layer."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tn_extensions.layers.module import Groups, num_groups, out_channels
 from tn_extensions.layers.passes import BackwardPasses, ObservedLayers
 
 Key = tuple[str, str]
-"""Of a block: the layer's name, and ``"joint"``, ``"weight"`` or ``"bias"``."""
+"""Key of a block: the layer's name, and ``"joint"``, ``"weight"`` or ``"bias"``."""
 
 
 class FactorPasses(KFACLinearOperator):
-    """Compute factors of layers, and products with blocks that are made of them."""
+    """Compute factors of layers, and multiply with the blocks that they define."""
 
     _RANK_LIMIT = 0.5
-    """Most rows of a low-rank factor, as a part of its columns."""
+    """Largest number of rows of a low-rank factor, as a fraction of its columns."""
     _groups: Groups
 
     @abstractmethod
     def compute_kronecker_factors(self) -> None:
-        """Compute and keep the factors."""
+        """Compute the factors and store them."""
 
     def _compute_once(self) -> None:
         if not (self._input_covariances or self._gradient_covariances):
@@ -39,7 +39,7 @@ class FactorPasses(KFACLinearOperator):
     def _apply(
         self, M: list[Tensor], blocks_of: Callable[[str], Blocks]
     ) -> list[Tensor]:
-        """Multiply each layer's blocks, ``M`` having a trailing axis of columns."""
+        """Multiply each layer's blocks with ``M``, whose last axis are the columns."""
         result = list(M)
         for name, positions in self._mapping.items():
             vectors = {key: M[position] for key, position in positions.items()}
@@ -53,7 +53,7 @@ class FactorPasses(KFACLinearOperator):
         return self._by_key(name, self._product(name))
 
     def _product(self, name: str) -> KroneckerProduct:
-        """``B (x) A``; the block of a bias apart is ``B``."""
+        """Return ``B (x) A``, or ``B`` if the layer's block is only of a bias."""
         right = kept(self._input_covariances).get(name)
         return KroneckerProduct(kept(self._gradient_covariances)[name], right)
 
@@ -83,7 +83,7 @@ class FactorPasses(KFACLinearOperator):
         return BlockFactors(self._passes(), blocks, self._params[0])
 
     def _passes(self) -> BackwardPasses:
-        """Compose the passes that the options ask for, which a state may change."""
+        """Create passes from the options, which a loaded state may have changed."""
         name, model = type(self).__name__, self._model_func
         layers = ObservedLayers(name, model, self._params, self._mapping, self._groups)
         return passes_of(self, name, model, layers)

@@ -22,33 +22,36 @@ from tn_extensions.curvlinops.text import tensor_text
 from tn_extensions.kronecker.eigendecomposed import EigendecomposedMatrix
 
 _BASES = ("_input_covariances_eigenvectors", "_gradient_covariances_eigenvectors")
-"""Attributes, by curvlinops' names."""
+"""Attributes of curvlinops that hold eigenvectors."""
 
 
 class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
-    r"""EKFAC of the Fisher/GGN, in place of :class:`curvlinops.EKFACLinearOperator`.
+    r"""EKFAC of the Fisher/GGN, replaces :class:`curvlinops.EKFACLinearOperator`.
 
     The block of a layer is ``(Q_B (x) Q_A) diag(l) (Q_B (x) Q_A)^T`` for each group of
-    channels, with the eigenvectors of KFAC's factors and the second moments ``l = c
-    sum_n (Q_B^T G_n Q_A)^2`` of the data's gradients ``G_n``, ``c`` undoing the scaling
-    of the loss as in curvlinops. Layers and losses as :class:`KFACLinearOperator`.
+    channels. ``Q_B`` and ``Q_A`` are the eigenvectors of KFAC's factors, and ``l = c
+    sum_n (Q_B^T G_n Q_A)^2`` are second moments of the gradients ``G_n`` of the data.
+    As in curvlinops, ``c`` undoes the scaling of the loss. Layers and losses are those
+    of :class:`KFACLinearOperator`.
 
-    Beyond curvlinops: outputs of more than two axes. Gradients are then those of all of
-    a datum's loss terms together, but for ``fisher_type="type-2"``, whose terms are
-    taken one by one: exact, at as many backward passes as terms times classes.
+    In addition to curvlinops, it supports outputs with more than two axes, which have
+    several loss terms per datum. ``G_n`` is then the gradient of the sum of these
+    terms. With ``fisher_type="type-2"``, each term has its own gradient: this is exact,
+    and takes as many backward passes as there are terms times classes.
 
-    Neither the unfolded input nor the gradients of all data are held; bound what is by
-    :func:`tn_extensions.memory_budget`. Of a KFAC-expand factor of fewer vectors than
-    seven tenths of its size, only the eigenvectors that these span are computed:
-    gradients have no part in the others, whose eigenvalues are zero.
+    Neither the unfolded input nor the gradients of all data are stored; set
+    :func:`tn_extensions.memory_budget` to bound the memory. If a KFAC-expand factor is
+    a sum over few vectors, less than seven tenths of its size, only the eigenvectors in
+    their span are computed. The others have eigenvalue zero, and gradients are
+    orthogonal to them.
 
     Args:
-        *args: As :class:`curvlinops.EKFACLinearOperator`.
-        groups: As :class:`KFACLinearOperator`.
-        **kwargs: As :class:`curvlinops.EKFACLinearOperator`.
+        *args: As for :class:`curvlinops.EKFACLinearOperator`.
+        groups: As for :class:`KFACLinearOperator`.
+        **kwargs: As for :class:`curvlinops.EKFACLinearOperator`.
 
     Raises:
-        ValueError: As :class:`KFACLinearOperator`.
+        ValueError: As for :class:`KFACLinearOperator`.
         NotImplementedError: If a parameter belongs to a layer without factors.
 
     Reference: George et al., "Fast Approximate Natural Gradient Descent in a
@@ -56,14 +59,14 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
     """
 
     _RANK_LIMIT = 0.7
-    """Its singular vectors take no more time than the eigenvectors of a matrix."""
+    """Up to here, singular vectors of the factor are cheaper than eigenvectors."""
 
     def _compute_once(self) -> None:
         if not self._corrected_eigenvalues:
             self.compute_eigenvalue_correction()
 
     def _bases(self, name: str) -> tuple[Tensor, Tensor | None]:
-        """``Q_B`` and ``Q_A``, with an axis of groups."""
+        """Return ``Q_B`` and ``Q_A``, with an axis of groups."""
         left = kept(self._gradient_covariances_eigenvectors)[name]
         right = kept(self._input_covariances_eigenvectors).get(name)
         return stacked(left), None if right is None else stacked(right)
@@ -78,13 +81,13 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
             if key == "bias":
                 basis, values = None, values.unsqueeze(-1)
             sizes = [left.shape[2], 1 if basis is None else basis.shape[2]]
-            # bases may have been completed since, by reading them
+            # reading the bases may have completed them since
             values = padded(stacked(values), sizes)
             blocks[key] = EigendecomposedMatrix(left, basis, values)
         return blocks
 
     def compute_kronecker_factors(self) -> None:
-        """Compute KFAC's factors. What was made of former ones is dropped."""
+        """Compute KFAC's factors; drop all that was computed from former ones."""
         self._corrected_eigenvalues: Mapping[str, Any] = {}
         self._input_covariances_eigenvectors: Mapping[str, Tensor] = {}
         self._gradient_covariances_eigenvectors: Mapping[str, Tensor] = {}
@@ -104,7 +107,10 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
         )
 
     def compute_eigenvalue_correction(self) -> None:
-        """Compute the eigenvalues; first, what they need. A failure leaves none."""
+        """Compute the corrected eigenvalues, and first the bases if there are none.
+
+        If this fails, there are no eigenvalues.
+        """
         self._reset_matrix_properties()
         self._corrected_eigenvalues = {}
         if not self._gradient_covariances_eigenvectors:
@@ -136,13 +142,13 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """The state; of a null space, nothing is kept."""
+        """Return the state, with only those eigenvectors that are stored."""
         own = {name[1:]: state(getattr(self, name)) for name in _BASES}
         own["corrected_eigenvalues"] = dict(kept(self._corrected_eigenvalues))
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; that of curvlinops, too."""
+        """Load a state, also one of curvlinops."""
         super().load_state_dict(state_dict)
         for name in _BASES:
             setattr(self, name, Bases(getattr(self, name)))

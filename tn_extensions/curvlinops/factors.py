@@ -1,7 +1,7 @@
 """Factors, eigenvalues and closest products of blocks, from passes over the data.
 
-This module knows nothing of curvlinops, nor of whether blocks are those of layers or of
-groups of parameters.
+This module does not depend on curvlinops. A block may be one of a layer or of a group
+of parameters.
 """
 
 from __future__ import annotations
@@ -34,16 +34,18 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Block(NamedTuple):
-    """A block of the Fisher or GGN, and the uses that make its gradients.
+    """A block of the Fisher or GGN, and the uses that contribute to its gradients.
 
     Args:
         layer: Name of the layer, or of the uses.
-        text: What errors call it.
-        groups: Groups of channels.
-        channels: Channels of the output, of each group.
-        has_kernel: Whether it has the kernel.
-        has_bias: Whether it has the bias, as its last column if there is a kernel.
-        parameters: Names that a use must have to take part. Empty: all uses do.
+        text: Name of the block in errors.
+        groups: Number of groups of channels.
+        channels: Number of output channels per group.
+        has_kernel: Whether the kernel is part of the block.
+        has_bias: Whether the bias is part of the block; it is the last column if the
+            kernel is, too.
+        parameters: Names of parameters: uses of all of them contribute. Empty: all uses
+            contribute.
     """
 
     layer: str
@@ -55,24 +57,25 @@ class Block(NamedTuple):
     parameters: tuple[str, ...] = ()
 
     def pairs(self, pairs: Pairs) -> Pairs:
-        """Select the uses that take part."""
+        """Select the uses that contribute."""
         return [(use, g) for use, g in pairs if {*self.parameters} <= {*use.names}]
 
     def identity(self, like: Tensor) -> Tensor:
-        """Make identity matrices of the output's channels, ``[G, CO, CO]``."""
+        """Create identity matrices of the size of output channels, ``[G, CO, CO]``."""
         one = torch.eye(self.channels, dtype=_wide(like), device=like.device)
         return one.repeat(self.groups, 1, 1)
 
 
 @dataclass
 class BlockFactors(Generic[K]):
-    """Compute what approximates blocks.
+    """Compute the matrices that approximate blocks.
 
     Args:
-        passes: Passes that show the blocks' uses.
+        passes: Passes that observe the uses.
         blocks: The blocks.
-        like: A parameter.
-        on_uses: Called with the uses of each batch first; it may add blocks.
+        like: A parameter, for dtype and device.
+        on_uses: Function that is called first, with the uses of each batch. It may add
+            blocks.
     """
 
     passes: BackwardPasses
@@ -87,11 +90,12 @@ class BlockFactors(Generic[K]):
 
         Args:
             approx: ``"expand"`` or ``"reduce"``.
-            rank_limit: Most rows of a low-rank factor, as a part of its columns.
+            rank_limit: Largest number of rows of a low-rank factor, as a fraction of
+                its columns.
 
         Returns:
-            ``A`` of blocks with a kernel, ``B`` of all; matrices ``[G, D, D]`` or
-            low-rank factors. Blocks of the same uses have the same ``B``.
+            ``A`` of blocks with a kernel, and ``B`` of all blocks: matrices ``[G, D,
+            D]`` or low-rank factors. Blocks with the same uses share ``B``.
 
         Raises:
             ValueError: If a block has no uses, or a factor is not finite.
@@ -114,7 +118,7 @@ class BlockFactors(Generic[K]):
                 uses[name] = [use.without_input() for use in own]
 
         def on_gradients(name: str, pairs: Pairs) -> None:
-            # most biases are added wherever their kernel multiplies
+            # most biases have the same uses as their kernel
             sources = {b.parameters: b for _, b in self._of_layer(name)}
             for parameters, block in sources.items():
                 own, source = block.pairs(pairs), (name, parameters)
@@ -124,7 +128,7 @@ class BlockFactors(Generic[K]):
                         own, approx, known, scale, rank_limit
                     )
 
-        # the outer products of KFAC-expand are the same in whatever order
+        # KFAC-expand sums over rows, so their order does not matter
         is_reduced = approx == "reduce"
         passes.run(
             "KFAC matrices", on_uses, on_gradients, by_datum=is_reduced, by_term=False
@@ -144,9 +148,9 @@ class BlockFactors(Generic[K]):
     def eigenvectors(
         self, inputs: dict[Any, Tensor], gradients: dict[Any, Tensor], approx: str
     ) -> tuple[Bases, Bases]:
-        """Find eigenvectors of KFAC's factors ``A`` and ``B``, which are emptied."""
-        # of eigenvalue zero, KFAC-reduce's factors may have directions that gradients
-        # have a part in; so may KFAC-expand's of gradients, if these are single terms'
+        """Compute eigenvectors of KFAC's factors ``A`` and ``B``; drop the factors."""
+        # gradients may have components in the null space of a KFAC-reduce factor, and
+        # of a KFAC-expand factor of gradients if each loss term has its own gradient
         is_reduced = approx == "reduce"
         is_complete = is_reduced or self.passes.splits_terms
         return _eigenvectors(inputs, is_reduced), _eigenvectors(gradients, is_complete)
@@ -154,16 +158,17 @@ class BlockFactors(Generic[K]):
     def moments(
         self, bases_of: Callable[[K], tuple[Tensor, Tensor | None]]
     ) -> dict[K, Tensor]:
-        """Compute EKFAC's eigenvalues, second moments of the data's gradients.
+        """Compute EKFAC's corrected eigenvalues: second moments of gradients.
 
         Args:
-            bases_of: Returns ``Q_B``, ``[G, CO, s]``, and ``Q_A``, ``[G, D, r]``.
+            bases_of: Function that returns ``Q_B``, ``[G, CO, s]``, and ``Q_A``, ``[G,
+                D, r]``, of a block.
 
         Returns:
-            Moments, ``[(G,) s, r]``; of biases ``[(G,) s]``.
+            Moments, ``[(G,) s, r]``, or ``[(G,) s]`` for biases.
 
         Raises:
-            ValueError: As :meth:`kfac`.
+            ValueError: As for :meth:`kfac`.
         """
         moments: dict[K, Tensor] = {}
 
@@ -196,20 +201,21 @@ class BlockFactors(Generic[K]):
     def nearest(
         self, tolerance: float, max_sweeps: int
     ) -> tuple[dict[K, Tensor], dict[K, Tensor]]:
-        """Compute factors ``A`` and ``B`` of the closest product ``B (x) A`` of blocks.
+        """Compute the product ``B (x) A`` that is closest to each block.
 
-        That of a bias is the block itself, ``B``. All of them are computed together:
-        each step of the iteration is a pass over the data.
+        The block of a bias is its own closest product, ``B``. Each step of the
+        iteration is one pass over the data for all blocks.
 
         Args:
-            tolerance: As :func:`nearest_products`.
-            max_sweeps: As :func:`nearest_products`.
+            tolerance: As for :func:`nearest_products`.
+            max_sweeps: As for :func:`nearest_products`.
 
         Returns:
-            ``A`` of blocks with a kernel, ``[G, D, D]``, and ``B``, ``[G, CO, CO]``.
+            ``A`` of blocks with a kernel, ``[G, D, D]``, and ``B`` of all blocks, ``[G,
+            CO, CO]``.
 
         Raises:
-            ValueError: As :meth:`kfac`.
+            ValueError: As for :meth:`kfac`.
         """
 
         def sweep(factors: Mapping[K, Tensor], is_left: bool) -> dict[K, Tensor]:
@@ -255,10 +261,10 @@ class BlockFactors(Generic[K]):
         return [(key, own) for key, own in self.blocks.items() if own.layer == name]
 
     def _check(self, what: str, results: Mapping[K, Tensor], keys: Iterable[K]) -> None:
-        """Refuse results of blocks that are missing or not finite."""
+        """Check that each block has a result, and that it is finite."""
         found: dict[str, list[Tensor]] = defaultdict(list)
         for key, own in results.items():
-            # a matrix of moments may have fewer rows than columns, as low-rank factors
+            # moments may have fewer rows than columns, but are no low-rank factors
             sums = own if what == "gradients" else squared_sums(own)
             found[self.blocks[key].text].append(sums)
         names = [self.blocks[key].text for key in keys]
@@ -266,11 +272,11 @@ class BlockFactors(Generic[K]):
 
 
 def _eigenvectors(factors: dict[Any, Tensor], is_complete: bool) -> Bases:
-    """Eigenvectors of factors, each of which is gone before the next one's."""
+    """Compute eigenvectors of factors; free each factor before the next one."""
     found: dict[Any, Tensor] = {}
     while factors:
         factor = next(iter(factors.values()))
-        # blocks may have the same one
+        # blocks may share a factor
         same = [key for key, other in factors.items() if other is factor]
         for key in same:
             del factors[key]
@@ -289,51 +295,60 @@ def _wide(like: Tensor) -> torch.dtype:
 def check_iteration(
     owner: str, tolerance: float, max_sweeps: int, options: dict[str, Any]
 ) -> None:
-    """Refuse arguments of operators of closest products.
+    """Check the arguments of operators of closest products.
 
     Args:
-        owner: Whom errors name.
-        tolerance: Of the iteration.
-        max_sweeps: Of the iteration.
-        options: Others.
+        owner: The operator's name, for errors.
+        tolerance: Tolerance of the iteration.
+        max_sweeps: Largest number of passes over the data.
+        options: Other arguments.
 
     Raises:
-        ValueError: If one is not among its choices.
+        ValueError: If a value is not allowed.
     """
     if not tolerance > 0:
         raise ValueError(describe(owner, "tolerance", "be positive", tolerance))
     if max_sweeps < 2:
-        rule = "be two or more, for both factors"
+        rule = "be at least 2, one for each factor"
         raise ValueError(describe(owner, "max_sweeps", rule, max_sweeps))
     if options.get("fisher_type") == "forward-only":
-        rule = "be a kind of gradients"
+        rule = "be one with gradients"
         raise ValueError(describe(owner, "fisher_type", rule, "'forward-only'"))
 
 
 @contextmanager
 def needs_data(owner: str) -> Iterator[None]:
-    """Refuse data without a batch, of which curvlinops takes the first one.
+    """Turn curvlinops' failure to read a first batch into a clear error.
+
+    Args:
+        owner: The operator's name, for errors.
+
+    Yields:
+        Nothing.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If the data have no batch.
     """
     try:
         yield
     except StopIteration as error:
-        rule = "hold at least one batch"
+        rule = "have at least one batch"
         raise ValueError(describe(owner, "data", rule, "none")) from error
 
 
 def passes_of(
     operator: Any, owner: str, model: Callable[[Any], Any], observed: Observed
 ) -> BackwardPasses:
-    """Compose the passes that the options of an operator or computer ask for.
+    """Create the passes for the options of an operator or computer.
 
     Args:
-        operator: Has the options, as attributes with curvlinops' names.
-        owner: Whom errors name.
+        operator: Operator or computer of curvlinops, whose attributes are the options.
+        owner: The operator's name, for errors.
         model: The model.
-        observed: What is observed of it.
+        observed: The layers or parameters whose uses are observed.
+
+    Returns:
+        The passes.
     """
     return BackwardPasses(
         owner,

@@ -1,4 +1,4 @@
-"""What the operators of the GGN's diagonal and Gram matrix share."""
+"""The base class of the operators of the GGN's diagonal and Gram matrix."""
 
 from __future__ import annotations
 
@@ -19,30 +19,33 @@ Mode = Literal["exact", "mc"]
 
 
 class GGNOperator(CurvatureLinearOperator):
-    """A matrix made of the backward passes that make a GGN.
+    """A matrix that is computed from the backward passes of the GGN.
 
     Args:
         model_func: The network.
         loss_func: ``MSELoss``, ``CrossEntropyLoss`` or ``BCEWithLogitsLoss``.
-        params: Parameters of layers that :class:`KFACLinearOperator` supports, and of
-            those that compute their kernel or bias (``weight_norm``, a ``forward`` of
-            their own): gradients are backpropagated through the computation.
+        params: Parameters of layers that :class:`KFACLinearOperator` supports. The
+            layers may also compute their kernel or bias from parameters
+            (``weight_norm``, a ``forward`` of their own): gradients are backpropagated
+            through this computation.
         data: Batches ``(X, y)``.
         progressbar: Whether to show the progress over batches.
         check_deterministic: Whether to check that products are reproducible.
-        num_data: Number of data. ``None``: found by a pass over the data.
-        batch_size_fn: Batch size of an ``X`` that is no tensor.
-        mode: ``"exact"``: a pass for each class (and loss term of a datum, if there are
-            several). ``"mc"``: for each of ``mc_samples`` draws of targets.
-        seed: Of the draws.
-        mc_samples: Number of draws.
+        num_data: Number of data. ``None``: count them in a pass over the data.
+        batch_size_fn: Function that returns the batch size of an ``X`` that is not a
+            tensor.
+        mode: ``"exact"``: a backward pass per class (and per loss term of a datum, if
+            there are several). ``"mc"``: a backward pass per Monte-Carlo sample of the
+            targets.
+        seed: Seed of the Monte-Carlo samples.
+        mc_samples: Number of Monte-Carlo samples.
 
     Raises:
-        ValueError: If an argument is not among its choices, a parameter is not the
-            model's, there are no data, a result is not finite, or a layer was not used.
+        ValueError: If an argument has no allowed value, a parameter is not the model's,
+            there are no data, a result is not finite, or a layer was not used.
         TypeError: If the model does not return a tensor.
         NotImplementedError: If a parameter belongs to another kind of layer, or is used
-            in other ways than in kernels and biases.
+            for more than kernels and biases.
     """
 
     SELF_ADJOINT = True
@@ -64,7 +67,7 @@ class GGNOperator(CurvatureLinearOperator):
         name = type(self).__name__
         check_choice(name, "mode", mode, Mode)
         if mc_samples < 1 or (mode == "exact" and mc_samples != 1):
-            rule = "be 1 where exact, and positive"
+            rule = "be positive, and 1 with mode 'exact'"
             raise ValueError(describe(name, "mc_samples", rule, mc_samples))
         if not isinstance(loss_func, losses.LIKELIHOODS):
             choices = " or ".join(kind.__name__ for kind in losses.LIKELIHOODS)

@@ -20,10 +20,11 @@ from tn_extensions.layers.squares import diagonal
 class GGNDiagonalLinearOperator(GGNOperator):
     """The diagonal of :class:`curvlinops.GGNLinearOperator`, as an operator.
 
-    ``d = c sum_{v, n} (sum_o S[v, n, o] U[n, o])^2`` for the weight of a layer of
-    patches ``U``, with the columns ``S`` of the loss Hessian's root backpropagated to
-    its outputs; ``c`` as for :class:`KFACLinearOperator`. Computed at the first use.
-    Columns are taken as many at a time as the memory budget allows.
+    For the weight of a layer with patches ``U``, it is ``d = c sum_{v, n} (sum_o S[v,
+    n, o] U[n, o])^2``. ``S`` is the square root of the loss's Hessian, backpropagated
+    to the layer's output, and ``c`` is that of :class:`KFACLinearOperator`. The
+    diagonal is computed at its first use. As many columns are processed at a time as
+    the memory budget allows.
 
     Arguments and errors are those of :class:`GGNOperator`.
 
@@ -32,7 +33,7 @@ class GGNDiagonalLinearOperator(GGNOperator):
     """
 
     def diagonal(self) -> list[Tensor]:
-        """The diagonal, shaped as the parameters; of float32 or wider."""
+        """Return the diagonal, shaped like the parameters, of float32 or wider."""
         return self._diagonal
 
     def _matmat(self, M: list[Tensor]) -> list[Tensor]:
@@ -78,7 +79,7 @@ class GGNDiagonalLinearOperator(GGNOperator):
                 total[key] = total[key].add_(found) if key in total else found
 
         def on_uses(_: Uses) -> None:
-            # what waits is of the last batch
+            # these columns belong to the previous batch
             for name in list(waiting):
                 flush(name)
 
@@ -106,12 +107,16 @@ def _diagonals(
     keys: Iterable[str],
     parameters: Mapping[str, Tensor] | None,
 ) -> dict[str, Tensor]:
-    """Sums of squared gradients of a layer's parameters over columns and samples.
+    """Sum the squared gradients of a layer's parameters over columns and samples.
 
     Args:
-        columns: Uses and gradients, of each column.
-        keys: Names of the parameters.
-        parameters: Those that the kernel is computed from. ``None``: it is one.
+        columns: For each column, uses and gradients.
+        keys: Names of the layer's parameters.
+        parameters: Parameters that kernel and bias are computed from. ``None``: kernel
+            and bias are parameters.
+
+    Returns:
+        The sums, by name.
     """
     if parameters is None:
         return {key: diagonal(columns, key) for key in keys}

@@ -1,4 +1,4 @@
-"""The Gram matrix of the GGN, of the size of the data."""
+"""The Gram matrix of the GGN."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from tn_extensions.layers.observe import Uses
 
 
 class GGNGramLinearOperator(GGNOperator):
-    """``J J^T`` of the GGN ``J^T J``, whose nonzero spectrum it shares: ``[V N, V N]``.
+    """The Gram matrix ``J J^T`` of the GGN ``J^T J``, ``[V N, V N]``, as an operator.
 
-    Row ``(v, n)`` of ``J``, ``n`` running fastest and over all data in their order, is
-    the gradient by all parameters of datum ``n``'s outputs in the direction of column
-    ``v`` of the loss Hessian's root; ``V`` is the number of classes (times loss terms
-    of a datum), or of Monte-Carlo samples. For a square loss it is the empirical neural
+    Both matrices have the same nonzero eigenvalues. Row ``(v, n)`` of ``J``, with ``n``
+    fastest, is the gradient by all parameters of ``<S_vn, f_n>``: ``f_n`` are the
+    model's outputs for datum ``n``, and ``S_vn`` is column ``v`` of a square root of
+    the loss's Hessian. ``V`` is the number of classes (times loss terms per datum), or
+    of Monte-Carlo samples. For a square loss, the Gram matrix is the empirical neural
     tangent kernel up to scaling.
 
-    Products take a backward pass and a forward-mode derivative for each vector, and no
-    matrix, until :meth:`dense` has formed it.
+    A product takes a backward pass and a forward-mode derivative per vector, without
+    forming the matrix. After :meth:`dense`, products use the matrix.
 
-    Arguments and errors are those of :class:`GGNOperator`. Data must come in the same
-    order each time.
+    Arguments and errors are those of :class:`GGNOperator`. The data must have the same
+    order in each pass.
 
     Reference: Dangel, Tatzel and Hennig, "ViViT: Curvature access through the
     generalized Gauss-Newton's low-rank structure", TMLR 2022.
@@ -69,7 +70,7 @@ class GGNGramLinearOperator(GGNOperator):
         return [self._forward(self._backward(matrix))]
 
     def _batches(self) -> Iterator[tuple[Any, Tensor, slice, Tensor, Tensor]]:
-        """Batches' ``X``, ``y``, data; outputs and scaled vectors of their rows."""
+        """Yield each batch's ``X`` and ``y``, its data, outputs and scaled vectors."""
         passes = self._passes
         generator, start = passes.generator(), 0
         for X, y in self._loop_over_data(desc="GGN Gram matrix"):
@@ -81,7 +82,7 @@ class GGNGramLinearOperator(GGNOperator):
             start += size
 
     def _backward(self, matrix: Tensor) -> list[list[Tensor]]:
-        """``J^T v`` of each column, shaped as the parameters."""
+        """Compute ``J^T v`` for each column ``v``, shaped like the parameters."""
         columns = [v.reshape(self._num_vectors, -1) for v in matrix.unbind(1)]
         totals = [[torch.zeros_like(p) for p in self._params] for _ in columns]
         for _, _, data, rows, vectors in self._batches():
@@ -101,7 +102,7 @@ class GGNGramLinearOperator(GGNOperator):
         return totals
 
     def _forward(self, columns: list[list[Tensor]]) -> Tensor:
-        """``J w`` of each ``w``, as columns."""
+        """Compute ``J w`` for each ``w``, as columns."""
         named = {address_of(p): name for name, p in self._model_func.named_parameters()}
         names = [named[address_of(parameter)] for parameter in self._params]
         primals = tuple(parameter.detach() for parameter in self._params)
@@ -118,7 +119,7 @@ class GGNGramLinearOperator(GGNOperator):
                 with attributes_kept(computing):
                     changes = [jvp(rows_of, primals, tuple(w))[1] for w in columns]
             except RuntimeError:
-                # weight_norm and functions of the user's own have no derivative forward
+                # weight_norm and users' functions may lack forward-mode derivatives
                 changes = _twice_backward(rows, self._params, columns)
             by_column = torch.stack(changes).permute(1, 2, 0)
             products = _product(vectors.transpose(0, 1), by_column).transpose(0, 1)
@@ -129,13 +130,13 @@ class GGNGramLinearOperator(GGNOperator):
     # -- the matrix
 
     def dense(self) -> Tensor:
-        """The matrix ``[V N, V N]``; products are with it from now on."""
+        """Compute the matrix ``[V N, V N]``, and use it for products from now on."""
         if self._gram is None:
             self._gram = self._compute()
         return self._gram
 
     def _compute(self) -> Tensor:
-        """Sum of the layers' matrices, as many in a sweep as the budget allows."""
+        """Sum the layers' matrices; each sweep processes what fits the budget."""
         passes = self._passes
         remaining = list(self._mapping)
         size, _ = self.shape
@@ -156,7 +157,7 @@ class GGNGramLinearOperator(GGNOperator):
         return total
 
     def _sweep(self, names: list[str]) -> dict[str, list[list[Pairs]]]:
-        """All passes' pairs of some layers, a list for each batch."""
+        """Collect the pairs of all passes for some layers, in a list per batch."""
         passes = self._passes
         chosen: dict[str, list[list[Pairs]]] = {}
 
@@ -186,7 +187,7 @@ class GGNGramLinearOperator(GGNOperator):
 def _twice_backward(
     rows: Tensor, params: Sequence[Tensor], columns: Sequence[Sequence[Tensor]]
 ) -> list[Tensor]:
-    """Derivatives of rows in directions, without forward-mode derivatives."""
+    """Differentiate rows along directions without forward-mode derivatives."""
     directions = torch.zeros_like(rows, requires_grad=True)
     settings: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
     linear = torch.autograd.grad(
@@ -201,7 +202,7 @@ def _twice_backward(
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply in the precision of the factors, under autocast, too."""
+    """Multiply in the precision of the factors, even under autocast."""
     with torch.autocast(left.device.type, enabled=False):
         return left @ right
 
@@ -215,12 +216,16 @@ def _grams(
     keys: Iterable[str],
     parameters: Mapping[str, Tensor] | None,
 ) -> list[Tensor]:
-    """Inner products of gradients of a layer's parameters, of the data of all batches.
+    """Compute inner products of gradients of a layer's parameters, over all batches.
 
     Args:
-        batches: Uses and gradients, of each batch and column.
-        keys: Names of the parameters.
-        parameters: Those that the kernel is computed from. ``None``: it is one.
+        batches: For each batch and column, uses and gradients.
+        keys: Names of the layer's parameters.
+        parameters: Parameters that kernel and bias are computed from. ``None``: kernel
+            and bias are parameters.
+
+    Returns:
+        Matrices ``[V N, V N]``, to be added.
     """
     if parameters is None:
         return [_gram(batches, key) for key in keys]
@@ -237,7 +242,7 @@ def _grams(
 
 
 def _gram(batches: list[list[Pairs]], key: str) -> Tensor:
-    """Inner products of a layer's gradients, of the data of all batches."""
+    """Compute inner products of gradients of one parameter, over all batches."""
     columns = [pairs for batch in batches for pairs in batch]
     convs = {use.conv for pairs in columns for use, _ in pairs}
     if len(convs) > 1 or any(len(pairs) > 1 for pairs in columns):

@@ -1,7 +1,7 @@
-"""Factors and eigenvalues of groups of parameters, as curvlinops' next line has them.
+"""Factors and eigenvalues of groups of parameters, for curvlinops' next line.
 
-A group is a kernel (``"W"``), a bias (``"b"``), or both, by the names of parameters.
-This module knows nothing of curvlinops; a model is a function of its parameters.
+A group has a kernel (``"W"``), a bias (``"b"``), or both, by the names of parameters.
+This module does not depend on curvlinops. A model is a function of its parameters.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from tn_extensions.layers.passes import BackwardPasses
 Group = dict[str, str]
 """Names of a kernel and a bias by their roles, ``"W"`` and ``"b"``."""
 Key = tuple[str, ...]
-"""A group's names."""
+"""The names of a group's parameters."""
 
 
 class ObservedParameters(Observed):
-    """Parameters of a model that is a function of them, whose uses are observed.
+    """Observe the uses of parameters in a model that is a function of them.
 
     Args:
-        owner: Whom errors name.
+        owner: The operator's name, for errors.
         params: The parameters by name.
-        groups: How groups of channels are treated.
-        is_separate: Whether a bias is a group of its own, apart from its kernel.
-        takes_transposed: Whether kernels of transposed convolutions may be among them.
+        groups: How to treat groups of channels.
+        is_separate: Whether a bias and its kernel are two groups.
+        takes_transposed: Whether kernels of transposed convolutions are supported.
     """
 
     def __init__(
@@ -44,24 +44,28 @@ class ObservedParameters(Observed):
         takes_transposed: bool = True,
     ) -> None:
         self._is_separate, self._takes_transposed = is_separate, takes_transposed
-        # those of the model may have no gradients, and be used elsewhere
+        # the model's own parameters may need no gradients, or be used elsewhere
         self.tensors = {name: p.detach().requires_grad_() for name, p in params.items()}
-        """Tensors that take the parameters' place in the model."""
+        """Tensors that replace the parameters in the model."""
         names = {id(tensor): name for name, tensor in self.tensors.items()}
         super().__init__(owner, names, groups)
         self.mapping: list[Group] = []
         """Groups, in the order of the parameters; known after the first batch."""
         self.transposed: dict[str, int] = {}
-        """By name, the groups of channels of transposed convolutions' kernels."""
+        """Number of groups of channels, by the name of a transposed kernel."""
         self.blocks: dict[Key, Block] = {}
         """Blocks of the groups."""
         self._seen: dict[str, set[tuple[str | None, str | None]]] = {}
 
     def check(self, output: Tensor, uses: Uses) -> None:
-        """Refuse parameters that have other uses.
+        """Check that parameters have no uses that are not observed.
+
+        Args:
+            output: Output of the model.
+            uses: Uses that were observed.
 
         Raises:
-            NotImplementedError: If there are some.
+            NotImplementedError: If a parameter has another use.
         """
         leaves = leaves_of(output)
         others = [name for name, p in self.tensors.items() if id(p) in leaves]
@@ -69,19 +73,22 @@ class ObservedParameters(Observed):
             self._refuse(others, "other uses")
 
     def find_groups(self, uses: Uses) -> None:
-        """Find the groups of a batch's uses; those of later batches are the same.
+        """Find the groups in the first batch; check that later batches have the same.
+
+        Args:
+            uses: Uses of a batch.
 
         Raises:
-            ValueError: If a kernel is to be joined with a bias that it does not have in
-                all of its uses.
-            NotImplementedError: If parameters are not used, used in other ways than
-                before, or transposed kernels that are not taken; or if a bias has
-                several kernels.
+            ValueError: If a kernel and its bias should form a block, but the kernel has
+                uses without this bias.
+            NotImplementedError: If a parameter is not used, is used in another way than
+                in the first batch, or is a transposed kernel that is not supported; or
+                if a bias has several kernels.
         """
         seen = {name: {use.names for use in own} for name, own in uses.items()}
         if self._seen:
             if any(own - self._seen.get(name, set()) for name, own in seen.items()):
-                rule = "use the same parameters together in each batch"
+                rule = "combine the same parameters in each batch"
                 message = describe(self.owner, "the model", rule, "others")
                 raise NotImplementedError(message)
             return
@@ -113,14 +120,14 @@ class ObservedParameters(Observed):
                 conv.out_channels // conv.groups,
                 has_kernel="W" in group,
                 has_bias="b" in group,
-                # of one kind of uses, each has all parameters
+                # if all uses are alike, each has all parameters
                 parameters=key if len(seen[name]) > 1 else (),
             )
             if conv.transposed and "W" in group:
                 shape = self.tensors[group["W"]].shape
                 self.transposed[group["W"]] = conv.out_channels // shape[1]
         if self.transposed and not self._takes_transposed:
-            rule = "hold no kernels of transposed convolutions"
+            rule = "have no kernels of transposed convolutions"
             names = ", ".join(self.transposed)
             remedy = "Use the operators of tn_extensions.curvlinops"
             message = describe(self.owner, "params", rule, names, remedy)
@@ -136,7 +143,7 @@ class ObservedParameters(Observed):
         if self._is_separate or not biases:
             return [{"W": name}, *({"b": bias} for bias in biases)]
         if len(pairs) > 1:
-            rule = "have one bias in all of its uses to be one block with it"
+            rule = "have the same bias in all of its uses, to form a block with it"
             names = sorted(str(bias) for _, bias in pairs)
             found = f"conflicting biases {', '.join(names)}"
             remedy = "Pass separate_weight_and_bias=True"
@@ -145,7 +152,7 @@ class ObservedParameters(Observed):
         return [{"W": name, "b": biases[0]}]
 
     def _refuse(self, names: list[str], found: str) -> None:
-        rule = "be multiplied and added in calls of linear or convolution only"
+        rule = "be used only as kernels or biases of linear and convolutions"
         argument = f"params {', '.join(names)}"
         message = describe(self.owner, argument, rule, found, "Leave them out")
         message = f"Found parameters that are not in supported layers: {message}"
@@ -155,14 +162,15 @@ class ObservedParameters(Observed):
 class GroupFactors:
     """Factors and corrected eigenvalues of groups of parameters.
 
+    All methods raise a ``ValueError`` if a result is not finite or biases conflict, and
+    a ``NotImplementedError`` if a parameter has a use that is not observed.
+
     Args:
-        passes: Passes that show the uses of the parameters.
+        passes: Passes that observe the uses of the parameters.
         parameters: The parameters.
         kfac_approx: ``"expand"`` or ``"reduce"``.
-        rank_limit: Most rows of a low-rank factor, as a part of its columns.
-
-    All methods raise a ``ValueError`` if a result is not finite or biases conflict, and
-    a ``NotImplementedError`` if a parameter has other uses.
+        rank_limit: Largest number of rows of a low-rank factor, as a fraction of its
+            columns.
     """
 
     def __init__(
@@ -183,8 +191,8 @@ class GroupFactors:
         """Compute KFAC's factors.
 
         Returns:
-            Input factors of groups with a kernel, and gradient factors, by the names of
-            the group; ``[G, ., .]`` where there are groups of channels.
+            Input factors of groups with a kernel, and gradient factors of all groups,
+            by the group's names; ``[G, ., .]`` if there are groups of channels.
         """
         inputs, gradients = self._blocks.kfac(self._kfac_approx, self._rank_limit)
         return Factors(inputs), Factors(gradients)
@@ -194,7 +202,7 @@ class GroupFactors:
 
         Returns:
             Eigenvectors of input factors and of gradient factors, and the second
-            moments of gradients in these bases, by the names of the group.
+            moments of gradients in these bases, by the group's names.
         """
         approx, blocks = self._kfac_approx, self._blocks
         found = blocks.kfac(approx, self._rank_limit)
@@ -209,11 +217,11 @@ class GroupFactors:
         """Compute the factors of the closest Kronecker product of each block.
 
         Args:
-            tolerance: As :meth:`BlockFactors.nearest`.
-            max_sweeps: As :meth:`BlockFactors.nearest`.
+            tolerance: As for :meth:`BlockFactors.nearest`.
+            max_sweeps: As for :meth:`BlockFactors.nearest`.
 
         Returns:
-            As :meth:`factors`.
+            As for :meth:`factors`.
         """
         passes = self._passes
         X, _ = next(iter(passes.batches("Groups of parameters")))

@@ -1,4 +1,4 @@
-"""The inverse of KFAC and EKFAC, damped."""
+"""The damped inverse of KFAC and EKFAC."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ from tn_extensions.kronecker.multiply import Blocks
 
 
 class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
-    """Inverse of our (E)KFAC, for :class:`curvlinops.KFACInverseLinearOperator`.
+    """Inverse of (E)KFAC, replaces :class:`curvlinops.KFACInverseLinearOperator`.
 
-    Each group's factors are damped and inverted on their own. Damping is a number or a
-    pair (added to ``A`` and ``B``), heuristic (Martens & Grosse, 2015, section 6.3) or
-    exact (added to ``B (x) A``, in its eigenbasis; what EKFAC requires). Factors of few
-    data are inverted as low-rank factors ``R``, whose Gram matrices are smaller
-    (Woodbury)::
+    The factors of each group are damped and inverted separately. A number is added to
+    both factors ``A`` and ``B``, a pair of numbers to ``A`` and to ``B``. Heuristic
+    damping splits the number between the factors (Martens & Grosse, 2015, section 6.3).
+    Exact damping adds it to ``B (x) A``, in its eigenbasis; EKFAC requires exact
+    damping. A factor ``R^T R`` of few data, with a low-rank factor ``R``, is inverted
+    by the smaller Gram matrix of ``R`` (Woodbury)::
 
         (R^T R + d I)^-1 = (I - R^T (R R^T + d I)^-1 R) / d
 
     Args:
-        A: The operator.
-        damping: Non-negative; a number, or a pair of them for ``A`` and ``B``.
+        A: The operator to invert.
+        damping: A non-negative number, or a pair of them for ``A`` and ``B``.
         use_heuristic_damping: Whether to split the damping between the factors.
-        min_damping: The least damping of each, if so.
+        min_damping: Smallest damping of a factor with heuristic damping.
         use_exact_damping: Whether to add the damping to the Kronecker product.
-        **options: As :class:`curvlinops.KFACInverseLinearOperator`.
+        **options: As for :class:`curvlinops.KFACInverseLinearOperator`.
 
     Raises:
-        TypeError: If ``A`` is not an operator of this package, or damping no number.
+        TypeError: If ``A`` is not an operator of this package, or damping is not a
+            number.
         ValueError: If damping is negative or not finite, or options exclude each other.
-        torch.linalg.LinAlgError: If what is damped is singular or has a negative
-            eigenvalue (at the first product).
+        torch.linalg.LinAlgError: At the first product, if a damped matrix is singular
+            or has a negative eigenvalue.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
         return result
 
     def _blocks_of(self, name: str) -> Blocks:
-        # curvlinops' attribute, which loading a state empties
+        # curvlinops clears this attribute when a state is loaded
         cache = self._inverse_gradient_covariances
         if name in cache:
             return cache[name]
@@ -93,7 +95,7 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
                 f"the damped factors of layer {name!r}",
                 "Increase the damping",
             )
-            given = f"others (damping = {self._damping})"
+            given = f"singular or indefinite ones (damping = {self._damping})"
             remedy = "Increase the damping"
             message = describe(owner, factors, rule, given, remedy)
             raise LinAlgError(message) from error
@@ -118,7 +120,7 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
             lambda factor, damping: factor.inverse(damping, decompose),
         )
         assert isinstance(inverse, KroneckerProduct)
-        # a bias apart has the damped inverse of the kernel's B
+        # a separate bias has the same damped inverse of B as the kernel
         return self._A._by_key(name, inverse)
 
     def __repr__(self) -> str:
@@ -133,13 +135,13 @@ class KFACInverseLinearOperator(stock.KFACInverseLinearOperator):
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """The state; inverted factors are not part of it, but made anew."""
+        """Return the state without inverted factors, which are recomputed."""
         keys = ("inverse_input_covariances", "inverse_gradient_covariances")
         return {**super().state_dict(), **{key: {} for key in keys}}
 
 
 def _checked(owner: str, name: str, value: Any) -> float:
-    """Refuse what is no damping."""
+    """Check that a damping is a finite number, and not negative."""
     if isinstance(value, (bool, str, complex)) or not hasattr(value, "__float__"):
         rule = "be a number, or a pair of them" if name == "damping" else "be a number"
         raise TypeError(describe(owner, name, rule, f"a {type(value).__name__}"))

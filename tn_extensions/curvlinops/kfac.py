@@ -29,32 +29,33 @@ from tn_extensions.layers.module import (
 
 
 class KFACLinearOperator(FactorPasses):
-    r"""KFAC of the Fisher/GGN, in place of :class:`curvlinops.KFACLinearOperator`.
+    r"""KFAC of the Fisher/GGN, replaces :class:`curvlinops.KFACLinearOperator`.
 
     The block of a layer is ``B (x) A`` for each group of channels. With patches ``U``,
-    gradients ``g`` of the layer's outputs, ``S`` positions that share the weight and
-    ``N`` data: KFAC-expand has ``A = 1/(N S) sum U U^T`` and ``B = c sum g g^T``;
-    KFAC-reduce the same of the patches' means and the gradients' sums over positions.
-    ``c`` undoes the scaling of the loss as in curvlinops.
+    gradients ``g`` of the layer's outputs, ``S`` positions that share the weight, and
+    ``N`` data, the factors of KFAC-expand are ``A = 1/(N S) sum U U^T`` and ``B = c sum
+    g g^T``. KFAC-reduce uses means of patches and sums of gradients over positions:
+    ``A = 1/N sum_n u u^T`` with ``u = 1/S sum_o U``, and ``B = c sum_n (sum_o g)(sum_o
+    g)^T``. As in curvlinops, ``c`` undoes the scaling of the loss.
 
-    Beyond curvlinops: ``Conv1d``, ``Conv3d`` and transposed convolutions; groups,
-    ``padding='same'``, every ``padding_mode``; layers used several times in a forward
-    pass, and rows in excess of the data on the first axis (both share the weight as
-    positions do); class weights, ``ignore_index`` and
-    label smoothing of the cross entropy, weights of the binary one. No unfolded input
-    is held, and factors of few data are kept as their vectors. Where all of this is
-    absent, values equal curvlinops' to rounding.
+    In addition to curvlinops, it supports ``Conv1d``, ``Conv3d`` and transposed
+    convolutions; groups, ``padding='same'`` and every ``padding_mode``; layers that are
+    used several times in a forward pass, and inputs with several rows per datum on the
+    first axis (uses and rows share the weight like positions); class weights,
+    ``ignore_index`` and label smoothing of the cross entropy, and weights of the binary
+    cross entropy. Without these, values equal curvlinops' up to rounding. The unfolded
+    input is never stored, and factors of few data are stored as low-rank factors.
 
     Args:
-        *args: As :class:`curvlinops.KFACLinearOperator`.
-        groups: ``"separate"``: a pair of factors for each group, stored as
-            ``[G, ., .]``. ``"average"``: curvlinops' approximation, inputs averaged
-            over groups and one pair.
-        **kwargs: As :class:`curvlinops.KFACLinearOperator`.
+        *args: As for :class:`curvlinops.KFACLinearOperator`.
+        groups: ``"separate"``: each group has its own factors, stacked as ``[G, .,
+            .]``. ``"average"``: curvlinops' approximation, a single pair of factors
+            from inputs averaged over groups.
+        **kwargs: As for :class:`curvlinops.KFACLinearOperator`.
 
     Raises:
-        ValueError: If an argument is not among its choices, a parameter is not the
-            model's, there are no data, a factor is not finite, or a layer was not used.
+        ValueError: If an argument has no allowed value, a parameter is not the model's,
+            there are no data, a factor is not finite, or a layer was not used.
         TypeError: If the model does not return a tensor.
         NotImplementedError: If a parameter belongs to a layer without factors, or to
             one that computes its kernel (``weight_norm``, a ``forward`` of its own).
@@ -66,7 +67,7 @@ class KFACLinearOperator(FactorPasses):
     _SUPPORTED_MODULES = SUPPORTED
     _loss_func: Any
     _corrected_eigenvalues: Mapping[str, Any] = MappingProxyType({})
-    """By layer. EKFAC has them."""
+    """EKFAC's eigenvalues by layer; none for KFAC."""
 
     def __init__(self, *args: Any, groups: Groups = "separate", **kwargs: Any) -> None:
         name = type(self).__name__
@@ -76,7 +77,7 @@ class KFACLinearOperator(FactorPasses):
             super().__init__(*args, **kwargs)
 
     def inverse(self, damping: Any = 0.0, **kwargs: Any) -> Any:
-        """The inverse; arguments as :class:`KFACInverseLinearOperator`."""
+        """Return a :class:`KFACInverseLinearOperator` with the given options."""
         return KFACInverseLinearOperator(self, damping=damping, **kwargs)
 
     def _set_num_per_example_loss_terms(self, given: int | None) -> None:
@@ -102,20 +103,23 @@ class KFACLinearOperator(FactorPasses):
         owner: str | None = None,
         takes_computed: bool = False,
     ) -> dict[str, dict[str, int]]:
-        """Find the positions of a layer's parameters, by the layer's name.
+        """Find the positions of each layer's parameters in a list of parameters.
 
         Args:
             params: The parameters.
             model_func: The model.
-            owner: Whom errors name. Default: this class.
+            owner: Name of the operator, for errors. Default: this class.
             takes_computed: Whether layers may compute their kernels from parameters.
+
+        Returns:
+            Positions by the layer's name and the parameter's name in the layer.
         """
         owner = cls.__name__ if owner is None else owner
         names = {address_of(p): name for name, p in model_func.named_parameters()}
         strange = [i for i, p in enumerate(params) if address_of(p) not in names]
         if strange:
-            rule = "hold parameters of the model"
-            found = f"others at {strange}"
+            rule = "be parameters of the model"
+            found = f"others at positions {strange}"
             raise ValueError(describe(owner, "params", rule, found))
         owned = parameters_of_layers(model_func, takes_computed)
         mapping: dict[str, dict[str, int]] = {}
@@ -158,7 +162,7 @@ class KFACLinearOperator(FactorPasses):
                 if name not in mapping:
                     continue
                 if not _is_twin(model_func, mapping, first, name):
-                    rule = "be of one class and share all parameters, or none"
+                    rule = "be of one class and share all parameters, or share none"
                     remedy = "Use one layer several times"
                     raise refusal(f"layers {first} and {name}", rule, "others", remedy)
                 del mapping[name]
@@ -173,7 +177,7 @@ class KFACLinearOperator(FactorPasses):
     # -- factors
 
     def compute_kronecker_factors(self) -> None:
-        """Compute and keep the factors. A failure leaves the operator without any."""
+        """Compute the factors and store them. If this fails, there are no factors."""
         self._reset_matrix_properties()
         self._input_covariances, self._gradient_covariances = Factors(), Factors()
         self._input_covariances, self._gradient_covariances = (
@@ -197,7 +201,7 @@ class KFACLinearOperator(FactorPasses):
 
     @property
     def trace(self) -> Tensor:
-        """Trace, the sum over blocks of ``tr(A) tr(B)``."""
+        """Trace: the sum of ``tr(A) tr(B)`` over blocks."""
         return self._once("_trace", lambda: sum(b.trace() for b in self._blocks()))
 
     @property
@@ -207,12 +211,12 @@ class KFACLinearOperator(FactorPasses):
 
     @property
     def det(self) -> Tensor:
-        """Determinant, the product over blocks of ``|A|^CO |B|^D``."""
+        """Determinant: the product of ``|A|^CO |B|^D`` over blocks."""
         return self._once("_det", lambda: prod(b.det() for b in self._blocks()))
 
     @property
     def frobenius_norm(self) -> Tensor:
-        """Frobenius norm, the root of the sum over blocks of ``||A||^2 ||B||^2``."""
+        """Frobenius norm: the square root of the sum of ``||A||^2 ||B||^2``."""
 
         def norm() -> Tensor:
             return torch.stack([b.squared_norm() for b in self._blocks()]).sum().sqrt()
@@ -232,7 +236,7 @@ class KFACLinearOperator(FactorPasses):
         return operator_text(type(self).__name__, self.shape, options, blocks)
 
     def _block_text(self, name: str) -> str:
-        """Shapes of what is kept of a layer."""
+        """Describe the shapes of a layer's factors."""
         return tensor_text(
             A=kept(self._input_covariances).get(name),
             B=kept(self._gradient_covariances).get(name),
@@ -241,19 +245,19 @@ class KFACLinearOperator(FactorPasses):
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, with what curvlinops' lacks: groups and options of the loss."""
+        """Return curvlinops' state, with groups and options of the loss added."""
         own = {
             "groups": self._groups,
             "loss_options": losses.options(self._loss_func),
             "input_covariances": state(self._input_covariances),
             "gradient_covariances": state(self._gradient_covariances),
         }
-        # torch loads weights only if there are no members of enumerations
+        # torch.load(weights_only=True) refuses members of enumerations
         stock_state = {key: plain(own) for key, own in super().state_dict().items()}
         return {**stock_state, **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; that of curvlinops, too."""
+        """Load a state, also one of curvlinops."""
         super().load_state_dict(state_dict)
         self._input_covariances, self._gradient_covariances = (
             Factors(factors)
@@ -268,7 +272,7 @@ class KFACLinearOperator(FactorPasses):
 def _is_twin(
     model: nn.Module, mapping: Mapping[str, Mapping[str, int]], first: str, other: str
 ) -> bool:
-    """Tell whether uses of one layer are uses of another one, of the same factors."""
+    """Tell whether two layers are the same function of the same parameters."""
     modules = [model.get_submodule(name) for name in (first, other)]
     kinds = {(type(m), getattr(m, "groups", 1)) for m in modules}
     is_plain = all(reason_against(module) is None for module in modules)

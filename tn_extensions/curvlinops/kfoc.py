@@ -17,27 +17,30 @@ class KFOCLinearOperator(KFACLinearOperator):
 
     ``B (x) A`` minimizes ``||c sum_n vec(G_n) vec(G_n)^T - B (x) A||_F`` for each group
     of channels, with the gradients ``G_n``, ``[CO, D]``, of the data. It is found by
-    power iteration on the rearranged block, from sums of ``G_n^T B G_n`` and of ``G_n A
-    G_n^T``. Each takes a pass over the data, which forms gradients of some at a time.
-    Layers, losses and scale ``c`` are those of :class:`KFACLinearOperator`.
+    power iteration on the rearranged block, which alternates between sums of ``G_n^T B
+    G_n`` and of ``G_n A G_n^T``. Each sum takes a pass over the data that forms the
+    gradients of only some data at a time. Layers, losses and scale ``c`` are those of
+    :class:`KFACLinearOperator`.
 
     Args:
         model_func: The network.
         loss_func: ``MSELoss``, ``CrossEntropyLoss`` or ``BCEWithLogitsLoss``.
-        params: Parameters.
+        params: Parameters of the network.
         data: Batches ``(X, y)``.
-        tolerance: Iterations end when a factor of unit norm changes by no more.
-        max_sweeps: Most passes over the data; a warning tells if they did not suffice.
+        tolerance: The iteration stops once a factor of unit norm changes by at most
+            this.
+        max_sweeps: Largest number of passes over the data. If they do not suffice, it
+            warns.
         separate_weight_and_bias: Must be False if a layer has both: its weight and bias
-            are a block.
-        kfac_approx: ``"expand"``; there is no other.
-        **options: As :class:`KFACLinearOperator`, but ``groups``.
+            form one block.
+        kfac_approx: Must be ``"expand"``.
+        **options: As for :class:`KFACLinearOperator`, except ``groups``.
 
     Raises:
-        ValueError: As :class:`KFACLinearOperator`; or if there is no curvature to
+        ValueError: As for :class:`KFACLinearOperator`; or if there is no curvature to
             approximate (``fisher_type="forward-only"``).
-        NotImplementedError: As :class:`KFACLinearOperator`; or if weights and biases
-            are to be separate.
+        NotImplementedError: As for :class:`KFACLinearOperator`; or if a weight and its
+            bias should form separate blocks.
 
     Reference: Schnaus, Lee and Triebel, "Kronecker-Factored Optimal Curvature",
     Bayesian Deep Learning Workshop, NeurIPS 2021.
@@ -64,7 +67,7 @@ class KFOCLinearOperator(KFACLinearOperator):
         mapping = self.compute_parameter_mapping(params, model_func)
         both = [name for name, own in mapping.items() if len(own) == 2]
         if separate_weight_and_bias and both:
-            rule = "be False where layers have both"
+            rule = "be False if a layer has both"
             owner, found = type(self).__name__, f"True for {', '.join(both)}"
             argument = "separate_weight_and_bias"
             raise NotImplementedError(describe(owner, argument, rule, found))

@@ -1,4 +1,4 @@
-"""Backends of laplace-torch on our operators, for every convolution.
+"""Backends for laplace-torch that use our operators, for every convolution.
 
 Needs the extra ``laplace``; nothing else of this package imports it::
 
@@ -7,11 +7,12 @@ Needs the extra ``laplace``; nothing else of this package imports it::
 
     Laplace(model, "classification", "all", "kron", backend=CurvlinopsGGN)
 
-laplace's Kronecker matrices have a block for each parameter: ``B (x) A`` on the flat
-weight, ``B`` on the bias. So have ours, but factors of groups are stacked,
-``[G, CO, CO]`` and ``[G, D, D]`` with ``D = CI * K``; their block diagonal is never
-formed. In the weight of a transposed convolution, ``[G, CI, CO, K]``, ``B (x) A`` is
-not a Kronecker product of flat matrices. To tell, its ``A`` is ``[G, CI, CI, K, K]``.
+Like laplace's, our Kronecker matrices have a block for each parameter: ``B (x) A`` for
+the flat weight and ``B`` for the bias. Factors of groups are stacked, ``[G, CO, CO]``
+and ``[G, D, D]`` with ``D = CI * K``; the block-diagonal matrix is never formed. The
+weight of a transposed convolution is ``[G, CI, CO, K]``, and its block is no Kronecker
+product of matrices on the flat weight. Its ``A`` is stored as ``[G, CI, CI, K, K]``;
+this shape identifies it.
 """
 
 from __future__ import annotations
@@ -37,19 +38,19 @@ __all__ = ["CurvlinopsEF", "CurvlinopsGGN", "Kron", "KronDecomposed", "KronLapla
 
 
 class _Interface(stock.CurvlinopsInterface):
-    """Kronecker factors by our operator."""
+    """Compute Kronecker factors with our operator."""
 
     def kron(
         self, x: Any, y: Tensor, N: int, **kwargs: Any
     ) -> tuple[Tensor, matrix.Kron]:
-        """The loss and the factors of a batch of ``N`` data, scaled as laplace's.
+        """Compute the loss and the factors of a batch, with laplace's scaling.
 
         Args:
             x: Input.
             y: Targets.
             N: Size of the data set.
-            **kwargs: Of :class:`KFACLinearOperator`, e.g. ``kfac_approx`` or
-                ``mc_samples``; laplace hands its ``asdl_fisher_kwargs`` on.
+            **kwargs: Arguments of :class:`KFACLinearOperator`, such as ``kfac_approx``
+                or ``mc_samples``; laplace passes its ``asdl_fisher_kwargs``.
 
         Returns:
             The loss and the :class:`Kron`.
@@ -97,28 +98,28 @@ class _Interface(stock.CurvlinopsInterface):
 
 
 class CurvlinopsGGN(_Interface, stock.CurvlinopsGGN):
-    """The GGN, in place of :class:`laplace.curvature.CurvlinopsGGN`.
+    """The GGN, replaces :class:`laplace.curvature.CurvlinopsGGN`.
 
-    The full matrix is laplace's own, right for every convolution.
+    The full matrix is computed by laplace, correctly for every convolution.
 
     Args:
-        *args: As laplace's.
-        **kwargs: As laplace's.
+        *args: As for laplace's class.
+        **kwargs: As for laplace's class.
     """
 
     def diag(
         self, x: Any, y: Tensor, N: int | None = None, mc_samples: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """The loss and the diagonal of a batch; no Jacobian is held.
+        """Compute the loss and the diagonal of a batch, without storing a Jacobian.
 
-        Parameters of other layers than :class:`KFACLinearOperator` supports take
-        laplace's own way.
+        If a parameter belongs to a layer that :class:`KFACLinearOperator` does not
+        support, laplace computes the diagonal.
 
         Args:
             x: Input.
             y: Targets.
             N: Not used.
-            mc_samples: Samples where the backend is stochastic.
+            mc_samples: Number of Monte-Carlo samples of a stochastic backend.
 
         Returns:
             The loss and the diagonal, ``[P]``.
@@ -132,7 +133,7 @@ class CurvlinopsGGN(_Interface, stock.CurvlinopsGGN):
                 check_deterministic=False,
                 mode="mc" if self.stochastic else "exact",
                 mc_samples=mc_samples,
-                # as laplace's, from torch's global generator
+                # as in laplace, from torch's global generator
                 seed=int(torch.randint(2**31, ())) if self.stochastic else 0,
                 **self._batch_size(x),
             )
@@ -146,35 +147,35 @@ class CurvlinopsGGN(_Interface, stock.CurvlinopsGGN):
 
 
 class CurvlinopsEF(_Interface, stock.CurvlinopsEF):
-    """The empirical Fisher, in place of :class:`laplace.curvature.CurvlinopsEF`.
+    """The empirical Fisher, replaces :class:`laplace.curvature.CurvlinopsEF`.
 
-    The diagonal and the full matrix are laplace's own, of a last layer, too.
+    The diagonal and the full matrix are computed by laplace, also for a last layer.
 
     Args:
-        *args: As laplace's.
-        **kwargs: As laplace's.
+        *args: As for laplace's class.
+        **kwargs: As for laplace's class.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # laplace's are names in the last layer: the model, to which they mean nothing,
-        # silently has gradients of zero
+        # laplace uses names within the last layer; the model does not know these, and
+        # its gradients are zero without an error
         own = {id(parameter) for parameter in self.params}
         named = self.model.named_parameters()
         self.params_dict = {name: p for name, p in named if id(p) in own}
 
 
 class KronLaplace(laplace.KronLaplace):
-    """:class:`laplace.KronLaplace`, with ``Conv3d`` and with states of our factors.
+    """A :class:`laplace.KronLaplace` for ``Conv3d`` and for states of our factors.
 
-    laplace's own fits everything but ``Conv3d``, whose shape it refuses. It loads no
-    states of groups or transposed convolutions: their factors raise when first used.
+    laplace's own class refuses the shape of ``Conv3d``. It also cannot load states with
+    groups or transposed convolutions: their factors raise an error at their first use.
 
-    Backends that make blocks of frozen parameters, too, if others of the same layer are
-    not frozen (ASDL's), are understood: those blocks are dropped.
+    ASDL's backends have blocks of frozen parameters if other parameters of the layer
+    are not frozen. This class drops those blocks.
     """
 
-    # laplace.Laplace has a class for each key: laplace's must stay that of its own
+    # laplace.Laplace looks classes up by key: leave laplace's key to its own class
     _key = ("all", "kron of tn_extensions")
 
     def _init_H(self) -> None:
@@ -187,8 +188,14 @@ class KronLaplace(laplace.KronLaplace):
     def _of_params(self, kron: matrix.Kron) -> matrix.Kron:
         """Drop blocks of frozen parameters.
 
+        Args:
+            kron: Factors of a backend.
+
+        Returns:
+            Factors of the parameters that are not frozen.
+
         Raises:
-            ValueError: If it is not clear which ones those are.
+            ValueError: If the blocks do not match the parameters.
         """
         if len(kron) == len(self.params):
             return kron
@@ -206,8 +213,15 @@ class KronLaplace(laplace.KronLaplace):
     def log_marginal_likelihood(self, *args: Any, **kwargs: Any) -> Tensor:
         """Compute the logarithm of the marginal likelihood.
 
+        Args:
+            *args: As for laplace's method.
+            **kwargs: As for laplace's method.
+
+        Returns:
+            The logarithm.
+
         Raises:
-            AttributeError: Before a fit.
+            AttributeError: If the model was not fitted.
         """
         self._check_H_init()
         found: Tensor = super().log_marginal_likelihood(*args, **kwargs)
@@ -215,13 +229,16 @@ class KronLaplace(laplace.KronLaplace):
 
     @property
     def log_det_posterior_precision(self) -> Tensor:
-        """Logarithm of the determinant; before a fit, of the prior's."""
+        """Logarithm of the determinant of the posterior's precision, or the prior's.
+
+        It is the prior's before a fit.
+        """
         if self.H_facs is None:
             return self.prior_precision_diag.log().sum()
         return super().log_det_posterior_precision
 
     def square_norm(self, value: Tensor) -> Tensor:
-        """Square of the distance to the mean; before a fit, in the prior's metric."""
+        """Compute the squared distance to the mean; before a fit, by the prior."""
         if self.H_facs is None:
             delta = value - self.mean
             return (delta * self.prior_precision_diag) @ delta
@@ -229,11 +246,12 @@ class KronLaplace(laplace.KronLaplace):
 
 
 class Kron(matrix.Kron):
-    """Sums of Kronecker factors, in place of :class:`laplace.utils.Kron`.
+    """Sums of Kronecker factors, replaces :class:`laplace.utils.Kron`.
 
     Args:
-        kfacs: For each parameter, ``[B, A]`` or ``[B]`` (see the module). As laplace's,
-            a factor may be a vector, the diagonal of a matrix. None at all: zero.
+        kfacs: For each parameter, ``[B, A]`` or ``[B]`` (see the module). As in
+            laplace, a vector stands for a diagonal matrix. An empty list stands for
+            zero.
     """
 
     kfacs: list[list[Tensor]]
@@ -246,7 +264,7 @@ class Kron(matrix.Kron):
         pairs = zip(self.kfacs, other.kfacs, strict=True)
         return Kron([self._sum(own, others) for own, others in pairs])
 
-    # preferred to laplace's own sum where that starts with zeros
+    # used if laplace's sum starts with zeros of its own class
     __radd__ = __add__
 
     @staticmethod
@@ -257,7 +275,7 @@ class Kron(matrix.Kron):
         if any(bool(factor.any()) for factor in others):
             rule = f"have factors of shapes {shapes}"
             raise ValueError(describe("Kron.__add__", "other", rule, found))
-        # laplace's zeros, whose shapes know of no groups
+        # laplace's zeros, which are shaped as without groups
         return own
 
     def __mul__(self, scalar: Any) -> Kron:
@@ -266,7 +284,7 @@ class Kron(matrix.Kron):
     __rmul__ = __mul__
 
     def decompose(self, damping: bool = False) -> KronDecomposed:
-        """Eigendecompositions of all factors."""
+        """Decompose all factors."""
         both = [[_eigen(factor) for factor in F] for F in self.kfacs]
         values, vectors = ([[own[i] for own in F] for F in both] for i in range(2))
         return KronDecomposed(vectors, values, damping=damping)
@@ -276,34 +294,35 @@ class Kron(matrix.Kron):
 
     def _bmm(self, W: Tensor) -> Tensor:
         blocks = self._blocks()
-        # factors of halves are of float32
+        # factors are float32 if parameters have half precision
         parts = W.to(blocks[0].left.dtype).split([block.size for block in blocks], -1)
         pairs = zip(blocks, parts, strict=True)
         products = [b.flat(b.forward(b.matrices(part))) for b, part in pairs]
         return torch.cat(products, -1).to(W.dtype)
 
     def logdet(self) -> Tensor:
-        """Logarithm of the determinant."""
+        """Compute the logarithm of the determinant."""
         return torch.stack([block.logdet() for block in self._blocks()]).sum()
 
     def diag(self) -> Tensor:
-        """The diagonal."""
+        """Compute the diagonal."""
         return torch.cat([block.flat(block.diagonal()) for block in self._blocks()])
 
     def to_matrix(self) -> Tensor:
-        """As one dense matrix."""
+        """Form the dense matrix."""
         return self._bmm(identity(self._blocks()))[0]
 
 
 class KronDecomposed(matrix.KronDecomposed):
-    """Eigendecomposed :class:`Kron`, in place of :class:`laplace.utils.KronDecomposed`.
+    """An eigendecomposed :class:`Kron`, replaces :class:`laplace.utils.KronDecomposed`.
 
     Args:
-        eigenvectors: Of ``[B, A]`` or ``[B]`` for each parameter: as the factors, but
-            ``[G, CI, K, D]`` of a transposed convolution's ``A``.
-        eigenvalues: ``[(G,) CO]`` and ``[(G,) D]``.
-        deltas: What is added to each parameter's block.
-        damping: As laplace's.
+        eigenvectors: For each parameter, eigenvectors of ``[B, A]`` or ``[B]``. They
+            are shaped like the factors, except for a transposed convolution's ``A``:
+            ``[G, CI, K, D]``.
+        eigenvalues: For each parameter, eigenvalues ``[(G,) CO]`` and ``[(G,) D]``.
+        deltas: For each parameter, the number that is added to its block.
+        damping: As for laplace's class.
     """
 
     def __add__(self, deltas: Tensor) -> KronDecomposed:
@@ -322,7 +341,7 @@ class KronDecomposed(matrix.KronDecomposed):
         return KronDecomposed(result.eigenvectors, values, deltas, result.damping)
 
     def _blocks(self) -> list[tuple[KronBlock, Tensor]]:
-        """Eigenvectors, and eigenvalues ``[G, CO, D]``, of each parameter."""
+        """List eigenvectors and eigenvalues ``[G, CO, D]`` of all parameters."""
         parts = zip(self.eigenvectors, self.eigenvalues, self.deltas, strict=True)
         blocks = []
         for vectors, values, delta in parts:
@@ -341,7 +360,7 @@ class KronDecomposed(matrix.KronDecomposed):
 
     def _bmm(self, W: Tensor, exponent: float = -1) -> Tensor:
         blocks = self._blocks()
-        # eigenvectors of halves are of float32
+        # eigenvectors are float32 if parameters have half precision
         wide = W.to(blocks[0][0].left.dtype)
         parts = wide.split([block.size for block, _ in blocks], -1)
         products = []
@@ -351,22 +370,22 @@ class KronDecomposed(matrix.KronDecomposed):
         return torch.cat(products, -1).to(W.dtype)
 
     def logdet(self) -> Tensor:
-        """Logarithm of the determinant."""
+        """Compute the logarithm of the determinant."""
         return torch.stack([values.log().sum() for _, values in self._blocks()]).sum()
 
     def diag(self, exponent: float = 1) -> Tensor:
-        """The diagonal of a power."""
+        """Compute the diagonal of a power of the matrix."""
         blocks = [(block, values**exponent) for block, values in self._blocks()]
         return torch.cat([b.flat(b.squared().forward(own)) for b, own in blocks])
 
     def to_matrix(self, exponent: float = 1) -> Tensor:
-        """A power as one dense matrix."""
+        """Form a power of the matrix as a dense matrix."""
         one = identity([block for block, _ in self._blocks()])
         return self._bmm(one, exponent)[0]
 
 
 def _eigen(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors, the latter as the factor's rows."""
+    """Compute eigenvalues and eigenvectors; eigenvectors have the factor's rows."""
     if factor.ndim == 1:
         return factor, torch.eye(len(factor)).to(factor)
     as_rows = rows(factor)

@@ -1,4 +1,4 @@
-"""A parameter's block of laplace-torch's Kronecker matrices, for all of its groups."""
+"""Blocks of laplace-torch's Kronecker matrices, with groups."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tn_extensions.kronecker.factors import logdet
 
 @dataclass(frozen=True)
 class KronBlock:
-    """Matrices ``L (x) R`` on one parameter.
+    """The block ``L (x) R`` of one parameter, for each group.
 
     Args:
         left: ``L``, ``[G, CO, CO]``.
-        right: ``R``, ``[G, D, D]``; of a bias, ones.
-        split: ``CI`` and ``K`` of a transposed convolution's ``D``.
+        right: ``R``, ``[G, D, D]``; ones ``[G, 1, 1]`` for a bias.
+        split: ``CI`` and ``K`` for a transposed convolution, whose ``D = CI * K``.
     """
 
     left: Tensor
@@ -27,7 +27,7 @@ class KronBlock:
 
     @classmethod
     def of(cls, matrices: Sequence[Tensor]) -> KronBlock:
-        """Of one or two factors, or of their eigenvectors."""
+        """Create a block from one or two factors, or from their eigenvectors."""
         left = square(matrices[0])
         if len(matrices) == 1:
             return cls(left, left.new_ones(len(left), 1, 1), None)
@@ -37,11 +37,11 @@ class KronBlock:
 
     @property
     def size(self) -> int:
-        """Entries of the parameter."""
+        """Number of entries of the parameter."""
         return self.left.shape[0] * self.left.shape[1] * self.right.shape[1]
 
     def matrices(self, vectors: Tensor) -> Tensor:
-        """Flat vectors ``[..., P]`` as ``[..., G, CO, D]``."""
+        """View flat vectors ``[..., P]`` as matrices ``[..., G, CO, D]``."""
         groups, rows, columns = *self.left.shape[:2], self.right.shape[1]
         if self.split is None:
             return vectors.unflatten(-1, (groups, rows, columns))
@@ -50,56 +50,56 @@ class KronBlock:
         return vectors.transpose(-3, -2).flatten(-2)
 
     def flat(self, matrices: Tensor) -> Tensor:
-        """The inverse of :meth:`matrices`."""
+        """Undo :meth:`matrices`."""
         if self.split is None:
             return matrices.flatten(-3)
         return matrices.unflatten(-1, self.split).transpose(-3, -2).flatten(-4)
 
     def forward(self, matrices: Tensor) -> Tensor:
-        """``L X R^T``."""
+        """Compute ``L X R^T``."""
         return _product(self.left, matrices, self.right.mT)
 
     def adjoint(self, matrices: Tensor) -> Tensor:
-        """``L^T X R``."""
+        """Compute ``L^T X R``."""
         return _product(self.left.mT, matrices, self.right)
 
     def diagonal(self) -> Tensor:
-        """The diagonal, ``[G, CO, D]``."""
+        """Compute the diagonal, ``[G, CO, D]``."""
         left, right = (own.diagonal(dim1=1, dim2=2) for own in (self.left, self.right))
         return left.unsqueeze(2) * right.unsqueeze(1)
 
     def logdet(self) -> Tensor:
-        """Logarithm of the determinant."""
+        """Compute the logarithm of the determinant."""
         rows, columns = self.left.shape[1], self.right.shape[1]
         return (columns * logdet(self.left) + rows * logdet(self.right)).sum()
 
     def squared(self) -> KronBlock:
-        """With all entries squared."""
+        """Square all entries of both matrices."""
         return KronBlock(self.left.square(), self.right.square(), self.split)
 
 
 def rows(factor: Tensor) -> Tensor:
-    """A factor as its eigenvectors are: ``[(G,) D, D]`` or ``[G, CI, K, D]``."""
+    """View a factor like its eigenvectors: ``[(G,) D, D]`` or ``[G, CI, K, D]``."""
     return factor.transpose(2, 3).flatten(3) if factor.ndim == 5 else factor
 
 
 def square(rows: Tensor) -> Tensor:
-    """Rows as ``[G, D, D]``; of a diagonal matrix, its diagonal ``[D]``."""
+    """View rows, or the diagonal ``[D]`` of a diagonal matrix, as ``[G, D, D]``."""
     rows = rows.diag() if rows.ndim == 1 else rows
     return rows.flatten(1, 2) if rows.ndim == 4 else rows.reshape(-1, *rows.shape[-2:])
 
 
 def _product(left: Tensor, matrices: Tensor, right: Tensor) -> Tensor:
-    """``L X R`` of matrices ``[..., G, CO, D]``."""
+    """Compute ``L X R`` for matrices ``[..., G, CO, D]``."""
     if len(left) == 1:
         return left[0] @ matrices @ right[0]
-    # a matrix product would copy the groups' matrices for all vectors
+    # a batched matrix product would copy the groups' matrices for each vector
     product = torch.einsum("gab,...gbi->...gai", left, matrices)
     return torch.einsum("...gai,gij->...gaj", product, right)
 
 
 def identity(blocks: Sequence[KronBlock]) -> Tensor:
-    """The identity on all parameters, ``[1, P, P]``."""
+    """Create the identity on all parameters, ``[1, P, P]``."""
     like = blocks[0].left
     size = sum(block.size for block in blocks)
     return torch.eye(size, dtype=like.dtype, device=like.device).unsqueeze(0)

@@ -1,4 +1,4 @@
-"""KFAC and EKFAC for curvlinops' next line, whose operators take any *computer*."""
+"""KFAC, EKFAC and KFOC for curvlinops' next line, whose operators use computers."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from tn_extensions.layers import losses
 from tn_extensions.layers.module import Groups, kernel_matrices, kernel_of_matrices
 
 BACKEND = "tn"
-"""Name of our computers."""
+"""The name of our backend."""
 
 
 class KFACComputer(_BaseKFACComputer):
-    """Compute KFAC's factors, without unfolding, for operators of curvlinops or ours.
+    """Compute KFAC's factors without unfolding, for curvlinops' operators or ours.
 
     Args:
-        model_func: A module, or a function of parameters and an input.
-        *args: As curvlinops' computers.
-        groups: As :class:`KFACLinearOperator`. ``None``: for curvlinops' own operators,
-            which average inputs over groups and know no transposed kernels.
-        **kwargs: As curvlinops' computers.
+        *args: As for curvlinops' computers. The model is a module, or a function of
+            parameters and an input.
+        groups: As for :class:`KFACLinearOperator`. ``None``: for curvlinops' operators,
+            which average inputs over groups and do not support transposed kernels.
+        **kwargs: As for curvlinops' computers.
     """
 
     _RANK_LIMIT = 0.5
@@ -51,7 +51,7 @@ class KFACComputer(_BaseKFACComputer):
     def __init__(self, *args: Any, groups: Groups | None = None, **kwargs: Any) -> None:
         self._groups = groups
         super().__init__(*args, **kwargs)
-        # errors are to name what the user called
+        # errors name the operator that the user called
         name = type(self).__name__.replace("Computer", "LinearOperator")
         self.parameters = ObservedParameters(
             name,
@@ -68,7 +68,7 @@ class KFACComputer(_BaseKFACComputer):
     def _get_data_statistics(
         self, num_data: int | None, num_per_example_loss_terms: int | None
     ) -> tuple[int, int]:
-        """Count data and loss terms; targets may be probabilities."""
+        """Count data and loss terms, also with probabilities as targets."""
         name, loss = type(self).__name__, self._loss_func
         if num_data is None:
             batches = self._loop_over_data(desc="data_statistics")
@@ -80,15 +80,16 @@ class KFACComputer(_BaseKFACComputer):
         return num_data, num_per_example_loss_terms
 
     def compute(self) -> Any:
-        """Compute what makes blocks.
+        """Compute the matrices of all blocks.
 
         Returns:
-            Input factors, gradient factors, and groups of parameters by role; EKFAC's
-            are eigenvectors, and corrected eigenvalues follow.
+            Input factors, gradient factors, and groups of parameters by role. For
+            EKFAC, eigenvectors instead of factors, and corrected eigenvalues before the
+            groups.
         """
         found = self._results()
         if self._groups is None:
-            # reading makes what curvlinops' operators know
+            # reading converts to the form that curvlinops' operators expect
             dtype = self.dtype
             found = tuple({key: own[key].to(dtype) for key in own} for own in found)
         return *found, self.parameters.mapping
@@ -101,7 +102,7 @@ class EKFACComputer(_EKFACMixin, KFACComputer):
     """Compute EKFAC's eigenvectors and eigenvalues."""
 
     _RANK_LIMIT = 0.7
-    """Its singular vectors take no more time than the eigenvectors of a matrix."""
+    """Up to here, singular vectors of the factor are cheaper than eigenvectors."""
 
     compute = KFACComputer.compute
 
@@ -123,12 +124,12 @@ class KFOCComputer(KFACComputer):
 
 
 class BlockOperator(PyTorchLinearOperator):
-    """A block of a group of parameters as an operator on these, flattened.
+    """The block of a group of parameters, as an operator on the flat parameters.
 
     Args:
-        block: What multiplies ``[G, CO, D, V]``.
-        shape: Its sizes ``G``, ``CO`` and ``D``.
-        like: A parameter, whose type and device are the operator's.
+        block: Matrix that multiplies ``[G, CO, D, V]``.
+        shape: The sizes ``G``, ``CO`` and ``D``.
+        like: A parameter, for dtype and device.
     """
 
     SELF_ADJOINT = True
@@ -145,7 +146,7 @@ class BlockOperator(PyTorchLinearOperator):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the parameters."""
+        """Dtype of the parameters."""
         return self._like.dtype
 
     def __repr__(self) -> str:
@@ -153,30 +154,30 @@ class BlockOperator(PyTorchLinearOperator):
 
     def _matmat(self, X: list[Tensor]) -> list[Tensor]:
         (x,) = X
-        # factors of halves are of float32
+        # factors are float32 if parameters have half precision
         vectors = x.to(torch.promote_types(x.dtype, torch.float32))
         product = self.block @ vectors.reshape(*self._shape, -1)
         return [product.flatten(0, 2).to(x.dtype)]
 
     def trace(self) -> Tensor:
-        """Trace."""
+        """Compute the trace."""
         return self.block.trace()
 
     def det(self) -> Tensor:
-        """Determinant."""
+        """Compute the determinant."""
         return self.block.det()
 
     def logdet(self) -> Tensor:
-        """Logarithm of the determinant."""
+        """Compute the logarithm of the determinant."""
         return self.block.logdet()
 
     def frobenius_norm(self) -> Tensor:
-        """Frobenius norm."""
+        """Compute the Frobenius norm."""
         return self.block.squared_norm().sqrt()
 
 
 class EigenOperator(BlockOperator):
-    """An eigendecomposed block of a group of parameters."""
+    """The eigendecomposed block of a group of parameters."""
 
     block: EigendecomposedMatrix
 
@@ -185,7 +186,7 @@ class EigenOperator(BlockOperator):
 
     @property
     def eigenvalues(self) -> Tensor:
-        """Eigenvalues, flattened; reading completes bases of fewer vectors."""
+        """Flat eigenvalues; reading them completes bases that are not full."""
         left, right, values = self.block.left, self.block.right, self.block.values
         if self.block.is_thin:
             left, right = completed(left), None if right is None else completed(right)
@@ -208,11 +209,11 @@ class EigenOperator(BlockOperator):
 
 
 class KroneckerOperator(BlockOperator):
-    """``B (x) A`` of a group of parameters, for each group of channels.
+    """The block ``B (x) A`` of a group of parameters, for each group of channels.
 
-    Its factors can be read and replaced by position, as those of curvlinops'
-    ``KroneckerProductLinearOperator``: ``B``, and ``A`` if there is a kernel; stacked
-    if there are groups of channels.
+    Factors can be read and replaced by index, as in curvlinops'
+    ``KroneckerProductLinearOperator``: ``B``, then ``A`` if there is a kernel. They are
+    stacked if there are groups of channels.
     """
 
     @property
@@ -224,7 +225,7 @@ class KroneckerOperator(BlockOperator):
     @block.setter
     def block(self, block: KroneckerProduct) -> None:
         factors = block.left, block.right
-        # what multiplies only, as inverses do, is not read
+        # matrices that only multiply, such as inverses, cannot be read
         self._held = [own for own in factors if isinstance(own, Tensor)]
 
     def __repr__(self) -> str:
@@ -238,7 +239,7 @@ class KroneckerOperator(BlockOperator):
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Tensor:
-        # what is read may be changed in place, or differentiated by
+        # keep the tensor that is read: users may change it in place
         self._held[index] = Factors({index: self._held[index]})[index]
         return self._held[index]
 
@@ -257,7 +258,7 @@ class KroneckerOperator(BlockOperator):
         use_exact_damping: bool = False,
         retry_double_precision: bool = True,
     ) -> BlockOperator:
-        """Invert; arguments as of curvlinops' ``KFACLinearOperator.inverse``."""
+        """Invert, with the arguments of curvlinops' ``KFACLinearOperator.inverse``."""
         if use_heuristic_damping and use_exact_damping:
             owner, rule = "KFACLinearOperator.inverse", "be heuristic or exact"
             raise ValueError(describe(owner, "damping", rule, "both"))
@@ -276,12 +277,12 @@ class KroneckerOperator(BlockOperator):
 
 
 class _Layout:
-    """Let curvlinops' converters see transposed kernels as matrices.
+    """Convert transposed kernels to matrices, for curvlinops' converters.
 
     Args:
-        shapes: The parameters' shapes, by name.
-        transposed: By name, groups of channels of transposed convolutions' kernels.
-        *others: As curvlinops' class: groups of parameters, device and type.
+        shapes: Shapes of the parameters by name.
+        transposed: Number of groups of channels, by the name of a transposed kernel.
+        *others: As for curvlinops' class: groups of parameters, device and dtype.
     """
 
     def __init__(
@@ -297,7 +298,7 @@ class _Layout:
 
 
 class _ToCanonical(_Layout, ToCanonicalLinearOperator):
-    """Parameters as curvlinops' blocks take them."""
+    """Convert parameters to the form of curvlinops' blocks."""
 
     def _compute_shapes(self) -> Any:
         shapes, *_ = self._layout
@@ -338,31 +339,32 @@ class _FromCanonical(_Layout, FromCanonicalLinearOperator):
 
 
 class KFACLinearOperator(kfac.KFACLinearOperator):
-    r"""KFAC of the Fisher/GGN, in place of :class:`curvlinops.KFACLinearOperator`.
+    r"""KFAC of the Fisher/GGN, replaces :class:`curvlinops.KFACLinearOperator`.
 
-    The block of a kernel, with its bias or without it, is ``B (x) A`` for each group of
-    channels; of a bias, ``B``. Definitions are those of the release line 3.0's
-    :class:`~tn_extensions.curvlinops.kfac.KFACLinearOperator`.
+    The block of a kernel, with or without its bias, is ``B (x) A`` for each group of
+    channels. The block of a separate bias is ``B``. Factors are defined as for the
+    release line 3.0, see :class:`~tn_extensions.curvlinops.kfac.KFACLinearOperator`.
 
-    Beyond curvlinops: one, three and transposed dimensions; groups, ``padding='same'``,
-    every ``padding_mode``; parameters used several times, by one module or by several
-    (these share the weight as positions do); rows in excess of the data on the first
-    axis; options of the losses. The model may be a function of its parameters: what it
-    passes to ``linear`` and convolutions of ``torch.nn.functional`` is observed.
+    In addition to curvlinops, it supports one and three dimensions and transposed
+    convolutions; groups, ``padding='same'`` and every ``padding_mode``; parameters that
+    are used several times, by one module or by several, and inputs with several rows
+    per datum on the first axis (uses and rows share the weight like positions); and
+    options of the losses. The model may be a function of its parameters. The package
+    observes the calls of ``linear`` and of convolutions in ``torch.nn.functional``.
 
     Args:
-        *args: As :class:`curvlinops.KFACLinearOperator`.
-        groups: ``"separate"``: a pair of factors for each group of channels, stacked as
-            ``[G, ., .]``. ``"average"``: curvlinops' approximation, inputs averaged
-            over groups and one pair.
-        backend: ``"tn"``, or one of curvlinops' own.
-        **kwargs: As :class:`curvlinops.KFACLinearOperator`.
+        *args: As for :class:`curvlinops.KFACLinearOperator`.
+        groups: ``"separate"``: each group of channels has its own factors, stacked as
+            ``[G, ., .]``. ``"average"``: curvlinops' approximation, a single pair of
+            factors from inputs averaged over groups.
+        backend: ``"tn"``, or one of curvlinops' own backends.
+        **kwargs: As for :class:`curvlinops.KFACLinearOperator`.
 
     Raises:
-        ValueError: If an argument is not among its choices, there are no data, a factor
-            is not finite, or a kernel has several biases and is to be joined with one.
+        ValueError: If an argument has no allowed value, there are no data, a factor is
+            not finite, or a kernel with several biases should form a block with one.
         TypeError: If the model does not return a tensor.
-        NotImplementedError: If a parameter has other uses.
+        NotImplementedError: If a parameter has a use that is not observed.
 
     Reference: Eschenhagen et al., "Kronecker-Factored Approximate Curvature for Modern
     Neural Network Architectures", NeurIPS 2023.
@@ -427,11 +429,11 @@ class KFACLinearOperator(kfac.KFACLinearOperator):
 
 
 class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
-    """EKFAC of the Fisher/GGN, in place of :class:`curvlinops.EKFACLinearOperator`.
+    """EKFAC of the Fisher/GGN, replaces :class:`curvlinops.EKFACLinearOperator`.
 
-    The block is ``(Q_B (x) Q_A) diag(l) (Q_B (x) Q_A)^T`` for each group of channels.
-    Definitions are those of the release line 3.0's
-    :class:`~tn_extensions.curvlinops.ekfac.EKFACLinearOperator`; arguments and errors
+    A block is ``(Q_B (x) Q_A) diag(l) (Q_B (x) Q_A)^T`` for each group of channels. Its
+    matrices are defined as for the release line 3.0, see
+    :class:`~tn_extensions.curvlinops.ekfac.EKFACLinearOperator`. Arguments and errors
     are those of :class:`KFACLinearOperator`. Outputs may have more than two axes.
 
     Reference: George et al., "Fast Approximate Natural Gradient Descent in a
@@ -455,13 +457,13 @@ class EKFACLinearOperator(KFACLinearOperator, ekfac.EKFACLinearOperator):
 class KFOCLinearOperator(KFACLinearOperator):
     """The Kronecker product that is closest to each block of the Fisher/GGN.
 
-    Definitions, ``tolerance`` and ``max_sweeps`` are those of the release line 3.0's
-    :class:`~tn_extensions.curvlinops.kfoc.KFOCLinearOperator`; other arguments and
-    errors are those of :class:`curvlinops.KFOCLinearOperator` and of
-    :class:`KFACLinearOperator`.
+    It is defined as for the release line 3.0, see
+    :class:`~tn_extensions.curvlinops.kfoc.KFOCLinearOperator`, also for ``tolerance``
+    and ``max_sweeps``. Other arguments and errors are those of
+    :class:`curvlinops.KFOCLinearOperator` and :class:`KFACLinearOperator`.
 
-    Beyond curvlinops: several batches, empirical gradients, and all that
-    :class:`KFACLinearOperator` has. Factors are positive semi-definite.
+    In addition to curvlinops, it supports several batches, empirical gradients, and all
+    that :class:`KFACLinearOperator` supports. Factors are positive semi-definite.
 
     Reference: Schnaus, Lee and Triebel, "Kronecker-Factored Optimal Curvature",
     Bayesian Deep Learning Workshop, NeurIPS 2021.

@@ -1,4 +1,4 @@
-"""Which release line of curvlinops is installed."""
+"""Find the release line of curvlinops that is installed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import curvlinops
 Line = Literal["3.0", "next"]
 
 LOWEST, BELOW = (3, 0, 1), (5,)
-"""Releases that this package has an adapter for, as ``setup.cfg`` has them."""
+"""Releases that this package supports, as in ``setup.cfg``."""
 
 
 def line_of(installed: str, operator: Any) -> Line:
-    """Tell which release line is installed, by what its operators have.
+    """Tell which release line is installed, by attributes of its operators.
 
-    Numbers alone do not tell: the next line has none yet, and a checkout of it calls
-    itself a successor of the last release.
+    The version is not enough: the next line has no number yet, and the version of a
+    checkout counts from the last release.
 
     Args:
         installed: Version of curvlinops.
         operator: Its ``KFACLinearOperator``.
 
     Returns:
-        ``"3.0"``: operators compute their factors. ``"next"``: they have computers.
+        ``"3.0"``, whose operators compute their factors, or ``"next"``, whose operators
+        have computers.
 
     Raises:
         ImportError: If it is neither.
@@ -41,7 +42,7 @@ def line_of(installed: str, operator: Any) -> Line:
 
 
 def refusal(installed: str) -> ImportError:
-    """Make the error of a release that this package has no adapter for."""
+    """Create the error for a release that this package does not support."""
     low, below = (".".join(map(str, own)) for own in (LOWEST, BELOW))
     return ImportError(
         f"tn_extensions.curvlinops: curvlinops-for-pytorch must be a release >={low},"
@@ -52,4 +53,4 @@ def refusal(installed: str) -> ImportError:
 
 INSTALLED = version("curvlinops-for-pytorch")
 LINE: Line = line_of(INSTALLED, getattr(curvlinops, "KFACLinearOperator", None))
-"""The one that is installed."""
+"""The release line that is installed."""

@@ -1,8 +1,8 @@
-"""Factors and eigenvectors as operators keep them, and as curvlinops' users read them.
+"""Storage for factors and eigenvectors, which users of curvlinops can read.
 
-They are those of layers by name, or of groups of parameters by their names. Reading
-gives what curvlinops keeps, and that is what the operator uses from then on, so
-that changes in place are not lost: damping, say, that is added to the factors.
+Keys are names of layers, or of the parameters in a group. Operators store a compact
+form. Reading converts it to curvlinops' form and stores the result, so that changes in
+place, such as a damping that is added to factors, are not lost.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tn_extensions.kronecker.factors import completed, dense
 
 
 class Factors(UserDict[Any, Tensor]):
-    """Factors of layers as curvlinops has them: ``[D, D]``, ``[G, D, D]`` of groups.
+    """Factors of layers, read as in curvlinops: ``[D, D]``, or ``[G, D, D]`` of groups.
 
-    Reading replaces what is kept as a low-rank factor by its matrix.
+    Reading replaces a low-rank factor by its matrix.
     """
 
     def __getitem__(self, name: Any) -> Tensor:
@@ -36,9 +36,9 @@ class Factors(UserDict[Any, Tensor]):
 
 
 class Bases(Factors):
-    """Eigenvectors of factors as curvlinops has them, ``[(G,) D, D]``.
+    """Eigenvectors of factors, read as in curvlinops: ``[(G,) D, D]``.
 
-    Reading completes a basis of fewer vectors, ``[(G,) D, r]``.
+    Reading completes a basis that is not full, ``[(G,) D, r]``.
     """
 
     @staticmethod
@@ -47,17 +47,17 @@ class Bases(Factors):
 
 
 class Eigenvalues(UserDict[Any, Any]):
-    """Corrected eigenvalues of layers as curvlinops has them.
+    """Corrected eigenvalues of layers, read as in curvlinops.
 
-    ``[(G,) CO, D]`` of a joint block; else, by the position of the parameter,
-    ``[(G,) CO, D]`` of weights and ``[(G,) CO]`` of biases.
+    A joint block has ``[(G,) CO, D]``. Otherwise, a layer has a dictionary by the
+    position of the parameter: ``[(G,) CO, D]`` for weights, ``[(G,) CO]`` for biases.
 
-    Reading completes the layer's bases, and adds zeros for their new vectors.
+    Reading completes the layer's bases, and adds zeros for the new vectors.
 
     Args:
-        values: Those of the vectors that are kept, by layer.
-        left: Bases of the layers' outputs.
-        right: Bases of the layers' inputs.
+        values: By layer, eigenvalues of the eigenvectors that are stored.
+        left: By layer, the basis ``Q_B``.
+        right: By layer, the basis ``Q_A``.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Eigenvalues(UserDict[Any, Any]):
 
 
 def padded(values: Tensor, sizes: Sequence[int], rest: float = 0.0) -> Tensor:
-    """Values with others behind them, so that the last axes have the given sizes."""
+    """Append entries to the last axes of values, up to the given sizes."""
     held = values.shape[-len(sizes) :]
     missing = [size - known for size, known in zip(sizes, held, strict=True)]
     assert min(missing) >= 0, "values of vectors that the bases lack"
@@ -98,20 +98,20 @@ def padded(values: Tensor, sizes: Sequence[int], rest: float = 0.0) -> Tensor:
 
 
 def kept(stored: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return what is kept: matrices, low-rank factors, eigenvectors of the range."""
+    """Return the compact form that is stored, without converting it."""
     return stored.data if isinstance(stored, UserDict) else dict(stored)
 
 
 def state(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what is kept, without the axis of groups where there are none."""
+    """Return the compact form, without the axis of groups if there is one group."""
     return {name: unstacked(stacked(own)) for name, own in kept(stored).items()}
 
 
 def stacked(factor: Tensor) -> Tensor:
-    """A factor with an axis of groups; layers without groups keep none."""
+    """Add an axis of groups to a factor that has none."""
     return factor if factor.dim() == 3 else factor.unsqueeze(0)
 
 
 def unstacked(factor: Tensor) -> Tensor:
-    """The inverse of :func:`stacked`: as curvlinops has it without groups."""
+    """Remove the axis of groups if there is one group, as in curvlinops."""
     return factor[0] if len(factor) == 1 else factor

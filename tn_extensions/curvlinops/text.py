@@ -1,4 +1,4 @@
-"""Texts of operators: sizes and options on top, a line for each block."""
+"""Text that describes an operator: a line with size and options, a line per block."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def operator_text(
     options: Mapping[str, Any],
     blocks: Mapping[str, str],
 ) -> str:
-    """Spell out an operator.
+    """Describe an operator.
 
     Args:
-        name: Its class.
+        name: Name of its class.
         shape: Its shape.
-        options: Values by name.
-        blocks: What each block is made of, by the name of its layer.
+        options: Its options by name.
+        blocks: A description of each block, by the name of its layer.
 
     Returns:
-        A line, and an indented one for each block.
+        A line for the operator, and an indented line for each block.
 
     >>> print(operator_text("KFAC", (6, 6), {"groups": "average"}, {"0": "A [3, 3]"}))
     KFAC 6 x 6 (groups='average')
@@ -38,7 +38,7 @@ def operator_text(
 
 
 def tensor_text(**tensors: Tensor | None) -> str:
-    """Shapes of factors or eigenvectors by name; a single group is left out."""
+    """List shapes of factors or eigenvectors by name, without a single group's axis."""
 
     def shape_of(tensor: Tensor) -> str:
         sizes = tensor.shape[1:] if len(tensor) == 1 else tensor.shape
@@ -50,5 +50,5 @@ def tensor_text(**tensors: Tensor | None) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return the value of a choice that may be a member of an enumeration."""
+    """Return an option's value if it is a member of an enumeration."""
     return getattr(value, "value", value)

@@ -42,9 +42,22 @@ def math(index: str) -> str:
     >>> math("k1p"), math("ci"), math("x_dot")
     ("k_{1}'", '\\mathit{ci}', '\\mathit{x\\_dot}')
     """
-    base, number, primes = split(index)
+    return _styled(index, "mathit" if len(split(index)[0]) > 1 else "")
+
+
+def bold(name: str) -> str:
+    r"""Write a tensor's name, which an index may have, too, in TeX's mathematics.
+
+    >>> bold("g"), bold("weight2")
+    ('\\mathbf{g}', '\\mathbf{weight}_{2}')
+    """
+    return _styled(name, "mathbf")
+
+
+def _styled(name: str, font: str) -> str:
+    base, number, primes = split(name)
     base = base.replace("_", r"\_")
-    base = base if len(base) == 1 else rf"\mathit{{{base}}}"
+    base = rf"\{font}{{{base}}}" if font else base
     number = f"_{{{number}}}" if number else ""
     return base + number + "'" * len(primes)
 
@@ -56,7 +69,7 @@ def size_of(text: str) -> int:
     (3, 6)
     """
     text = text.replace(r"\_", "x")
-    plain = re.sub(r"\\(mathit|mathrm|,| )|[${}_]", "", text)
+    plain = re.sub(r"\\(mathbf|mathit|mathrm|,| )|[${}_]", "", text)
     return len(re.sub(r"\\[a-zA-Z]+", "x", plain))
 
 
@@ -72,7 +85,7 @@ def lines(node: Node, primed: bool) -> tuple[str, ...]:
     """
     prime = "'" if primed else ""
     if isinstance(node, Operand):
-        return (f"${math(node.name)}{prime}$",)
+        return (f"${bold(node.name)}{prime}$",)
     if isinstance(node, Pair):
         first, second = (_number(pattern) for pattern in (node.first, node.second))
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tn_extensions.diagram.label import math
 from tn_extensions.diagram.layout import layout
 from tn_extensions.diagram.scene import Scene, strip
+from tn_extensions.network.text import si
 from tn_extensions.network.trace import Step, Trace
 
 
@@ -12,12 +13,12 @@ def strip_of(trace: Trace, columns: int = 3) -> Scene:
     """Lay out the networks of a trace in order, below the rules that led to them."""
     networks = [trace.network, *(step.after for step in trace)]
     titles: list[tuple[str, ...]] = [
-        ("as defined", f"{trace.network.flops:.3g} multiply-adds")
+        ("as defined", f"{si(trace.network.flops)} multiply-adds")
     ]
     for number, step in enumerate(trace, start=1):
         before, after = step.cost
         name = f"{number}. {step.rule}{_narrowed(step)}"
-        cost = f"{before:.3g} to {after:.3g} multiply-adds"
+        cost = f"{si(before)} to {si(after)} multiply-adds"
         titles.append((name, step.identity, cost) if step.identity else (name, cost))
     return strip(map(layout, networks), titles, columns)
 

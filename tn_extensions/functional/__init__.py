@@ -1,13 +1,15 @@
 """The quantities of :mod:`tn_extensions.quantities` on tensors.
 
-Each function checks its arguments, then runs the cached plan of its network. All take
-convolutions of any number of dimensions, transposed or not, with groups and every
-padding mode, and inputs of any strides (channels-last, say). Half-precision inputs
-(float16, bfloat16) are computed and returned in float32.
+Each function checks its arguments, then runs the cached plan of its network. All of
+them support convolutions in any number of dimensions, transposed or not, with groups
+and every padding mode, and inputs with any strides (such as channels-last). Results
+have the dtype of the input, or float32 if the input has half precision (float16,
+bfloat16); they are also computed in this dtype.
 
-Symbols: ``N`` batch, ``G`` groups, ``CI`` input channels per group, ``K`` and ``O``
-total number of kernel entries and output positions, ``U`` the unfolded input, ``[N, G,
-CI * K, O]``, its patches in torch's order.
+Symbols: ``N`` is the number of samples, ``G`` the number of groups, ``CI`` and ``CO``
+the numbers of input and output channels per group, ``K`` and ``O`` the total numbers of
+kernel entries and output positions. ``U`` is the unfolded input, ``[N, G, CI * K, O]``:
+its columns are patches in torch's order.
 """
 
 from tn_extensions.functional.bias import (

@@ -1,4 +1,4 @@
-"""Gradients of a bias, and what is made of them: the output's gradients are enough."""
+"""Gradients of a bias and quantities of them, which need only output gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tn_extensions.quantities import Quantity
 
 @operator(differentiable=True)
 def bias_vjp(g: Tensor, conv: Conv) -> Tensor:
-    """Gradient of a bias: ``sum_{n, o} g[n, co, o]``, differentiable.
+    """Compute the gradient of a bias: ``sum_{n, o} g[n, co, o]``. Differentiable.
 
     Args:
         g: Gradient with respect to the output, ``[N, C_out, O1, ...]``.
@@ -34,7 +34,7 @@ def bias_vjp(g: Tensor, conv: Conv) -> Tensor:
 
 @operator(differentiable=True)
 def bias_per_sample_grad(g: Tensor, conv: Conv) -> Tensor:
-    """Gradients of a bias: ``sum_o g[n, co, o]`` for each sample, differentiable.
+    """Compute per-sample gradients of a bias: ``sum_o g[n, co, o]``. Differentiable.
 
     Args:
         g: Gradients with respect to the output, ``[(V,) N, C_out, O1, ...]``.
@@ -52,10 +52,10 @@ def bias_per_sample_grad(g: Tensor, conv: Conv) -> Tensor:
 
 @operator(differentiable=False)
 def bias_per_sample_grad_norm(g: Tensor, conv: Conv) -> Tensor:
-    """Squared norms of a bias's per-sample gradients, ``sum_co (sum_o g)^2``.
+    """Compute squared norms of a bias's per-sample gradients: ``sum_co (sum_o g)^2``.
 
-    To be added to :func:`per_sample_grad_norm` for the norm over both. Not
-    differentiable: ``g`` is detached.
+    Add them to :func:`per_sample_grad_norm` for the squared norm over kernel and bias.
+    Not differentiable: ``g`` is detached.
 
     Args:
         g: Gradients with respect to the output, ``[(V,) N, C_out, O1, ...]``.
@@ -74,14 +74,14 @@ def bias_per_sample_grad_norm(g: Tensor, conv: Conv) -> Tensor:
 
 @operator(differentiable=False)
 def bias_ggn_diagonal(S: Tensor, conv: Conv, per_sample: bool = False) -> Tensor:
-    """Diagonal of a bias's GGN: ``sum_{v, n} (sum_o S[v, n, co, o])^2``.
+    """Compute the diagonal of a bias's GGN: ``sum_{v, n} (sum_o S[v, n, co, o])^2``.
 
     Not differentiable: ``S`` is detached.
 
     Args:
-        S: Square root of the loss Hessian, as for :func:`ggn_diagonal`.
+        S: Square root of the loss's Hessian, as for :func:`ggn_diagonal`.
         conv: Hyper-parameters.
-        per_sample: Whether to keep the samples.
+        per_sample: Whether to keep the samples instead of summing over them.
 
     Returns:
         Diagonal, ``[C_out]``; ``[N, C_out]`` if per sample.
@@ -96,17 +96,17 @@ def bias_ggn_diagonal(S: Tensor, conv: Conv, per_sample: bool = False) -> Tensor
 
 @operator(differentiable=False)
 def bias_ggn_gram(S: Tensor, conv: Conv) -> Tensor:
-    """Inner products of all ``sum_o S[v, n, co, o]``.
+    """Compute inner products of all ``sum_o S[v, n, co, o]``.
 
-    To be added to :func:`ggn_gram` for the Gram matrix over both. Not differentiable:
-    ``S`` is detached.
+    Add them to :func:`ggn_gram` for the Gram matrix of kernel and bias. Not
+    differentiable: ``S`` is detached.
 
     Args:
-        S: Square root of the loss Hessian, as for :func:`ggn_gram`.
+        S: Square root of the loss's Hessian, as for :func:`ggn_gram`.
         conv: Hyper-parameters.
 
     Returns:
-        Gram matrix, ``[V * N, V * N]``, rows ordered as ``(v, n)``.
+        Gram matrix, ``[V * N, V * N]``, with rows in the order ``(v, n)``.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -124,7 +124,7 @@ def _run(
     leading: tuple[int, ...],
     *arguments: Any,
 ) -> Tensor:
-    """Evaluate on vectors with so many leading axes: ``N``, or ``V`` and ``N``."""
+    """Evaluate on vectors with one leading axis, ``N``, or two, ``V`` and ``N``."""
     check_conv(name, conv)
     num_vectors = check_vectors(name, g, conv, argument, leading)
     batch_size = g.shape[-len(conv.output_size) - 2]

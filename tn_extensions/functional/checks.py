@@ -1,4 +1,4 @@
-"""Arguments are refused before any work is done, in a line that names the remedy."""
+"""Check arguments before any work is done; errors name the remedy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tn_extensions.errors import describe
 
 
 def check_tensor(name: str, argument: str, value: Any) -> None:
-    """A floating point tensor."""
+    """Check that a value is a floating point tensor."""
     if not isinstance(value, Tensor):
         kind = type(value).__name__
         raise TypeError(describe(name, argument, "be a torch.Tensor", kind))
@@ -25,7 +25,7 @@ def check_tensor(name: str, argument: str, value: Any) -> None:
 
 
 def check_conv(name: str, conv: Any) -> None:
-    """Hyper-parameters."""
+    """Check that a value is a :class:`Conv`."""
     if not isinstance(conv, Conv):
         raise TypeError(
             describe(
@@ -33,13 +33,13 @@ def check_conv(name: str, conv: Any) -> None:
                 "conv",
                 "be a Conv",
                 type(conv).__name__,
-                "Make one with Conv.from_module(module, x.shape[2:])",
+                "Create one with Conv.from_module(module, x.shape[2:])",
             )
         )
 
 
 def check_shaped(name: str, argument: str, value: Any, shape: tuple[int, ...]) -> None:
-    """A tensor of known shape."""
+    """Check that a value is a floating point tensor of a given shape."""
     check_tensor(name, argument, value)
     if tuple(value.shape) != shape:
         rule = f"equal {list(shape)}"
@@ -47,7 +47,7 @@ def check_shaped(name: str, argument: str, value: Any, shape: tuple[int, ...]) -
 
 
 def check_input(name: str, x: Any, conv: Any, argument: str = "x") -> None:
-    """A batch of inputs that fits the hyper-parameters."""
+    """Check that a value is a batch of inputs that fits the hyper-parameters."""
     check_conv(name, conv)
     check_tensor(name, argument, x)
     given = f"({argument}.shape = {list(x.shape)})"
@@ -55,7 +55,7 @@ def check_input(name: str, x: Any, conv: Any, argument: str = "x") -> None:
         rule = f"equal {conv.num_dims + 2} for {conv.num_dims} spatial dimension(s)"
         remedy = "Pass a batch [N, C_in, I1, ...]"
         if x.dim() == conv.num_dims + 1:
-            remedy += f", of a single sample {argument}[None]"
+            remedy += f", such as {argument}[None] for a single sample"
         value = f"{x.dim()} {given}"
         raise ValueError(describe(name, f"{argument}.dim()", rule, value, remedy))
     if x.shape[1] != conv.in_channels:
@@ -65,7 +65,7 @@ def check_input(name: str, x: Any, conv: Any, argument: str = "x") -> None:
         raise ValueError(describe(name, f"{argument}.shape[1]", rule, value, remedy))
     if tuple(x.shape[2:]) != conv.input_size:
         rule = f"equal conv.input_size = {conv.input_size}"
-        remedy = "Make a Conv for this spatial size"
+        remedy = "Create a Conv for this spatial size"
         sizes = tuple(x.shape[2:])
         raise ValueError(describe(name, f"{argument}.shape[2:]", rule, sizes, remedy))
 
@@ -78,7 +78,7 @@ def check_like(
     x: Tensor,
     other: str = "x",
 ) -> None:
-    """A tensor of a given dtype, on the device of another one."""
+    """Check that a tensor has a given dtype, and the device of another tensor."""
     if value.dtype != dtype:
         raise ValueError(
             describe(name, f"{argument}.dtype", f"equal {dtype}", value.dtype)
@@ -91,7 +91,7 @@ def check_like(
 def check_out(
     name: str, out: Any, shape: tuple[int, ...], dtype: torch.dtype, x: Tensor
 ) -> None:
-    """A target of known shape and dtype, with memory of its own."""
+    """Check the shape, dtype and device of ``out``, and that it is no view of ``x``."""
     if not isinstance(out, Tensor):
         kind = type(out).__name__
         raise TypeError(describe(name, "out", "be a torch.Tensor", kind))
@@ -100,7 +100,8 @@ def check_out(
         raise ValueError(describe(name, "out.shape", rule, list(out.shape)))
     check_like(name, "out", out, dtype, x)
     if memory_of(out) == memory_of(x) and x.numel():
-        raise ValueError(describe(name, "out", "have memory of its own", "memory of x"))
+        rule = "not share memory with x"
+        raise ValueError(describe(name, "out", rule, "a view of it"))
 
 
 def check_vectors(
@@ -111,19 +112,23 @@ def check_vectors(
     leading: tuple[int, ...],
     batch_size: int | None = None,
 ) -> int | None:
-    """Vectors in the space of the output.
+    """Check that vectors fit the output of a convolution.
 
     Args:
         name: The function.
         g: The vectors.
         conv: Hyper-parameters.
-        argument: What the function calls them.
-        leading: How many axes may come before ``[C_out, O1, ...]``: one, of samples, or
-            two, of vectors and samples.
+        argument: Name of the argument.
+        leading: Allowed numbers of axes before ``[C_out, O1, ...]``: one for samples,
+            or two for vectors and samples.
         batch_size: Number of samples. Default: any.
 
     Returns:
-        Number of vectors; None without their axis.
+        Number ``V`` of vectors. ``None``: they have no axis ``V``.
+
+    Raises:
+        TypeError: If ``g`` is not a floating point tensor.
+        ValueError: If the shape does not fit.
     """
     check_tensor(name, argument, g)
     sizes = (conv.out_channels, *conv.output_size)

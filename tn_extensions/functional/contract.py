@@ -1,4 +1,4 @@
-"""Any network on one's own tensors."""
+"""Evaluate any network on tensors."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ _NAME = "TensorNetwork.evaluate"
 
 @method_of(TensorNetwork)
 def evaluate(network: TensorNetwork, /, **tensors: Tensor) -> Tensor:
-    """Evaluate a network by the plan that :func:`~tn_extensions.explain` shows.
+    """Evaluate a network with the plan that :func:`~tn_extensions.explain` shows.
 
     Args:
-        network: What to evaluate.
+        network: The network.
         **tensors: A tensor for each operand, by its name. Half-precision tensors are
-            computed in float32. Sampled positions, by the name of the index that runs
-            through them: distinct integers, ascending.
+            computed in float32. For sampled positions, a tensor of distinct integers in
+            ascending order, by the name of the index that enumerates them.
 
     Returns:
-        Result of the network's :attr:`~tn_extensions.TensorNetwork.shape`, unscaled.
+        The result, unscaled, of the network's
+        :attr:`~tn_extensions.TensorNetwork.shape`.
 
     Raises:
-        TypeError: If operands are missing or unknown, or one is no floating point
-            tensor (positions: no tensor of integers).
+        TypeError: If operands are missing or unknown, or one is not a floating point
+            tensor (or int64, for positions).
         ValueError: If a tensor has another shape, dtype or device.
     """
     shapes = {operand.name: operand.shape for operand in network.operands}

@@ -1,4 +1,4 @@
-"""From a quantity's name and tensors to the cached plan of its network."""
+"""Find and run the cached plan of a quantity's network."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ T = TypeVar("T")
 
 
 def plan(quantity: Quantity, x: Tensor, conv: Conv, **arguments: Any) -> Plan:
-    """How a quantity is (or would be) evaluated; print it.
+    """Plan the evaluation of a quantity; print the plan to read it.
 
     Args:
         quantity: Name of a function in :mod:`tn_extensions.quantities`.
-        x: Input, ``[N, C_in, I1, ...]``; its shape, dtype and device matter.
+        x: Input, ``[N, C_in, I1, ...]``. Only its shape, dtype and device matter.
         conv: Hyper-parameters.
-        **arguments: What the quantity takes beyond hyper-parameters and batch size, for
-            instance ``num_vectors``.
+        **arguments: Arguments of the quantity besides hyper-parameters and batch size,
+            such as ``num_vectors``.
 
     Returns:
-        The plan, chosen by cost within the memory budget.
+        The plan. Its candidate is the cheapest one within the memory budget.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If the quantity does not exist or ``x`` does not fit ``conv``.
+        ValueError: If the quantity is unknown, or ``x`` does not fit ``conv``.
     """
     if quantity not in get_args(Quantity):
         rule = f"be one of {', '.join(map(repr, get_args(Quantity)))}"
@@ -58,7 +58,7 @@ def plan(quantity: Quantity, x: Tensor, conv: Conv, **arguments: Any) -> Plan:
 
 
 def _check_arguments(quantity: Quantity, arguments: dict[str, Any]) -> None:
-    """Refuse to go on without what a quantity takes beyond the hyper-parameters."""
+    """Check a quantity's arguments besides hyper-parameters and batch size."""
     signature = inspect.signature(getattr(quantities, quantity))
     _, _, *known = signature.parameters.values()
     for name in arguments:
@@ -89,13 +89,16 @@ def run(
 
     Args:
         name: The quantity.
-        operands: Tensors by the names of the network's operands, prepared.
+        operands: Prepared tensors, by the names of the network's operands.
         conv: Hyper-parameters.
         scale: Factor of the result.
-        out: Where the result goes.
+        out: Tensor for the result.
         accumulate: Whether to add to ``out``.
         batch_size: Number of samples. Default: that of ``x``.
-        arguments: What the quantity takes beyond hyper-parameters and batch size.
+        arguments: Arguments of the quantity besides hyper-parameters and batch size.
+
+    Returns:
+        The result; ``out`` if given.
     """
     like = next(iter(operands.values()))
     if batch_size is None:
@@ -108,7 +111,7 @@ def run(
     with observed(name, conv, like):
         chosen = plan_network(defined, like.dtype, like.device.type)
         if torch.is_autocast_enabled(like.device.type):
-            # the plan's precision was decided above
+            # the plan has a fixed dtype
             with torch.autocast(like.device.type, enabled=False):
                 result = chosen.run(operands, scale, out, accumulate)
         else:
@@ -121,19 +124,22 @@ def run(
 
 
 observers: list[Callable[[str, Conv, float], None]] = []
-"""Called with what has run: the quantity (or several, joined by `` + ``), the
-convolution, and the seconds that it took to plan and run."""
+"""Functions that are called after each evaluation, with the quantity (or several,
+joined by `` + ``), the convolution, and the seconds to plan and run."""
 
 _UNOBSERVED = nullcontext()
 
 
 def observed(name: str, conv: Conv, like: Tensor) -> AbstractContextManager[None]:
-    """Tell observers how long a context takes, if there are any.
+    """Measure the time of a context for observers, if there are any.
 
     Args:
         name: The quantity.
         conv: Its hyper-parameters.
-        like: A tensor on the device on which it runs, which is waited for.
+        like: A tensor on the device to wait for.
+
+    Returns:
+        The context.
     """
     return _observed(name, conv, like) if observers else _UNOBSERVED
 
@@ -161,14 +167,14 @@ def needs_shapes_only() -> bool:
 
 
 def only_shapes(function: Callable[P, T]) -> Callable[P, T]:
-    """Let a function compute shapes only, of tensors without data, whatever they are.
+    """Let a function compute only the shapes of its results, from tensors without data.
 
     Args:
-        function: What calls :func:`run`.
+        function: Function that calls :func:`run`.
 
     Returns:
-        The function. Where it calls :func:`run`, it gets tensors that are not
-        initialised. Sizes may be symbols that a compiler traces with.
+        The function, for which :func:`run` returns uninitialised tensors. Sizes may be
+        symbols of a compiler.
     """
 
     @wraps(function)
@@ -188,7 +194,7 @@ def _shape(
     conv: Conv,
     arguments: tuple[Any, ...],
 ) -> list[int]:
-    """Shape of a quantity's network, whose own sizes are those of the operands."""
+    """Compute the shape of a quantity's network from the shapes of its operands."""
     known = (1 if isinstance(value, torch.SymInt) else value for value in arguments)
     defined = network(name, conv, 1, *known)
     sizes = dict(defined.sizes)
@@ -208,7 +214,7 @@ _LAID_OUT_BY_TORCH = (
     "input_jvp",
     "diagonal_backward",
 )
-"""Quantities whose memory format is that of the operands, as in torch's own kernels."""
+"""Quantities with the memory format of their operands, as in torch's own kernels."""
 _SYMMETRIC = (
     "kfac_expand",
     "kfac_reduce",
@@ -217,7 +223,7 @@ _SYMMETRIC = (
     "ggn_gram",
     "bias_ggn_gram",
 )
-"""Quantities that are their own transpose, in the last two axes."""
+"""Quantities that are symmetric in the last two axes."""
 
 
 def _zero(
@@ -226,7 +232,7 @@ def _zero(
     out: Tensor | None,
     accumulate: bool,
 ) -> Tensor:
-    """Value of a network without any term; as differentiable as others."""
+    """Return zeros for a network without terms; differentiable, like other results."""
     if out is not None:
         return out if accumulate else out.zero_()
     nothing = torch.stack([tensor[:0].sum() for tensor in operands.values()]).sum()
@@ -237,7 +243,7 @@ def _zero(
 def network(
     name: Quantity, conv: Conv, batch_size: int, *arguments: Any, **named: Any
 ) -> TensorNetwork:
-    """A quantity's network; of padding that holds data, on the padded input."""
+    """Define a quantity's network; unless padding is zeros, on the padded input."""
     if conv.pads_explicitly:
         conv = conv.explicitly_padded
     define = getattr(quantities, name)
@@ -246,10 +252,10 @@ def network(
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
-    """Half precision is too coarse to accumulate in."""
+    """Return the dtype of results: at least float32, in which sums are accurate."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def prepare(x: Tensor, conv: Conv) -> Tensor:
-    """The input in the result's dtype, with padding that holds data made explicit."""
+    """Convert the input to the result's dtype, and pad it unless padding is zeros."""
     return pad(x.to(result_dtype(x)), conv)

@@ -1,4 +1,4 @@
-"""What evaluating a network takes, before it is done."""
+"""Explain the evaluation of a network without running it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tn_extensions.recognise import recognise
 
 @dataclass(frozen=True)
 class Explanation:
-    """A plan, and the function that runs it; print it.
+    """A plan, and the function that runs it; prints as a table.
 
     Args:
         plan: The plan.
@@ -30,12 +30,12 @@ class Explanation:
 
     @property
     def network(self) -> TensorNetwork:
-        """What was asked for."""
+        """The network that is explained."""
         return self.plan.network
 
     @property
     def quantity(self) -> Quantity | None:
-        """Name of the quantity that the network is, if it is one."""
+        """Name of the quantity that the network defines, if there is one."""
         return recognise(self.network)
 
     @property
@@ -77,22 +77,24 @@ def explain(
     device: str | torch.device = "cpu",
     **sizes: int,
 ) -> Explanation:
-    """Plan the evaluation of a network, without doing it; print the result.
+    """Plan the evaluation of a network without running it; print the result to read it.
 
     Args:
-        network: What to explain.
-        dtype: Type in which to compute. Default: float32.
-        device: Device, of which the type matters, e.g. ``"cpu"`` or ``"cuda"``.
-        **sizes: Sizes of indices, to ask for others than the network's: ``n=128``.
+        network: The network.
+        dtype: Dtype of the computation. Default: float32.
+        device: Device, of which only the type matters, such as ``"cpu"`` or ``"cuda"``.
+        **sizes: Sizes of indices that replace the network's, such as ``n=128``.
 
     Returns:
-        The plan, its cost, what was rejected at which cost, and the function of
-        :mod:`tn_extensions.functional` that computes the same, if there is one.
+        The plan with its cost, the costs of other candidates, and the function of
+        :mod:`tn_extensions.functional` that computes the network's quantity, if there
+        is one.
 
     Raises:
-        TypeError: If ``dtype`` is no floating point type, or a size no integer.
-        ValueError: If there is no such device, or the network has no such index or
-            reads a part of it only.
+        TypeError: If ``dtype`` is not a floating point dtype, or a size is not an
+            integer.
+        ValueError: If the device is unknown, or the network does not have an index or
+            reads only a part of it.
     """
     if sizes:
         network = network.resize(sizes)
@@ -106,6 +108,6 @@ def explain(
     try:
         kind = torch.device(device).type
     except (RuntimeError, TypeError):
-        rule = "be a device or its type, for instance 'cpu' or 'cuda'"
+        rule = "be a device or its type, such as 'cpu' or 'cuda'"
         raise ValueError(describe(name, "device", rule, repr(device))) from None
     return Explanation(plan(network, dtype, kind))

@@ -1,4 +1,4 @@
-"""Kronecker factors of input and output, and averages they may be made of."""
+"""Kronecker factors of input and output, and means of patches."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from tn_extensions.quantities import Quantity
 
 @operator(differentiable=True)
 def patch_mean(x: Tensor, conv: Conv) -> Tensor:
-    """Average the patches over output positions: ``1/O sum_o U``, differentiable.
+    """Average the patches over output positions: ``1/O sum_o U``. Differentiable.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``.
         conv: Hyper-parameters.
 
     Returns:
-        Averages, ``[N, G, CI * K]``.
+        Means, ``[N, G, CI * K]``.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -53,21 +53,21 @@ def kfac_expand(
     scale: float | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """KFAC-expand input factor: ``1/N sum_n sum_o U[n, o] U[n, o]^T`` per group.
+    """Compute the KFAC-expand input factor: ``1/N sum_n sum_o U[n, o] U[n, o]^T``.
 
-    The plan never holds the unfolded input of the batch: it pairs the patterns of both
-    copies of ``U`` over the output positions, or unfolds a chunk at a time.
-    Differentiable, in a way that takes longer and unfolds more: where ``x`` requires a
-    gradient that is not wanted, pass ``x.detach()``. What is added to ``out`` is never
-    differentiated.
+    It is computed for each group. The plan never holds the unfolded input of the whole
+    batch: it pairs the patterns of both copies of ``U`` over output positions, or
+    unfolds one chunk at a time. Differentiable; but if ``x`` requires a gradient, the
+    plan takes longer and unfolds more, so pass ``x.detach()`` if you do not need the
+    gradient. A result that is added to ``out`` is not differentiable.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``, floating point.
         conv: Hyper-parameters.
         bias: Whether to append a one to each patch, for a joint weight and bias.
-        scale: Factor in place of ``1/N``.
-        out: If given, the scaled result is added to it in place. Same shape and dtype
-            as the result would have.
+        scale: Factor that replaces ``1/N``.
+        out: If given, the scaled result is added to it in place. It has the shape and
+            dtype of the result.
 
     Returns:
         Factor, ``[G, D, D]`` with ``D = CI * K`` (plus one with ``bias``); ``out`` if
@@ -96,18 +96,19 @@ def kfac_reduce(
     scale: float | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """KFAC-reduce input factor: ``1/(N O^2) sum_n (sum_o U[n, o])(sum_o U[n, o])^T``.
+    """Compute the KFAC-reduce input factor.
 
-    Patches are summed by windows of the input, never unfolded. Differentiable as
-    :func:`kfac_expand` is.
+    It is ``1/(N O^2) sum_n (sum_o U[n, o])(sum_o U[n, o])^T`` for each group. Patches
+    are summed by windows of the input and never unfolded. Differentiable, see
+    :func:`kfac_expand`.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``, floating point.
         conv: Hyper-parameters.
         bias: Whether to append a one to each patch, for a joint weight and bias.
-        scale: Factor in place of ``1/(N O^2)``.
-        out: If given, the scaled result is added to it in place. Same shape and dtype
-            as the result would have.
+        scale: Factor that replaces ``1/(N O^2)``.
+        out: If given, the scaled result is added to it in place. It has the shape and
+            dtype of the result.
 
     Returns:
         Factor, ``[G, D, D]`` with ``D = CI * K`` (plus one with ``bias``); ``out`` if
@@ -127,18 +128,18 @@ def kfac_reduce(
 def gradient_factor_expand(
     g: Tensor, conv: Conv, *, scale: float | None = None, out: Tensor | None = None
 ) -> Tensor:
-    """KFAC-expand output factor: ``sum_{(v,) n, o} g[n, o] g[n, o]^T`` per group.
+    """Compute the KFAC-expand output factor: ``sum_{(v,) n, o} g[n, o] g[n, o]^T``.
 
-    There is no scale by default, since gradients of a mean hold the averaging over the
-    batch; so do the square roots ``S`` of a loss Hessian. Differentiable as
-    :func:`kfac_expand` is.
+    It is computed for each group. The default scale is 1, since the gradients of a mean
+    over the batch contain the factor ``1/N`` already; so do square roots ``S`` of the
+    loss's Hessian. Differentiable, see :func:`kfac_expand`.
 
     Args:
         g: Gradients with respect to the output, ``[(V,) N, C_out, O1, ...]``.
         conv: Hyper-parameters.
-        scale: Factor in place of 1.
-        out: If given, the scaled result is added to it in place. Same shape and dtype
-            as the result would have.
+        scale: Factor that replaces 1.
+        out: If given, the scaled result is added to it in place. It has the shape and
+            dtype of the result.
 
     Returns:
         Factor, ``[G, CO, CO]``; ``out`` if given. An empty batch adds zero.
@@ -154,16 +155,16 @@ def gradient_factor_expand(
 def gradient_factor_reduce(
     g: Tensor, conv: Conv, *, scale: float | None = None, out: Tensor | None = None
 ) -> Tensor:
-    """KFAC-reduce output factor: ``sum_{(v,) n} (sum_o g)(sum_o g)^T`` per group.
+    """Compute the KFAC-reduce output factor: ``sum_{(v,) n} (sum_o g)(sum_o g)^T``.
 
-    As :func:`gradient_factor_expand`, of gradients that are summed over positions.
+    Like :func:`gradient_factor_expand`, but gradients are summed over positions first.
 
     Args:
         g: Gradients with respect to the output, ``[(V,) N, C_out, O1, ...]``.
         conv: Hyper-parameters.
-        scale: Factor in place of 1.
-        out: If given, the scaled result is added to it in place. Same shape and dtype
-            as the result would have.
+        scale: Factor that replaces 1.
+        out: If given, the scaled result is added to it in place. It has the shape and
+            dtype of the result.
 
     Returns:
         Factor, ``[G, CO, CO]``; ``out`` if given. An empty batch adds zero.
@@ -195,10 +196,10 @@ def _factor(
     scale: float | None,
     out: Tensor | None,
 ) -> Tensor:
-    """Compute a factor of the input; with its last row and column for a bias."""
+    """Compute a factor of the input, with a last row and column for a bias."""
     check_input(name, x, conv)
     num_outputs = prod(conv.output_size)
-    # a reduced patch is a sum over the output positions, and so is its one
+    # a reduced patch is summed over output positions; its one becomes their number
     ones = num_outputs if name == "kfac_reduce" else 1
     default = 1 / (max(x.shape[0], 1) * max(ones, 1) ** 2)
     size = conv.in_channels // conv.groups * prod(conv.kernel_size) + bias
@@ -209,7 +210,7 @@ def _factor(
     with torch.set_grad_enabled(torch.is_grad_enabled() and out is None):
         column = run("patch_total", operands, conv, scale * ones).unsqueeze(2)
         corner = scale * x.shape[0] * num_outputs * ones
-        # the number of samples may be a symbol, which padding would not take
+        # the number of samples may be a symbol, which `pad` does not support
         row = torch.cat([column.mT, column.new_full((conv.groups, 1, 1), corner)], 2)
     if out is None and is_traced((x,)):
         factor = run(name, operands, conv, scale)
@@ -233,7 +234,7 @@ def _run(
     out: Tensor | None,
     **options: Any,
 ) -> Tensor:
-    """Run a plan; what is written into a tensor is not differentiated."""
+    """Run a plan; a result that is written into a tensor is not differentiable."""
     with torch.set_grad_enabled(torch.is_grad_enabled() and out is None):
         return run(name, operands, conv, scale, out, **options)
 
@@ -246,7 +247,7 @@ def _check(
     default: float,
     out: Tensor | None,
 ) -> float:
-    """Refuse what is no scale, and a target that does not fit; return the scale."""
+    """Check scale and ``out``; return the scale."""
     if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real)):
         raise TypeError(describe(name, "scale", "be a number", type(scale).__name__))
     if out is not None:

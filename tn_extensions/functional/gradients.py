@@ -1,4 +1,4 @@
-"""Per-sample gradients of the kernel, and what is made of them."""
+"""Per-sample gradients of the kernel, and quantities of them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tn_extensions.quantities import Quantity
 
 @operator(differentiable=True)
 def per_sample_grad(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
-    """Gradients of the kernel: ``sum_o g[n, co, o] U[n, (ci, k), o]`` for each sample.
+    """Compute per-sample gradients of the kernel.
 
-    Differentiable.
+    They are ``sum_o g[n, co, o] U[n, (ci, k), o]`` for each sample. Differentiable.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``.
@@ -47,11 +47,11 @@ def per_sample_grad(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
 
 @operator(differentiable=False)
 def per_sample_grad_norm(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
-    """Squared norms of per-sample gradients, ``sum_{co, ci, k} (sum_o g U)^2``.
+    """Compute squared norms of per-sample gradients: ``sum_{co, ci, k} (sum_o g U)^2``.
 
-    The gradients are formed for a few samples at a time, or not at all: then it is the
-    inner product of the Gram matrices of ``g`` and of the patches over positions.
-    Not differentiable: ``x`` and ``g`` are detached.
+    The gradients are formed for a few samples at a time, or not at all: a squared norm
+    is also the inner product of two Gram matrices over positions, of ``g`` and of the
+    patches. Not differentiable: ``x`` and ``g`` are detached.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``.
@@ -73,19 +73,20 @@ def per_sample_grad_norm(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
 
 @operator(differentiable=False)
 def ggn_diagonal(x: Tensor, S: Tensor, conv: Conv, per_sample: bool = False) -> Tensor:
-    """Diagonal of the kernel's GGN: ``sum_{v, n} (sum_o S[v, n, co, o] U[n, o])^2``.
+    """Compute the diagonal of the kernel's GGN.
 
-    Not differentiable: ``x`` and ``S`` are detached.
+    It is ``sum_{v, n} (sum_o S[v, n, co, o] U[n, (ci, k), o])^2``. Not differentiable:
+    ``x`` and ``S`` are detached.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``.
-        S: Square root of the loss Hessian, backpropagated to the output, ``[V, N,
-            C_out, O1, ...]``. It holds the averaging over the batch.
+        S: Square root of the loss's Hessian, backpropagated to the output, ``[V, N,
+            C_out, O1, ...]``. It contains the scaling of the loss.
         conv: Hyper-parameters.
-        per_sample: Whether to keep the samples.
+        per_sample: Whether to keep the samples instead of summing over them.
 
     Returns:
-        Diagonal, shaped as the kernel; ``[N, *conv.weight_shape]`` if per sample.
+        Diagonal, shaped like the kernel; ``[N, *conv.weight_shape]`` if per sample.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -99,19 +100,20 @@ def ggn_diagonal(x: Tensor, S: Tensor, conv: Conv, per_sample: bool = False) -> 
 
 @operator(differentiable=False)
 def ggn_gram(x: Tensor, S: Tensor, conv: Conv) -> Tensor:
-    """Inner products of all ``sum_o S[v, n, co, o] U[n, (ci, k), o]``.
+    """Compute inner products of all ``sum_o S[v, n, co, o] U[n, (ci, k), o]``.
 
-    The kernel's GGN is ``J^T J`` with these as rows of ``J``; its Gram matrix ``J J^T``
-    has the same nonzero spectrum. Not differentiable: ``x`` and ``S`` are detached.
+    Let these be the rows of ``J``. The kernel's GGN is ``J^T J``, and the Gram matrix
+    ``J J^T`` has the same nonzero eigenvalues. Not differentiable: ``x`` and ``S`` are
+    detached.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``.
-        S: Square root of the loss Hessian, backpropagated to the output, ``[V, N,
+        S: Square root of the loss's Hessian, backpropagated to the output, ``[V, N,
             C_out, O1, ...]``.
         conv: Hyper-parameters.
 
     Returns:
-        Gram matrix, ``[V * N, V * N]``, rows ordered as ``(v, n)``.
+        Gram matrix, ``[V * N, V * N]``, with rows in the order ``(v, n)``.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -126,19 +128,19 @@ def ggn_gram(x: Tensor, S: Tensor, conv: Conv) -> Tensor:
 def ggn_matvec(x: Tensor, S: Tensor, vectors: Tensor, conv: Conv) -> Tensor:
     """Multiply the kernel's GGN with vectors: ``sum_{v, n} J_vn <J_vn, vector>``.
 
-    ``J_vn = sum_o S[v, n, co, o] U[n, (ci, k), o]``. These gradients are formed only if
-    that is cheaper than to go forward from a vector to the output, and back. Not
+    The gradients ``J_vn = sum_o S[v, n, co, o] U[n, (ci, k), o]`` are formed only if
+    this is cheaper than a forward and a backward product with ``U``. Not
     differentiable: all tensors are detached.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``.
-        S: Square root of the loss Hessian, backpropagated to the output, ``[V, N,
+        S: Square root of the loss's Hessian, backpropagated to the output, ``[V, N,
             C_out, O1, ...]``.
         vectors: Vectors in the space of the kernel, ``[(B,) *conv.weight_shape]``.
         conv: Hyper-parameters.
 
     Returns:
-        Products, shaped as the vectors.
+        Products, shaped like the vectors.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -164,7 +166,7 @@ def ggn_matvec(x: Tensor, S: Tensor, vectors: Tensor, conv: Conv) -> Tensor:
 def _check(
     name: str, x: Any, g: Any, conv: Any, argument: str, leading: tuple[int, ...] = (2,)
 ) -> int | None:
-    """Refuse what does not fit; the number of vectors, or None without their axis."""
+    """Check arguments; return the number of vectors, or None without their axis."""
     check_input(name, x, conv)
     num_vectors = check_vectors(name, g, conv, argument, leading, x.shape[0])
     check_like(name, argument, g, x.dtype, x)

@@ -22,25 +22,25 @@ def index_pattern(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Make the index pattern ``P[k, o, i]`` of a spatial dimension.
+    """Create the index pattern ``P[k, o, i]`` of a spatial dimension.
 
-    It is one where output position ``o`` reads input position ``i`` through kernel
-    entry ``k``, else zero: for any convolution, transposed ones and all padding modes
-    included, the unfolded input is ``U[n, (ci, k), o] = sum_i P[k, o, i] X[n, ci, i]``
-    (in several dimensions, with a pattern for each). Padding that holds data reads the
-    position that it was copied from.
+    An entry is one if output position ``o`` reads input position ``i`` through kernel
+    entry ``k``, else zero. For any convolution, also transposed and with any padding
+    mode, the unfolded input is ``U[n, (ci, k), o] = sum_i P[k, o, i] X[n, ci, i]``; in
+    several dimensions, there is a pattern for each. A padded position reads the input
+    position that it copies, unless padding is zeros.
 
     Args:
         conv: Hyper-parameters.
-        dim: The spatial dimension, counted from zero, or from the last by negatives.
-        dtype: Type of the entries. Default: ``torch.bool``.
-        device: Where the pattern is made. Default: torch's default device.
+        dim: The spatial dimension, counted from zero, or from the end if negative.
+        dtype: Dtype of the entries. Default: ``torch.bool``.
+        device: Device of the pattern. Default: torch's default device.
 
     Returns:
         Pattern, ``[K, O, I]``.
 
     Raises:
-        TypeError: If ``dim`` is no integer, or ``dtype`` no ``torch.dtype``.
+        TypeError: If ``dim`` is not an integer, or ``dtype`` not a ``torch.dtype``.
         ValueError: If there is no such dimension.
 
     >>> Conv.make(1, 1, kernel_size=2, input_size=3).index_pattern(0, torch.int64)

@@ -29,7 +29,7 @@ from tn_extensions.quantities import Quantity
 
 @operator(differentiable=True)
 def conv(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
-    """Convolve: ``Y = sum_{ci, k} U[ci, k] W[co, ci, k]``, differentiable.
+    """Convolve: ``Y = sum_{ci, k} U[ci, k] W[co, ci, k]``. Differentiable.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``.
@@ -53,17 +53,17 @@ def conv(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
 
 @operator(differentiable=True)
 def input_jvp(weight: Tensor, x_dot: Tensor, conv: Conv) -> Tensor:
-    """Change of the output with the input: ``Y_dot = sum_{ci, k} U_dot W``.
+    """Multiply with the Jacobian by the input: ``Y_dot = sum_{ci, k} U_dot W``.
 
-    The convolution of the change, differentiable like all of these.
+    This is the convolution of ``x_dot``. Differentiable.
 
     Args:
         weight: Kernel as ``torch.nn`` stores it (:attr:`Conv.weight_shape`).
-        x_dot: Change of the input, ``[N, C_in, I1, ...]``.
+        x_dot: Direction in the space of the input, ``[N, C_in, I1, ...]``.
         conv: Hyper-parameters.
 
     Returns:
-        Change of the output, ``[N, C_out, O1, ...]``.
+        Directional derivative of the output, ``[N, C_out, O1, ...]``.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -78,15 +78,17 @@ def input_jvp(weight: Tensor, x_dot: Tensor, conv: Conv) -> Tensor:
 
 @operator(differentiable=True)
 def weight_jvp(x: Tensor, weight_dot: Tensor, conv: Conv) -> Tensor:
-    """Change of the output with the kernel: ``Y_dot = sum_{ci, k} U W_dot``.
+    """Multiply with the Jacobian by the kernel: ``Y_dot = sum_{ci, k} U W_dot``.
+
+    Differentiable.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``.
-        weight_dot: Change of the kernel, shaped like it.
+        weight_dot: Direction in the space of the kernel, shaped like the kernel.
         conv: Hyper-parameters.
 
     Returns:
-        Change of the output, ``[N, C_out, O1, ...]``.
+        Directional derivative of the output, ``[N, C_out, O1, ...]``.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -100,7 +102,9 @@ def weight_jvp(x: Tensor, weight_dot: Tensor, conv: Conv) -> Tensor:
 
 @operator(differentiable=True)
 def weight_vjp(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
-    """Gradient of the kernel: ``sum_{n, o} g[n, co, o] U[n, (ci, k), o]``.
+    """Compute the gradient of the kernel: ``sum_{n, o} g[n, co, o] U[n, (ci, k), o]``.
+
+    Differentiable.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``.
@@ -122,9 +126,11 @@ def weight_vjp(x: Tensor, g: Tensor, conv: Conv) -> Tensor:
 
 @operator(differentiable=True)
 def input_vjp(weight: Tensor, g: Tensor, conv: Conv) -> Tensor:
-    """Gradient of the input: ``sum_{co, o, k} P[k, o, i] g[n, co, o] W[co, ci, k]``.
+    """Compute the gradient of the input.
 
-    Padding that holds data adds up at the positions that it was copied from.
+    It is ``sum_{co, o, k} P[k, o, i] g[n, co, o] W[co, ci, k]``. Unless padding is
+    zeros, gradients at padded positions are added to the positions that these copy.
+    Differentiable.
 
     Args:
         weight: Kernel as ``torch.nn`` stores it (:attr:`Conv.weight_shape`).
@@ -148,11 +154,11 @@ def input_vjp(weight: Tensor, g: Tensor, conv: Conv) -> Tensor:
 def diagonal_backward(weight: Tensor, h: Tensor, conv: Conv) -> Tensor:
     """Backpropagate the diagonal of a Hessian: ``sum_y (dy / dx)^2 h``.
 
-    That is ``sum_{co, o} h[n, co, o] (sum_k P[k, o, i] W[co, ci, k])^2``: the Hessian
-    of the output is taken for a diagonal matrix, and the diagonal of the input's is
-    kept. It costs as much as :func:`input_vjp`, of a kernel whose entries are squared.
-    Near padding that holds data, several entries read a copy of the same input; they
-    add up before they are squared.
+    This is ``sum_{co, o} h[n, co, o] (sum_k P[k, o, i] W[co, ci, k])^2``: the diagonal
+    of the Hessian by the input, if the Hessian by the output is diagonal. It is as
+    cheap as :func:`input_vjp` with a kernel of squared entries. Near the border, unless
+    padding is zeros, several kernel entries may read copies of one input position; they
+    are summed before they are squared. Differentiable.
 
     Args:
         weight: Kernel as ``torch.nn`` stores it (:attr:`Conv.weight_shape`).
@@ -191,13 +197,13 @@ def diagonal_backward(weight: Tensor, h: Tensor, conv: Conv) -> Tensor:
 
 
 class _Stretch(NamedTuple):
-    """Outputs along a dimension whose kernels read the same input equally often.
+    """Neighbouring outputs for which the same kernel entries read one input position.
 
     Args:
-        start: The first of them.
-        dim: What computes them from the padded positions that they read.
-        first_readers: For each kernel entry, the first one that reads a copy of the
-            input that it reads.
+        start: The first of these outputs.
+        dim: Hyper-parameters that compute them from the padded positions they read.
+        first_readers: For each kernel entry, the first entry that reads the same input
+            position or a copy of it.
     """
 
     start: int
@@ -227,7 +233,7 @@ def _stretches(dim: ConvDim, mode: PaddingMode) -> tuple[_Stretch, ...]:
 
 
 def _summed(weight: Tensor, axis: int, first_readers: tuple[int, ...]) -> Tensor:
-    """Add kernel entries up at the first of those that read the same input."""
+    """Add kernel entries that read the same input position to the first of them."""
     if first_readers == tuple(range(len(first_readers))):
         return weight
     entries = weight.unbind(axis)
@@ -239,7 +245,9 @@ def _summed(weight: Tensor, axis: int, first_readers: tuple[int, ...]) -> Tensor
 
 @operator(differentiable=True)
 def unfold_weight(weight: Tensor, conv: Conv) -> Tensor:
-    """Toeplitz matrix of the kernel: the Jacobian of a sample's output by its input.
+    """Create the Toeplitz matrix of the kernel: a sample's Jacobian by the input.
+
+    Differentiable.
 
     Args:
         weight: Kernel as ``torch.nn`` stores it (:attr:`Conv.weight_shape`).
@@ -264,12 +272,12 @@ def unfold_weight(weight: Tensor, conv: Conv) -> Tensor:
 
 @operator(differentiable=True)
 def unfold_input(x: Tensor, conv: Conv) -> Tensor:
-    """Unfold the input (im2col): ``U[n, (ci, k), o]``, differentiable.
+    """Unfold the input (im2col): ``U[n, (ci, k), o]``. Differentiable.
 
-    Like ``torch.nn.functional.unfold``, for any number of dimensions, transposed
-    convolutions (whose patches are zero where the kernel meets no input), and all
-    padding modes. It takes as many entries as the result has: what is computed from it
-    (factors, gradients, norms) is better computed by the other functions.
+    Like ``torch.nn.functional.unfold``, but for any number of dimensions, transposed
+    convolutions (whose patches are zero where the kernel reads no input), and all
+    padding modes. The result is large: to compute factors, gradients or norms, use
+    their functions, which need less memory.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``.
@@ -290,10 +298,10 @@ def unfold_input(x: Tensor, conv: Conv) -> Tensor:
 def fold_output(u: Tensor, conv: Conv) -> Tensor:
     """Fold patches (col2im): ``X[n, ci, i] = sum_{k, o} P[k, o, i] u[n, (ci, k), o]``.
 
-    The adjoint of :func:`unfold_input`: patches are added up where they come from. Like
-    ``torch.nn.functional.fold``, for any number of dimensions, transposed convolutions,
-    and all padding modes (padding that holds data adds up at the positions that it was
-    copied from). Differentiable.
+    This is the adjoint of :func:`unfold_input`: each entry of a patch is added to the
+    position that it comes from. Like ``torch.nn.functional.fold``, but for any number
+    of dimensions, transposed convolutions, and all padding modes (unless padding is
+    zeros, padded positions are added to those that they copy). Differentiable.
 
     Args:
         u: Patches, ``[N, C_in * K, O]``, in the order of torch's unfold.
@@ -316,8 +324,8 @@ def fold_output(u: Tensor, conv: Conv) -> Tensor:
 
 
 def _new(result: Tensor, operand: Tensor) -> Tensor:
-    """A result with memory of its own, also where a view of its operand suffices."""
-    # what records operations may have no storage to compare
+    """Return a result that is not a view of its operand."""
+    # when operations are recorded, tensors may have no storage to compare
     if torch.compiler.is_compiling() or is_traced((operand, result)):
         return result.clone()
     return result.clone() if memory_of(result) == memory_of(operand) else result
@@ -326,7 +334,7 @@ def _new(result: Tensor, operand: Tensor) -> Tensor:
 def _plain(
     name: Quantity, operands: dict[str, Tensor], conv: Conv, batch_size: int
 ) -> Tensor:
-    """Evaluate a quantity that can be differentiated by its operands."""
+    """Evaluate a quantity that is differentiable by its operands."""
     like = next(iter(operands.values()))
     dtype = result_dtype(like)
     operands = {
@@ -339,7 +347,7 @@ def _plain(
 
 
 def _check_backward(name: str, weight: Any, g: Any, argument: str, conv: Any) -> None:
-    """Refuse a kernel, and what goes from its output to its input, that do not fit."""
+    """Check a kernel, and a tensor that is shaped like the output."""
     check_conv(name, conv)
     check_tensor(name, argument, g)
     batch_size = g.shape[0] if g.dim() else 0

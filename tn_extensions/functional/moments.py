@@ -32,24 +32,24 @@ from tn_extensions.functional.operators import operator
 def kfac_moments(
     x: Tensor, g: Tensor, QA: Tensor, QB: Tensor, conv: Conv, *, bias: bool = False
 ) -> Tensor:
-    """Compute EKFAC's corrected eigenvalues: ``sum_n (Q_B^T (sum_o g U^T) Q_A)^2``.
+    """Compute EKFAC's corrected eigenvalues: ``sum_n (QB^T (sum_o g U^T) QA)^2``.
 
-    Gradients of a few samples at a time are formed and rotated, or made of rotated
-    patches, whichever is faster. Not differentiable: all tensors are detached.
+    For a few samples at a time, gradients are formed and rotated, or computed from
+    rotated patches, whichever is faster. Not differentiable: all tensors are detached.
 
     Args:
         x: Input, ``[N, C_in, I1, ...]``.
         g: Gradient with respect to the output, ``[N, C_out, O1, ...]``.
-        QA: Basis of the patches, ``[G, D, r]`` with ``D = CI * K`` (plus one with
-            ``bias``). It need not be square. Of inputs in half precision, bases may be
-            of float32, as factors are.
-        QB: Basis of the output's channels, ``[G, CO, s]``.
+        QA: Basis for patches, ``[G, D, r]`` with ``D = CI * K`` (plus one with
+            ``bias``). It need not be square. If inputs have half precision, bases may
+            be float32, like factors.
+        QB: Basis for output channels, ``[G, CO, s]``.
         conv: Hyper-parameters.
-        bias: Whether to append a one to each patch, for a joint weight and bias: the
-            last row of ``QA`` is the bias's.
+        bias: Whether to append a one to each patch, for a joint weight and bias. The
+            last row of ``QA`` then belongs to the bias.
 
     Returns:
-        Sums of squares, ``[G, s, r]``.
+        Sums of squares over samples, ``[G, s, r]``.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -61,7 +61,7 @@ def kfac_moments(
     _check("kfac_moments", x, g, QA, QB, conv, bias)
     with torch.no_grad():
         if bias and prod(conv.output_size) == 1:
-            # the only patch with its one is the input of a layer without space
+            # with one position, a patch with a one is the input of a pointwise layer
             x, conv = _with_ones(unfold_input(x, conv), conv), _pointwise(conv)
             g, bias = g.flatten(2), False
         if not bias:
@@ -90,7 +90,7 @@ def rotated_grad(
     bias: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Rotate per-sample gradients into a basis: ``Q_B^T (sum_o g U^T) Q_A``.
+    """Rotate per-sample gradients into a basis: ``QB^T (sum_o g U^T) QA``.
 
     Not differentiable: all tensors are detached.
 
@@ -101,8 +101,8 @@ def rotated_grad(
         QB: As for :func:`kfac_moments`.
         conv: Hyper-parameters.
         bias: As for :func:`kfac_moments`.
-        out: If given, the result is added to it in place, as are the gradients of other
-            uses of a layer. Same shape and dtype as the result would have.
+        out: If given, the result is added to it in place, for example to sum over
+            several uses of a layer. It has the shape and dtype of the result.
 
     Returns:
         Rotated gradients, ``[N, G, s, r]``; ``out`` if given.
@@ -135,7 +135,7 @@ def _with_ones(patches: Tensor, conv: Conv) -> Tensor:
 
 
 def _pointwise(conv: Conv) -> Conv:
-    """A layer that multiplies patches, with a one at the end, by a matrix."""
+    """Create a layer that multiplies patches, ending with a one, by a matrix."""
     size = conv.in_channels * prod(conv.kernel_size) + conv.groups
     positions = prod(conv.output_size)
     return Conv.make(size, conv.out_channels, 1, positions, groups=conv.groups)

@@ -1,8 +1,9 @@
-"""Each function as ``torch.ops.tn_extensions.<name>``, for what is compiled.
+"""Register each function as ``torch.ops.tn_extensions.<name>``, for compilers.
 
-An operator takes what its function takes, but for ``out``, and the convolution as
-integers, :meth:`Conv.to_ints`. All else follows from the function: the schema from its
-signature, the result's shape from its network, and gradients from its own.
+An operator has the arguments of its function, except ``out``; the convolution is passed
+as the integers of :meth:`Conv.to_ints`. Everything else is derived from the function:
+the schema from its signature, the result's shape from its network, and gradients by
+differentiating the function.
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ _KINDS = {
     int: "int",
     float | None: "float?",
 }
-"""What a schema calls the types of parameters."""
+"""Types of parameters, and their names in a schema."""
 
 
 def operator(
     *, differentiable: bool
 ) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
-    """Register a function as an operator, and call that where calls are recorded.
+    """Register a function as an operator, which is called if calls are recorded.
 
     Args:
-        differentiable: Whether the result can be differentiated. If not, the function
+        differentiable: Whether the result is differentiable. If not, the function
             detaches it.
 
     Returns:
-        A decorator of functions of tensors, one ``conv`` and numbers.
+        A decorator for functions of tensors, a ``conv`` and numbers.
     """
 
     def decorate(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -81,15 +82,16 @@ def _encoded(value: Any, detached: bool) -> Any:
 
 
 class _Operator:
-    """A function as an operator and, if it is differentiable, one for its gradients.
+    """The operator of a function and, if it is differentiable, one for its gradients.
 
     Args:
         function: The function.
-        differentiable: Whether it can be differentiated.
+        differentiable: Whether it is differentiable.
 
     Attributes:
         overload: The operator.
-        backward: Computes gradients of the operator's tensors, of those ``wanted``.
+        backward: The operator that computes gradients by those tensors that are
+            ``wanted``.
     """
 
     def __init__(self, function: Callable[..., Tensor], differentiable: bool) -> None:
@@ -110,13 +112,13 @@ class _Operator:
         self.backward = _define(schema, self._gradients, self._empty_gradients)
 
     def _call(self, *args: Any) -> Tensor:
-        """Call the function with what the operator is given, some defaults left out."""
+        """Call the function with the operator's arguments, which may lack defaults."""
         given = dict(zip(self._names, args, strict=False))
         given["conv"] = Conv.from_ints(given["conv"])
         return self._function(**given)
 
     def _compute(self, *args: Any) -> Tensor:
-        """Compute a result that is contiguous and has memory of its own."""
+        """Compute a result that is contiguous and not a view of an argument."""
         result = self._call(*args).contiguous()
         tensors = [args[at] for at in self.tensors]
         if is_traced(tensors):  # a view may have no storage to compare
@@ -126,14 +128,14 @@ class _Operator:
         return result.clone() if shared else result
 
     def _differentiable(self, *args: Any) -> Tensor:
-        """Let autograd see what the function does, or a compiler the operator only."""
+        """Run the function for autograd, or record only the operator for a compiler."""
         if holds_data(args[self.tensors[0]]) and not is_recorded():
             return self._compute(*args)
         result: Tensor = _Recorded.apply(self, *args)
         return result
 
     def _gradients(self, grad: Tensor, wanted: list[bool], *args: Any) -> list[Tensor]:
-        """Differentiate what the function does for these arguments."""
+        """Differentiate the function at these arguments."""
         chosen = self._chosen(wanted)
 
         def function(*tensors: Tensor) -> Tensor:
@@ -160,10 +162,10 @@ def _in_schema(parameter: inspect.Parameter) -> str:
 
 
 def _define(schema: str, compute: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Define an operator by what it does, with data and without."""
+    """Define an operator by functions for tensors with and without data."""
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    # a compiler that gave up on the caller must not trace what an operator does
+    # after a graph break in the caller, a compiler must not trace into the operator
     kernel = torch.compiler.disable(compute)
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     overload = getattr(torch.ops.tn_extensions, name).default
@@ -174,7 +176,7 @@ def _define(schema: str, compute: Callable[..., Any], fake: Callable[..., Any]) 
 
 
 def _vmap(overload: Any) -> Callable[..., tuple[Any, Any]]:
-    """Call an operator for each entry of a batch."""
+    """Create a rule that calls an operator for each entry of a batch."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         columns = [
@@ -192,7 +194,7 @@ def _vmap(overload: Any) -> Callable[..., tuple[Any, Any]]:
 
 
 class _Recorded(torch.autograd.Function):
-    """An operator and its gradients, where a compiler records them."""
+    """An operator with its gradients, recorded by a compiler."""
 
     @staticmethod
     def forward(ctx: Any, own: _Operator, *args: Any) -> Tensor:

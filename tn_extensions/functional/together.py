@@ -1,4 +1,4 @@
-"""Several quantities of a layer at once, which share what they can."""
+"""Evaluate several quantities of a layer jointly, with common parts only once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tn_extensions.network.nodes import Node
 from tn_extensions.quantities import Quantity
 
 Asked = str | tuple[str, Mapping[str, Any]]
-"""A quantity's name, with options of its function if there are any."""
+"""Name of a quantity, or a pair of the name and options of its function."""
 
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     function.__name__: function
@@ -66,31 +66,33 @@ def together(
     g: Tensor | None = None,
     S: Tensor | None = None,
 ) -> list[Tensor]:
-    """Evaluate several quantities of a layer, which share what they can.
+    """Evaluate several quantities of a layer jointly.
 
-    A part that networks have in common, such as the per-sample gradients that norms,
-    diagonals and Gram matrices are made of, is evaluated once, if that is faster by the
-    planner's estimate or measurement; in chunks if it exceeds the memory budget. The
-    input is padded once. Kronecker factors are evaluated by themselves; so is all, each
-    by its operator, where a compiler records. Not differentiable: all tensors are
-    detached.
+    Networks may have a common part: norms, diagonals and Gram matrices are all computed
+    from per-sample gradients. Such a part is evaluated once if this is faster by the
+    planner's estimate or measurement, and in chunks if it exceeds the memory budget.
+    The input is padded once. Kronecker factors are evaluated separately. If a compiler
+    records the call, all quantities are evaluated separately, each by its operator. Not
+    differentiable: all tensors are detached.
 
     Args:
         *quantities: Names of functions in :mod:`tn_extensions.functional`, or pairs of
-            a name and options: ``("ggn_diagonal", {"per_sample": True})``.
+            a name and options, such as ``("ggn_diagonal", {"per_sample": True})``.
         conv: Hyper-parameters.
-        x: Input, ``[N, C_in, I1, ...]``, if a quantity takes it.
-        g: Gradients with respect to the output, ``[(V,) N, C_out, O1, ...]``, likewise.
-        S: Square root of the loss Hessian, ``[V, N, C_out, O1, ...]``, likewise.
-            Default: ``g``; its diagonal is then the sum of squared gradients.
+        x: Input, ``[N, C_in, I1, ...]``, if a quantity needs it.
+        g: Gradients with respect to the output, ``[(V,) N, C_out, O1, ...]``, if a
+            quantity needs them.
+        S: Square root of the loss's Hessian, ``[V, N, C_out, O1, ...]``, if a quantity
+            needs it. Default: ``g``; ``ggn_diagonal`` is then the sum of squared
+            gradients.
 
     Returns:
-        What the functions would return, in the order of the quantities.
+        The results of the functions, in the order of the quantities.
 
     Raises:
-        TypeError: If an argument is of the wrong kind, is missing, or no option.
-        ValueError: If a quantity does not exist, or shapes, dtypes or devices do not
-            fit.
+        TypeError: If an argument is of the wrong kind or missing, or an option is
+            unknown.
+        ValueError: If a quantity is unknown, or shapes, dtypes or devices do not fit.
 
     >>> x, g, conv = torch.ones(2, 1, 3), torch.ones(2, 1, 2), Conv.make(1, 1, 2, 3)
     >>> asked = "per_sample_grad", "per_sample_grad_norm"
@@ -118,7 +120,7 @@ def together(
         for number, (name, options) in enumerate(asked):
             if number in joint:
                 result = found[joint[number]]
-                # each has memory of its own
+                # results must not share memory
                 is_again = joint[number] in [joint.get(k) for k in range(number)]
                 results.append(result.clone() if is_again else result)
             else:
@@ -137,10 +139,10 @@ def plan_together(
     """Plan the joint evaluation of several quantities; print the plan to read it.
 
     Args:
-        *quantities: As for :func:`together`, but for Kronecker factors, which have
-            plans of their own.
+        *quantities: As for :func:`together`, except Kronecker factors, which are
+            planned separately.
         conv: As for :func:`together`.
-        x: As for :func:`together`; its shape, dtype and device matter.
+        x: As for :func:`together`; only its shape, dtype and device matter.
         g: As for :func:`together`.
         S: As for :func:`together`.
 
@@ -154,7 +156,7 @@ def plan_together(
     asked = _asked("plan_together", quantities, conv, {"x": x, "g": g, "S": S})
     for name, _ in asked:
         if name in _FACTORS:
-            rule = f"be none of {', '.join(map(repr, _FACTORS))}"
+            rule = f"not be a factor ({', '.join(map(repr, _FACTORS))})"
             remedy = "Plan it with functional.plan"
             raise ValueError(
                 describe("plan_together", "quantities", rule, repr(name), remedy)
@@ -167,7 +169,7 @@ def plan_together(
 def _by_itself(
     name: str, options: Mapping[str, Any], conv: Conv, given: Mapping[str, Any]
 ) -> Tensor:
-    """Evaluate a quantity by its function, which takes only tensors of its own."""
+    """Evaluate a quantity by its function, with only those tensors that it takes."""
     own = {key: given[key] for key in _operands(name)}
     if "S" in own and own["S"] is None:
         g = given["g"]
@@ -205,7 +207,7 @@ def _run(
 def _prepared(
     asked: Sequence[tuple[str, Any]], conv: Conv, given: Mapping[str, Tensor | None]
 ) -> tuple[dict[str, Tensor], Conv]:
-    """Convert the needed tensors to the result's dtype, and pad by data if asked."""
+    """Convert the needed tensors to the result's dtype, and pad unless with zeros."""
     needed = {"g", *(operand for name, _ in asked for operand in _operands(name))}
     operands = {
         key: tensor.detach()
@@ -225,7 +227,7 @@ def _prepared(
 def _network(
     name: str, options: Mapping[str, Any], operands: Mapping[str, Tensor], conv: Conv
 ) -> TensorNetwork:
-    """The network of a quantity, of the operands that are there."""
+    """Define the network of a quantity for the operands that are given."""
     takes_root = "S" in _operands(name)
     vectors = operands["S" if takes_root and "S" in operands else "g"]
     has_axis = vectors.dim() == conv.num_dims + 3
@@ -261,7 +263,7 @@ def _of_one_vector(defined: TensorNetwork) -> TensorNetwork:
 
 
 def _map(defined: TensorNetwork, change: Callable[[Operand], Operand]) -> TensorNetwork:
-    """Change the operands of vectors, which all networks call ``g``."""
+    """Change the operands that are vectors, which networks call ``g``."""
 
     def changed(node: Node) -> Node:
         is_vectors = isinstance(node, Operand) and node.name == "g"
@@ -289,7 +291,7 @@ def _asked(
     conv: Conv,
     given: Mapping[str, Tensor | None],
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Refuse what does not fit; return names with options."""
+    """Check quantities and tensors; return names with options."""
     found = []
     for one in asked:
         name, options = one if isinstance(one, tuple) and len(one) == 2 else (one, {})
@@ -297,7 +299,7 @@ def _asked(
             rule = "be names, or pairs of a name and options"
             raise TypeError(describe(owner, "quantities", rule, repr(one)))
         if name not in _FUNCTIONS:
-            rule = f"be some of {', '.join(map(repr, _FUNCTIONS))}"
+            rule = f"be among {', '.join(map(repr, _FUNCTIONS))}"
             raise ValueError(describe(owner, "quantities", rule, repr(name)))
         found.append((name, dict(options)))
         _check_options(owner, name, options)
@@ -306,7 +308,7 @@ def _asked(
 
 
 def _check_options(owner: str, name: str, options: Mapping[str, Any]) -> None:
-    """Refuse what is no option of a quantity."""
+    """Check that options belong to a quantity."""
     parameters = _parameters(_FUNCTIONS[name])
     known = [p for p in parameters if p not in ("x", "g", "S", "conv", "out")]
     for option, value in options.items():
@@ -318,7 +320,7 @@ def _check_options(owner: str, name: str, options: Mapping[str, Any]) -> None:
 def _check_operands(
     owner: str, name: str, conv: Conv, given: Mapping[str, Tensor | None]
 ) -> None:
-    """Refuse tensors that are missing or do not fit."""
+    """Check that no tensor is missing, and that all fit."""
     takes = _operands(name)
     x = given["x"] if "x" in takes else None
     argument = "S" if "S" in takes and given["S"] is not None else "g"

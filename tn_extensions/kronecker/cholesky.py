@@ -1,4 +1,4 @@
-"""Cholesky decompositions of factors of few data."""
+"""Cholesky decompositions that fall back to double precision."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 
 def cholesky(damped: Tensor, retry_double_precision: bool = True) -> Tensor:
-    """Decompose, in double precision where single precision fails.
+    """Decompose matrices; if this fails in single precision, use double precision.
 
     Args:
-        damped: Matrices ``[G, D, D]``.
-        retry_double_precision: Whether to try again.
+        damped: Matrices, ``[G, D, D]``.
+        retry_double_precision: Whether to try double precision.
 
     Returns:
-        Lower triangles, of the type of the matrices.
+        Lower triangles, ``[G, D, D]``, of the dtype of the matrices.
 
     Raises:
         torch.linalg.LinAlgError: If a matrix is not positive definite.

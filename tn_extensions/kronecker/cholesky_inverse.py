@@ -1,4 +1,4 @@
-"""Inverses by Cholesky decompositions that share a square with their averages."""
+"""Inverses by Cholesky decompositions that are stored below averages' diagonals."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from tn_extensions.layers.host import is_finite
 
 @dataclass(frozen=True)
 class CholeskyInverse(SymmetricMatrix):
-    """``(L diag(pivots) L^T)^-1`` of each group.
+    """The inverse ``(L diag(pivots) L^T)^-1``, for each group.
 
     Args:
-        square: ``L`` below the diagonals of ``[G, D, D]``, where it has ones; the rest
-            is not read. See :mod:`tn_extensions.kronecker.square`.
-        pivots: ``[G, D]``.
-        span: How rows of low rank are found, of which a basis is solved for.
+        square: Matrices ``[G, D, D]`` with ``L`` below their diagonals; ``L`` has ones
+            on the diagonal. The upper triangles are not read. See
+            :mod:`tn_extensions.kronecker.square`.
+        pivots: Pivots, ``[G, D]``.
+        span: Detects matrices of low rank, for which the inverse multiplies a basis.
     """
 
     square: Tensor
@@ -37,7 +38,7 @@ class CholeskyInverse(SymmetricMatrix):
         matrices: Tensor,
         left: Tensor | DenseMatrix | LowRank | CholeskyInverse | None = None,
     ) -> Tensor:
-        """``left @ matrices @ self``; without ``left``, ``matrices @ self``."""
+        """Compute ``left @ matrices @ self``; without ``left``, ``matrices @ self``."""
         split = self.span.split(matrices)
         if split is not None:
             basis, inner = split
@@ -81,6 +82,6 @@ class CholeskyInverse(SymmetricMatrix):
     def is_finite(self) -> bool:
         """Tell whether all entries are finite.
 
-        What overflows below the diagonal makes a later pivot do so.
+        It suffices to check pivots: an overflow in ``L`` makes a later pivot overflow.
         """
         return is_finite(self.pivots)

@@ -1,4 +1,4 @@
-"""Dense symmetric matrices, one of each group."""
+"""Dense symmetric matrices, one for each group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tn_extensions.kronecker import factors
 
 
 class SymmetricMatrix(ABC):
-    """Functions of symmetric matrices, by their entries."""
+    """Symmetric matrices, with functions that form their entries."""
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -27,8 +27,8 @@ class SymmetricMatrix(ABC):
         """Compute ``(self + damping I)^-1``.
 
         Args:
-            damping: The damping, of all groups or of each one, ``[G]``.
-            cholesky: The decomposition.
+            damping: The damping: one number, or one for each group, ``[G]``.
+            cholesky: Function that computes the decomposition.
 
         Returns:
             The inverse, ``[G, D, D]``.
@@ -39,7 +39,7 @@ class SymmetricMatrix(ABC):
         damped = self.dense().clone()
         shift = torch.as_tensor(damping, dtype=damped.dtype, device=damped.device)
         factors.diagonal(damped).add_(shift.reshape(-1, 1))
-        # by the same name, so that one is gone before the inverse takes as much memory
+        # reuse the name: this frees the matrix before the inverse is allocated
         damped = cholesky(damped)
         return torch.cholesky_inverse(damped)
 
@@ -54,7 +54,7 @@ class SymmetricMatrix(ABC):
     def logdet(self) -> Tensor:
         """Compute the logarithm of the determinant of each group, ``[G]``.
 
-        Minus infinity where a matrix is singular, to rounding error of either sign.
+        It is minus infinity if a matrix is singular up to rounding.
         """
         return factors.logdet(self.dense())
 
@@ -63,10 +63,13 @@ class SymmetricMatrix(ABC):
         return self.dense().square().sum((1, 2)).sqrt()
 
     def eigh(self, complete: bool = True) -> tuple[Tensor, Tensor]:
-        """Compute eigenvalues ``[G, D]`` and eigenvectors ``[G, D, D]``.
+        """Compute the eigendecomposition.
 
         Args:
-            complete: For low-rank matrices; these have all.
+            complete: Only for low-rank matrices; others always have all eigenvectors.
+
+        Returns:
+            Eigenvalues ``[G, D]`` and eigenvectors ``[G, D, D]``.
         """
         return factors.eigenbasis(self.dense())
 
@@ -76,7 +79,7 @@ class DenseMatrix(SymmetricMatrix):
     """Symmetric matrices that are positive semi-definite.
 
     Args:
-        entries: ``[G, D, D]``.
+        entries: Entries, ``[G, D, D]``.
     """
 
     entries: Tensor

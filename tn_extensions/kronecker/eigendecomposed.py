@@ -1,4 +1,4 @@
-"""Matrices of a layer by their eigenvalues, in a Kronecker product of bases."""
+"""Matrices of a layer, given by eigenvalues in a Kronecker product of bases."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ Eigenbasis = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class EigendecomposedMatrix:
-    """``(Q_B (x) Q_A) diag(values) (Q_B (x) Q_A)^T + rest`` outside of the bases' span.
+    """The matrix ``(Q_B (x) Q_A) diag(values) (Q_B (x) Q_A)^T``, for each group.
+
+    If bases are not full, vectors that are orthogonal to them have the eigenvalue
+    ``rest``.
 
     Args:
         left: Basis ``Q_B``, ``[G, CO, s]``.
-        right: Basis ``Q_A``, ``[G, D, r]``. ``None``: one by one (a bias).
+        right: Basis ``Q_A``, ``[G, D, r]``. ``None``: the number one (for a bias).
         values: Eigenvalues, ``[G, s, r]``.
-        rest: Eigenvalue of what is orthogonal to the bases.
+        rest: Eigenvalue of vectors that are orthogonal to the bases.
     """
 
     left: Tensor
@@ -34,7 +37,7 @@ class EigendecomposedMatrix:
     def of_eigenbases(
         cls, left: Eigenbasis, right: Eigenbasis | None
     ) -> EigendecomposedMatrix:
-        """Make ``B (x) A`` of the eigenvalues and eigenvectors of its factors."""
+        """Create ``B (x) A`` from the eigenvalues and eigenvectors of its factors."""
         values, basis = left
         if right is None:
             return cls(basis, None, values.unsqueeze(2))
@@ -42,12 +45,12 @@ class EigendecomposedMatrix:
 
     @property
     def is_thin(self) -> bool:
-        """Tell whether the bases leave a rest."""
+        """Tell whether a basis is not full."""
         bases = [self.left] if self.right is None else [self.left, self.right]
         return any(basis.shape[1] > basis.shape[2] for basis in bases)
 
     def __matmul__(self, matrices: Tensor) -> Tensor:
-        """Multiply onto vectors of a kernel, ``[G, CO, D, V]``."""
+        """Multiply with vectors in the space of a kernel, ``[G, CO, D, V]``."""
         has_rest = self.rest != 0 and self.is_thin
         values = (self.values - self.rest if has_rest else self.values).unsqueeze(3)
         rotated = both_sides(self.left.mT, matrices, self.right).mul_(values)
@@ -80,7 +83,7 @@ class EigendecomposedMatrix:
 
     @property
     def _num_missing(self) -> int:
-        """Number of eigenvalues that equal the rest, of all groups."""
+        """Number of eigenvalues that equal ``rest``, in all groups."""
         columns = 1 if self.right is None else self.right.shape[1]
         return len(self.left) * self.left.shape[1] * columns - self.values.numel()
 
@@ -97,15 +100,15 @@ class EigendecomposedMatrix:
         return self.values.prod() * self._rest.pow(self._num_missing)
 
     def logdet(self) -> Tensor:
-        """Compute the sum of the eigenvalues' logarithms."""
+        """Compute the sum of the logarithms of the eigenvalues of all groups."""
         found = self.values.log().sum()
         number = self._num_missing
         return found + number * self._rest.log() if number else found
 
     def squared_norm(self) -> Tensor:
-        """Compute the sum of the squared eigenvalues."""
+        """Compute the sum of the squared eigenvalues of all groups."""
         return self.values.square().sum() + self._num_missing * self.rest**2
 
     def frobenius_norm(self) -> Tensor:
-        """Compute the Frobenius norm of the block diagonal of all groups."""
+        """Compute the Frobenius norm of the block-diagonal matrix of all groups."""
         return self.squared_norm().sqrt()

@@ -1,10 +1,10 @@
-"""Kronecker factors: sums of outer products, kept as their vectors while those are few.
+"""Kronecker factors: sums of outer products of vectors.
 
-A factor is a tensor: a matrix ``[G, D, D]``, or a low-rank factor ``R`` of fewer rows,
-``[G, r, D]``, which stands for the matrix ``R^T R``. With up to half as many rows as
-columns, it takes less memory than the matrix, and less time to make, multiply and
-invert. With up to seven tenths, its singular vectors take no more time than the
-eigenvectors of the matrix.
+A factor is a tensor: a matrix ``[G, D, D]`` or, as long as there are few vectors, a
+low-rank factor ``R``, ``[G, r, D]``, which represents the matrix ``R^T R``. With up to
+half as many rows as columns, a low-rank factor takes less memory than the matrix, and
+less time to compute, multiply and invert. With up to seven tenths, its singular vectors
+are cheaper than the eigenvectors of the matrix.
 """
 
 from __future__ import annotations
@@ -25,44 +25,45 @@ from tn_extensions.layers.module import Pairs, Use
 
 
 def is_low_rank(factor: Tensor) -> bool:
-    """Tell a low-rank factor from a matrix."""
+    """Tell whether a factor is a low-rank factor, by its shape."""
     return factor.shape[-2] < factor.shape[-1]
 
 
 def dense(factor: Tensor) -> Tensor:
-    """The matrix ``[G, D, D]``."""
+    """Return the matrix ``[G, D, D]`` that a factor represents."""
     return factor.mT @ factor if is_low_rank(factor) else factor
 
 
 def diagonal(matrices: Tensor) -> Tensor:
-    """Diagonals of matrices."""
+    """Return the diagonals of matrices."""
     return matrices.diagonal(dim1=-2, dim2=-1)
 
 
 def squared_sums(factor: Tensor) -> Tensor:
-    """The matrix' diagonal ``[G, D]``: finite if, and only if, all vectors are."""
+    """Compute the matrix' diagonal ``[G, D]``; it is finite iff all vectors are."""
     return factor.square().sum(1) if is_low_rank(factor) else diagonal(factor)
 
 
 def trace(factor: Tensor) -> Tensor:
-    """Trace of each group, ``[G]``."""
+    """Compute the trace of each group, ``[G]``."""
     return squared_sums(factor).sum(1)
 
 
 def eigenbasis(factor: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors.
+    """Compute eigenvalues and eigenvectors of a factor's matrix.
 
     Args:
-        factor: A matrix or a low-rank factor, of ``D`` columns.
-        complete: Whether to find its eigenvectors of eigenvalue zero, too; any
-            orthonormal ones are.
+        factor: A matrix or a low-rank factor with ``D`` columns.
+        complete: Whether to add eigenvectors for the eigenvalue zero of a low-rank
+            factor.
 
     Returns:
-        Eigenvalues ``[G, r]`` and eigenvectors ``[G, D, r]``; ``r = D`` of a matrix,
-        and where complete. Eigenvalues that rounding made negative are zero.
+        Eigenvalues ``[G, r]`` and eigenvectors ``[G, D, r]``, with ``r = D`` for a
+        matrix or if complete. Eigenvalues that are negative by rounding are set to
+        zero.
 
     Raises:
-        torch.linalg.LinAlgError: If none are found.
+        torch.linalg.LinAlgError: If the decomposition fails.
     """
     if not is_low_rank(factor):
         values, vectors = _eigh(factor)
@@ -75,7 +76,7 @@ def eigenbasis(factor: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def completed(basis: Tensor) -> Tensor:
-    """Append orthonormal vectors to a basis ``[G, D, r]`` until it has ``D``."""
+    """Append orthonormal vectors to a basis ``[G, D, r]`` until it is full."""
     missing = basis.shape[1] - basis.shape[2]
     if not missing:
         return basis
@@ -84,18 +85,19 @@ def completed(basis: Tensor) -> Tensor:
 
 
 def logdet(matrices: Tensor) -> Tensor:
-    """Logarithms of determinants of matrices without negative eigenvalues, ``[G]``.
+    """Compute log-determinants of positive semi-definite matrices, ``[G]``.
 
-    Minus infinity where a matrix is singular, to rounding error of either sign.
+    They are minus infinity if a matrix is singular up to rounding.
     """
     sign, values = torch.linalg.slogdet(matrices)
     return values.masked_fill(sign <= 0, -torch.inf)
 
 
 def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors of matrices, in double precision where need be.
+    """Decompose matrices; if this fails in single precision, use double precision.
 
-    In single precision, LAPACK may not converge, or return nan, for those of few data.
+    For matrices of few data, LAPACK may not converge in single precision, or return
+    nan.
     """
     is_double = matrices.dtype == torch.float64
     try:
@@ -124,12 +126,14 @@ def add_input_factor(
 
     Args:
         uses: Uses on the same data.
-        approx: ``"expand"``: ``scale / S sum_{n,s} U U^T`` over the positions ``S`` of
-            all uses. ``"reduce"``: ``scale sum_n m m^T`` of the means ``m`` over them.
-        factor: What to add to in place, of columns ``D``. ``None``: zeros.
+        approx: ``"expand"``: add ``scale / S sum_{n,s} U U^T`` over the ``S`` positions
+            of all uses. ``"reduce"``: add ``scale sum_n m m^T`` with the means ``m`` of
+            patches over these positions.
+        factor: Factor with ``D`` columns that is added to in place. ``None``: zeros.
         scale: Scale of what is added.
         bias: Whether patches end with a one.
-        rank_limit: Rows of a low-rank factor, as a part of its columns, below one.
+        rank_limit: Largest number of rows of a low-rank factor, as a fraction of its
+            columns; below one.
 
     Returns:
         The factor.
@@ -178,11 +182,13 @@ def add_gradient_factor(
 
     Args:
         pairs: Uses on the same data, and the gradients of their outputs.
-        approx: ``"expand"``: ``scale sum_{n,s} g g^T`` over the positions of all uses.
-            ``"reduce"``: ``scale sum_n m m^T`` of the sums ``m`` over them.
-        factor: What to add to in place, of columns ``CO``. ``None``: zeros.
+        approx: ``"expand"``: add ``scale sum_{n,s} g g^T`` over the positions of all
+            uses. ``"reduce"``: add ``scale sum_n m m^T`` with the sums ``m`` of
+            gradients over these positions.
+        factor: Factor with ``CO`` columns that is added to in place. ``None``: zeros.
         scale: Scale of what is added.
-        rank_limit: Rows of a low-rank factor, as a part of its columns, below one.
+        rank_limit: Largest number of rows of a low-rank factor, as a fraction of its
+            columns; below one.
 
     Returns:
         The factor.
@@ -207,19 +213,18 @@ def add_gradient_factor(
 def averaged(
     factor: Tensor | None, new: Tensor, decay: float, rank_limit: float
 ) -> Tensor:
-    """``decay factor + (1 - decay) new``, an exponential moving average.
+    """Compute ``decay factor + (1 - decay) new``, an exponential moving average.
 
     Args:
-        factor: A matrix, whose upper triangle is averaged in place, or a
-            low-rank factor.
-            ``None``: the average is ``new``.
-        new: A matrix, which may be changed, or a low-rank factor.
+        factor: A matrix, whose upper triangle is averaged in place, or a low-rank
+            factor. ``None``: the average is ``new``.
+        new: A matrix, which may be overwritten, or a low-rank factor.
         decay: Weight of the former average.
-        rank_limit: Rows of a low-rank factor, as a part of its columns, below one.
+        rank_limit: Largest number of rows of a low-rank factor, as a fraction of its
+            columns; below one.
 
     Returns:
-        The average: a low-rank factor, or a matrix of which the upper triangle
-        counts.
+        The average: a low-rank factor, or a matrix whose upper triangle is valid.
     """
     if factor is None:
         return new
@@ -237,7 +242,7 @@ def averaged(
 
 
 def _add_rows(matrices: Tensor, vectors: Tensor, beta: float, alpha: float) -> Tensor:
-    """``beta matrices + alpha vectors^T vectors``, in the upper triangles, in place."""
+    """Compute ``beta matrices + alpha vectors^T vectors`` in place, above diagonals."""
     for rows, columns, part in above(matrices):
         for own, each in zip(part, vectors, strict=True):
             own.addmm_(each[:, rows].T, each[:, columns], beta=beta, alpha=alpha)
@@ -245,12 +250,12 @@ def _add_rows(matrices: Tensor, vectors: Tensor, beta: float, alpha: float) -> T
 
 
 def rescale(factor: Tensor, scale: float) -> Tensor:
-    """Multiply the matrix by a number, in place."""
+    """Multiply the matrix that a factor represents by a number, in place."""
     return factor.mul_(sqrt(scale) if is_low_rank(factor) else scale)
 
 
 def vectors_of(patches: Tensor, groups: int) -> Tensor:
-    """Patches ``[N, G * D, P]`` as rows ``[G, N * P, D]``."""
+    """View patches ``[N, G * D, P]`` as rows ``[G, N * P, D]``."""
     rows = patches.unflatten(1, (groups, -1)).permute(1, 0, 3, 2)
     return rows.reshape(groups, -1, rows.shape[-1])
 
@@ -260,7 +265,7 @@ def _matrix(factor: Tensor | None) -> Tensor | None:
 
 
 def _pointwise(channels: int, groups: int) -> Conv:
-    """A layer with one position."""
+    """Create the hyper-parameters of a layer with one position."""
     return Conv.make(channels, channels, 1, 1, groups=groups)
 
 

@@ -1,4 +1,4 @@
-"""Kronecker products, one of each group."""
+"""Kronecker products, one for each group."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tn_extensions.layers.host import is_finite
 
 Method = Literal["fixed", "pi", "exact"]
 Damping = float | Tensor
-"""Of all groups, or of each one, ``[G]``."""
+"""One damping for all groups, or one for each, ``[G]``."""
 
 
 def _inverted(factor: Structured, damping: Damping) -> Matrix:
@@ -29,22 +29,22 @@ def _inverted(factor: Structured, damping: Damping) -> Matrix:
 
 @dataclass(frozen=True)
 class KroneckerProduct:
-    """``left (x) right`` of each group: ``B (x) A`` of KFAC, or its inverse.
+    """The Kronecker product ``left (x) right``: ``B (x) A`` of KFAC, or its inverse.
 
-    The matrix of a layer is block diagonal, a block for each group. Its functions are
-    of all groups together.
+    The matrix of a layer is block-diagonal with a block for each group. Trace,
+    determinant and norms are those of the whole matrix.
 
     Args:
-        left: Factor ``B``, ``[G, CO, CO]``, or a low-rank factor of ``CO`` columns.
-        right: Factor ``A``, ``[G, D, D]``, or a low-rank factor of ``D`` columns.
-            ``None``: one by one (a bias).
+        left: Factor ``B``, ``[G, CO, CO]``, or a low-rank factor with ``CO`` columns.
+        right: Factor ``A``, ``[G, D, D]``, or a low-rank factor with ``D`` columns.
+            ``None``: the number one (for a bias).
     """
 
     left: Matrix
     right: Matrix | None
 
     def __matmul__(self, matrices: Tensor) -> Tensor:
-        """Multiply onto vectors of a kernel, ``[G, CO, D, V]``."""
+        """Multiply with vectors in the space of a kernel, ``[G, CO, D, V]``."""
         right = None if self.right is None else structured(self.right)
         return both_sides(structured(self.left), matrices, right)
 
@@ -59,7 +59,7 @@ class KroneckerProduct:
 
     @property
     def is_in_place(self) -> bool:
-        """Tell whether a part of it lies in a square that another matrix is in, too."""
+        """Tell whether a factor is stored below the diagonal of another matrix."""
         parts = self.left, self.right
         return any(isinstance(part, CholeskyInverse) for part in parts)
 
@@ -70,23 +70,25 @@ class KroneckerProduct:
         minimum: float = 1e-8,
         invert: Callable[[Structured, Damping], Matrix] = _inverted,
     ) -> KroneckerProduct | EigendecomposedMatrix:
-        """Compute the inverse, damped.
+        """Compute the damped inverse.
 
         Args:
-            damping: The damping, of all groups or of each one, ``[G]``. It may be a
-                pair, for ``A`` and ``B``, if fixed; it is one number, if exact.
-            method: ``"fixed"``: it is added to both factors. ``"pi"``: it is split
-                between them (Martens & Grosse, 2015, section 6.3). ``"exact"``: it is
-                added to the product, in its eigenbasis.
-            minimum: The least damping of a factor, of method ``"pi"``.
-            invert: Inverts a factor plus its damping, ``A`` before ``B``; not if exact.
+            damping: The damping: one number, or one for each group, ``[G]``. With
+                ``"fixed"``, it may be a pair for ``A`` and ``B``. With ``"exact"``, it
+                must be one number.
+            method: ``"fixed"``: add the damping to both factors. ``"pi"``: split it
+                between them (Martens & Grosse, 2015, section 6.3). ``"exact"``: add it
+                to the product, in its eigenbasis.
+            minimum: Smallest damping of a factor with ``"pi"``.
+            invert: Function that inverts a factor plus its damping. It is called for
+                ``A``, then for ``B``; not with ``"exact"``.
 
         Returns:
-            The inverse; eigendecomposed, if exact.
+            The inverse; eigendecomposed with ``"exact"``.
 
         Raises:
-            ValueError: If there is no such method, or no such damping of it.
-            torch.linalg.LinAlgError: If what is damped is not positive definite.
+            ValueError: If the method is unknown, or does not support the damping.
+            torch.linalg.LinAlgError: If a damped matrix is not positive definite.
         """
         owner = "KroneckerProduct.inverse"
         check_choice(owner, "method", method, Method)
@@ -94,9 +96,8 @@ class KroneckerProduct:
         is_exact = method == "exact"
         is_many = is_exact and torch.as_tensor(of_left).numel() > 1
         if is_many or method != "fixed" and isinstance(damping, tuple):
-            rule = (
-                f"be {'one number' if is_exact else 'no pair'} with method {method!r}"
-            )
+            kind = "one number" if is_exact else "one number, or one for each group,"
+            rule = f"be {kind} with method {method!r}"
             raise ValueError(describe(owner, "damping", rule, damping))
         if is_exact:
             exact = self.eigh().inverse(cast(float, of_left))
@@ -113,8 +114,9 @@ class KroneckerProduct:
     def _split(self, damping: Damping, minimum: float) -> tuple[Tensor, Tensor]:
         """Split damping between ``A`` and ``B`` of each group, ``[G]``.
 
-        ``pi sqrt(damping)`` and ``sqrt(damping) / pi``, ``pi^2`` being the ratio of the
-        factors' mean eigenvalues. Undivided where a mean is not positive.
+        The parts are ``pi sqrt(damping)`` and ``sqrt(damping) / pi``, where ``pi^2`` is
+        the ratio of the factors' mean eigenvalues. If a mean is not positive, both
+        parts are the whole damping.
         """
         sizes = reversed(self._shape)
         a, b = (own.trace() / n for own, n in zip(self._factors, sizes, strict=True))
@@ -127,34 +129,37 @@ class KroneckerProduct:
         return of_right, of_left
 
     def eigh(self, complete: bool = False) -> EigendecomposedMatrix:
-        """Compute the eigendecomposition, that of the factors.
+        """Compute the eigendecomposition from those of the factors.
 
         Args:
-            complete: Whether to find all eigenvectors of low-rank factors.
+            complete: Whether to compute all eigenvectors of low-rank factors.
+
+        Returns:
+            The eigendecomposition.
         """
         left = structured(self.left).eigh(complete)
         right = None if self.right is None else structured(self.right).eigh(complete)
         return EigendecomposedMatrix.of_eigenbases(left, right)
 
     def trace(self) -> Tensor:
-        """Compute the sum of ``tr(A) tr(B)``."""
+        """Compute the sum of ``tr(A) tr(B)`` over groups."""
         a, b = (factor.trace() for factor in self._factors)
         return (a * b).sum()
 
     def det(self) -> Tensor:
-        """Compute the product of ``|A|^CO |B|^D``."""
+        """Compute the product of ``|A|^CO |B|^D`` over groups."""
         a, b = (factor.det() for factor in self._factors)
         rows, columns = self._shape
         return (b.pow(columns) * a.pow(rows)).prod()
 
     def logdet(self) -> Tensor:
-        """Compute the sum of ``CO log|A| + D log|B|``."""
+        """Compute the sum of ``CO log|A| + D log|B|`` over groups."""
         a, b = (factor.logdet() for factor in self._factors)
         rows, columns = self._shape
         return (a * rows + b * columns).sum()
 
     def squared_norm(self) -> Tensor:
-        """Compute the sum of ``||A||^2 ||B||^2``."""
+        """Compute the sum of ``||A||^2 ||B||^2`` over groups."""
         a, b = (factor.frobenius_norm().square() for factor in self._factors)
         return (a * b).sum()
 
@@ -179,7 +184,7 @@ class KroneckerProduct:
 
 
 def _tensor(part: Matrix) -> Tensor:
-    """Return a tensor ``[G, ., D]`` of a matrix of ``D`` columns."""
+    """Return a tensor ``[G, ., D]`` of a matrix with ``D`` columns."""
     if isinstance(part, Tensor):
         return part
     return part.factor if isinstance(part, LowRank) else part.square

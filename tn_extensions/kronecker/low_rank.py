@@ -1,4 +1,4 @@
-"""Matrices of low rank plus a multiple of the identity, one of each group."""
+"""Matrices of low rank plus a multiple of the identity, one for each group."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from tn_extensions.layers.host import holds, is_finite
 
 @dataclass(frozen=True)
 class LowRank:
-    """``shift I + sign R^T core^-1 R`` of each group.
+    """The matrix ``shift I + sign R^T core^-1 R``, for each group.
 
     Args:
         factor: The low-rank factor ``R``, ``[G, r, D]``.
         sign: One or minus one.
-        shift: ``[G, 1, 1]``, or zero.
-        cholesky: Lower triangle ``[G, r, r]`` of the core's Cholesky decomposition: an
-            explicit inverse would lose digits. ``None``: the core is the identity.
+        shift: Shift, ``[G, 1, 1]``, or zero.
+        cholesky: Lower triangle ``[G, r, r]`` of the core's Cholesky decomposition,
+            since an explicit inverse would lose digits. ``None``: the core is the
+            identity.
     """
 
     factor: Tensor
@@ -37,7 +38,7 @@ class LowRank:
         return self._add(matrices, self.factor.mT, inner)
 
     def times(self, matrices: Tensor) -> Tensor:
-        """``matrices @ self``; torch takes long to hand that operator over."""
+        """Compute ``matrices @ self``; torch dispatches the operator ``@`` slowly."""
         inner = matrices @ self.factor.mT
         if self.cholesky is not None:
             inner = torch.cholesky_solve(inner.mT, self.cholesky).mT
@@ -66,8 +67,8 @@ class LowRank:
             (e I + sign W^T W)^-1 = (I - sign W^T (e I + sign W W^T)^-1 W) / e
 
         Args:
-            damping: The damping, of all groups or of each one, ``[G]``.
-            cholesky: The decomposition.
+            damping: The damping: one number, or one for each group, ``[G]``.
+            cholesky: Function that computes the decomposition.
 
         Returns:
             The inverse.
@@ -80,7 +81,7 @@ class LowRank:
         ).reshape(-1, 1, 1)
         shift = damping + self.shift
         if not holds((shift > 0).all()):
-            raise LinAlgError("a factor of few data is singular without damping")
+            raise LinAlgError("a low-rank factor is singular without damping")
         root = self._root
         core = (root @ root.mT).mul_(self.sign)
         diagonal(core).add_(shift.squeeze(2))
@@ -113,11 +114,11 @@ class LowRank:
         """Compute eigenvalues and eigenvectors.
 
         Args:
-            complete: Whether to find those of eigenvalue zero, too.
+            complete: Whether to add eigenvectors for the eigenvalue zero.
 
         Returns:
-            Eigenvalues ``[G, r]`` and eigenvectors ``[G, D, r]``; all ``D`` of them
-            where complete, or where there is a shift.
+            Eigenvalues ``[G, r]`` and eigenvectors ``[G, D, r]``, with ``r = D`` if
+            complete or if there is a shift.
         """
         squares, vectors = eigenbasis(self._root, complete or not self._is_plain)
         return self._shifts.unsqueeze(1) + self.sign * squares, vectors
@@ -128,7 +129,7 @@ class LowRank:
 
     @property
     def _root(self) -> Tensor:
-        """``W`` with ``W^T W = R^T core^-1 R``."""
+        """The matrix ``W`` with ``W^T W = R^T core^-1 R``."""
         if self.cholesky is None:
             return self.factor
         return torch.linalg.solve_triangular(self.cholesky, self.factor, upper=False)
@@ -148,7 +149,7 @@ class LowRank:
 
     @property
     def _compact(self) -> Tensor:
-        """``[G, r, r]`` with all eigenvalues but for the missing ones."""
+        """Matrices ``[G, r, r]`` with all eigenvalues except the missing ones."""
         root = self._root
         found = (root @ root.mT).mul_(self.sign)
         diagonal(found).add_(self._shifts.unsqueeze(1))

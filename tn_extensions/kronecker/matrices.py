@@ -1,4 +1,4 @@
-"""What a factor of a Kronecker product may be."""
+"""Types of the factors of a Kronecker product."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tn_extensions.kronecker.factors import is_low_rank
 from tn_extensions.kronecker.low_rank import LowRank
 
 Matrix = Tensor | LowRank | CholeskyInverse
-"""A tensor is a factor as it is stored: a matrix ``[G, D, D]`` or a low-rank factor."""
+"""A factor. A tensor is either a matrix ``[G, D, D]`` or a low-rank factor."""
 Structured = DenseMatrix | LowRank | CholeskyInverse
-"""A matrix with its functions."""
+"""A factor with methods."""
 
 
 def structured(part: Matrix) -> Structured:
-    """Return a matrix with its functions; tensors as ``DenseMatrix`` or ``LowRank``."""
+    """Wrap a tensor as ``DenseMatrix`` or ``LowRank``; return other factors as is."""
     if not isinstance(part, Tensor):
         return part
     return LowRank(part) if is_low_rank(part) else DenseMatrix(part)
@@ -25,10 +25,10 @@ def structured(part: Matrix) -> Structured:
 def both_sides(
     left: Tensor | Structured, matrices: Tensor, right: Tensor | Structured | None
 ) -> Tensor:
-    """Compute ``left X right`` of matrices ``X``, ``[G, CO, D, V]``."""
+    """Compute ``left X right`` for matrices ``X``, ``[G, CO, D, V]``."""
     groups, _, columns, vectors = matrices.shape
     if groups == vectors == 1:
-        # without the batch axis: of one matrix, a batched product takes longer
+        # without the batch axis: a batched product of one matrix is slower
         one = matrices[0, :, :, 0]
         if isinstance(right, CholeskyInverse):
             one = right[0].times(one, left[0])

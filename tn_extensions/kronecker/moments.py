@@ -12,7 +12,7 @@ from tn_extensions.layers.module import Pairs
 
 
 def bias_moments(pairs: Pairs, left: Tensor) -> Tensor:
-    """``sum_n (Q_B^T g_n)^2`` of the gradients' sums over positions and uses.
+    """Compute ``sum_n (Q_B^T g_n)^2`` for sums ``g_n`` over positions and uses.
 
     Args:
         pairs: Uses, and the gradients of their outputs, ``[N, C_out, P]``.
@@ -26,13 +26,15 @@ def bias_moments(pairs: Pairs, left: Tensor) -> Tensor:
 
 
 def kernel_moments(pairs: Pairs, left: Tensor, right: Tensor, bias: bool) -> Tensor:
-    """``sum_n (Q_B^T G_n Q_A)^2`` of the gradients ``G_n = sum g U^T`` over all uses.
+    """Compute ``sum_n (Q_B^T G_n Q_A)^2`` for gradients ``G_n = sum g U^T``.
+
+    ``G_n`` is summed over positions and uses.
 
     Args:
         pairs: Uses, and the gradients of their outputs, ``[N, C_out, P]``.
         left: ``Q_B``, ``[G, CO, s]``.
         right: ``Q_A``, ``[G, D, r]``.
-        bias: Whether the last row of ``right`` is that of a joint bias.
+        bias: Whether the last row of ``right`` belongs to a joint bias.
 
     Returns:
         Moments, ``[G, s, r]``.

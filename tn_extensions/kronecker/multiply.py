@@ -1,4 +1,4 @@
-"""Products of a layer's blocks with vectors that are shaped as its parameters."""
+"""Products of a layer's blocks with vectors that are shaped like its parameters."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from tn_extensions.layers.module import (
 
 Block = KroneckerProduct | EigendecomposedMatrix
 Blocks = Mapping[str, Block]
-"""A layer's blocks: of ``"joint"`` weight and bias, or of ``"weight"``, ``"bias"``."""
+"""A layer's blocks: ``"joint"`` for weight and bias, or ``"weight"`` and ``"bias"``."""
 
 
 def multiply(
     module: Any, groups: Groups, blocks: Blocks, vectors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Multiply a layer's blocks onto vectors.
+    """Multiply a layer's blocks with vectors.
 
     Args:
         module: The layer.
-        groups: How its groups are treated.
+        groups: How to treat its groups.
         blocks: Its blocks, of float32 or wider.
-        vectors: Vectors ``[*shape, V]`` of its ``"weight"``, its ``"bias"`` or both.
+        vectors: Vectors ``[*shape, V]`` for its ``"weight"``, its ``"bias"`` or both.
 
     Returns:
-        The products, as the vectors.
+        The products, with the shapes and dtypes of the vectors.
     """
     count = num_groups(module, groups)
     of_transposed = {"weight": transposed_groups(module), "bias": None}
@@ -56,12 +56,12 @@ def multiply(
 
 
 def _matrices(vectors: Tensor, groups: int, of_transposed: int | None) -> Tensor:
-    """A parameter's vectors ``[*shape, V]`` as ``[G, CO, D, V]``."""
-    # factors of halves are of float32
+    """Convert a parameter's vectors ``[*shape, V]`` to ``[G, CO, D, V]``."""
+    # factors are float32 if parameters have half precision
     vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     rows, *columns, number = vectors.shape
     if of_transposed is None:
         return vectors.reshape(groups, rows // groups, prod(columns), number)
-    # as if the vectors were a kernel's last axis
+    # treat the axis of vectors as the kernel's last axis
     (matrices,) = kernel_matrices(vectors.unsqueeze(0), groups, of_transposed)
     return matrices.unflatten(2, (-1, number))

@@ -1,10 +1,10 @@
 """Kronecker products that are closest to blocks of a Fisher or GGN.
 
-A block is ``sum_n vec(G_n) vec(G_n)^T`` over gradients ``G_n``, ``[CO, D]``. Its
-entries can be rearranged to a matrix that maps ``A`` to ``sum_n G_n A G_n^T``; the
-transpose maps ``B`` to ``sum_n G_n^T B G_n``. The leading singular pair is the product
-``B (x) A`` that is closest to the block in the Frobenius norm. Either sum of positive
-semi-definite matrices is positive semi-definite, and so are ``A`` and ``B``.
+A block is ``sum_n vec(G_n) vec(G_n)^T`` for gradients ``G_n``, ``[CO, D]``. Its entries
+can be rearranged to a matrix that maps ``A`` to ``sum_n G_n A G_n^T``; the transpose
+maps ``B`` to ``sum_n G_n^T B G_n``. The leading singular vectors are the product ``B
+(x) A`` that is closest to the block in the Frobenius norm. Both maps preserve positive
+semi-definite matrices, so ``A`` and ``B`` are positive semi-definite.
 
 Reference: Van Loan and Pitsianis, "Approximation with Kronecker products", 1993; for
 networks, Koroko et al., "Efficient approximations of the Fisher matrix in neural
@@ -33,20 +33,20 @@ Sweep = Callable[[Mapping[K, Tensor], bool], Mapping[K, Tensor]]
 def gradient_products(
     pairs: Pairs, factor: Tensor, is_left: bool, bias: bool
 ) -> Tensor:
-    """Compute ``sum_n G_n^T B G_n``, or ``sum_n G_n A G_n^T``, of each group.
+    """Compute ``sum_n G_n^T B G_n`` or ``sum_n G_n A G_n^T`` for each group.
 
-    Gradients ``G_n = sum g U^T`` over all uses are formed for as many data at a time as
-    the memory budget allows.
+    Gradients ``G_n = sum g U^T``, summed over uses, are formed for as many data at a
+    time as the memory budget allows.
 
     Args:
         pairs: Uses, and the gradients of their outputs, ``[N, C_out, P]``.
         factor: ``B``, ``[G, CO, CO]``, or ``A``, ``[G, D, D]``; symmetric.
-        is_left: Whether it is ``B``.
-        bias: Whether gradients have the bias's as a last column.
+        is_left: Whether the factor is ``B``.
+        bias: Whether the last column of ``G_n`` is the gradient by the bias.
 
     Returns:
         The sum, ``[G, D, D]`` if ``is_left``, else ``[G, CO, CO]``; of the factor's
-        type.
+        dtype.
     """
     conv = pairs[0][0].conv
     entries = 3 * conv.out_channels * (conv.in_channels // conv.groups)
@@ -62,7 +62,7 @@ def gradient_products(
             column = per_sample_gradients(part, "bias").to(factor.dtype)
             columns = column.reshape(*matrices.shape[:3], 1)
             matrices = torch.cat([matrices, columns], 3)
-        # [G, n, D, CO] or [G, n, CO, D]: the last axis is multiplied by the factor
+        # [G, n, D, CO] or [G, n, CO, D]: the factor multiplies the last axis
         matrices = matrices.transpose(0, 1)
         rows = matrices.mT if is_left else matrices
         right = rows.transpose(1, 2).flatten(2)
@@ -83,16 +83,18 @@ def nearest_products(
     """Find the closest Kronecker products of several blocks by power iteration.
 
     Args:
-        sweep: Computes, from ``B`` of some blocks (second argument: True) or from ``A``
-            of some, what :func:`gradient_products` does; a pass over all data.
+        sweep: Function that runs a pass over all data. It takes ``B`` of some blocks
+            and ``True``, or ``A`` and ``False``, and returns the sums of
+            :func:`gradient_products`.
         sizes: Groups and ``CO`` of each block.
-        like: Has the type and device of factors.
-        tolerance: Iterations end for a block when a factor of unit norm changes by no
-            more than this.
-        max_sweeps: Most passes over the data.
+        like: Tensor with the dtype and device of factors.
+        tolerance: The iteration of a block stops once a factor of unit norm changes by
+            at most this.
+        max_sweeps: Largest number of passes over the data. If they do not suffice, it
+            warns.
 
     Returns:
-        ``B`` and ``A`` of each block, of equal norms.
+        ``B`` and ``A`` of each block, with equal norms.
     """
     lefts = {
         key: torch.eye(size, dtype=like.dtype, device=like.device).repeat(groups, 1, 1)

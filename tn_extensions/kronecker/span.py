@@ -1,4 +1,4 @@
-"""Matrices of low rank, as gradients of small batches are."""
+"""Detect matrices of low rank, such as gradients of small batches."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from torch.linalg import matrix_norm
 from tn_extensions.layers.host import holds
 
 _SHARE = 4
-"""Of its rows, one in so many may be independent: then the work is halved at least."""
+"""Rows per basis vector: with rank at most a quarter, the work is at least halved."""
 _EXTRA = 8
-"""Combinations beyond that number that a basis is made of; and as many to check it."""
+"""Number of additional combinations for the basis, and of combinations to check it."""
 _TOLERANCE = 40
-"""In units of rounding; that of a gradient's own sums is of this size."""
+"""Tolerance in units of rounding; rounding of a gradient's own sums is of this size."""
 
 
 @dataclass
 class Span:
-    """Finds a basis of what the columns of matrices span, until that was too much.
+    """Find a basis of the columns of matrices of low rank.
 
-    A gradient of few data, each of few positions, has low rank: that of ``N S`` outer
-    products. The basis is that of random combinations of columns, others tell what it
-    leaves (Halko, Martinsson and Tropp, "Finding structure with randomness", 2011).
+    A gradient of few data with few positions has low rank, as it is a sum of ``N S``
+    outer products. The basis comes from random combinations of columns, and other
+    combinations check it (Halko, Martinsson and Tropp, "Finding structure with
+    randomness", 2011). After matrices of higher rank, there are no further attempts,
+    since an attempt takes a twentieth of the time of solving.
 
     Args:
-        is_low: Whether the last matrices had low rank; with others, there is no
-            further attempt, as each takes a twentieth of the time of solving.
+        is_low: Whether the last matrices had low rank.
     """
 
     is_low: bool = True
 
     def split(self, matrices: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Orthonormal columns ``Q`` and ``Q^T matrices``, whose product they are.
+        """Split matrices into the product of orthonormal columns ``Q`` and ``Q^T X``.
 
         Args:
-            matrices: ``[..., M, D]``.
+            matrices: Matrices ``X``, ``[..., M, D]``.
 
         Returns:
-            ``[..., M, r]`` and ``[..., r, D]`` with ``r`` about a quarter of ``M``;
-            None if that is not enough.
+            ``Q``, ``[..., M, r]``, and ``Q^T X``, ``[..., r, D]``, with ``r`` about a
+            quarter of ``M``. ``None``: the rank is higher.
         """
         rows, columns = matrices.shape[-2:]
         rank = rows // _SHARE + _EXTRA
@@ -60,7 +61,7 @@ class Span:
 
 @lru_cache(maxsize=32)
 def _random(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """The same for all, so that processes and resumed trainings agree."""
+    """Draw a random matrix; a fixed seed makes processes and resumed runs agree."""
     generator = torch.Generator().manual_seed(0)
-    with torch.inference_mode(False):  # it is kept, for other modes, too
+    with torch.inference_mode(False):  # the cached matrix is used in other modes, too
         return torch.randn(rows, columns, dtype=dtype, generator=generator)

@@ -1,7 +1,7 @@
-"""Two symmetric matrices in a square: an average above, a decomposition below.
+"""Square matrices that hold an average above and a decomposition below the diagonal.
 
-A symmetric matrix needs one triangle. Where the other one holds the decomposition by
-which it is inverted, an inverse takes no memory but for a diagonal.
+A symmetric matrix needs only one triangle. If the other triangle holds the
+decomposition of its inverse, the inverse needs memory only for a diagonal.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ _LEAST_STRIP = 128
 
 
 def above(matrices: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Parts that make up upper triangles, to be changed in place.
+    """Yield parts that cover upper triangles, to be changed in place.
 
-    What is below the diagonal is put back after each.
+    Entries below the diagonal are restored after each part.
 
     Args:
-        matrices: ``[G, D, D]``.
+        matrices: Matrices, ``[G, D, D]``.
 
     Yields:
-        Rows, columns (from the first row's on), and the part ``[G, rows, columns]``.
+        Rows, columns (starting with that of the first row), and the part ``[G, rows,
+        columns]``.
     """
     for start, end in strips(matrices.shape[2]):
         rows, columns = slice(start, end), slice(start, None)
@@ -35,7 +36,7 @@ def above(matrices: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
 
 
 def symmetrize(matrices: Tensor) -> Tensor:
-    """Make lower triangles mirror images of the upper ones, in place."""
+    """Copy upper triangles to the lower ones, in place."""
     for start, end in strips(matrices.shape[2]):
         matrices[:, end:, start:end] = matrices[:, start:end, end:].mT
         block = matrices[:, start:end, start:end]
@@ -44,12 +45,12 @@ def symmetrize(matrices: Tensor) -> Tensor:
 
 
 def mirrored(matrices: Tensor) -> Tensor:
-    """Matrices with the upper triangles of the given ones, and their mirror images."""
+    """Return symmetric matrices with the given upper triangles."""
     return matrices.triu() + matrices.triu(1).mT
 
 
 def put_below(matrices: Tensor, others: Tensor) -> Tensor:
-    """Take over what others have below their diagonals, in place."""
+    """Copy the entries below the diagonals of other matrices, in place."""
     for start, end in strips(matrices.shape[2]):
         matrices[:, end:, start:end] = others[:, end:, start:end]
         block = matrices[:, start:end, start:end]
@@ -58,28 +59,29 @@ def put_below(matrices: Tensor, others: Tensor) -> Tensor:
 
 
 def decompose(matrices: Tensor, damping: float | Tensor) -> Tensor:
-    """``L diag(pivots) L^T = upper triangles, mirrored, + damping I``, in place.
+    """Decompose damped symmetric matrices, given by their upper triangles, in place.
 
-    A left-looking Cholesky decomposition by blocks. ``L``, which has ones on its
-    diagonal, replaces what is below that of the matrices.
+    Computes ``L diag(pivots) L^T = M + damping I`` by a left-looking Cholesky
+    decomposition by blocks. ``L``, which has ones on its diagonal, replaces the entries
+    below the diagonal of the matrices.
 
     Args:
-        matrices: ``[G, D, D]``.
-        damping: Of all groups, or of each one, ``[G]``.
+        matrices: Matrices, ``[G, D, D]``, whose upper triangles are those of ``M``.
+        damping: The damping: one number, or one for each group, ``[G]``.
 
     Returns:
         Pivots, ``[G, D]``.
 
     Raises:
-        torch.linalg.LinAlgError: If a damped matrix is not positive definite. What was
-            below the diagonals is lost then, too.
+        torch.linalg.LinAlgError: If a damped matrix is not positive definite. The
+            former entries below the diagonals are lost then, too.
     """
     pivots = matrices.new_empty(matrices.shape[:2])
     shifts = torch.as_tensor(damping, dtype=pivots.dtype, device=pivots.device)
     shifts = shifts.expand(len(matrices))
     for matrix, shift, found in zip(matrices, shifts, pivots, strict=True):
         for start, end in strips(len(matrix)):
-            # transposed: the lower triangle, which is the one that is read
+            # transposed, since cholesky reads the lower triangle
             block = matrix[start:end, start:end].T.clone()
             block.diagonal().add_(shift)
             left = matrix[start:end, :start]
@@ -99,6 +101,6 @@ def decompose(matrices: Tensor, damping: float | Tensor) -> Tensor:
 
 
 def strips(size: int) -> list[tuple[int, int]]:
-    """Rows of a matrix in up to eight strips; small matrices are not worth more."""
+    """Split the rows of a matrix into up to eight strips, but fewer if it is small."""
     step = max(_LEAST_STRIP, -(-size // 8))
     return [(start, min(start + step, size)) for start in range(0, size, step)]

@@ -1,4 +1,4 @@
-"""Attributes of modules that a transform must not leave behind."""
+"""Protect attributes of modules from tensors of a transform."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Leave no tensors of a transform where modules keep what they computed."""
+    """Restore tensors that modules store as attributes, after a transform ran them."""
     kept = [
         (vars(module), {k: v for k, v in vars(module).items() if isinstance(v, Tensor)})
         for module in modules

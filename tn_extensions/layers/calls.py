@@ -1,7 +1,7 @@
-"""Calls of torch's functions that a layer is made of.
+"""Observe calls of ``linear`` and of convolutions.
 
-Wherever a model multiplies by a kernel, it calls ``linear`` or a convolution: in a
-module of torch's, a ``forward`` of its own, or a function of its parameters.
+A model calls one of these functions wherever it multiplies by a kernel: in a module of
+``torch.nn``, in its own ``forward``, or in a function of its parameters.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ _SIGNATURES: dict[Any, inspect.Signature] = {
         inspect.signature(_transposed),
     ),
 }
-"""Torch's functions, whose own signatures Python cannot see."""
+"""Signatures of torch's functions, which Python cannot inspect."""
 
 
 class Calls(TorchFunctionMode):
-    """Shows calls of ``linear`` and convolutions.
+    """Intercept calls of ``linear`` and of convolutions.
 
     Args:
-        on_call: Called with the function and its arguments by name, in order; what it
-            returns is the output.
+        on_call: Function that replaces the call. It takes torch's function and its
+            arguments by name, in order, and returns the output.
     """
 
     def __init__(self, on_call: Callable[[Any, dict[str, Any]], Tensor]) -> None:
@@ -67,7 +67,7 @@ class Calls(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run a function."""
+        """Run a function, or intercept its call."""
         kwargs = kwargs or {}
         if func not in _SIGNATURES:
             return func(*args, **kwargs)

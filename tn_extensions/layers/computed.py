@@ -1,8 +1,8 @@
-"""Gradients through kernels that are computed from a layer's parameters.
+"""Gradients of parameters that kernels are computed from.
 
-A layer may compute what it multiplies by (``weight_norm``, ``prune``, weight
-standardisation, LoRA). Where its calls are observed, the kernel is cut off from the
-parameters, so that the graph between them is at hand, small, and free of data.
+A layer may compute its kernel (``weight_norm``, ``prune``, weight standardisation,
+LoRA). Observed calls get a detached kernel. The graph from the parameters to the
+original kernel is then separate, small, and does not depend on the data.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from tn_extensions.layers.module import Pairs
 def parameter_gradients(
     pairs: Pairs, parameters: Sequence[Tensor]
 ) -> Iterator[list[Tensor]]:
-    """Gradients of the parameters that kernels and biases are computed from.
+    """Compute per-sample gradients of parameters that kernels are computed from.
 
     Args:
         pairs: Uses, and gradients ``[N, C_out, P]`` of their outputs.
         parameters: The parameters.
 
     Yields:
-        For each parameter ``[n, *shape]``, summed over uses, of so many data at a time
-        as the memory budget allows; in all, of all data in order.
+        For each parameter, gradients ``[n, *shape]`` that are summed over uses. Each
+        chunk has as many data as the memory budget allows; chunks are in order.
     """
     num_data = pairs[0][0].num_data
     tensors = [t for use, _ in pairs for t in use.computed if t is not None]
-    # the graph between both holds a few tensors of either size
+    # estimate: the graph holds a few tensors of the sizes of parameters and kernels
     entries = 4 * sum(t.numel() for t in (*tensors, *parameters))
     for chunk in slices(num_data, entries * parameters[0].element_size()):
         totals = [p.new_zeros(chunk.stop - chunk.start, *p.shape) for p in parameters]
@@ -54,7 +54,7 @@ def parameter_gradients(
 def _vector_jacobian_products(
     computed: Tensor, parameters: Sequence[Tensor], vectors: Tensor
 ) -> Sequence[Tensor | None]:
-    """Products of vectors ``[n, *shape]`` with a tensor's Jacobian, by parameter."""
+    """Multiply vectors ``[n, *shape]`` with a tensor's Jacobian by each parameter."""
 
     def products(each: Tensor, is_batched: bool) -> tuple[Tensor | None, ...]:
         return torch.autograd.grad(
@@ -66,12 +66,12 @@ def _vector_jacobian_products(
             is_grads_batched=is_batched,
         )
 
-    # precision was decided in the forward pass
+    # use the dtypes of the forward pass
     with torch.autocast(computed.device.type, enabled=False):
         try:
             return products(vectors, True)
         except RuntimeError:
-            # functions of the user's own may not be made for a batch
+            # users' functions may not support batches of gradients
             rows = [products(vector, False) for vector in vectors]
         columns = zip(*rows, strict=True)
         return [

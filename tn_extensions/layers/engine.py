@@ -1,4 +1,4 @@
-"""The autograd engine: what a pass does, and what it keeps."""
+"""Query the autograd engine and graph."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from tn_extensions.compiler.tracing import is_compiled
 
 
 def node_of(output: Tensor) -> Any:
-    """Return the node that made a layer's output, in autograd's graph.
+    """Return the node of autograd's graph that computed a layer's output.
 
-    Its gradient has the output's entries, in the same order. A ``Linear`` on more than
-    two axes returns a view; an activation that works in place then replaces the view's
-    node, which no pass reaches any more, but not the one below.
+    The node's gradient has the entries of the output's gradient, in the same order. A
+    ``Linear`` on inputs with more than two axes returns a view. An in-place activation
+    replaces the node of this view, so that no pass reaches the old one; the node of the
+    view's base stays.
     """
     base = output._base
     is_reshaped = base is not None and base.numel() == output.numel()
@@ -24,7 +25,7 @@ def node_of(output: Tensor) -> Any:
 
 
 def leaves_of(*tensors: Tensor | None) -> dict[int, Tensor]:
-    """The leaves of autograd's graph that tensors depend on, by their ``id``."""
+    """Find the leaves of autograd's graph that tensors depend on, by their ``id``."""
     found: dict[int, Tensor] = {}
     stack = []
     for tensor in tensors:
@@ -45,11 +46,14 @@ def leaves_of(*tensors: Tensor | None) -> dict[int, Tensor]:
 
 
 def innermost(output: Tensor, nodes: Container[Any]) -> list[Any]:
-    """Find those of some nodes from which a backward pass reaches no other of them.
+    """Find the last ones of some nodes, from which no other of them is reached.
 
     Args:
-        output: Where passes start.
+        output: Tensor at which backward passes start.
         nodes: The nodes.
+
+    Returns:
+        Those nodes from which a backward pass reaches no other of the nodes.
     """
     reaches: dict[Any, bool] = {}
     stack: list[Any] = [] if output.grad_fn is None else [output.grad_fn]
@@ -66,9 +70,10 @@ def innermost(output: Tensor, nodes: Container[Any]) -> list[Any]:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Tell whether a transform or a trace sees a tensor, rather than a training pass.
+    """Tell whether a transform or a trace is running, instead of a training pass.
 
-    ``torch.func`` (``vmap``, ``grad``, ``jacrev``), ``torch.jit.trace``, exports.
+    These are transforms of ``torch.func`` (``vmap``, ``grad``, ``jacrev``),
+    ``torch.jit.trace`` and exports.
     """
     # torch has no public name for the stack of transforms
     is_transformed = torch._C._functorch.peek_interpreter_stack() is not None
@@ -76,19 +81,19 @@ def is_traced(x: Tensor) -> bool:
 
 
 def current_pass() -> int:
-    """Return the number of the backward pass that is running; -1 outside of any."""
+    """Return the number of the running backward pass; -1 outside of any."""
     return torch._C._current_graph_task_id()
 
 
 def keeps_graph() -> bool:
-    """Tell whether the backward pass that is running can be repeated."""
+    """Tell whether the running backward pass keeps the graph."""
     return torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 def accumulates(parameter: Tensor) -> bool:
-    """Tell whether the backward pass that is running adds to a parameter's ``.grad``.
+    """Tell whether the running backward pass adds to a parameter's ``.grad``.
 
-    ``loss.backward()`` does; ``torch.autograd.grad`` and passes to other ``inputs`` do
+    ``loss.backward()`` does. ``torch.autograd.grad`` and passes to other ``inputs`` do
     not.
     """
     if not parameter.requires_grad:
@@ -97,15 +102,15 @@ def accumulates(parameter: Tensor) -> bool:
     try:
         return torch._C._will_engine_execute_node(node)
     except RuntimeError:
-        # of a leaf among the inputs of torch.autograd.grad
+        # the parameter is an input of torch.autograd.grad
         return False
 
 
 class Kept:
-    """A tensor that lives as long as autograd would keep it for a backward pass.
+    """A tensor that is saved for the backward pass.
 
-    It is saved as layers' inputs are, so that gradient checkpointing and other hooks on
-    saved tensors drop and restore it, too.
+    Autograd saves it like the input of a layer, so that gradient checkpointing and
+    other hooks on saved tensors drop and restore it, too.
     """
 
     def __init__(self, tensor: Tensor) -> None:

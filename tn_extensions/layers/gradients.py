@@ -1,4 +1,4 @@
-"""Gradients of a layer's parameters, one of each datum."""
+"""Per-sample gradients of a layer's parameters."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from tn_extensions.layers.module import Pairs, Use
 
 
 def per_sample_gradients(pairs: Pairs, key: str) -> Tensor:
-    """Gradients of a layer's parameter, summed over its uses, ``[N, *shape]``.
+    """Compute per-sample gradients of a layer's parameter, summed over its uses.
 
     Args:
         pairs: Uses, and gradients ``[N, C_out, P]`` of their outputs.
         key: ``"weight"`` or ``"bias"``.
+
+    Returns:
+        Gradients, ``[N, *shape]``.
     """
 
     def of_use(use: Use, g: Tensor) -> Tensor:
@@ -30,13 +33,13 @@ def per_sample_gradients(pairs: Pairs, key: str) -> Tensor:
 
 
 def of_one_dtype(x: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
-    """Convert tensors, of which autocast may have made one in half precision."""
+    """Convert tensors to one dtype; under autocast, one may have half precision."""
     dtype = torch.promote_types(x.dtype, S.dtype)
     return x.to(dtype), S.to(dtype)
 
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:
-    """Sum of new tensors, into the first of them."""
+    """Sum tensors, in place of the first one."""
     first, *others = tensors
     for other in others:
         first += other

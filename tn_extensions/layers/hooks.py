@@ -15,23 +15,23 @@ from tn_extensions.layers.engine import node_of
 
 
 class Hook:
-    """A hook on a module, which does nothing once it is pickled or copied.
+    """A hook on a module; its copies, also by pickling, do nothing.
 
     Args:
-        call: What it calls.
+        call: The function that it calls.
     """
 
     def __init__(self, call: Callable[..., None]) -> None:
         self._call = call
 
-    # torch.compile must not trace what happens in Python only
+    # torch.compile must not trace the hook
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any) -> None:
-        """Make the call."""
+        """Call the function."""
         self._call(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # logs nothing, at a level below all; needs the standard library only
+        # a function of the standard library that logs nothing: the level is too low
         return partial, (logging.getLogger("tn_extensions").log, -1)
 
 
@@ -40,48 +40,49 @@ def on_call(
     call: Callable[[nn.Module, Tensor, Any], None],
     first: bool = False,
 ) -> Any:
-    """Be told of a layer's calls.
+    """Run a function after each call of a layer.
 
     Args:
         module: The layer.
-        call: Called after each with the module (a replica of it has its hooks, too),
-            its input and its output.
-        first: Whether to be told before the hooks that the layer has.
+        call: The function. It takes the module (which may be a replica, as replicas
+            have its hooks), its input and its output.
+        first: Whether to run before the other hooks of the layer.
 
     Returns:
-        A handle, whose ``remove`` ends it.
+        A handle with a method ``remove``.
     """
 
     def after(
         own: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any
     ) -> None:
-        # a transposed convolution takes the size of its output, too
+        # a transposed convolution may have a second argument, the output size
         call(own, args[0] if args else named["input"], output)
 
     return module.register_forward_hook(Hook(after), with_kwargs=True, prepend=first)
 
 
 def on_gradient(output: Tensor, call: Callable[[Tensor | None], None]) -> None:
-    """Be told of the gradient of a layer's output in each backward pass.
+    """Run a function on the gradient of a layer's output in each backward pass.
 
-    It is read where the node of the output has run: hooks on modules, and on outputs
-    that are views, fail where an activation works in place.
+    The gradient is read from the node of the output. Hooks on modules, and on outputs
+    that are views, fail with in-place activations.
 
     Args:
         output: The output, which requires a gradient.
-        call: Called with the gradient, of the entries of the output in their order, but
-            maybe of another shape. It must not hold the node.
+        call: The function. The gradient has the entries of the output in their order,
+            but may have another shape. The function must not hold a reference to the
+            node.
     """
 
     def after(_: Any, gradients: tuple[Tensor | None, ...]) -> None:
-        # of a batch of passes (vmap), it cannot even be reshaped
+        # do not reshape: a batch of passes (vmap) does not allow it
         call(gradients[0])
 
     node_of(output).register_hook(after)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module that was compiled or distributed."""
+    """Return the original module of a compiled or distributed one."""
     inner: Any = model
     while True:
         if isinstance(inner, nn.parallel.DistributedDataParallel):
@@ -94,6 +95,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def exactly(device: torch.device) -> Iterator[None]:
-    """Compute on the side of a pass, without gradients and in full precision."""
+    """Compute without gradients and without autocast, also within a pass."""
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield

@@ -1,4 +1,4 @@
-"""What depends on values: the host asks for them, and waits for the device."""
+"""Checks of values, for which the host waits for the device."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch._subclasses import FakeTensor
 
 
 def holds(condition: Tensor) -> bool:
-    """Tell whether a condition, of a single entry, holds.
+    """Tell whether a condition with a single entry holds.
 
-    Checks of values ask here, and nowhere else. They pass where tensors have no values
+    All checks of values call this function. They pass if tensors have no values
     (``FakeTensorMode``).
     """
     return isinstance(condition, FakeTensor) or bool(condition)
 
 
 def is_finite(*tensors: Tensor) -> bool:
-    """Tell whether all entries are finite, in a pass without memory and one answer."""
+    """Tell whether all entries are finite, without a copy and with one transfer."""
     largest = [
         torch.linalg.vector_norm(tensor, torch.inf)
         for tensor in tensors

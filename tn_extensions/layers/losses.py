@@ -1,4 +1,4 @@
-"""Vectors in the space of a model's outputs whose outer products make a Fisher."""
+"""Vectors in the space of a model's outputs, whose outer products sum to a Fisher."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from tn_extensions.errors import describe
 from tn_extensions.layers.host import holds, is_finite
 
 Fisher = Literal["type-2", "mc", "empirical", "forward-only"]
-"""What the vectors of a loss are made of, see :meth:`LossTerms.vectors`."""
+"""Types of Fisher, see :meth:`LossTerms.vectors`."""
 
 OPTIONS = {
     nn.CrossEntropyLoss: ("weight", "ignore_index", "label_smoothing"),
     nn.BCEWithLogitsLoss: ("weight", "pos_weight"),
 }
-"""Arguments of losses beside the reduction that curvlinops does not know of."""
+"""Arguments of losses, besides the reduction, that curvlinops does not support."""
 
 LIKELIHOODS = (nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
-"""Losses that are negative logarithms of likelihoods, to some scale."""
+"""Losses that are negative log-likelihoods, up to a scale."""
 
 
 def options(loss: Any) -> dict[str, Any]:
-    """Values of a loss's :data:`OPTIONS`."""
+    """Return the values of a loss's :data:`OPTIONS`."""
     return {name: getattr(loss, name) for name in OPTIONS.get(type(loss), ())}
 
 
 def num_terms(loss: Any, y: Tensor) -> int:
-    """Count the loss terms that a batch of targets has."""
+    """Count the loss terms of a batch of targets."""
     if not isinstance(loss, nn.CrossEntropyLoss):
         return prod(y.shape[:-1])
     return y.numel() // y.shape[1] if _are_probabilities(y) else y.numel()
@@ -42,21 +42,24 @@ def num_terms(loss: Any, y: Tensor) -> int:
 def terms_per_datum(
     owner: str, loss: Any, targets: Iterable[Tensor], num_data: int
 ) -> int:
-    """Count the loss terms that each datum has.
+    """Count the loss terms of each datum.
 
     Args:
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
         loss: The loss.
-        targets: Those of each batch.
+        targets: The targets of all batches.
         num_data: Number of data in all batches.
 
+    Returns:
+        Number of loss terms per datum.
+
     Raises:
-        ValueError: If some data have more than others.
+        ValueError: If the number of loss terms is not a multiple of the number of data.
     """
     terms = sum(num_terms(loss, y) for y in targets)
     each, rest = divmod(terms, num_data)
     if rest:
-        rule = f"have equally many loss terms for each of {num_data} data"
+        rule = f"have the same number of loss terms for each of the {num_data} data"
         remedy = "Unsqueeze outputs and targets [N] of a regression to [N, 1]"
         message = describe(owner, "targets", rule, f"{terms} in all", remedy)
         raise ValueError(message)
@@ -66,22 +69,23 @@ def terms_per_datum(
 def in_rows(loss: Any, output: Tensor, y: Tensor) -> tuple[Any, Tensor, Tensor]:
     """Rearrange outputs and targets so that each loss term has a row.
 
-    Classes of a cross entropy are on the second axis, the ``C`` outputs that a term of
-    another loss takes on the last one, as in curvlinops.
+    As in curvlinops, the classes of a cross entropy are on the second axis; the ``C``
+    outputs in a term of another loss are on the last one.
 
     Args:
         loss: The loss.
-        output: Outputs, ``[N, C, ...]`` or ``[N, ..., C]``. Those of fewer than two
-            axes have no rows, and are left as they are.
-        y: Targets, shaped as the outputs; or classes ``[N, ...]`` of a cross entropy.
+        output: Outputs, ``[N, C, ...]`` or ``[N, ..., C]``. Outputs with fewer than two
+            axes have no rows and are left as they are.
+        y: Targets, shaped like the outputs; or classes ``[N, ...]`` for a cross
+            entropy.
 
     Returns:
         The loss, whose weights of outputs fit the rows; outputs ``[R, C]``; targets
         ``[R, C]`` or ``[R]``.
 
     Raises:
-        ValueError: If weights do not fit the outputs, or probabilities are given where
-            a class is ignored, which torch refuses.
+        ValueError: If weights do not fit the outputs, or targets are probabilities
+            although the loss ignores a class, which torch refuses, too.
     """
     if output.dim() < 2:
         return loss, output, y
@@ -89,7 +93,7 @@ def in_rows(loss: Any, output: Tensor, y: Tensor) -> tuple[Any, Tensor, Tensor]:
         if _are_probabilities(y):
             if loss.ignore_index >= 0:
                 rule, owner = (
-                    "be classes where an index is ignored",
+                    "be classes if the loss ignores an index",
                     type(loss).__name__,
                 )
                 raise ValueError(describe(owner, "targets", rule, "probabilities"))
@@ -122,20 +126,20 @@ def _weight_of_rows(loss: Any, name: str, shape: torch.Size) -> Tensor | None:
         rule, found = f"broadcast to outputs of shape {list(shape)}", list(weight.shape)
         owner = type(loss).__name__
         raise ValueError(describe(owner, name, rule, f"shape {found}")) from error
-    # along the last axis, weights fit rows as they fit outputs
+    # weights along the last axis fit rows as they are
     return expanded.flatten(end_dim=-2) if weight.dim() > 1 else weight
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The terms of a batch's loss, each of which has a row of outputs.
+    """The terms of a batch's loss; each term has a row of outputs.
 
     Args:
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
         loss: The loss, whose weights of outputs fit the rows.
         output: Outputs, ``[R, C]``, of float32 or wider.
-        y: Targets, ``[R, C]``, or ``[R]`` if they are classes. ``None``: the loss has
-            no options, and no vectors of the targets are asked for.
+        y: Targets, ``[R, C]``, or ``[R]`` if they are classes. ``None``: not needed, as
+            the loss has no options and vectors do not depend on targets.
     """
 
     owner: str
@@ -147,13 +151,16 @@ class LossTerms:
     def of(
         cls, owner: str, loss: Any, output: Any, y: Tensor | None = None
     ) -> LossTerms:
-        """Rearrange what a model returns.
+        """Rearrange outputs and targets into rows.
 
         Args:
-            owner: Whom errors name.
+            owner: Name of the caller, for errors.
             loss: The loss.
-            output: What the model returns, as :func:`in_rows` takes it.
-            y: Its targets, if they are known.
+            output: Output of the model, as for :func:`in_rows`.
+            y: Targets, if they are known.
+
+        Returns:
+            The loss terms.
 
         Raises:
             TypeError: If the model does not return a tensor.
@@ -172,10 +179,10 @@ class LossTerms:
         return cls(owner, loss, output, y)
 
     def check_finite(self) -> None:
-        """Refuse outputs that are not finite.
+        """Check that all outputs are finite.
 
         Raises:
-            ValueError: If some are not.
+            ValueError: If an output is not finite.
         """
         if not is_finite(self.output.detach()):
             argument, found = "the model's output", "inf or nan"
@@ -187,24 +194,25 @@ class LossTerms:
         mc_samples: int = 1,
         generator: torch.Generator | None = None,
     ) -> Iterator[Tensor]:
-        """Make the vectors whose backpropagated outer products make a Fisher or GGN.
+        """Compute vectors that are backpropagated to compute a Fisher or GGN.
 
-        ``"type-2"``: columns of a root of the loss's Hessian, one for each class: their
-        outer products make the GGN. ``"mc"``: gradients for targets that are drawn from
-        what the model predicts. ``"empirical"``: the gradient for the targets.
-        ``"forward-only"``: none. All have the scale of the loss: a mean's are divided
+        It is the sum of outer products of the backpropagated vectors. ``"type-2"``:
+        columns of a square root of the loss's Hessian, one for each class, for the GGN.
+        ``"mc"``: gradients for targets that are sampled from the model's prediction.
+        ``"empirical"``: the gradient for the given targets. ``"forward-only"``: no
+        vectors. Vectors have the scale of the loss: if it is a mean, they are divided
         by the number of rows, see :func:`scale_of_sum`.
 
         Args:
-            fisher: What they are made of.
-            mc_samples: Number of draws.
-            generator: Of the draws.
+            fisher: Type of Fisher.
+            mc_samples: Number of Monte-Carlo samples.
+            generator: Generator for sampling.
 
         Yields:
             Vectors, ``[R, C]``.
 
         Raises:
-            ValueError: If targets are to be drawn and outputs are not finite.
+            ValueError: If targets are sampled and outputs are not finite.
         """
         if fisher == "forward-only":
             return
@@ -226,12 +234,19 @@ class LossTerms:
 
 
 def checked_output(owner: str, output: Any) -> Tensor:
-    """Return what a model returns, in float32 or wider.
+    """Convert the output of a model to float32 or wider.
 
-    Losses of half precision, as autocast leaves outputs, have little curvature.
+    Autocast leaves outputs in half precision, which is too coarse for curvature.
+
+    Args:
+        owner: Name of the caller, for errors.
+        output: Output of the model.
+
+    Returns:
+        The output.
 
     Raises:
-        TypeError: If it is no tensor.
+        TypeError: If it is not a tensor.
     """
     if not isinstance(output, Tensor):
         names = ", ".join(map(str, output)) if isinstance(output, Mapping) else ""
@@ -253,9 +268,9 @@ def _check_rows(owner: str, loss: Any, output: Tensor, y: Tensor | None) -> None
     if isinstance(loss, nn.CrossEntropyLoss) and y.is_floating_point():
         rule, expected = "be classes, or probabilities", output.shape
     else:
-        rule, expected = "have a row for each of the outputs'", y.shape
+        rule, expected = "have a row for each row of the outputs", y.shape
     if len(y) != len(output) or y.shape != expected:
-        rule = f"{rule} (outputs' shape as rows: {list(output.shape)})"
+        rule = f"{rule} (of shape {list(output.shape)} as rows)"
         found = f"{y.dtype} of shape {list(y.shape)}"
         raise ValueError(describe(owner, "targets", rule, found))
 
@@ -264,11 +279,11 @@ def each_term(vectors: Iterable[Tensor], num_terms: int) -> Iterator[Tensor]:
     """Split vectors so that each has a single loss term of a datum.
 
     Args:
-        vectors: Vectors, ``[R, C]``, the rows of a datum next to each other.
+        vectors: Vectors, ``[R, C]``; the rows of a datum are adjacent.
         num_terms: Number of loss terms of a datum.
 
     Yields:
-        ``num_terms`` vectors for each of those given, whose sum it is.
+        For each vector, ``num_terms`` vectors that sum to it.
     """
     for vector in vectors:
         for term in range(num_terms):
@@ -280,44 +295,49 @@ def each_term(vectors: Iterable[Tensor], num_terms: int) -> Iterator[Tensor]:
 def scale_of_sum(
     loss: Any, num_rows: int, mc_samples: int = 1, num_data: int | None = None
 ) -> float:
-    """Compute what makes outer products of a loss's vectors those of the terms' sum.
+    """Compute the scale that undoes the loss's scaling of outer products of vectors.
+
+    Multiplied by the scale, the outer products are those of the sum of all loss terms.
 
     Args:
-        loss: The loss. The vectors of a mean are divided by the number of rows.
+        loss: The loss. If it is a mean, its vectors are divided by the number of rows.
         num_rows: Number of rows ``R``.
-        mc_samples: Number of draws, of which the mean is taken.
-        num_data: Number of data, if a loss that is a mean is to be that of each datum's
-            terms, summed over data. ``None``: all terms are summed.
+        mc_samples: Number of Monte-Carlo samples, over which the mean is taken.
+        num_data: Number of data. If it is given and the loss is a mean, outer products
+            are scaled to those of each datum's mean, summed over data.
+
+    Returns:
+        The scale.
     """
     total = num_rows * (num_rows if num_data is None else num_data)
     return (total if loss.reduction == "mean" else 1) / mc_samples
 
 
 def plain(loss: Any) -> Any:
-    """The loss without options, whose Hessian times :func:`scale` squared is its own.
+    """Remove the options of a loss.
 
-    Hessians depend on targets by the weights of rows or outputs only.
+    The Hessian of the loss is that of the plain loss times the square of :func:`scale`,
+    since it depends on targets only through weights of rows or outputs.
     """
     return type(loss)(reduction=loss.reduction)
 
 
 def scale(loss: Any, output: Tensor, y: Tensor) -> Tensor | None:
-    """Compute the root of rows' or outputs' weights relative to those of a plain loss.
+    """Compute square roots of weights of rows or outputs, relative to a plain loss.
 
-    Cross entropy: classes ``c`` of weights ``w`` and targets ``y'`` after smoothing
-    give a row the weight ``sum_c w_c y'_c``, zero where the target is ignored. torch's
-    mean divides by the sum of the targets' own weights if these are classes, and by the
-    number of rows if they are probabilities. Binary cross entropy: an output has the
-    weight ``w (1 - y + w' y)``, ``w'`` being that of positives.
+    Cross entropy: with class weights ``w`` and smoothed targets ``y'``, a row has the
+    weight ``sum_c w_c y'_c``; it is zero if the target is ignored. torch's mean divides
+    by the sum of the weights of the targets if these are classes, and by the number of
+    rows if they are probabilities. Binary cross entropy: an output has the weight ``w
+    (1 - y + w' y)``, where ``w'`` is the weight of positives.
 
     Args:
         loss: The loss.
         output: Outputs, ``[R, C]``.
-        y: Targets; of a cross entropy, classes ``[R]`` or their probabilities ``[R,
-            C]``.
+        y: Targets; for a cross entropy, classes ``[R]`` or probabilities ``[R, C]``.
 
     Returns:
-        The roots, ``[R, 1]`` or ``[R, C]``. ``None``: all are one.
+        The square roots, ``[R, 1]`` or ``[R, C]``. ``None``: all are one.
     """
     if isinstance(loss, nn.BCEWithLogitsLoss):
         found: Tensor | None = loss.weight
@@ -340,16 +360,16 @@ def scale(loss: Any, output: Tensor, y: Tensor) -> Tensor | None:
     own = weight[y.where(kept, 0).long()] * kept
     rows = (1 - smoothing) * own + smoothing * weight.mean() * kept
     if loss.reduction == "mean":
-        # a batch of ignored rows only has a loss of nan; it has no curvature
+        # a batch with only ignored rows has a loss of nan, and no curvature
         rows = rows * (len(y) / own.sum()) if holds(kept.any()) else rows
     return rows.sqrt().unsqueeze(1)
 
 
 def gradient(loss: nn.Module, output: Tensor, y: Tensor) -> Tensor:
-    """Gradient of a loss with respect to the outputs, ``[R, C]``.
+    """Compute the gradient of a loss by the outputs, ``[R, C]``.
 
-    Means over classes, too (mean squared error, binary cross entropy), are scaled so
-    that outer products have the scale of the mean over rows.
+    If the loss is also a mean over classes (mean squared error, binary cross entropy),
+    the gradient is scaled so that outer products have the scale of a mean over rows.
     """
     leaf = output.detach().requires_grad_()
     (vectors,) = grad(loss(leaf, y), leaf)
@@ -360,10 +380,11 @@ def gradient(loss: nn.Module, output: Tensor, y: Tensor) -> Tensor:
 
 
 def hessian_columns(loss: Any, output: Tensor) -> Iterator[Tensor]:
-    """Columns of a root of a plain loss's Hessian by the outputs, ``[R, C]`` each.
+    """Compute the columns ``[R, C]`` of a square root of a plain loss's Hessian.
 
-    Cross entropy: column ``c`` is ``sqrt(p_c) (e_c - p)`` of the probabilities ``p``;
-    of others, whose Hessian is diagonal, it is a multiple of ``e_c``.
+    For a cross entropy with probabilities ``p``, column ``c`` is ``sqrt(p_c) (e_c -
+    p)``. Other losses have a diagonal Hessian, and column ``c`` is a multiple of
+    ``e_c``.
     """
     output = output.detach()
     mean = torch.zeros_like(output)
@@ -385,7 +406,7 @@ def hessian_columns(loss: Any, output: Tensor) -> Iterator[Tensor]:
 
 
 def draw(loss: Any, output: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Targets drawn from what the model predicts, the loss being its likelihood.
+    """Sample targets from the model's prediction, with the loss as likelihood.
 
     Args:
         loss: The loss, one of :data:`LIKELIHOODS`.
@@ -393,7 +414,7 @@ def draw(loss: Any, output: Tensor, generator: torch.Generator | None) -> Tensor
         generator: The generator.
 
     Returns:
-        Classes ``[R]`` of a cross entropy, otherwise targets ``[R, C]``.
+        Classes ``[R]`` for a cross entropy, otherwise targets ``[R, C]``.
     """
     output = output.detach()
     if isinstance(loss, nn.CrossEntropyLoss):
@@ -404,6 +425,6 @@ def draw(loss: Any, output: Tensor, generator: torch.Generator | None) -> Tensor
 
 
 def scaled(vectors: Iterator[Tensor], scale: Tensor | None) -> Iterator[Tensor]:
-    """Vectors times a number for each row or output."""
+    """Multiply vectors with a number for each row or output."""
     for vector in vectors:
         yield vector if scale is None else vector * scale.to(vector.dtype)

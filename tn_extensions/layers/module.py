@@ -1,8 +1,8 @@
-"""The layers that have Kronecker factors, their kernels as matrices, and their uses.
+"""Layers with Kronecker factors, their kernels as matrices, and their uses.
 
-A ``Linear`` is a convolution with a kernel of one position. Groups are a leading axis
-of all factors: an input factor is ``[G, D, D]`` with ``D = CI * K`` (one more with a
-joint bias), a gradient factor ``[G, CO, CO]``.
+A ``Linear`` is a convolution with a kernel of one position. All factors have a leading
+axis of groups: an input factor is ``[G, D, D]`` with ``D = CI * K`` (plus one with a
+joint bias), a gradient factor is ``[G, CO, CO]``.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ Groups = Literal["separate", "average"]
 def reason_against(
     module: Any, kinds: tuple[type[nn.Module], ...] = SUPPORTED
 ) -> str | None:
-    """Say why a layer's outputs are not those of torch's layer with its parameters.
+    """Tell why a layer does not compute what torch's layer does with its parameters.
 
     Args:
         module: A layer.
-        kinds: Torch's classes of layers, of which it is one.
+        kinds: Torch's classes of layers; the layer is an instance of one.
 
     Returns:
-        The end of a sentence on the layer: it has a ``forward`` of its own (weight
-        standardisation, LoRA inside of a class), or its kernel or bias is computed from
-        other parameters (``parametrize``, ``weight_norm``, ``spectral_norm``,
-        ``prune``). ``None``: its parameters are what it multiplies by.
+        The reason, as the end of a sentence about the layer: it has its own ``forward``
+        (weight standardisation, LoRA in a class), or its kernel or bias is computed
+        from other parameters (``parametrize``, ``weight_norm``, ``spectral_norm``,
+        ``prune``). ``None``: it computes what torch's layer does.
     """
     base = next(kind for kind in kinds if isinstance(module, kind))
     for method in ("forward", "_conv_forward"):
@@ -60,12 +60,12 @@ def parameters_of_layers(
 
     Args:
         model: The model.
-        takes_inner: Whether layers inside of one that computes its kernel are parts of
-            that layer. Layers that compute the kernel by ``parametrize`` always are.
+        takes_inner: Whether modules inside a layer that computes its kernel are parts
+            of that layer. Modules of ``parametrize`` always are.
 
     Returns:
-        By name of the layer, and by name in the layer. One that computes its kernel has
-        those of the modules in it, too.
+        The parameters, by the layer's name and the parameter's name in the layer. A
+        layer that computes its kernel also has the parameters of its parts.
     """
     layers = {
         name: reason_against(module)
@@ -94,19 +94,19 @@ def parameters_of_layers(
 
 
 def transposed_groups(module: Any) -> int | None:
-    """Groups of a transposed convolution; ``None`` of others."""
+    """Return the groups of a transposed convolution; ``None`` for other layers."""
     return int(module.groups) if isinstance(module, TRANSPOSED) else None
 
 
 def num_groups(module: Any, groups: Groups) -> int:
-    """Pairs of factors that a layer has."""
+    """Count the pairs of factors of a layer."""
     if isinstance(module, nn.Linear) or groups == "average":
         return 1
     return int(module.groups)
 
 
 def out_channels(module: Any) -> int:
-    """Channels of a layer's outputs, also where its kernel was exchanged."""
+    """Count the output channels of a layer, by its current kernel."""
     shape = module.weight.shape
     if isinstance(module, TRANSPOSED):
         return int(module.groups) * shape[1]
@@ -116,13 +116,13 @@ def out_channels(module: Any) -> int:
 def kernel_matrices(
     kernels: Tensor, groups: int, transposed_groups: int | None
 ) -> Tensor:
-    """Kernels as matrices.
+    """Convert kernels to matrices.
 
     Args:
-        kernels: ``[V, *weight.shape]``.
+        kernels: Kernels, ``[V, *weight.shape]``.
         groups: Groups of the matrices.
         transposed_groups: Groups of a transposed convolution, whose kernels are
-            ``[C_in, CO, *K]``. ``None``: of others they are ``[C_out, CI, *K]``.
+            ``[C_in, CO, *K]``. ``None``: the kernels are ``[C_out, CI, *K]``.
 
     Returns:
         Matrices, ``[V, G, CO, CI * K]``.
@@ -137,7 +137,7 @@ def kernel_matrices(
 def kernel_of_matrices(
     matrices: Tensor, shape: Sequence[int], transposed_groups: int | None
 ) -> Tensor:
-    """Matrices ``[G, CO, CI * K, V]`` as kernels ``[*weight.shape, V]``."""
+    """Convert matrices ``[G, CO, CI * K, V]`` to kernels ``[*weight.shape, V]``."""
     if transposed_groups is None:
         return matrices.reshape(*shape)
     channels, rows, *rest = shape
@@ -150,22 +150,22 @@ def kernel_of_matrices(
 class Use:
     """One use of a layer in a forward pass.
 
-    Where the first axis holds several rows of each datum (frames or windows folded into
-    the batch, a Siamese network's ``cat``), these are positions that share the weight:
-    a convolution gets a first dimension, in which its kernel has size one.
+    The first axis may have several rows per datum (frames or windows folded into the
+    batch, a Siamese network's ``cat``). These are positions that share the weight: the
+    convolution gets an additional first dimension with a kernel of size one.
 
     Args:
         x: Its input, ``[N, C_in, I1, ...]``.
         conv: Hyper-parameters.
         is_linear: Whether it is a ``Linear``, whose channels come last.
         num_data: Number ``N`` of data.
-        rows: Number ``R`` of rows of each datum on the first axis.
-        is_cat: Whether rows of a datum lie ``N`` apart, as after ``cat``. Otherwise
-            they follow each other, as after ``flatten(0, 1)``.
-        names: Of what it multiplied by, and of what it added, where calls are observed;
-            ``None``: it is none of what is observed.
-        computed: What it multiplied by, and added, as it was given: the parameters, or
-            what was computed from them, with the graph to these.
+        rows: Number ``R`` of rows per datum on the first axis.
+        is_cat: Whether the rows of a datum are ``N`` apart, as after ``cat``. Otherwise
+            they are adjacent, as after ``flatten(0, 1)``.
+        names: Names of kernel and bias if calls are observed. ``None``: the tensor is
+            not observed.
+        computed: Kernel and bias as they were passed: parameters, or tensors that were
+            computed from parameters, with their graph.
     """
 
     x: Tensor
@@ -186,14 +186,18 @@ class Use:
         groups: Groups,
         num_data: int | None = None,
     ) -> Use:
-        """See what a layer did to an input.
+        """Describe the use of a layer on an input.
 
         Args:
             module: The layer.
             x: Its input.
             output: Its output.
-            groups: How groups are treated.
-            num_data: Number of data; it divides the length of the input, or is it.
+            groups: How to treat groups.
+            num_data: Number of data, which divides the length of the input. Default:
+                the length.
+
+        Returns:
+            The use.
         """
         conv = None
         if not isinstance(module, nn.Linear):
@@ -209,16 +213,19 @@ class Use:
         num_data: int,
         **others: Any,
     ) -> Use:
-        """See what one of torch's functions did to an input.
+        """Describe the use of one of torch's functions on an input.
 
         Args:
-            arguments: Of ``linear`` or a convolution, by name; ``stride`` and those
-                after it are absent from a ``linear``'s, ``output_padding`` from those
-                of convolutions that are not transposed.
+            arguments: Arguments of ``linear`` or a convolution, by name. Without
+                ``stride``, the function is ``linear``; with ``output_padding``, it is a
+                transposed convolution.
             output: Its output.
-            groups: As :meth:`of`.
-            num_data: As :meth:`of`.
-            **others: Further fields.
+            groups: As for :meth:`of`.
+            num_data: As for :meth:`of`.
+            **others: Other fields of the use.
+
+        Returns:
+            The use.
         """
         x, conv = arguments["input"], None
         if "stride" in arguments:
@@ -249,7 +256,7 @@ class Use:
             positions = rows * prod(x.shape[1:-1])
             conv = Conv.make(x.shape[-1], output.shape[-1], 1, (positions,))
         elif groups == "average" and conv.groups > 1:
-            # what curvlinops does: the layer as one without groups
+            # as in curvlinops: treat the layer as one without groups
             x = x.unflatten(1, (conv.groups, -1)).mean(1)
             conv = replace(conv, in_channels=x.shape[1], groups=1)
         if rows > 1 and not is_linear:
@@ -259,15 +266,15 @@ class Use:
 
     @property
     def num_positions(self) -> int:
-        """Positions that share the weight."""
+        """Number of positions that share the weight."""
         return prod(self.conv.output_size)
 
     def gradient(self, gradient: Tensor) -> Tensor:
-        """A gradient of the output as ``[N, C_out, P]``."""
+        """View a gradient of the output as ``[N, C_out, P]``."""
         return self._by_datum(gradient.detach()).flatten(2)
 
     def _by_datum(self, tensor: Tensor) -> Tensor:
-        """Rows ``[N * R, ...]`` of an input or output, channels second, by datum."""
+        """View rows ``[N * R, ...]`` by datum, with channels on the second axis."""
         if self.rows > 1 and self.is_cat:
             tensor = tensor.unflatten(0, (self.rows, -1)).transpose(0, 1)
         elif self.rows > 1:
@@ -277,22 +284,22 @@ class Use:
         return tensor.transpose(1, 2) if self.rows > 1 else tensor
 
     def as_cat(self) -> Use:
-        """The use of the same rows, those of a datum being ``N`` apart."""
+        """Return the use on the same rows, with the rows of a datum ``N`` apart."""
         x = self.x.transpose(1, 2)
         if self.is_linear:
             x = x.unflatten(1, (self.rows, -1))
         return replace(self, is_cat=True).with_input(x.flatten(0, 1))
 
     def of_data(self, indices: Tensor) -> Use:
-        """The use on some of the data."""
+        """Restrict the use to some of the data."""
         return replace(self, x=self.x[indices])
 
     def without_input(self) -> Use:
-        """The same, but for the input, whose memory can then be freed."""
+        """Drop the input, so that its memory can be freed."""
         return replace(self, x=self.x.new_empty(0))
 
     def with_input(self, x: Tensor) -> Use:
-        """Put in an input, with the first axis that the layer saw."""
+        """Return the use on another input, with the first axis that the layer sees."""
         return replace(self, x=self._by_datum(x))
 
 
@@ -300,11 +307,11 @@ def channels_first(x: Tensor, leading: int = 1) -> Tensor:
     """Move channels from the last axis to one after the leading axes.
 
     Args:
-        x: ``[..., *, C]``.
+        x: Tensor, ``[..., *, C]``.
         leading: Number of leading axes, ``...``.
 
     Returns:
-        The same as ``[..., C, P]``.
+        The tensor as ``[..., C, P]``.
     """
     *sizes, channels = x.shape
     positions = prod(sizes[leading:])

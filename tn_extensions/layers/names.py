@@ -11,12 +11,15 @@ from tn_extensions.errors import describe
 
 
 def matches(pattern: str, name: str, module: nn.Module) -> bool:
-    """Tell whether a pattern is the name of a module, of its class or one around it.
+    """Tell whether a pattern matches a module, its class, or a module around it.
 
     Args:
-        pattern: A regular expression of the whole name.
+        pattern: A regular expression for the whole name.
         name: Name of the module, with dots.
         module: The module.
+
+    Returns:
+        True if it matches one of the names.
     """
     parts = name.split(".")
     names = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
@@ -25,17 +28,17 @@ def matches(pattern: str, name: str, module: nn.Module) -> bool:
 
 
 def check_patterns(owner: str, argument: str, patterns: Any, model: nn.Module) -> None:
-    """Refuse patterns that are misspelt.
+    """Check that patterns are valid and that each matches a module.
 
     Args:
-        owner: What the user called.
+        owner: Name of the caller, for errors.
         argument: Its argument.
-        patterns: As for :func:`matches`.
-        model: The model, of which each must match a module of whatever kind.
+        patterns: Patterns, as for :func:`matches`.
+        model: The model. Each pattern must match one of its modules, of any kind.
 
     Raises:
-        TypeError: If they are a single string, or hold what is no string.
-        ValueError: If one is no regular expression, or matches nothing.
+        TypeError: If ``patterns`` is a string, or an entry is not a string.
+        ValueError: If a pattern is not a regular expression, or matches no module.
     """
     if isinstance(patterns, str):
         rule = "be a sequence of patterns"
@@ -45,11 +48,11 @@ def check_patterns(owner: str, argument: str, patterns: Any, model: nn.Module) -
         try:
             re.compile(pattern)
         except (TypeError, re.error) as error:
-            rule = f"hold regular expressions ({error})"
+            rule = f"be regular expressions ({error})"
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(describe(owner, argument, rule, repr(pattern))) from None
         if not any(matches(pattern, *module) for module in modules):
-            rule = "hold patterns that match names or classes of layers"
+            rule = "match names or classes of layers"
             names = ", ".join(repr(name) for name, _ in modules if name)
             remedy = f"Names are {names}" if names else ""
             raise ValueError(describe(owner, argument, rule, repr(pattern), remedy))

@@ -1,8 +1,7 @@
-"""Forward passes, what they use, and backward passes through them.
+"""Observe uses in forward passes, and gradients in backward passes through them.
 
-There are two sources of uses. A forward pass of our own is made by
-:func:`forward_pass`, which sees calls of torch's functions. Where others make it, as in
-training, hooks on modules tell, and add to :class:`Uses`.
+:func:`forward_pass` runs a forward pass and observes calls of torch's functions. If
+others run it, as in training, hooks on modules observe it and add to :class:`Uses`.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ OnPairs = Callable[[str, Pairs], None]
 
 
 class Uses(defaultdict[str, list[Use]]):
-    """Uses in a forward pass by name, in order.
+    """The uses in a forward pass by name, in order.
 
-    The graph's nodes hold hooks, and these the uses, which hold the nodes. Python does
-    not see that: uses are to be cleared when the passes are over.
+    Call :meth:`clear` after the passes. Nodes of the graph refer to hooks, hooks to
+    uses, and uses to nodes; Python does not detect this cycle.
     """
 
     def __init__(self) -> None:
@@ -49,7 +48,7 @@ class Uses(defaultdict[str, list[Use]]):
             name: Its name.
             use: The use.
             output: Its output.
-            leaves: What it multiplied by and added, as leaves of the graph.
+            leaves: Its kernel and bias, as leaves of the graph.
         """
         number, shape = len(self[name]), output.shape
         self[name].append(use)
@@ -64,7 +63,7 @@ class Uses(defaultdict[str, list[Use]]):
         hooks.on_gradient(output, after)
 
     def clear(self) -> None:
-        """Forget the uses."""
+        """Drop the uses."""
         super().clear()
         self._leaves.clear()
 
@@ -73,13 +72,13 @@ class Uses(defaultdict[str, list[Use]]):
         return any(id(leaf) in found for own in self._leaves.values() for leaf in own)
 
     def ends(self, output: Tensor) -> list[Tensor]:
-        """Find where backward passes from an output end that are to reach all uses.
+        """Find tensors to differentiate by, so that backward passes reach all uses.
 
-        Passes to the uses closest to the input reach all others on their way, without
-        gradients of what these multiply by.
+        A pass to the uses that are closest to the input reaches all other uses on its
+        way, without computing gradients of their kernels.
         """
         nodes = innermost(output, self._leaves)
-        # the bias comes last, whose gradient costs least
+        # the last leaf is the bias if there is one; its gradient is cheap
         ends = [self._leaves[node][-1] for node in nodes]
         return [*{id(end): end for end in ends}.values()]
 
@@ -91,14 +90,15 @@ class Uses(defaultdict[str, list[Use]]):
         keep: bool,
         on_gradient: OnGradient,
     ) -> None:
-        """Make a backward pass that shows the gradients of uses' outputs.
+        """Run a backward pass that reports the gradients of uses' outputs.
 
         Args:
-            output: Where it starts.
-            ends: Where it ends.
-            vector: Shaped as the output.
-            keep: Whether the graph is kept for passes to come.
-            on_gradient: Called with the name of a use, its number and the gradient.
+            output: Tensor at which it starts.
+            ends: Tensors at which it ends.
+            vector: Vector to backpropagate, shaped like the output.
+            keep: Whether to keep the graph for other passes.
+            on_gradient: Function that takes the name of a use, its number and the
+                gradient.
         """
         self._on_gradient = on_gradient
         try:
@@ -113,15 +113,15 @@ class Uses(defaultdict[str, list[Use]]):
         on_pairs: OnPairs,
         keep: bool = False,
     ) -> Iterator[Tensor]:
-        """Make a backward pass to all uses for each vector.
+        """Run a backward pass to all uses for each vector.
 
         Args:
-            output: Where passes start.
-            vectors: Shaped as the output.
-            on_pairs: Called with each of the ``names`` that uses have (or else theirs),
-                and all uses that have it with the gradients of their outputs, as soon
-                as these are there.
-            keep: Whether the graph is kept for passes to come.
+            output: Tensor at which passes start.
+            vectors: Vectors to backpropagate, shaped like the output.
+            on_pairs: Function that takes a name and all pairs of a use and its output's
+                gradient. It is called for each name in the ``names`` of uses (or the
+                name of the use if these are ``None``), once all gradients are computed.
+            keep: Whether to keep the graph for other passes.
 
         Yields:
             Each vector, after its pass.
@@ -166,9 +166,10 @@ class Observed:
     """Tensors whose uses are observed.
 
     Args:
-        owner: Whom errors name.
-        names: Names of the tensors, by their ``id``; those of a layer may share one.
-        groups: How groups of channels are treated.
+        owner: Name of the caller, for errors.
+        names: Names of the tensors, by their ``id``. The tensors of a layer may share a
+            name.
+        groups: How to treat groups of channels.
         computed: Names of tensors that kernels and biases may be computed from.
     """
 
@@ -178,13 +179,20 @@ class Observed:
     computed: Container[str] = ()
 
     def check(self, output: Tensor, uses: Uses) -> None:
-        """Refuse other uses of the tensors, if these matter."""
+        """Refuse other uses of the tensors. Subclasses may override this method."""
 
     def name_of(self, tensor: Tensor | None, uses: Uses) -> str | None:
-        """Find the name of a kernel or bias; ``None``: it is not observed.
+        """Find the name of a kernel or bias.
+
+        Args:
+            tensor: The kernel or bias.
+            uses: Uses so far.
+
+        Returns:
+            The name. ``None``: it is not observed.
 
         Raises:
-            NotImplementedError: If it is computed from tensors of other names, too.
+            NotImplementedError: If it is computed from tensors with several names.
         """
         if id(tensor) in self.names or not self.computed:
             return self.names.get(id(tensor))
@@ -193,7 +201,7 @@ class Observed:
         name = next((each for each in found if each in self.computed), None)
         if name is not None and (len(found) > 1 or uses.has_leaf(reached)):
             argument = f"a kernel of layer {name!r}"
-            rule, others = "depend on its own parameters only", "others, too"
+            rule, others = "depend on its own parameters only", "other ones, too"
             raise NotImplementedError(describe(self.owner, argument, rule, others))
         return name
 
@@ -202,17 +210,17 @@ class Observed:
 def forward_pass(
     model: Callable[[Any], Any], X: Any, num_data: int, observed: Observed
 ) -> Iterator[tuple[Tensor, Uses]]:
-    """Make a forward pass, with gradients, of which calls are observed.
+    """Run a forward pass with gradients, and observe its calls.
 
-    A use is named by its kernel; by its bias if the kernel is not observed. Kernel and
-    bias are cut off: what is observed is in autograd's graph of the output only if it
-    has other uses.
+    A use has the name of its kernel, or of its bias if the kernel is not observed.
+    Calls get detached kernels and biases. So an observed tensor is in autograd's graph
+    of the output only if it has uses that are not observed.
 
     Args:
-        model: The model. What is compiled runs without compilation.
+        model: The model. Compiled parts run without compilation.
         X: Its input.
         num_data: Number of data.
-        observed: What is observed.
+        observed: The tensors whose uses are observed.
 
     Yields:
         The output, of float32 or wider, and the uses, which are cleared at the end.
@@ -245,7 +253,7 @@ def forward_pass(
         uses.add(name, use, output, leaves)
         first = uses[name][0]
         if _kind(first) != _kind(use) and name not in observed.computed:
-            rule = "be used in calls of one kind and as many groups"
+            rule = "be used in calls of one kind with the same number of groups"
             found = f"{_kind(first)} and {_kind(use)} (transposed, groups)"
             raise NotImplementedError(
                 describe(owner, name, rule, found, "Leave it out")
@@ -254,7 +262,7 @@ def forward_pass(
 
     try:
         with torch.compiler.set_stance("force_eager"), torch.enable_grad():
-            # not in backward passes: checkpointed layers are then called again
+            # do not observe backward passes, in which checkpointed layers run again
             with Calls(on_call):
                 output = checked_output(owner, model(X))
             observed.check(output, uses)
@@ -266,7 +274,7 @@ def forward_pass(
 def _check_rows(
     owner: str, name: str, x: Tensor, kernel: Tensor, num_data: int
 ) -> None:
-    """Refuse an input whose first axis is not that of the data."""
+    """Check that the first axis of an input has rows for each datum."""
     argument = f"the input of layer {name!r}"
     if x.dim() < 2 or (kernel.dim() > 2 and x.dim() != kernel.dim()):
         rule = "have a first axis of data"

@@ -1,4 +1,4 @@
-"""Backward passes of a model's data that together make a Fisher or GGN."""
+"""Backward passes over a model's data, to compute a Fisher or GGN."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from tn_extensions.layers.rows import sort_rows
 
 
 class ObservedLayers(Observed):
-    """Layers of a model, whose uses are observed.
+    """Layers of a model whose uses are observed.
 
     Args:
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
         model: The model.
-        params: The parameters that matter.
-        mapping: Their positions, by name of the layer and name in it. Others that have
-            a layer's parameters have its name, too.
-        groups: How groups of channels are treated.
+        params: The parameters of interest.
+        mapping: Their positions, by the layer's name and the parameter's name in the
+            layer. Other layers that share the parameters are observed under this name.
+        groups: How to treat groups of channels.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class ObservedLayers(Observed):
             name: {key: params[position] for key, position in own.items()}
             for name, own in mapping.items()
         }
-        """Their parameters that matter, by name of the layer and name in it."""
+        """Their parameters of interest, by the layer's name and the name in it."""
         self.computed: dict[str, Mapping[str, Tensor]] = {
             name: self.parameters[name]
             for name, module in self.modules.items()
             if reason_against(module)
         }
-        """Parameters that layers compute their kernels from, by name of the layer."""
+        """Parameters that layers compute their kernels from, by the layer's name."""
         layers = {
             address_of(p): name
             for name, own in self.parameters.items()
@@ -68,22 +68,26 @@ class ObservedLayers(Observed):
             if address_of(p) in layers
         }
         for name in self.computed:
-            # others that it is computed from lead to it, too
+            # a kernel may be computed from other parameters, too
             names |= {id(p): name for p in self.modules[name].parameters()}
         super().__init__(owner, names, groups, self.computed)
 
     def check(self, output: Tensor, uses: Uses) -> None:
-        """Refuse parameters of layers that have other uses, as far as that is seen.
+        """Check that parameters have no uses that are not observed.
+
+        Args:
+            output: Output of the model.
+            uses: Uses that were observed.
 
         Raises:
-            NotImplementedError: If there are some.
+            NotImplementedError: If a parameter has another use.
         """
         leaves = leaves_of(output) if self.computed else {}
         for name, parameters in self.computed.items():
             others = [key for key, p in parameters.items() if id(p) in leaves]
             if others:
                 argument = f"{' and '.join(others)} of layer {name!r}"
-                rule = "be used in kernels and biases of linear or convolution only"
+                rule = "be used only in kernels and biases of linear or convolution"
                 remedy, found = "Leave out its parameters", "another use"
                 message = describe(self.owner, argument, rule, found, remedy)
                 raise NotImplementedError(message)
@@ -93,27 +97,28 @@ class ObservedLayers(Observed):
             if any(use.names != expected for use in uses[name]):
                 rule = f"have its {' and '.join(own)} in each of its uses"
                 argument, remedy = f"layer {name!r}", "Leave out its parameters"
-                message = describe(self.owner, argument, rule, "others", remedy)
+                message = describe(self.owner, argument, rule, "other ones", remedy)
                 raise NotImplementedError(message)
 
 
 @dataclass
 class BackwardPasses:
-    """Show uses and gradients of the layers of a model, batch by batch.
+    """Report uses and gradients of the layers of a model, batch by batch.
 
     Args:
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
         model: The model.
         loss: The loss.
-        batches: Goes over the batches ``(X, y)``; takes a description of the purpose.
-        observed: What is observed of the model.
-        fisher: What vectors are made of, see :meth:`LossTerms.vectors`.
-        mc_samples: Number of draws.
-        seed: Of the draws.
-        device: Of the draws.
+        batches: Function that iterates over batches ``(X, y)``. It takes a description
+            of the purpose.
+        observed: The layers or parameters whose uses are observed.
+        fisher: Type of Fisher, see :meth:`LossTerms.vectors`.
+        mc_samples: Number of Monte-Carlo samples.
+        seed: Seed of the samples.
+        device: Device of the samples.
         num_data: Number of data in all batches.
-        terms_per_datum: Number of loss terms that each datum has.
-        batch_size_fn: Number of data of an ``X``.
+        terms_per_datum: Number of loss terms per datum.
+        batch_size_fn: Function that returns the number of data in an ``X``.
     """
 
     owner: str
@@ -138,20 +143,21 @@ class BackwardPasses:
         by_datum: bool,
         by_term: bool,
     ) -> None:
-        """Go over the data.
+        """Run forward and backward passes of all data.
 
         Args:
-            purpose: Of the passes, for a progress bar.
-            on_uses: Called with the uses of each batch, by layer.
-            on_gradients: Called with the name of a layer and its uses with the
-                gradients of their outputs, in each backward pass.
-            by_datum: Whether it matters which rows of a first axis belong to a datum.
-            by_term: Whether vectors are those of :meth:`vectors`, ``by_term``.
+            purpose: Purpose of the passes, for a progress bar.
+            on_uses: Function that takes the uses of each batch, by layer.
+            on_gradients: Function that takes the name of a layer, and pairs of its uses
+                and the gradients of their outputs, in each backward pass.
+            by_datum: Whether results depend on which rows of a first axis belong to a
+                datum.
+            by_term: As for :meth:`vectors`.
 
         Raises:
             TypeError: If the model does not return a tensor.
             ValueError: If outputs, targets or inputs of layers do not fit the data.
-            NotImplementedError: If a parameter has other uses.
+            NotImplementedError: If a parameter has a use that is not observed.
         """
         generator = self.generator()
         for X, y in self.batches(purpose):
@@ -167,30 +173,32 @@ class BackwardPasses:
                     pass
 
     def forward(self, X: Any) -> AbstractContextManager[tuple[Tensor, Uses]]:
-        """Make the forward pass of a batch, see :func:`forward_pass`."""
+        """Run the forward pass of a batch, see :func:`forward_pass`."""
         return forward_pass(self.model, X, self.batch_size_fn(X), self.observed)
 
     def generator(self) -> torch.Generator:
-        """Make what draws targets, the same each time."""
+        """Create a generator for targets, with the same seed each time."""
         return torch.Generator(self.device).manual_seed(self.seed)
 
     def terms(self, output: Any, y: Tensor) -> LossTerms:
-        """Rearrange what the model returns into rows of loss terms."""
+        """Rearrange the model's output into rows of loss terms."""
         return LossTerms.of(self.owner, self.loss, output, y)
 
     def vectors(
         self, terms: LossTerms, generator: torch.Generator, by_term: bool
     ) -> Iterator[Tensor]:
-        """Make the vectors to backpropagate.
+        """Compute the vectors to backpropagate.
 
         Args:
             terms: The loss terms.
-            generator: Of the draws.
-            by_term: Whether products of gradients of *data*, rather than of rows, are
-                to make the Fisher or GGN. Columns of the Hessian's root are told apart
-                by datum only, so that each loss term of a datum has its own; draws have
-                no covariance between the terms of a datum, so that all may be taken at
-                once.
+            generator: Generator for sampling.
+            by_term: Whether the Fisher or GGN is a sum of products of gradients of
+                *data*, instead of rows. Each loss term of a datum then needs its own
+                columns of the square root of the Hessian. Monte-Carlo samples of the
+                terms of a datum are uncorrelated and need not be split.
+
+        Returns:
+            The vectors, ``[R, C]``.
         """
         vectors = terms.vectors(self.fisher, self.mc_samples, generator)
         if by_term and self.splits_terms:
@@ -199,30 +207,30 @@ class BackwardPasses:
 
     @property
     def splits_terms(self) -> bool:
-        """Tell whether gradients by term are those of single loss terms."""
+        """Tell whether vectors by term have a single loss term of each datum."""
         return self.terms_per_datum > 1 and self.fisher == "type-2"
 
     def scale(self, batch_size: int) -> float:
-        """Undo the loss's scaling of outer products of a batch's gradients.
+        """Compute the scale of outer products of a batch's gradients.
 
-        Their sum over batches, times the scale, makes the Fisher or GGN of the sum of
-        all loss terms, or of their mean if the loss is one.
+        The scaled products, summed over batches, are the Fisher or GGN of the sum of
+        all loss terms, or of their mean if the loss is a mean.
         """
         rows = batch_size * self.terms_per_datum
         total = losses.scale_of_sum(self.loss, rows, self.mc_samples, batch_size)
         return total / (self.num_data if self.loss.reduction == "mean" else 1)
 
     def check_model(self, names: Iterable[str]) -> None:
-        """Refuse a model that returns no tensor or does not use a layer.
+        """Check on a first batch that the model returns a tensor and uses all layers.
 
         Args:
             names: Names of layers.
 
         Raises:
-            TypeError: As :meth:`run`.
-            ValueError: As :meth:`run`; if outputs are not finite or a layer is not
-                called.
-            NotImplementedError: As :meth:`run`.
+            TypeError: As for :meth:`run`.
+            ValueError: As for :meth:`run`; or if outputs are not finite, or a layer is
+                not called.
+            NotImplementedError: As for :meth:`run`.
         """
         X, y = next(iter(self.batches("Check of the model")))
         with self.forward(X) as (output, uses):
@@ -234,15 +242,15 @@ class BackwardPasses:
     def check_results(
         self, what: str, results: Mapping[str, Sequence[Tensor]], names: Iterable[str]
     ) -> None:
-        """Refuse results of layers that are missing or not finite.
+        """Check that layers have results, and that these are finite.
 
         Args:
-            what: The results.
-            results: By name of the layer.
-            names: Names of layers that must have some.
+            what: Name of the results, for errors.
+            results: The results, by the layer's name.
+            names: Names of layers that must have results.
 
         Raises:
-            ValueError: If a layer has none, or one that is not finite.
+            ValueError: If a layer has no result, or one that is not finite.
         """
         for name in names:
             if not results.get(name):
@@ -253,6 +261,6 @@ class BackwardPasses:
 
     def _refuse_unused(self, name: str) -> None:
         rule = "be called in the forward pass"
-        remedy = "Leave out the parameters of layers that are not"
+        remedy = "Leave out the parameters of layers that are not called"
         argument = f"layer {name!r}"
         raise ValueError(describe(self.owner, argument, rule, "no call", remedy))

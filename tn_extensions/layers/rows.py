@@ -1,9 +1,10 @@
-"""Rows of a first axis, and the data they belong to, as gradients tell.
+"""Find the data that rows of a first axis belong to, by gradients.
 
-Frames or windows may be folded into the first axis, next to each other
-(``flatten(0, 1)``), and views of the same data joined by ``cat``. Shapes do not tell
-them apart. Gradients do: if data do not depend on each other, those of a datum's rows
-are scaled as the vector at the datum's outputs is.
+The rows of a datum may be adjacent (frames or windows that are folded into the batch by
+``flatten(0, 1)``) or ``N`` apart (views of the data that are joined by ``cat``). Shapes
+do not distinguish these, but gradients do. If data do not depend on each other, scaling
+the vector at the outputs of a datum scales the gradients of its rows by the same
+number.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ _EXPONENTS = 8
 def sort_rows(
     owner: str, uses: Uses, output: Tensor, num_data: int, is_long: bool
 ) -> None:
-    """Find which rows of uses belong to which datum, where the first axis does not say.
+    """Find the data that rows of uses belong to, if shapes do not determine them.
 
     Args:
-        owner: Whom errors name.
-        uses: The uses, in which those of another order are replaced.
+        owner: Name of the caller, for errors.
+        uses: The uses. Those whose rows are ``N`` apart are replaced.
         output: Outputs, ``[R, ...]``.
         num_data: Number of data.
-        is_long: Whether the model's outputs have several rows for each datum.
+        is_long: Whether the model's outputs have several rows per datum.
 
     Raises:
-        ValueError: If rows belong to several data, or are in no known order.
+        ValueError: If a row depends on several data, or the order is not supported.
     """
     if num_data and len(output) % num_data:
         rule, found = (
@@ -57,10 +58,10 @@ def sort_rows(
         if apart is None:
             argument = f"rows of the input of layer {name!r}"
             rule = (
-                "belong to one datum each, those of a datum next to each other "
+                "belong to one datum each; rows of a datum must be adjacent "
                 f"(as after flatten(0, 1)) or {num_data} apart (as after cat)"
             )
-            rows = f"{len(gradient)} rows of another order"
+            rows = f"{len(gradient)} rows in another order"
             raise ValueError(describe(owner, argument, rule, rows))
         if apart:
             uses[name][number] = use.as_cat()
@@ -69,7 +70,7 @@ def sort_rows(
 def _gradients(
     uses: Uses, output: Tensor, ends: Sequence[Tensor], vector: Tensor
 ) -> dict[tuple[str, int], Tensor]:
-    """Backpropagate a vector; gradients of outputs by name and number of the use."""
+    """Backpropagate a vector; return output gradients by name and number of the use."""
     found: dict[tuple[str, int], Tensor] = {}
 
     def on_gradient(name: str, number: int, gradient: Tensor) -> None:
@@ -80,14 +81,14 @@ def _gradients(
 
 
 def probes(output: Tensor, num_data: int) -> Iterator[Tensor]:
-    """Make two vectors to backpropagate, for :func:`is_cat`.
+    """Create two vectors to backpropagate, for :func:`is_cat`.
 
     Args:
-        output: Outputs, ``[R, ...]``, the rows of a datum next to each other.
+        output: Outputs, ``[R, ...]``; the rows of a datum are adjacent.
         num_data: Number ``N`` of data.
 
     Yields:
-        A random vector, and it with a scale for each datum.
+        A random vector, then this vector with a different scale for each datum.
     """
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(output.shape, generator=generator).to(output)
@@ -97,19 +98,19 @@ def probes(output: Tensor, num_data: int) -> Iterator[Tensor]:
 
 
 def is_cat(gradient: Tensor, scaled: Tensor, num_data: int) -> bool | None:
-    """Tell whether rows of a datum lie ``N`` apart, as after ``cat``.
+    """Tell whether the rows of a datum are ``N`` apart, as after ``cat``.
 
     Args:
-        gradient: A gradient, ``[N * R, ...]``, of the first of the :func:`probes`.
-        scaled: That of the second one.
+        gradient: A gradient, ``[N * R, ...]``, for the first of the :func:`probes`.
+        scaled: The gradient for the second one.
         num_data: Number ``N`` of data.
 
     Returns:
-        ``False``: they are next to each other. ``None``: neither, or the gradients of
-        some depend on several data.
+        ``True``: they are. ``False``: they are adjacent. ``None``: neither, or a
+        gradient depends on several data.
     """
     if not is_finite(gradient):
-        # to be refused as such
+        # other checks refuse it
         return False
     scales, each = _scales(num_data, gradient), len(gradient) // num_data
     if _is_scaled(gradient, scaled, scales.repeat_interleave(each)):
@@ -118,17 +119,17 @@ def is_cat(gradient: Tensor, scaled: Tensor, num_data: int) -> bool | None:
 
 
 def _scales(num_data: int, like: Tensor) -> Tensor:
-    """A number for each datum: powers of two, so that products are exact."""
+    """Choose a scale for each datum: powers of two, so that products are exact."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randperm(max(num_data, _EXPONENTS), generator=generator)[:num_data]
     return torch.exp2(drawn % _EXPONENTS - _EXPONENTS / 2).to(like)
 
 
 def _is_scaled(gradient: Tensor, scaled: Tensor, scales: Tensor) -> bool:
-    """Tell whether rows of one are those of the other, times a number each."""
+    """Tell whether each row of one tensor is a row of the other times its scale."""
     expected = gradient.flatten(1) * scales.unsqueeze(1)
     errors = (scaled.flatten(1) - expected).abs().amax(1)
     sizes = expected.abs().amax(1)
-    # rounding does not decide: products with powers of two are exact
+    # the tolerance is uncritical, since products with powers of two are exact
     epsilon = torch.finfo(gradient.dtype).eps
     return holds((errors <= epsilon**0.5 / 4 * sizes + epsilon * sizes.max()).all())

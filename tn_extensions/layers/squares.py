@@ -16,13 +16,16 @@ from tn_extensions.layers.module import Pairs, Use
 
 
 def squared_norms(pairs: Pairs, key: str) -> Tensor:
-    """Compute squared norms of a parameter's per-sample gradients, ``[N]``.
+    """Compute squared norms of a parameter's per-sample gradients.
 
     Gradients are formed for some data at a time, or not at all.
 
     Args:
         pairs: Uses on the same data, and gradients ``[N, C_out, P]`` of their outputs.
         key: ``"weight"`` or ``"bias"``.
+
+    Returns:
+        Squared norms, ``[N]``.
     """
     pairs = _joined(pairs)
     if len(pairs) > 1:
@@ -40,12 +43,12 @@ def diagonal(columns: Sequence[Pairs], key: str) -> Tensor:
     """Sum squares of a parameter's per-sample gradients over columns and data.
 
     Args:
-        columns: Of each column, uses on the same data and gradients ``[N, C_out, P]``
+        columns: For each column, uses on the same data, and gradients ``[N, C_out, P]``
             of their outputs.
         key: ``"weight"`` or ``"bias"``.
 
     Returns:
-        The sums, shaped as the kernel of a convolution or as its bias.
+        The sums, shaped like the kernel or bias of a convolution.
     """
     columns = [_joined(pairs) for pairs in columns]
     if any(len(pairs) > 1 for pairs in columns):
@@ -61,7 +64,7 @@ def diagonal(columns: Sequence[Pairs], key: str) -> Tensor:
 
 
 def _joined(pairs: Pairs) -> Pairs:
-    """Make one use of several of a ``Linear``: their positions side by side."""
+    """Merge several uses of a ``Linear`` to one, by concatenating their positions."""
     if len(pairs) == 1 or not all(use.is_linear for use, _ in pairs):
         return pairs
     x = torch.cat([use.x for use, _ in pairs], 2)
@@ -73,11 +76,11 @@ def _joined(pairs: Pairs) -> Pairs:
 
 
 def _gradients(pairs: Pairs, key: str) -> Iterator[Tensor]:
-    """Per-sample gradients, ``[n, *shape]``, of so many data as the budget allows."""
+    """Yield per-sample gradients ``[n, *shape]``, in chunks that fit the budget."""
     convs = [use.conv for use, _ in pairs]
     sizes = [c.out_channels if key == "bias" else prod(c.weight_shape) for c in convs]
     entry = max(g.element_size() for _, g in pairs)
-    # the sum, and what is added to it
+    # memory for the sum over uses and for a summand
     step = max(1, current_budget() // (2 * max(sizes) * max(4, entry)))
     for start in range(0, max(len(pairs[0][1]), 1), step):
         chunk = slice(start, start + step)

@@ -1,8 +1,8 @@
 """Curvature and per-sample gradients of whole models, without any toolkit.
 
 Each function takes a model, a loss and data, and returns tensors by the names of the
-model's parameters or layers. Nothing of the model changes: no ``.grad``, no mode, no
-hook that stays.
+model's parameters or layers. The functions leave the model as it is: its ``.grad``, its
+mode and its hooks.
 """
 
 from tn_extensions.model.diagonal import ggn_diagonal

@@ -1,4 +1,4 @@
-"""Losses and batches of data whose Fisher or GGN is asked for."""
+"""Check losses, batches of data and numbers of samples."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from tn_extensions.errors import describe
 from tn_extensions.layers.losses import LIKELIHOODS, Fisher
 
 Data = Iterable[tuple[Any, Tensor]] | tuple[Any, Tensor]
-"""Batches of inputs and targets, or a single one."""
+"""Batches of inputs and targets, or a single batch."""
 
 
 def batches(owner: str, data: Any) -> Iterator[tuple[Any, Tensor]]:
-    """Go over the batches.
+    """Iterate over the batches.
 
     Args:
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
         data: The data.
 
+    Yields:
+        Inputs and targets of each batch.
+
     Raises:
-        TypeError: If a batch is no pair of an input and a target.
-        ValueError: If there are none.
+        TypeError: If a batch is not a pair of an input and a target.
+        ValueError: If there is no batch.
     """
     is_pair = isinstance(data, (tuple, list)) and len(data) == 2
     pair = [data] if is_pair and isinstance(data[1], Tensor) else data
@@ -31,23 +34,27 @@ def batches(owner: str, data: Any) -> Iterator[tuple[Any, Tensor]]:
     for batch in pair:
         is_batch = isinstance(batch, (tuple, list)) and len(batch) == 2
         if not (is_batch and isinstance(batch[1], Tensor)):
-            rule, kind = "hold pairs of an input and a target", type(batch).__name__
+            rule, kind = "be pairs of an input and a target", type(batch).__name__
             raise TypeError(describe(owner, "data", rule, kind))
         is_empty = False
         yield batch[0], batch[1]
     if is_empty:
-        raise ValueError(describe(owner, "data", "hold at least one batch", "none"))
+        raise ValueError(describe(owner, "data", "have at least one batch", "none"))
 
 
 def check_loss(owner: str, loss: Any) -> None:
-    """Refuse losses of which the Hessian is not known.
+    """Check that a loss is supported.
+
+    Args:
+        owner: Name of the caller, for errors.
+        loss: The loss.
 
     Raises:
-        NotImplementedError: If it is of another kind.
-        ValueError: If it is neither a mean nor a sum.
+        NotImplementedError: If the loss is not supported.
+        ValueError: If the loss is neither a mean nor a sum.
     """
     if type(loss) not in LIKELIHOODS:
-        rule = f"be a {', '.join(kind.__name__ for kind in LIKELIHOODS)}"
+        rule = f"be one of {', '.join(kind.__name__ for kind in LIKELIHOODS)}"
         found = getattr(loss, "__name__", type(loss).__name__)
         raise NotImplementedError(describe(owner, "loss", rule, found))
     if loss.reduction not in ("mean", "sum"):
@@ -56,11 +63,16 @@ def check_loss(owner: str, loss: Any) -> None:
 
 
 def check_samples(owner: str, fisher_type: Fisher, mc_samples: Any) -> None:
-    """Refuse a number of draws that is not positive, or has no meaning.
+    """Check a number of Monte-Carlo samples.
+
+    Args:
+        owner: Name of the caller, for errors.
+        fisher_type: Type of Fisher.
+        mc_samples: The number.
 
     Raises:
-        TypeError: If it is no int.
-        ValueError: If it is not positive, or not one where nothing is drawn.
+        TypeError: If it is not an int.
+        ValueError: If it is not positive, or not 1 although nothing is sampled.
     """
     if isinstance(mc_samples, bool) or not isinstance(mc_samples, int):
         kind = type(mc_samples).__name__

@@ -46,36 +46,37 @@ def ggn_diagonal(
 ) -> dict[str, Tensor]:
     """Compute the diagonal of the GGN of the loss of all data.
 
-    ``d = c sum_n sum_v (J_n^T s_nv)^2`` with the Jacobian ``J_n`` of datum ``n``'s
-    outputs by a parameter and the columns ``s_nv`` of a root of its loss's Hessian.
-    ``c`` is 1 for a loss that is a sum, ``1/N`` for a mean.
+    It is ``d = c sum_n sum_v (J_n^T s_nv)^2``, where ``J_n`` is the Jacobian of the
+    outputs for datum ``n`` by a parameter, and ``s_nv`` are the columns of a square
+    root of the Hessian of its loss. ``c`` is 1 if the loss is a sum, and ``1/N`` if it
+    is a mean.
 
-    Gradients of single data are formed for a few data at a time, or not at all, as for
-    :func:`~tn_extensions.model.per_sample_grad_norms`. Vectors of a layer are taken as
-    many at a time as the memory budget allows.
+    Per-sample gradients are formed for a few data at a time, or not at all, as for
+    :func:`~tn_extensions.model.per_sample_grad_norms`. As many vectors of a layer are
+    processed at a time as the memory budget allows.
 
     Args:
-        model: The model. It must treat each datum apart from the others.
+        model: The model. It must process each datum independently.
         loss: As for :func:`~tn_extensions.model.kfac_factors`.
-        data: Batches ``(x, y)``, gone over once; or one batch.
+        data: Batches ``(x, y)``, read once; or a single batch.
         params: Parameters or their names. ``None``: all. Frozen ones are left out.
-        fisher_type: ``"type-2"``: exact; a backward pass for each class (and loss term
-            of a datum, if there are several). ``"mc"``: an unbiased estimate, with a
-            pass for each draw of targets.
-        mc_samples: Number of draws.
-        seed: Of the draws.
+        fisher_type: ``"type-2"``: exact; takes a backward pass per class (and per loss
+            term of a datum, if there are several). ``"mc"``: an unbiased estimate;
+            takes a backward pass per Monte-Carlo sample of the targets.
+        mc_samples: Number of Monte-Carlo samples.
+        seed: Seed of the samples.
 
     Returns:
-        The diagonal by name, shaped as the parameters, of float32 or wider. Its sum is
-        the trace of the GGN.
+        The diagonal by name, shaped like the parameters, of float32 or wider. Its sum
+        is the trace of the GGN.
 
     Raises:
-        TypeError: If an argument is of the wrong kind, or the output is no tensor.
-        ValueError: If an argument is not among its choices, a parameter is not the
-            model's or is not used, there are no data, rows do not belong to data, data
-            depend on each other, or outputs are not finite.
-        NotImplementedError: If the loss is another, or other parameters than kernels
-            and biases are in a model that draws random numbers.
+        TypeError: If an argument is of the wrong kind, or the output is not a tensor.
+        ValueError: If an argument has no allowed value, a parameter is not the model's
+            or is not used, there are no data, rows do not match the data, data depend
+            on each other, or outputs are not finite.
+        NotImplementedError: If the loss is not supported, or parameters other than
+            kernels and biases are in a model that draws random numbers.
 
     Reference: Dangel, Kunstner and Hennig, "BackPACK: Packing more into backprop",
     ICLR 2020.
@@ -128,7 +129,7 @@ def ggn_diagonal(
                 generator = torch.Generator(terms.output.device).manual_seed(seed)
             columns = terms.vectors(fisher_type, mc_samples, generator)
             if fisher_type == "type-2" and num_data:
-                # columns are told apart by datum only
+                # each loss term of a datum needs its own columns
                 columns = each_term(columns, num_rows // num_data)
             vectors = (
                 grad(terms.output, batch.output, own, retain_graph=True)[0]

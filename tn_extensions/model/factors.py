@@ -38,21 +38,22 @@ from tn_extensions.model.passes import Batch, batch_of
 
 _OWNER = "kfac_factors"
 _RANK_LIMIT = 0.5
-"""Most vectors that stand for a factor while data come in, as a part of its size."""
+"""Largest number of rows of a low-rank factor, as a fraction of its columns."""
 
 Approx = Literal["expand", "reduce"]
 
 
 class KroneckerFactors(NamedTuple):
-    """Factors of a layer, whose block of the Fisher or GGN is about ``B (x) A``.
+    """Factors of a layer; ``B (x) A`` approximates its block of the Fisher or GGN.
 
-    Of groups of channels there are as many blocks; ``G`` is 1 without groups, and for
-    a ``Linear``. The bias on its own has the block ``B``.
+    There is a block for each group of channels; ``G`` is 1 without groups, and for a
+    ``Linear``. The block of a separate bias is ``B``.
 
     Attributes:
-        A: Input factor, ``[G, D, D]`` with ``D = CI * K``, in the order of the kernel's
-            entries of an output channel. With a joint bias, ``D`` is larger by one, and
-            the bias comes last. ``None``: only the bias is among the parameters.
+        A: Input factor, ``[G, D, D]`` with ``D = CI * K``, in the order of the entries
+            of the kernel for an output channel. With a joint bias, ``D`` is larger by
+            one, and the bias comes last. ``None``: only the bias is among the
+            parameters.
         B: Factor of output gradients, ``[G, CO, CO]``.
     """
 
@@ -62,13 +63,13 @@ class KroneckerFactors(NamedTuple):
 
 @dataclass
 class _Sums:
-    """Sums over batches of a layer's outer products.
+    """Sums of a layer's outer products over batches.
 
     Args:
         conv: Hyper-parameters of a use.
-        like: A parameter.
-        inputs: Of patches.
-        gradients: Of output gradients.
+        like: A parameter, for dtype and device.
+        inputs: Sum for patches.
+        gradients: Sum for output gradients.
     """
 
     conv: Conv
@@ -91,44 +92,46 @@ def kfac_factors(
 ) -> dict[str, KroneckerFactors]:
     """Compute KFAC's factors of each linear layer and convolution.
 
-    With patches ``U``, backpropagated vectors ``g`` of the layer's outputs, ``S``
-    positions that share the weight and ``N`` data: ``"expand"`` has ``A = 1/(N S) sum_n
-    sum_s U U^T`` and ``B = c sum_n sum_s g g^T``; ``"reduce"`` has ``A = 1/N sum_n m
-    m^T`` of the patches' means ``m`` and ``B`` of the gradients' sums over positions.
-    ``c`` is such that ``B (x) A`` approximates the Fisher or GGN of the loss of all
-    data: of a mean, ``1/N`` times the sum of each datum's. A layer that is used several
-    times has all uses' positions.
+    With patches ``U``, backpropagated vectors ``g`` at the layer's outputs, ``S``
+    positions that share the weight, and ``N`` data, ``"expand"`` computes ``A = 1/(N S)
+    sum_n sum_s U U^T`` and ``B = c sum_n sum_s g g^T``. ``"reduce"`` computes ``A = 1/N
+    sum_n m m^T`` with means ``m`` of patches over positions, and ``B = c sum_n (sum_s
+    g)(sum_s g)^T``. ``c`` is such that ``B (x) A`` approximates the Fisher or GGN of
+    the loss of all data; if the loss is a mean, this is ``1/N`` times the sum over
+    data. If a layer is used several times, ``S`` counts the positions of all uses.
 
-    No unfolded input is held, nor what a layer has seen beyond the pass. Values are
-    those of curvlinops where these are correct.
+    The unfolded input is never stored, and inputs of layers are freed after each pass.
+    Values equal curvlinops' where these are correct.
 
     Args:
-        model: The model. It must treat each datum apart from the others.
+        model: The model. It must process each datum independently.
         loss: ``CrossEntropyLoss`` (classes on the second axis of the output),
-            ``MSELoss`` or ``BCEWithLogitsLoss`` (on the last one), with all of their
-            options. Its reduction is ``"mean"`` or ``"sum"``.
-        data: Batches ``(x, y)``, gone over once; or one batch.
-        params: Parameters or their names. ``None``: all that are kernels or biases of
-            ``linear`` and convolutions, and nothing else. Frozen ones are left out.
+            ``MSELoss`` or ``BCEWithLogitsLoss`` (outputs of a loss term on the last
+            axis), with all of their options. Its reduction is ``"mean"`` or ``"sum"``.
+        data: Batches ``(x, y)``, read once; or a single batch.
+        params: Parameters or their names. ``None``: all parameters that are only used
+            as kernels or biases of ``linear`` and convolutions. Frozen ones are left
+            out.
         approx: ``"expand"`` or ``"reduce"``.
-        fisher_type: ``"type-2"``: the GGN; a backward pass for each class. ``"mc"``: an
-            unbiased estimate, with a pass for each draw of targets. ``"empirical"``: of
-            the gradients for the targets given. ``"forward-only"``: ``B`` is the
-            identity.
-        mc_samples: Number of draws.
-        seed: Of the draws.
+        fisher_type: ``"type-2"``: the GGN; takes a backward pass per class. ``"mc"``:
+            an unbiased estimate; takes a backward pass per Monte-Carlo sample of the
+            targets. ``"empirical"``: use gradients for the given targets.
+            ``"forward-only"``: ``B`` is the identity.
+        mc_samples: Number of Monte-Carlo samples.
+        seed: Seed of the samples.
         bias: Whether ``A`` has a last row and column for the bias.
 
     Returns:
-        Factors by the layer's name, of float32 or wider. A kernel that is no layer's
-        ``weight`` goes by its own name.
+        Factors by the layer's name, of float32 or wider. A kernel that is not the
+        ``weight`` of a layer has its own name.
 
     Raises:
-        TypeError: If an argument is of the wrong kind, or the output is no tensor.
-        ValueError: If an argument is not among its choices, a parameter is not the
-            model's, there are no data, rows do not belong to data, data depend on each
-            other, or a factor is not finite.
-        NotImplementedError: If ``params`` has other parameters, or the loss is another.
+        TypeError: If an argument is of the wrong kind, or the output is not a tensor.
+        ValueError: If an argument has no allowed value, a parameter is not the model's,
+            there are no data, rows do not match the data, data depend on each other, or
+            a factor is not finite.
+        NotImplementedError: If ``params`` has other parameters, or the loss is not
+            supported.
 
     Reference: Eschenhagen et al., "Kronecker-factored approximate curvature for modern
     neural network architectures", NeurIPS 2023.
@@ -145,7 +148,7 @@ def kfac_factors(
     total = 0
 
     def on_pairs(name: str, pairs: Pairs) -> None:
-        # a bias whose kernel has the factor has none
+        # a bias whose kernel is observed uses the kernel's factor
         if name in sums:
             known = sums[name].gradients
             sums[name].gradients = add_gradient_factor(
@@ -159,7 +162,7 @@ def kfac_factors(
             terms = LossTerms.of(_OWNER, loss, batch.output, y)
             terms.check_finite()
             if approx == "reduce":
-                # the outer products of KFAC-expand are the same in whatever order
+                # KFAC-expand sums over rows, so their order does not matter
                 batch.sort_rows()
             for name, uses in batch.uses.items():
                 with exactly(terms.output.device):
@@ -182,7 +185,7 @@ def kfac_factors(
 
 def _refuse(others: list[str]) -> NoReturn:
     argument = f"parameters {', '.join(others)}"
-    rule = "be kernels or biases of linear and convolutions, and nothing else"
+    rule = "be used only as kernels or biases of linear and convolutions"
     remedy = "Leave them out: pass the others as params"
     message = describe(_OWNER, argument, rule, "other uses", remedy)
     raise NotImplementedError(message)
@@ -196,7 +199,7 @@ def _add_inputs(
     approx: Approx,
     bias: bool,
 ) -> None:
-    """Add a batch's input factor of the uses of a name, if it has one."""
+    """Add a batch to the input factor of a kernel; a bias alone has none."""
     uses = batch.uses[name]
     seen = {use.names[1] for use in uses}
     biases = {own for own in seen if own in batch.observed}
@@ -211,7 +214,7 @@ def _add_inputs(
     size = size * prod(uses[0].conv.kernel_size) + is_joint
     is_other = known.inputs is not None and known.inputs.shape[2] != size
     if is_joint and len(seen) > 1 or is_other:
-        rule = "have one bias in all of its uses to be one block with it"
+        rule = "have the same bias in all of its uses, to form a block with it"
         found = ", ".join(sorted(map(str, seen)))
         remedy = "Pass bias=False"
         argument = f"kernel {name!r}"
@@ -224,7 +227,7 @@ def _add_inputs(
 def _finished(
     name: str, own: _Sums, loss: Any, fisher_type: Fisher, num_data: int
 ) -> KroneckerFactors:
-    """Factors as matrices, divided by the number of data."""
+    """Convert sums to factors: matrices that are divided by the number of data."""
     A, B = own.inputs, own.gradients
     if A is not None:
         A = dense(rescale(A, 1 / num_data))
@@ -234,7 +237,7 @@ def _finished(
         identity = torch.eye(size, dtype=dtype, device=own.like.device)
         B = identity.repeat(groups, 1, 1)
     elif B is None:
-        # no pass has come to it
+        # no backward pass has reached it
         B = own.like.new_zeros(groups, size, size, dtype=dtype)
     else:
         B = dense(rescale(B, 1 / num_data if loss.reduction == "mean" else 1.0))
@@ -246,6 +249,6 @@ def _finished(
 
 
 def layer_name(parameter: str) -> str:
-    """Name the layer of a kernel or bias; another name stays as it is."""
+    """Return the layer's name of a kernel or bias; return other names as they are."""
     head, _, last = parameter.rpartition(".")
     return head if last in ("weight", "bias") else parameter

@@ -65,34 +65,34 @@ def per_sample_grad_norms(
     """Compute the norm of each datum's gradient: ``||g_n||``, not squared.
 
     The gradient of ``loss(model(x), y)`` is the *mean* of all ``g_n`` if the loss is a
-    mean over data, and their *sum* otherwise. Without weights of classes, ``g_n`` is
-    thus the gradient of the loss of datum ``n`` alone, whatever the size of the batch.
-    (BackPACK's ``BatchL2Grad`` has the squares of ``g_n / N`` of a mean.)
+    mean over data, and their *sum* otherwise. Without class weights, ``g_n`` is the
+    gradient of the loss of datum ``n`` alone, for any size of the batch. (If the loss
+    is a mean, BackPACK's ``BatchL2Grad`` computes squared norms of ``g_n / N``.)
 
-    Takes one forward and one backward pass. Gradients of kernels and biases of
+    It takes one forward and one backward pass. Gradients of kernels and biases of
     ``linear`` and convolutions are formed for a few data at a time, or not at all. For
-    other parameters (of a ``LayerNorm``, an ``Embedding``, a kernel that is computed),
-    :mod:`torch.func` runs the model on single data again.
+    other parameters (of a ``LayerNorm``, of an ``Embedding``, or from which a kernel is
+    computed), :mod:`torch.func` runs the model on single data again.
 
     Args:
-        model: The model. It must treat each datum apart from the others.
-        loss: Any loss of the model's output, of the whole batch. If its value has axes
-            (``reduction="none"``), it is summed.
-        x: Input, ``[N, ...]``; or what holds tensors with such a first axis.
-        y: What the loss compares the output with.
+        model: The model. It must process each datum independently.
+        loss: Function of the model's output for the batch, and of ``y``. If its value
+            has axes (``reduction="none"``), it is summed.
+        x: Input, ``[N, ...]``, or a container of tensors with this first axis.
+        y: Targets, the second argument of the loss.
         params: Parameters or their names. ``None``: all. Frozen ones are left out.
         reduction: ``"mean"`` or ``"sum"``, if ``loss`` has no attribute of this name.
-        per_parameter: Whether to return the norms of each parameter's gradients.
+        per_parameter: Whether to return norms for each parameter separately.
 
     Returns:
-        Norms, ``[N]``, of float32 or wider; by name, if per parameter.
+        Norms, ``[N]``, of float32 or wider; a dictionary of them if per parameter.
 
     Raises:
-        TypeError: If an argument is of the wrong kind, or the output is no tensor.
+        TypeError: If an argument is of the wrong kind, or the output is not a tensor.
         ValueError: If the reduction is not known, a parameter is not the model's or is
             not used, or data depend on each other.
-        NotImplementedError: If other parameters are in a model that draws random
-            numbers.
+        NotImplementedError: If parameters other than kernels and biases are in a model
+            that draws random numbers.
 
     Reference: Goodfellow, "Efficient per-example gradient computations", 2015.
 
@@ -140,7 +140,7 @@ def _check_reduction(reduction: Any) -> None:
 def _gradient(
     loss: Loss, output: Tensor, y: Any, reduction: Reduction | None, num_data: int
 ) -> Tensor:
-    """Gradient by the outputs of the sum of data's losses."""
+    """Compute the gradient of the sum of all data's losses by the outputs."""
     leaf = output.detach().requires_grad_()
     value = loss(leaf, y)
     if not isinstance(value, Tensor):
@@ -152,7 +152,7 @@ def _gradient(
     if known not in ("mean", "sum"):
         rule = "have a reduction, or return a value for each datum"
         remedy = "Pass reduction='mean' or 'sum'"
-        found = f"one number of {getattr(loss, '__name__', type(loss).__name__)}"
+        found = f"a single number from {getattr(loss, '__name__', type(loss).__name__)}"
         raise ValueError(describe(_OWNER, "loss", rule, found, remedy))
     (vector,) = torch.autograd.grad(value, leaf)
     return vector * num_data if known == "mean" else vector

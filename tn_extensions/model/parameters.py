@@ -1,4 +1,4 @@
-"""The parameters that a user means."""
+"""Select parameters of a model, and check the model."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tn_extensions.errors import describe
 
 Params = Iterable[str | Tensor] | None
-"""Parameters or their names; ``None``: all that are trained."""
+"""Parameters or their names. ``None``: all that are trained."""
 
 
 def trained_parameters(
     owner: str, model: nn.Module, params: Params
 ) -> dict[str, Tensor]:
-    """Find parameters by name, but for frozen ones.
+    """Find the names of parameters, and leave out frozen ones.
 
     Args:
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
         model: The model.
         params: The parameters.
 
+    Returns:
+        The parameters by name.
+
     Raises:
-        TypeError: If ``model`` is no module, or ``params`` a single name or tensor.
-        ValueError: If one is not the model's, has no shape yet, or none is trained.
-        NotImplementedError: If one is complex.
+        TypeError: If ``model`` is not a module, or ``params`` is a single name or
+            tensor.
+        ValueError: If a parameter is not the model's or has no shape yet, or if none
+            requires a gradient.
+        NotImplementedError: If a parameter is complex.
     """
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
@@ -56,7 +61,7 @@ def _chosen(owner: str, model: nn.Module, params: Any) -> dict[str, Tensor]:
     if isinstance(params, (str, Tensor)):
         rule, kind = "be an iterable of parameters or names", type(params).__name__
         raise TypeError(describe(owner, "params", rule, f"a single {kind}"))
-    # a shared parameter has several names, of which the first one is used
+    # a shared parameter has several names: use the first one
     all_named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     first: dict[int, str] = {}
     for name, parameter in all_named.items():
@@ -65,7 +70,7 @@ def _chosen(owner: str, model: nn.Module, params: Any) -> dict[str, Tensor]:
     for position, each in enumerate(params):
         own = all_named.get(each) if isinstance(each, str) else each
         if own is None or id(own) not in first:
-            rule = "hold parameters of the model, or their names"
+            rule = "be a parameter of the model, or its name"
             text = repr(each) if isinstance(each, str) else type(each).__name__
             raise ValueError(describe(owner, f"params[{position}]", rule, text))
         found[first[id(own)]] = own
@@ -73,7 +78,11 @@ def _chosen(owner: str, model: nn.Module, params: Any) -> dict[str, Tensor]:
 
 
 def check_independent(owner: str, model: nn.Module) -> None:
-    """Refuse a model in which data depend on each other.
+    """Check that data do not depend on each other in a model.
+
+    Args:
+        owner: Name of the caller, for errors.
+        model: The model.
 
     Raises:
         ValueError: If a batch normalisation uses the statistics of the batch.
@@ -82,7 +91,7 @@ def check_independent(owner: str, model: nn.Module) -> None:
         if isinstance(module, _BatchNorm) and (
             module.training or module.running_mean is None
         ):
-            argument, rule = f"layer {name!r}", "treat each datum apart from the others"
+            argument, rule = f"layer {name!r}", "process each datum independently"
             found = f"a {type(module).__name__} with statistics of the batch"
             remedy = "Call model.eval()"
             raise ValueError(describe(owner, argument, rule, found, remedy))

@@ -1,4 +1,4 @@
-"""The forward pass of a batch, seen by parameter."""
+"""The forward pass of a batch, and the uses of each parameter."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Batch:
     """A batch after its forward pass.
 
     Args:
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
         num_data: Number of data.
-        output: The model's output, of float32 or wider, until its passes are over.
-        uses: Uses by the name of their kernel, or of their bias where the kernel is
-            none of the parameters.
-        observed: ``"weight"`` or ``"bias"`` by name of the parameters that are kernels
-            or biases of ``linear`` and convolutions, and nothing else.
+        output: The model's output, of float32 or wider, until the passes are over.
+        uses: Uses by the name of their kernel, or of their bias if the kernel is not
+            among the parameters.
+        observed: ``"weight"`` or ``"bias"``, by the names of parameters that are only
+            used as kernels or as biases of ``linear`` and convolutions.
         others: Names of the other parameters.
     """
 
@@ -41,10 +41,10 @@ class Batch:
     others: list[str]
 
     def sort_rows(self) -> None:
-        """Find which rows of uses belong to which datum, where shapes do not say.
+        """Find the data that rows of uses belong to, if shapes do not determine them.
 
         Raises:
-            ValueError: If rows belong to several data, or are in no known order.
+            ValueError: If a row depends on several data, or the order is not supported.
         """
         is_long = len(self.output) != self.num_data
         sort_rows(self.owner, self.uses, self.output, self.num_data, is_long)
@@ -54,21 +54,24 @@ class Batch:
 def batch_of(
     owner: str, model: nn.Module, parameters: Mapping[str, Tensor], x: Any
 ) -> Iterator[Batch]:
-    """Make the forward pass of a batch.
+    """Run the forward pass of a batch.
 
     Args:
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
         model: The model.
         parameters: Its parameters, by name.
         x: Input, whose tensors have a first axis of data.
 
+    Yields:
+        The batch after its forward pass.
+
     Raises:
         TypeError: If the model does not return a tensor.
-        ValueError: If the input has no data, or a parameter has no use.
+        ValueError: If the input has no data, or a parameter is not used.
     """
     sizes = {len(tensor) for tensor in tree_leaves(x) if has_data(tensor)}
     if len(sizes) != 1:
-        rule, found = "have one first axis of data", sorted(sizes) or "none"
+        rule, found = "have one length of the first axis", sorted(sizes) or "none"
         raise ValueError(describe(owner, "x", rule, found))
     (num_data,) = sizes
     names = {id(parameter): name for name, parameter in parameters.items()}
@@ -87,12 +90,12 @@ def batch_of(
                 (observed[name],) = roles[name]
             else:
                 argument, rule = f"parameter {name!r}", "be used in the forward pass"
-                remedy = "Leave it out: pass the others as params"
+                remedy = "Leave it out: pass the other parameters as params"
                 raise ValueError(describe(owner, argument, rule, "no use", remedy))
         batch = Batch(owner, num_data, output, uses, observed, others)
         del output
         try:
             yield batch
         finally:
-            # with the graph
+            # this frees the graph
             del batch.output

@@ -1,4 +1,4 @@
-"""Gradients of single data, for parameters of any layer."""
+"""Per-sample gradients by running the model on single data, for any parameter."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def sample_gradients(
     x: Any,
     vector: Tensor,
 ) -> Iterator[dict[str, Tensor]]:
-    """Backpropagate a vector to the parameters, for each datum on its own.
+    """Backpropagate a vector to the parameters, for each datum separately.
 
-    The model is run on single data: on many at once by :mod:`torch.func`, or on one
-    after the other where that cannot transform a function.
+    The model runs on single data: on many at once with :mod:`torch.func`, or on one
+    after another if a function cannot be transformed.
 
     Args:
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
         model: The model.
         parameters: The parameters, by name.
         x: Its input, whose tensors have a first axis of data.
-        vector: Shaped as the outputs, ``[R, ...]``, the rows of a datum next to each
-            other.
+        vector: Vector, shaped like the outputs, ``[R, ...]``; the rows of a datum are
+            adjacent.
 
     Yields:
-        By name ``[n, *shape]``, of so many data at a time as the memory budget
-        allows; in all, of all data in order.
+        Gradients ``[n, *shape]`` by name, of as many data as the memory budget allows.
+        Chunks are in the order of the data.
 
     Raises:
         NotImplementedError: If the model draws random numbers.
@@ -49,7 +49,7 @@ def sample_gradients(
         return
     values = {name: p.detach() for name, p in parameters.items()}
     by_datum = vector.unflatten(0, (num_data, -1))
-    # gradients of a datum, and their squares
+    # memory for the gradients of a datum and their squares
     each = 2 * sum(p.numel() * max(4, p.element_size()) for p in values.values())
     step = max(1, current_budget() // each)
 
@@ -80,7 +80,7 @@ def sample_gradients(
                     found = vmap(of_datum)(samples, by_datum[chunk])
             except RuntimeError as error:
                 _check_draws_nothing(owner, parameters, error)
-                # one after the other takes no more memory
+                # running on one datum after another takes no more memory
                 is_batched = False
         if found is None:
             each_sample = zip(*samples, by_datum[chunk], strict=True)
@@ -99,14 +99,12 @@ def _check_draws_nothing(
     # torch has no class for this error
     if "random" in str(error):
         argument = f"parameters {', '.join(parameters)}"
-        rule = (
-            "be used in linear or convolution only, if the model draws random numbers"
-        )
+        rule = "be used only in linear or convolution if the model draws random numbers"
         remedy = "Call model.eval(), or pass other parameters as params"
         message = describe(owner, argument, rule, "other uses", remedy)
         raise NotImplementedError(message) from error
 
 
 def has_data(leaf: Any) -> bool:
-    """Tell tensors with a first axis of data from other parts of an input."""
+    """Tell whether a part of an input is a tensor with a first axis of data."""
     return isinstance(leaf, Tensor) and leaf.dim() > 0

@@ -96,3 +96,16 @@ def _pattern(pattern: Pattern) -> str:
 def _affine(position: Affine, more: Iterable[tuple[str, int]] = ()) -> str:
     # outputs before kernels, as usual
     return linear([*reversed(position.terms), *more], position.start)
+
+
+def si(number: float) -> str:
+    """Write a number with a unit prefix.
+
+    >>> si(950), si(1234567.0), si(3e16)
+    ('950', '1.23 M', '30 P')
+    """
+    for unit in ("", " k", " M", " G", " T"):
+        if abs(number) < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} P"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tn_extensions.network.network import TensorNetwork
-from tn_extensions.network.text import node_text, output_text
+from tn_extensions.network.text import node_text, output_text, si
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ class Trace(tuple[Step, ...]):
         return trace
 
     def __str__(self) -> str:
-        lines = [str(self.network), f"{self.network.flops:.3g} multiply-adds"]
+        lines = [str(self.network), f"{si(self.network.flops)} multiply-adds"]
         for number, step in enumerate(self, start=1):
             before, after = step.cost
             lines.append(f"{number}. {step.rule}: {step.identity}")
             lines.append(f"   {step.change}")
-            lines.append(f"   {before:.3g} -> {after:.3g} multiply-adds")
+            lines.append(f"   {si(before)} -> {si(after)} multiply-adds")
         return "\n".join(lines)

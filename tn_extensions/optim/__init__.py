@@ -1,4 +1,4 @@
-"""Preconditioned optimizers, from one process to ``torch.distributed``.
+"""Preconditioned optimizers, for one process and for ``torch.distributed``.
 
 ``SINGD`` needs the extra ``singd``.
 """
@@ -38,6 +38,6 @@ def __getattr__(name: str) -> Any:
     try:
         from tn_extensions.optim.singd import SINGD
     except ModuleNotFoundError as error:
-        message = "SINGD: needs singd. Install tn-extensions[singd]."
+        message = "SINGD: singd must be installed. Install tn-extensions[singd]."
         raise ImportError(message) from error
     return SINGD

@@ -1,4 +1,4 @@
-"""States from ``torch.distributed.checkpoint``, of as many processes as there are."""
+"""Load states from ``torch.distributed.checkpoint``, for any number of processes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def read_state(
 ) -> dict[str, Any]:
     """Read the state of some layers from a checkpoint.
 
-    ``load`` fills a dictionary of known shapes. Here these are the checkpoint's, as
-    factors of few vectors change their shape.
+    ``load`` fills a dictionary of tensors, whose shapes must be known. They are read
+    from the checkpoint, since the shapes of low-rank factors vary.
 
     Args:
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
         checkpoint_id: Folder of the checkpoint.
-        key: The state's key in what was saved.
+        key: Key of the state in the dictionary that was saved.
         layers: Names of the layers.
 
     Returns:
@@ -48,7 +48,7 @@ def read_state(
     if not state:
         rule, found = "be a key of the checkpoint", repr(key)
         raise ValueError(describe(owner, "key", rule, found))
-    # each process reads what it needs
+    # each process reads only the layers that it needs
     load(state, checkpoint_id=checkpoint_id, no_dist=True)
     found = state[key]
     own = found.setdefault("layers", {})
@@ -61,7 +61,7 @@ def read_state(
 
 
 def _put(state: dict[str, Any], path: tuple[str | int, ...], value: Any) -> None:
-    """Put a value where a path of keys and of indices leads."""
+    """Put a value at the end of a path of keys and indices."""
     *steps, last = path
     container: Any = state
     for step, following in zip(steps, path[1:], strict=True):

@@ -1,9 +1,9 @@
-"""What processes tell each other: statistics, inverses, preconditioned gradients.
+"""Communicate statistics, inverses and preconditioned gradients between processes.
 
-The work is split as by KAISA (Pauloski et al., SC 2021): each layer is inverted by one
-process, by cost. A share of the processes multiplies by its inverse, and each of these
-sends the gradients to some of the others. Processes form a grid; those of a column work
-on the same layers, those of a row get the gradients from each other.
+The work is split as in KAISA (Pauloski et al., SC 2021). One process inverts a layer;
+layers are assigned by cost. Some of the processes multiply by the layer's inverse, and
+send the products to the others. The processes form a grid: a column multiplies by the
+inverses of the same layers, and a row exchanges products.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ from tn_extensions.optim.triangles import pack, unpack
 
 BUCKET_BYTES = 25 * 2**20
 Key = tuple[str, str]
-"""A layer's name and the kind of its statistics, or the parameter's in it."""
+"""A layer's name, and a kind of statistics or the name of a parameter in the layer."""
 Gradients = Mapping[str, Mapping[str, Tensor]]
-"""By name of the layer and of the parameter in it."""
+"""Gradients by the layer's name and the parameter's name in the layer."""
 
 
 class Processes:
-    """The processes that train together, of which this is one. Parameters are whole.
+    """The processes that train together, seen from one of them, with whole parameters.
 
     Args:
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
         layers: The layers by name, the same in all processes.
-        options: Which processes, and how many of them multiply by a layer's inverse.
+        options: The processes, and the share that multiplies by a layer's inverse.
 
     Raises:
-        ValueError: If the share is not one of the processes, or layers differ.
+        ValueError: If the share is not a divisor of the number of processes, or layers
+            differ.
     """
 
     def __init__(
@@ -84,27 +85,27 @@ class Processes:
 
     @property
     def _has_inverses(self) -> bool:
-        """Tell whether each process has the inverses of all layers that it holds."""
+        """Tell whether each process has an inverse for all averages that it holds."""
         return self._columns == 1
 
     def _load(self, layer: Layer) -> float:
-        """Return what is split evenly."""
+        """Return the cost of a layer, by which layers are assigned to processes."""
         return _cost(layer)
 
     # -- statistics
 
     def all_agree(self, conditions: list[bool]) -> list[bool]:
-        """Conditions on gradients, or averages, that hold in all processes."""
-        return conditions  # all see the same
+        """Tell for each condition whether it holds in all processes."""
+        return conditions  # gradients and averages are the same everywhere
 
     def total(self, summand: Tensor) -> Tensor:
-        """Sum over the processes that have parts of gradients."""
+        """Sum over the processes, if each has a part of the gradients."""
         return summand
 
     def average(self, found: Mapping[str, Statistics]) -> dict[str, Statistics]:
-        """Averages over the processes, of those layers that all of them used.
+        """Average statistics over the processes, for layers that all of them used.
 
-        Those of a layer that this process does not hold are empty.
+        A layer whose averages this process does not hold gets an empty dictionary.
         """
         if self.size == 1:
             return {name: own for name, own in found.items() if own}
@@ -133,13 +134,13 @@ class Processes:
         return result
 
     def _receiver(self, name: str) -> int | None:
-        """Who gets a layer's averages; ``None``: all."""
+        """Return the process that holds a layer's averages; ``None``: all processes."""
         return None
 
     def _gathered(self, factor: Tensor, rows: list[int], name: str) -> Tensor:
-        """Rows of all processes, where they are held; else this one's."""
+        """Gather rows of all processes if this one holds them; else return its own."""
         factor = factor.mul(self.size**-0.5)
-        # unlike numbers are padded with zeros
+        # numbers of rows may differ: pad with zeros
         padding = (0, 0, 0, max(rows) - factor.shape[1])
         own = torch.nn.functional.pad(factor, padding).contiguous()
         parts = [torch.empty_like(own) for _ in rows] if self.holds(name) else None
@@ -153,9 +154,9 @@ class Processes:
         return torch.cat([p[:, :r] for p, r in zip(parts, rows, strict=True)], 1)
 
     def _reduced(self, tensors: dict[Key, Tensor]) -> Iterator[tuple[Key, Tensor]]:
-        """Means over the processes, where they are held.
+        """Average over the processes, and yield the averages that this process holds.
 
-        Matrices are sent as triangles, in buckets that overlap.
+        Matrices are sent as triangles, in buckets whose transfers overlap.
         """
         packed = {
             key: own if key[1] == "moments" else pack(dense(own))
@@ -181,7 +182,7 @@ class Processes:
                     yield key, shaped if key[1] == "moments" else unpack(shaped)
 
     def _buckets(self, tensors: Mapping[Key, Tensor]) -> Iterator[list[Key]]:
-        """Keys of tensors of one type, for the same processes, that fill a bucket."""
+        """Split keys into buckets of tensors with one dtype and the same receivers."""
         kinds = {
             key: (self._receiver(key[0]), own.dtype) for key, own in tensors.items()
         }
@@ -202,7 +203,7 @@ class Processes:
         """Invert averages, and send inverses to the processes that multiply by them.
 
         Args:
-            due: The layers to be inverted, the same in all processes.
+            due: The layers to invert, the same in all processes.
         """
         for layer in due:
             layer.is_inverted = True
@@ -216,7 +217,7 @@ class Processes:
             layer.name for layer in layers if layer.options.eigenvalue_correction
         }
         own = [layer for layer in layers if self.inverts(layer.name)]
-        # moments of all processes' data are in the same basis
+        # all processes compute moments of their data, in the same basis
         for everywhere in (True, False) if corrected else (False,):
             states = {
                 layer.name: to_state(layer.decomposition)
@@ -232,10 +233,11 @@ class Processes:
         """Multiply gradients by the inverses.
 
         Args:
-            layers: Those whose gradients are to be multiplied.
+            layers: Layers whose gradients are multiplied.
 
         Returns:
-            The products by layer and parameter; of sharded ones this process's parts.
+            The products by layer and parameter; of sharded parameters, this process's
+            parts.
         """
         own = (
             (name, layer.preconditioned(layer.gradients))
@@ -248,14 +250,15 @@ class Processes:
         return self._share_gradients(dict(own), likes).items()
 
     def _share(self, states: Mapping[str, Any], everywhere: bool) -> dict[str, Any]:
-        """States of layers, from those who own them.
+        """Send states of layers from the processes that own the layers to others.
 
         Args:
-            states: What this process has, of the layers that it owns.
-            everywhere: Whether all get them, or only those who multiply by them.
+            states: States of the layers that this process owns.
+            everywhere: Whether to send to all processes, or only to those that multiply
+                by the layer's inverse.
 
         Returns:
-            What this process got, and had, by layer.
+            The states that this process has now, by layer.
         """
         result = dict(states)
         if not (everywhere or self._workers > 1):
@@ -274,7 +277,7 @@ class Processes:
     ) -> Tensor:
         """Send the next of this process's tensors, or receive one."""
         if source == self.rank:
-            # of another memory layout, products would round differently
+            # keep the memory layout: with another one, products round differently
             tensor = next(own)
         else:
             shape, dtype = outline
@@ -285,11 +288,14 @@ class Processes:
     def _share_gradients(
         self, gradients: Gradients, likes: Gradients
     ) -> dict[str, dict[str, Tensor]]:
-        """Preconditioned gradients of all layers, from those who have them.
+        """Exchange preconditioned gradients within this process's row of the grid.
 
         Args:
-            gradients: What this process has, by layer and parameter.
-            likes: Tensors of their shapes, of all layers.
+            gradients: The gradients that this process has, by layer and parameter.
+            likes: Tensors with the shapes of the gradients of all layers.
+
+        Returns:
+            The gradients of all layers.
         """
         result: dict[str, dict[str, Tensor]] = {}
         for column in range(self._columns):
@@ -306,7 +312,7 @@ class Processes:
                 flat = torch.cat([gradients[n][k].flatten() for n, k in own])
             else:
                 flat = next(iter(own.values())).new_empty(sum(sizes))
-            # of this process's row of the grid
+            # the process of this row that is in the column
             source = self.rank - self._column + column
             dist.broadcast(flat, self._global_rank(source), group=self._row_group)
             for ((name, key), like), part in zip(
@@ -326,7 +332,7 @@ class Processes:
     # -- states
 
     def states(self) -> dict[str, Any]:
-        """Return the states of the layers that this process holds.
+        """Return the states of the layers whose averages this process holds.
 
         Inverses that are split between processes are gathered.
         """
@@ -341,7 +347,7 @@ class Processes:
         return {name: self._layers[name].state(inverses[name]) for name in own}
 
     def unlike(self, states: Mapping[str, Any]) -> list[str]:
-        """Return the names at which states are of other layers, or lacking."""
+        """Return names of states that fit no layer, and of layers without a state."""
         return [
             name
             for name in {**self._layers, **states}
@@ -351,11 +357,11 @@ class Processes:
         ]
 
     def load(self, states: Mapping[str, Any], has_begun: bool) -> None:
-        """Load states of layers, at least of those that this process holds.
+        """Load states of layers.
 
         Args:
-            states: The states.
-            has_begun: Whether steps had been taken.
+            states: States, at least of the layers whose averages this process holds.
+            has_begun: Whether steps were taken before the state was saved.
         """
         for name, layer in self._layers.items():
             if not self.holds(name):
@@ -369,11 +375,11 @@ class Processes:
     # -- set up
 
     def _count_workers(self, fraction: float | None) -> int:
-        # less than one process is one
+        # at least one process
         workers = max(1.0, (1.0 if fraction is None else fraction) * self.size)
         is_whole = isclose(workers, round(workers))
         if not is_whole or self.size % round(workers):
-            rule = f"be a divisor of the number of processes, {self.size}, over it"
+            rule = f"be k / {self.size} for a divisor k of {self.size} processes"
             message = describe(self._owner, "grad_worker_fraction", rule, fraction)
             raise ValueError(message)
         return round(workers)
@@ -387,7 +393,8 @@ class Processes:
             names = [n for n in {**mine, **theirs} if mine.get(n) != theirs.get(n)]
             if names or list(mine) != list(theirs):
                 rule = "be the same in all processes"
-                found = f"others in process {rank}: {', '.join(names[:5]) or 'order'}"
+                names = names[:5] or ["their order"]
+                found = f"different ones in process {rank}: {', '.join(names)}"
                 raise ValueError(
                     describe(self._owner, "the model's layers", rule, found)
                 )
@@ -400,21 +407,21 @@ class Processes:
         self._row_group = self._own_group(rows)
 
     def _own_group(self, split: Sequence[Sequence[int]]) -> Any:
-        """Return the group of this process; each forms all groups, as torch demands."""
+        """Form all groups, as torch requires of each process; return this process's."""
         if len(split) in (1, self.size):
-            return self.group  # those of one process send nothing
+            return self.group  # groups of one process send nothing
         ranks = [[self._global_rank(rank) for rank in own] for own in split]
         return dist.new_subgroups_by_enumeration(ranks)[0]
 
 
 def _cost(layer: Layer) -> float:
-    """Operations of inverting a layer's factors, to a constant."""
+    """Count the operations of inverting a layer's factors, up to a constant."""
     shapes = layer.factor_shapes.values()
     return float(sum(groups * size**3 for groups, size, _ in shapes))
 
 
 def _assignment(costs: Sequence[float], size: int) -> list[int]:
-    """A process for each cost: the most expensive one first, to the least busy."""
+    """Assign a process to each cost: the highest cost first, to the least busy one."""
     loads = [0.0] * size
     owners = [0] * len(costs)
     for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):

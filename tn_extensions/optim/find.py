@@ -1,4 +1,4 @@
-"""The layers of a model that are preconditioned."""
+"""Find the layers of a model that are preconditioned."""
 
 from __future__ import annotations
 
@@ -28,20 +28,24 @@ def find_layers(
     skip_layers: Sequence[str],
     overrides: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Layer]:
-    """Layers with trained parameters, by name.
+    """Find the layers with trained parameters.
 
     Args:
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
         model: The model.
         options: Options of the layers.
-        skip_layers: Patterns of those to leave out.
+        skip_layers: Patterns of layers to leave out.
         overrides: Options of single layers, by pattern.
 
+    Returns:
+        The layers, by name.
+
     Raises:
-        TypeError: If patterns are a single string.
-        ValueError: If there are none, an override is of none, or has a wrong option.
-        NotImplementedError: If a parameter is another kind of tensor, or belongs to
-            two layers.
+        TypeError: If ``skip_layers`` is a string.
+        ValueError: If there are no layers, or an override matches none or has a wrong
+            option.
+        NotImplementedError: If a parameter is not a plain or sharded tensor, or belongs
+            to two layers.
     """
     check_patterns(owner, "skip_layers", skip_layers, model)
     layers: dict[str, Layer] = {}
@@ -51,7 +55,7 @@ def find_layers(
     for name, module in model.named_modules():
         is_skipped = any(matches(each, name, module) for each in skip_layers)
         is_known = isinstance(module, (*SUPPORTED, *NORMS))
-        # those of a kernel that is computed may belong to a module inside
+        # parameters that a kernel is computed from may belong to a submodule
         own = dict(module.named_parameters(recurse=is_known))
         keys = [key for key, parameter in own.items() if parameter.requires_grad]
         if not keys or is_skipped or isinstance(module, ParametrizationList):
@@ -78,7 +82,7 @@ def find_layers(
     supported = ", ".join(kind.__name__ for kind in SUPPORTED)
     unused = [pattern for pattern in overrides if pattern not in used]
     if unused:
-        rule = "be of layers of the model"
+        rule = "match layers of the model"
         raise ValueError(describe(owner, "overrides", rule, ", ".join(unused)))
     if not layers:
         rule = f"have trained layers of {supported}"
@@ -87,13 +91,14 @@ def find_layers(
     _check_untied(owner, layers)
     if unsupported:
         warn(
-            f"{owner}: layers of {', '.join(unsupported)} keep their plain gradient; "
-            f"preconditioned are {supported}.",
+            f"{owner}: layers of {', '.join(unsupported)} keep their plain gradient. "
+            f"Supported are {supported}.",
             stacklevel=3,
         )
     if others:
         warn(
-            f"{owner}: {'; '.join(others)}: the gradient stays as it is.", stacklevel=3
+            f"{owner}: {'; '.join(others)}: they keep their plain gradient.",
+            stacklevel=3,
         )
     return layers
 
@@ -118,5 +123,5 @@ def _check_untied(owner: str, layers: Mapping[str, Layer]) -> None:
     tied = [" and ".join(names) for names in holders.values() if len(names) > 1]
     if tied:
         rule, found = "belong to one layer each", f"some of layers {', '.join(tied)}"
-        remedy = "Name the layers in skip_layers, or use one of them several times"
+        remedy = "Name the layers in skip_layers, or use a single layer several times"
         raise NotImplementedError(describe(owner, "parameters", rule, found, remedy))

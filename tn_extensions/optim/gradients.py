@@ -1,4 +1,4 @@
-"""Gradients before and after: whether they are finite, and written back."""
+"""Check gradients, and replace them by preconditioned ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from tn_extensions.layers.host import holds
 def not_finite(
     gradients: Mapping[str, Tensor], all_agree: Callable[[list[bool]], list[bool]]
 ) -> list[str]:
-    """Names of gradients with an infinite entry or nan.
+    """Find the gradients with an infinite entry or nan.
 
     Args:
         gradients: The gradients, or this process's parts.
-        all_agree: Finds which conditions hold in all processes.
+        all_agree: Function that tells which conditions hold in all processes.
+
+    Returns:
+        Their names.
     """
-    # a sum is finite only if all of its terms are; there is one answer for all
+    # a sum is finite only if all of its terms are; test all sums with one transfer
     sums = [own.sum(dtype=_summable(own)).double() for own in gradients.values()]
     is_finite = torch.stack(sums).isfinite()
     if all_agree([holds(is_finite.all())]) == [True]:
@@ -33,18 +36,20 @@ def replace_gradients(
     clip_and_lr: tuple[float, float] | None,
     sum_over_processes: Callable[[Tensor], Tensor],
 ) -> Tensor | None:
-    """Write preconditioned gradients over the former ones, scaled if that is asked.
+    """Overwrite gradients with preconditioned ones, and scale them if they are clipped.
 
-    Each is written as it comes, so that not all of them are held twice.
+    Each gradient is overwritten as soon as its new value is computed, so that the new
+    values need little additional memory.
 
     Args:
-        pairs: Former gradients and the others.
-        clip_and_lr: Bound on the squared learning rate times the sum of products of
-            both, and the learning rate. ``None``: no bound.
-        sum_over_processes: Adds the sums of processes that have parts of gradients.
+        pairs: Pairs of a gradient and its preconditioned value.
+        clip_and_lr: Bound on ``lr^2`` times the inner product of gradients and
+            preconditioned gradients, and the learning rate ``lr``. ``None``: no bound.
+        sum_over_processes: Function that adds the sums of processes, if each has a part
+            of the gradients.
 
     Returns:
-        The scale. ``None``: not all are finite, and what has been written is of no use.
+        The scale. ``None`` if a value is not finite; the gradients are useless then.
     """
     written, products = [], []
     for own, new in pairs:
@@ -58,7 +63,7 @@ def replace_gradients(
         return torch.ones_like(total)
     clip, lr = clip_and_lr
     scale = (clip / (total.abs() * lr**2)).sqrt().clamp(max=1)
-    for own in written:  # by one, rather than asking whether it is less
+    for own in written:  # also by 1: a comparison would wait for the device
         own.mul_(scale)
     return scale
 

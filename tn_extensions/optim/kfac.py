@@ -15,25 +15,24 @@ from tn_extensions.optim.preconditioner import KFACPreconditioner
 
 
 class KFAC(torch.optim.SGD):
-    """SGD on gradients that :class:`KFACPreconditioner` preconditions.
+    """SGD with gradients that :class:`KFACPreconditioner` preconditions.
 
-    Momentum, and weight decay (which is not preconditioned), as of
-    :class:`torch.optim.SGD`; ``param_groups``, too, whose learning rates schedulers may
-    change.
+    Momentum, weight decay (which is not preconditioned) and ``param_groups`` work as in
+    :class:`torch.optim.SGD`. Schedulers may change the learning rate.
 
     Args:
         model: The model.
         lr: Learning rate.
         momentum: Momentum.
         weight_decay: Weight decay.
-        nesterov: Whether momentum is Nesterov's.
-        params: Parameters or groups of them. Default: all of the model.
-        **options: As :class:`KFACPreconditioner`, but for ``lr``, also that of a
-            ``Clipping``.
+        nesterov: Whether to use Nesterov's momentum.
+        params: Parameters or groups of them. Default: all parameters of the model.
+        **options: Options of :class:`KFACPreconditioner`, except ``lr``: clipping uses
+            the learning rate of the optimizer.
 
     Raises:
         TypeError: If the model is not a module.
-        ValueError: As :class:`KFACPreconditioner` and :class:`torch.optim.SGD`.
+        ValueError: As for :class:`KFACPreconditioner` and :class:`torch.optim.SGD`.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class KFAC(torch.optim.SGD):
         clipping = options.get("clipping")
         if isinstance(clipping, Clipping):
             if clipping.lr not in (Clipping().lr, lr):
-                rule, remedy = "be that of the optimizer", "Leave it out"
+                rule, remedy = f"equal the optimizer's lr = {lr}", "Leave it out"
                 message = describe("KFAC", "clipping.lr", rule, clipping.lr, remedy)
                 raise ValueError(message)
             options["clipping"] = replace(clipping, lr=self._lr_at)
@@ -66,7 +65,7 @@ class KFAC(torch.optim.SGD):
         self.preconditioner = KFACPreconditioner(model, lr=self._lr_at, **options)
 
     def __repr__(self) -> str:
-        """Tell the parameter groups, and the preconditioner."""
+        """Describe the parameter groups and the preconditioner."""
         return f"{super().__repr__()}\n{self.preconditioner!r}"
 
     def _lr_at(self, step: int) -> float:
@@ -74,10 +73,10 @@ class KFAC(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Precondition the gradients, and step.
+        """Precondition the gradients, then take a step of SGD.
 
         Args:
-            closure: Computes the loss and its gradients anew.
+            closure: Function that computes the loss and its gradients again.
 
         Returns:
             The closure's loss.
@@ -91,7 +90,10 @@ class KFAC(torch.optim.SGD):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of both; see :meth:`KFACPreconditioner.state_dict`."""
+        """Return the state of SGD and of the preconditioner.
+
+        See :meth:`KFACPreconditioner.state_dict` for sharded parameters.
+        """
         return {
             **super().state_dict(),
             "preconditioner": self.preconditioner.state_dict(),
@@ -100,8 +102,11 @@ class KFAC(torch.optim.SGD):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state.
 
+        Args:
+            state_dict: A state of :meth:`state_dict`.
+
         Raises:
-            ValueError: If it is of another model.
+            ValueError: If it is the state of another model.
         """
         own = dict(state_dict)
         self.preconditioner.load_state_dict(own.pop("preconditioner"))

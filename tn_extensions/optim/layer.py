@@ -1,4 +1,4 @@
-"""A layer's curvature in training: a step's statistics, averages, inverses."""
+"""A layer's curvature in training: statistics of a step, averages and inverses."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ from tn_extensions.optim.triangles import Triangle
 from tn_extensions.sampling.samplers import draw, share_of_samples
 
 IN_PLACE = 1024
-"""Columns from which on a matrix is decomposed below its average.
+"""Columns from which on a decomposition is stored below the average's diagonal.
 
-Solving with triangles takes a tenth to a fifth longer than multiplying by an inverse of
-that size, and more than that with smaller ones, which take little memory.
+This saves memory. At this size, solving with triangles takes a tenth to a fifth longer
+than multiplying by an inverse. Smaller matrices would lose more time and save little.
 """
 ATTEMPTS = 8
-"""Times that damping grows tenfold before an inverse is given up."""
+"""Number of attempts to invert; each multiplies the damping by ten."""
 LOG = getLogger("tn_extensions.optim")
 Bases = tuple[Tensor, Tensor | None]
-"""Eigenvectors ``Q_B`` and ``Q_A``; none of the inputs where there is only a bias."""
+"""Eigenvectors ``Q_B`` and ``Q_A``; the latter is ``None`` if there is only a bias."""
 
 
 @dataclass
@@ -63,9 +63,10 @@ class Layer:
     Args:
         name: Its name in the model.
         module: The layer.
-        keys: Those of ``"weight"`` and ``"bias"`` that are trained; jointly if both.
+        keys: The trained parameters: ``"weight"``, ``"bias"`` or both, which then share
+            a block.
         options: Its options.
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
     """
 
     name: str
@@ -85,16 +86,16 @@ class Layer:
         self.bases: Bases | None = None
         """Eigenvectors, if eigenvalues are corrected and this process has averages."""
         self.borrow: Callable[[], Bases] | None = None
-        """Gets the eigenvectors for a pass, where one process has them for all."""
+        """Function that fetches the eigenvectors from the process that has them."""
         self.inverse: KroneckerProduct | EigendecomposedMatrix | None = None
         self.is_inverted = False
-        """Whether some process has tried to invert it."""
+        """True once some process has tried to invert it."""
         self.has_averages = False
-        """Whether it has averages, here or in another process."""
+        """True if it has averages, in this process or in another."""
         self.gathered = Gathered()
         """The statistics since the last step."""
         self.period = 0
-        """Number of times that gathering started afresh."""
+        """Number of times that the statistics were dropped."""
         self._damping = self._decay = 0.0
         self.damping_used: float | None = None
         """Damping of the last inverse that this process computed."""
@@ -111,17 +112,17 @@ class Layer:
 
     @property
     def needs_inputs(self) -> bool:
-        """Tell whether statistics of gradients are of inputs, too."""
+        """Tell whether statistics of gradients need the inputs, too."""
         return self.bases is not None or self.borrow is not None
 
     @property
     def out_channels(self) -> int:
-        """Channels of its outputs."""
+        """Number of output channels."""
         return out_channels(self.module)
 
     @property
     def factor_shapes(self) -> dict[str, tuple[int, int, int]]:
-        """``[G, D, D]`` of ``"inputs"``, ``[G, CO, CO]`` of ``"gradients"``."""
+        """Shapes ``[G, ., .]`` of the factors, ``"inputs"`` and ``"gradients"``."""
         groups = num_groups(self.module, "separate")
         rows = self.out_channels // groups
         found = {"gradients": (groups, rows, rows)}
@@ -132,41 +133,44 @@ class Layer:
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """Its trained parameters, as far as they still are parameters."""
+        """Its trained parameters that still are parameters."""
         return self.trained.parameters
 
     @property
     def gradients(self) -> dict[str, Tensor]:
-        """Those gradients of its parameters that are there; sharded as these."""
+        """The existing gradients of its parameters; sharded like the parameters."""
         return self.trained.gradients
 
     @property
     def is_sharded(self) -> bool:
-        """Tell whether each process has but a part of its parameters between passes."""
+        """Tell whether parameters are sharded between passes."""
         return self.trained.is_sharded
 
     @property
     def is_intact(self) -> bool:
-        """True while it multiplies by its own parameters."""
+        """Tell whether the layer still multiplies by its own parameters."""
         is_whole = len(self.parameters) == len(self.keys)
         return is_whole and reason_against(self.module, self.kinds) is None
 
     @property
     def least_axes(self) -> int:
-        """Number of axes that a batch of its inputs has at least."""
+        """The smallest number of axes of a batch of inputs."""
         is_linear = isinstance(self.module, nn.Linear)
         return 2 if is_linear else int(self.module.weight.dim())
 
     def use(self, x: Tensor, output: Tensor, num_data: int | None) -> Use:
-        """See what it did to an input."""
+        """Describe how the layer used an input."""
         return Use.of(self.module, x, output, "separate", num_data)
 
     def reason_against(self, x: Tensor, num_data: int | None) -> str | None:
-        """Say why an input has no statistics, or return ``None``.
+        """Tell why an input has no statistics.
 
         Args:
             x: The input.
-            num_data: Number of data. ``None``: as many as it has rows.
+            num_data: Number of data. ``None``: the number of rows of the input.
+
+        Returns:
+            The reason. ``None``: the input has statistics.
         """
         if x.dim() < self.least_axes:
             return f"was called on {list(x.shape)}, which is not a batch"
@@ -174,8 +178,8 @@ class Layer:
             return "was called on an empty batch"
         if num_data is not None and len(x) % num_data:
             return (
-                f"was called on {len(x)} rows, no multiple of the {num_data} data "
-                "that the model was called on"
+                f"was called on {len(x)} rows, which is not a multiple of the "
+                f"{num_data} data that the model was called on"
             )
         return None
 
@@ -198,9 +202,9 @@ class Layer:
 
         Args:
             uses: The uses.
-            into: What holds the sum.
-            generator: What draws data, where not all are kept.
-            is_counted: Whether the data count.
+            into: The statistics that hold the sum.
+            generator: Generator that samples data, if not all are kept.
+            is_counted: Whether to add to the number of data.
         """
         num_data = uses[0].num_data
         into.num_data += num_data if is_counted else 0
@@ -222,7 +226,7 @@ class Layer:
         scale *= factor
         if kept is not None:
             pairs = [
-                # moments are of inputs, too
+                # moments need the inputs, too
                 (use if bases is None else use.of_data(kept), own[kept])
                 for use, own in pairs
             ]
@@ -244,7 +248,7 @@ class Layer:
     def _draw(
         self, num_data: int, generator: torch.Generator
     ) -> tuple[Tensor | None, float]:
-        """Which data to keep, if not all, and what to multiply them by."""
+        """Sample the data to keep (``None``: all), and return their scale."""
         share = share_of_samples(self.owner, self.options.keep)
         if share == 1:
             return None, 1.0
@@ -252,9 +256,9 @@ class Layer:
         return found.indices.to(self.module.weight.device), found.scale
 
     def drop_what_was_discarded(self) -> None:
-        """Drop statistics whose gradients are gone, or have been set to zero.
+        """Drop statistics whose gradients were removed or set to zero.
 
-        To be called before a pass adds to the gradients.
+        Call it before a pass adds to the gradients.
         """
         if self.gathered.num_data and self.trained.are_discarded():
             self.forget()
@@ -265,12 +269,15 @@ class Layer:
         self.period += 1
 
     def take(self, scale: float, power: int, per_row: bool) -> Statistics:
-        """Return the step's statistics, which are then dropped.
+        """Scale the step's statistics, return and drop them.
 
         Args:
             scale: Scale of the sum of gradient factors.
-            power: Power of the number of data, or of rows, in that scale.
-            per_row: Whether it is that of rows.
+            power: Power of the number of data, or rows, that is a factor of the scale.
+            per_row: Whether to use the number of rows.
+
+        Returns:
+            The statistics; empty if there are none.
         """
         gathered = self.gathered
         found, count = gathered.sums, gathered.num_data
@@ -288,13 +295,16 @@ class Layer:
     # -- averages and inverses
 
     def resolve(self, step: int) -> None:
-        """Find the options' numbers at a step, before anything is done."""
+        """Evaluate the options at a step, before anything is changed."""
         options = self.options
         self._damping = number_at(self.owner, "damping", options.damping, step)
         self._decay = number_at(self.owner, "ema_decay", options.ema_decay, step)
 
     def average(self, new: Statistics) -> None:
-        """Add a step's statistics to the averages; none where others have these."""
+        """Average a step's statistics with former ones, and correct the inverse.
+
+        Statistics are empty if another process holds the averages.
+        """
         self.has_averages, decay = True, self._decay
         for what, own in new.items():
             known = self.averages.get(what)
@@ -305,10 +315,10 @@ class Layer:
         self.correct()
 
     def invert(self) -> None:
-        """Invert the averages anew.
+        """Invert the averages.
 
-        Nearly singular ones get more damping. Where none helps, the former inverse
-        stays, unless it lay where a new one was tried.
+        Increase the damping if they are nearly singular. If this does not help, the
+        former inverse stays, unless the attempts have overwritten it.
         """
         damping = self._damping
         for attempt in range(ATTEMPTS):
@@ -327,11 +337,11 @@ class Layer:
                 return
         if isinstance(self.inverse, KroneckerProduct) and self.inverse.is_in_place:
             self.inverse = None
-        kept = "none" if self.inverse is None else "the former one"
-        LOG.warning("Layer %s: no inverse, %s stays", self.name, kept)
+        kept = "no preconditioning" if self.inverse is None else "the former inverse"
+        LOG.warning("Layer %s: not invertible, using %s", self.name, kept)
 
     def _least_damping(self) -> float:
-        """What rounding leaves of the factors' mean eigenvalues."""
+        """Estimate the rounding error of the factors' mean eigenvalues."""
         factors = [self.averages.get(what) for what in ("inputs", "gradients")]
         means = [float(trace(f).max()) / f.shape[-1] for f in factors if f is not None]
         product = self.options.damping_method != "fixed"
@@ -340,7 +350,7 @@ class Layer:
 
     @property
     def decomposition(self) -> KroneckerProduct | EigendecomposedMatrix | None:
-        """What takes long to make: the inverse, or what a corrected one is made of."""
+        """The inverse, or the eigendecomposition that a corrected one is made from."""
         if not self.options.eigenvalue_correction:
             return self.inverse
         return self.bases and EigendecomposedMatrix(
@@ -357,7 +367,7 @@ class Layer:
             self.correct()
 
     def correct(self) -> None:
-        """Renew the inverse of corrected eigenvalues, which need no decomposition."""
+        """Update the inverse from corrected eigenvalues, if there are eigenvectors."""
         if self.bases is not None:
             self.inverse = self._corrected(self._damping)
 
@@ -370,7 +380,7 @@ class Layer:
         product = KroneckerProduct(left, right)
         if not is_corrected:
             return product.inverse(damping, method, invert=_damped_inverse)
-        # a former basis must hold later gradients, too
+        # complete: later gradients may have components outside of the factors' range
         rotated = product.eigh(complete=True)
         if not rotated.is_finite:
             raise LinAlgError("eigenvalues overflow")
@@ -387,17 +397,17 @@ class Layer:
     # -- state
 
     def state(self, inverse: Any) -> dict[str, Any]:
-        """Its state, of tensors and numbers, with the state of an inverse.
+        """Return its state, which contains the given state of an inverse.
 
-        Of averages that are matrices, upper triangles count.
+        Only the upper triangles of averages that are matrices have a meaning.
         """
-        # checkpoints split lists up, but not tuples
+        # checkpoints save the entries of lists separately, but not those of tuples
         bases = list(self.bases) if self.is_sharded and self.bases else self.bases
         averages = dict(self.averages)
         return {"averages": averages, "bases": bases, "inverse": inverse}
 
     def accepts(self, state: Mapping[str, Any]) -> bool:
-        """Tell whether a state is that of such a layer."""
+        """Tell whether a state fits this layer."""
         sizes = {what: own.shape[-1] for what, own in state["averages"].items()}
         expected = {what: own[-1] for what, own in self.factor_shapes.items()}
         if not sizes:
@@ -408,7 +418,7 @@ class Layer:
         return sizes == expected and (is_corrected or not has_bases)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Load a state that it accepts."""
+        """Load a state that fits this layer."""
         like = self.module.weight
         self.forget()
 
@@ -427,7 +437,7 @@ class Layer:
         self.is_inverted = self.inverse is not None
 
     def _placed(self, inverse: Any) -> KroneckerProduct | EigendecomposedMatrix | None:
-        """An inverse that has its triangles below the averages."""
+        """Move packed triangles of an inverse below the diagonals of the averages."""
         if not isinstance(inverse, KroneckerProduct):
             return inverse
 
@@ -441,12 +451,15 @@ class Layer:
     # -- gradients
 
     def preconditioned(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse times the gradients of the parameters, shaped as these.
+        """Multiply gradients of the parameters by the inverse.
 
         Args:
             whole: The gradients, not sharded.
+
+        Returns:
+            The products, shaped like the parameters.
         """
-        # a frozen parameter's gradient is zero
+        # treat a missing gradient as zero
         like = next(iter(whole.values()))
         gradients = {
             key: whole[key] if key in whole else like.new_zeros(own.shape)
@@ -467,12 +480,12 @@ class Layer:
 
 
 def _whole(factor: Tensor) -> Tensor:
-    """A factor of which all may be read."""
+    """Return a low-rank factor as it is, or a matrix with both triangles."""
     return factor if is_low_rank(factor) else symmetrize(factor)
 
 
 def _damped_inverse(factor: Structured, damping: Damping) -> Matrix:
-    """Invert an average; a large matrix in place."""
+    """Invert an average; store a large matrix's decomposition below its diagonal."""
     if isinstance(factor, DenseMatrix):
         if factor.entries.shape[-1] >= IN_PLACE:
             pivots = decompose(factor.entries, damping)

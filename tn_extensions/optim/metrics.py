@@ -1,4 +1,4 @@
-"""What a step did, to be logged."""
+"""Metrics of a step, for logging."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What a step of the preconditioner did.
+    """Metrics of a step of the preconditioner.
 
     Args:
         step: The step, counted from zero.
-        is_skipped: Whether something was not finite, so that nothing was
-            preconditioned.
-        scale: What ``kl_clip`` multiplied preconditioned gradients by, on the device.
-            ``None``: of a step that was skipped.
-        damping: Damping of the inverses that this process has computed, by layer: what
-            was asked for, or more where a factor was nearly singular.
+        is_skipped: Whether no gradient was preconditioned, since some were not finite.
+        scale: The factor by which ``kl_clip`` scaled preconditioned gradients, on the
+            device. ``None`` if the step was skipped.
+        damping: By layer, the damping of the inverses that this process computed. It is
+            the option, or more if a factor was nearly singular.
         factors_updated: Whether factors were updated.
         inverses_updated: Names of the layers whose inverses were updated.
     """
@@ -33,5 +32,5 @@ class StepMetrics:
 
     @property
     def clip_scale(self) -> float | None:
-        """The scale as a number, for which the host waits for the device."""
+        """The scale as a number; reading it waits for the device."""
         return None if self.scale is None else self.scale.item()

@@ -41,7 +41,7 @@ _NORMALIZED: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
     nn.RMSNorm: _normalized_by_square,
 }
 NORMS = tuple(_NORMALIZED)
-"""Layers that multiply what they normalise by a scale, and may add a shift."""
+"""Layers that normalise, multiply by a scale, and may add a shift."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,21 @@ class NormUse(Use):
 
     Args:
         module: The layer.
-        keys: Those of ``"weight"`` and ``"bias"`` that are trained.
+        keys: The trained parameters: ``"weight"``, ``"bias"`` or both.
     """
 
     module: Any = None
     keys: tuple[str, ...] = ()
 
     def gradient(self, gradient: Tensor) -> Tensor:
-        """Each datum's gradients of a unit's scale and shift, as of one position.
+        """Compute each datum's gradients by the scale and shift of each unit.
 
         Args:
-            gradient: Of the output.
+            gradient: Gradient of the output.
 
         Returns:
-            ``sum_p g x`` and ``sum_p g``, ``[N, 2 C, 1]``, those of a unit adjacent.
+            ``sum_p g x`` and ``sum_p g``, ``[N, 2 C, 1]``, as channels with one
+            position. Both gradients of a unit are adjacent.
         """
         g = self._by_unit(gradient.detach().to(self.x.dtype))
         summands = {"weight": g * self.x, "bias": g}
@@ -71,7 +72,7 @@ class NormUse(Use):
         return torch.stack(sums, 2).flatten(1).unsqueeze(2)
 
     def with_input(self, x: Tensor) -> NormUse:
-        """Put in an input, normalised as the layer does it."""
+        """Return this use with another input, which is normalised as in the layer."""
         normalize = next(
             own for kind, own in _NORMALIZED.items() if isinstance(self.module, kind)
         )
@@ -79,7 +80,7 @@ class NormUse(Use):
         return replace(self, x=self._by_unit(normalize(self.module, x)))
 
     def _by_unit(self, output: Tensor) -> Tensor:
-        """Return what is shaped as the output as ``[N, C, P]``."""
+        """View a tensor that is shaped like the output as ``[N, C, P]``."""
         if self.is_linear:
             output = output.flatten(output.dim() - self.module.weight.dim())
         else:
@@ -88,10 +89,11 @@ class NormUse(Use):
 
 
 class NormLayer(Layer):
-    """A norm layer and its curvature, ``1/N sum_n u u^T`` of each unit.
+    """A norm layer and its curvature, ``1/N sum_n u u^T`` for each unit.
 
-    A unit is an entry of the scale and that of the shift, ``u`` a datum's gradient of
-    both: a gradient factor ``[C, 2, 2]``, as of a bias in ``C`` groups.
+    A unit is an entry of the scale with the same entry of the shift, and ``u`` is the
+    gradient by both for one datum. The curvature is a gradient factor ``[C, 2, 2]``,
+    like that of a bias with ``C`` groups.
 
     References:
         Osawa et al., "Large-scale distributed second-order optimization using
@@ -102,34 +104,34 @@ class NormLayer(Layer):
     kinds = NORMS
 
     def __post_init__(self) -> None:
-        """Let gradients of several uses of a datum add up."""
+        """Choose KFAC-reduce, which sums the gradients of several uses per datum."""
         super().__post_init__()
         self.options = replace(self.options, approx="reduce")
 
     @property
     def has_input_factor(self) -> bool:
-        """Tell whether it has an input factor: it does not."""
+        """Return false: it has no input factor."""
         return False
 
     @property
     def needs_inputs(self) -> bool:
-        """Tell whether statistics of gradients are of inputs, too: they are."""
+        """Return true: statistics of gradients need the inputs."""
         return True
 
     @property
     def factor_shapes(self) -> dict[str, tuple[int, int, int]]:
-        """``[C, 2, 2]`` of ``"gradients"``; of one parameter ``[C, 1, 1]``."""
+        """Shape ``[C, 2, 2]`` of ``"gradients"``; ``[C, 1, 1]`` for one parameter."""
         size = len(self.keys)
         return {"gradients": (self.module.weight.numel(), size, size)}
 
     @property
     def least_axes(self) -> int:
-        """Number of axes that a batch of its inputs has at least."""
+        """The smallest number of axes of a batch of inputs."""
         shape = getattr(self.module, "normalized_shape", ())
         return 1 + max(len(shape), 1)
 
     def use(self, x: Tensor, output: Tensor, num_data: int | None) -> NormUse:
-        """See what it did to an input."""
+        """Describe how the layer used an input."""
         num_data = len(x) if num_data is None else num_data
         units, size, _ = self.factor_shapes["gradients"]
         use = NormUse(

@@ -1,4 +1,4 @@
-"""Gathers layers' statistics while a model trains."""
+"""Gather statistics of layers while a model trains."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class _Pass:
     """A forward pass.
 
     Args:
-        num_data: Number of its data. ``None``: as many as a layer's input has rows.
+        num_data: Number of its data. ``None``: the number of rows of a layer's input.
     """
 
     def __init__(self, num_data: int | None = None) -> None:
         self.num_data = num_data
         self.uses = Uses()
-        """Uses of the layers, until own backward passes have been made."""
+        """Uses of the layers, for separate backward passes."""
         self.inputs: defaultdict[str, list[engine.Kept]] = defaultdict(list)
-        """Their inputs, meanwhile."""
+        """Inputs of these uses."""
         self.gathered: defaultdict[str, Gathered] = defaultdict(Gathered)
-        """Statistics from own backward passes, by layer."""
+        """Statistics from separate backward passes, by layer."""
 
 
 @dataclass(eq=False)
@@ -55,10 +55,10 @@ class _Use:
     x: engine.Kept | None
     size: torch.Size
     period: int = -1
-    """The layer's period in which its input was last added to the statistics."""
+    """The layer's period in which the input was last added to the statistics."""
 
     def seen(self, x: Tensor) -> Use:
-        """Return the use as layers see it, with its input."""
+        """Return the layer's description of the use, with its input."""
         output = torch.empty(self.size, device="meta")
         return self.layer.use(x, output, self.observed.num_data)
 
@@ -68,25 +68,25 @@ Arrived = list[tuple[_Use, engine.Kept | None, Tensor]]
 
 
 class Observer:
-    """Hooks on a model that feed its layers' statistics.
+    """Hooks on a model that add to the statistics of its layers.
 
-    What counts are forward passes in training mode that a backward pass then leads
-    through, adding to ``.grad``. A use's input counts once, however many such passes
-    lead through it. What ``.grad`` loses before the step, the statistics lose, too.
+    A forward pass in training mode counts if a backward pass through it adds to
+    ``.grad``. The input of a use counts once, even with several backward passes. If
+    ``.grad`` is set to zero before the step, the statistics are dropped, too.
 
-    Statistics of the empirical Fisher are made in the backward pass that trains; those
-    of others in backward passes of their own to the layers' outputs, right after the
-    model's forward pass.
+    The empirical Fisher is computed in the backward pass that trains. Other Fisher
+    types take separate backward passes to the layers' outputs, right after the model's
+    forward pass.
 
     Args:
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
         model: The model.
         layers: Its layers by name.
         fisher: The type of Fisher.
-        loss: The loss that the Fisher is of, if it is not empirical.
-        mc_samples: Draws per datum.
-        generator: What draws targets, and data where not all are kept.
-        is_wanted: Whether a pass is to be observed.
+        loss: The loss whose Fisher is computed, if it is not empirical.
+        mc_samples: Number of Monte-Carlo samples per datum.
+        generator: Generator that samples targets, and data if not all are kept.
+        is_wanted: Function that tells whether to observe the current pass.
     """
 
     def __init__(
@@ -112,9 +112,9 @@ class Observer:
         self._is_inside = self._is_own_backward = False
         self._arrived: defaultdict[tuple[int, str], Arrived] = defaultdict(list)
         self.is_paused = False
-        """Whether forward and backward passes are ignored."""
+        """True while forward and backward passes are ignored."""
         self.left_out: dict[str, str] = {}
-        """Why a layer was left out of a pass, since the last step."""
+        """Reasons why layers were left out of passes, since the last step."""
         self._watched: dict[int, Tensor] = {}
         before, after_all = Hook(self._before), Hook(self._after_all)
         self._handles: list[Any] = [
@@ -125,7 +125,7 @@ class Observer:
             after, first = partial(self._after, name), layer.is_sharded
             self._handles.append(on_call(layer.module, after, first))
             self._watch(layer)
-        # comes last where the model is a layer itself
+        # registered last: it must also run last if the model is a layer itself
         self._handles.append(
             model.register_forward_hook(after_all, with_kwargs=True, always_call=True)
         )
@@ -141,14 +141,14 @@ class Observer:
         return self._fisher == "empirical"
 
     def forget(self) -> None:
-        """Drop what was seen since the last step."""
+        """Drop everything that was observed since the last step."""
         self._arrived.clear()
         self.left_out.clear()
         for layer in self._layers.values():
             layer.forget()
 
     def _watch(self, layer: Layer) -> None:
-        """Be told when the gradients of a layer's parameters have grown."""
+        """Register hooks that run when a pass has added to a layer's gradients."""
         for parameter in layer.parameters.values():
             if id(parameter) not in self._watched:
                 self._watched[id(parameter)] = parameter
@@ -159,13 +159,13 @@ class Observer:
     # -- forward passes
 
     def _before(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        # a replica of the model has its hooks
+        # replicas of the model have its hooks, too
         if model is self._model:
             self._pass, self._is_inside = _Pass(_num_data(args, kwargs)), True
 
     def _after(self, name: str, module: nn.Module, x: Tensor, output: Any) -> None:
         layer = self._layers[name]
-        # what is checkpointed may run without gradients first, then again with them
+        # a checkpointed part may run without gradients first, then again with them
         if not (
             module is layer.module
             and module.training
@@ -177,11 +177,11 @@ class Observer:
             return
         if engine.is_traced(x) or not self._is_wanted() or not layer.is_intact:
             return
-        # checkpointing demands that the same be saved each time, counted or not
+        # checkpointing requires that each run saves the same tensors: save it always
         kept = engine.Kept(x)
         if self.is_paused or not (self._is_inside or self.is_empirical):
             return
-        # a pass that is run again for a backward pass is that of the model
+        # a recomputation during a backward pass belongs to the model's pass
         is_known = self._is_inside or engine.current_pass() >= 0
         observed = self._pass if is_known else _Pass()
         reason = layer.reason_against(x, observed.num_data)
@@ -240,7 +240,7 @@ class Observer:
                 layer.gathered.add(observed.gathered.pop(layer.name))
 
     def _gather(self, layer: Layer, arrived: Arrived) -> None:
-        """Add uses in one forward pass, and the gradients of their outputs."""
+        """Add the uses of one forward pass, and the gradients of their outputs."""
         uses = [use.seen(x.get()) for use, x, _ in arrived if x is not None]
         pairs = [
             (use, use.gradient(gradient))
@@ -256,11 +256,11 @@ class Observer:
         into = layer.gathered
         with exactly(pairs[0][1].device):
             if new:
-                # data count once, also if a later pass leads through more of the uses
+                # count data once, even if a later backward pass reaches more uses
                 layer.add_inputs(new, into, self._generator, len(new) == len(pairs))
             layer.add_gradients(pairs, 1.0, into, self._generator)
 
-    # -- backward passes of their own
+    # -- separate backward passes
 
     def _backpropagate(self, observed: _Pass, output: Any) -> None:
         terms, uses = self._terms(output), observed.uses
@@ -296,7 +296,7 @@ class Observer:
             remedy = "Use fisher='empirical'"
             raise TypeError(describe(self._owner, "the model", rule, kind, remedy))
         if output.dim() < 2 and not isinstance(self._loss, nn.CrossEntropyLoss):
-            # of a single output, which was squeezed
+            # a single output that was squeezed
             output = output.reshape(-1, 1)
         terms = LossTerms.of(self._owner, self._loss, output)
         if self._fisher == "mc":

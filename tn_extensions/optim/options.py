@@ -1,6 +1,7 @@
-"""Options of the preconditioner, checked once; numbers may depend on the step.
+"""Options of the preconditioner, which are checked once.
 
-Each group is a dataclass. Its fields are keyword arguments of the preconditioner, too.
+Each group of options is a dataclass. Its fields are also keyword arguments of the
+preconditioner. Numbers may depend on the step.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Reduction = Literal["mean", "sum"]
 NormLayers = Literal["plain", "unit-wise"]
 
 Number = float | Callable[[int], float]
-"""A number, or what computes it of the number of steps taken."""
+"""A number, or a function that computes it from the number of steps taken."""
 
 G = TypeVar("G", bound="_Group")
 
@@ -38,7 +39,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "lr": ("be non-negative", lambda value: value >= 0),
     "grad_worker_fraction": ("be in [0, 1] or None", lambda value: 0 <= value <= 1),
 }
-"""What numbers must be."""
+"""Rules for the options that are numbers."""
 CHOICES: dict[str, tuple[Any, ...]] = {
     "approx": get_args(Approx),
     "fisher": get_args(Fisher),
@@ -53,12 +54,12 @@ class _Group:
     """A group of options that checks itself."""
 
     def __post_init__(self) -> None:
-        """Refuse what an option cannot be."""
+        """Check the options."""
         for own, (name, value) in zip(fields(self), self.short().items(), strict=True):
             check(type(self).__name__, name, value, own.name)
 
     def __repr__(self) -> str:
-        """Tell the values; what computes a number of the step tells nothing."""
+        """List the values, with ``callable`` for functions."""
         told = [
             f"{own.name}={'callable' if _is_of_steps(value) else repr(value)}"
             for own, value in zip(fields(self), self.short().values(), strict=True)
@@ -75,10 +76,11 @@ class _Group:
 
 @dataclass(frozen=True, repr=False)
 class Damping(_Group):
-    """What is added to factors before they are inverted.
+    """The damping that is added to factors before they are inverted.
 
     Args:
-        value: The damping; or what computes it of the number of steps taken.
+        value: The damping, or a function that computes it from the number of steps
+            taken.
         method: ``"pi"``, ``"fixed"`` or ``"exact"``; see ``KFACPreconditioner``.
     """
 
@@ -88,12 +90,12 @@ class Damping(_Group):
 
 @dataclass(frozen=True, repr=False)
 class Schedule(_Group):
-    """When factors and inverses are updated.
+    """The steps at which factors and inverses are updated.
 
     Args:
-        factor_update_steps: Steps between updates of the factors.
-        inverse_update_steps: Steps between updates of the inverses.
-        ema_decay: Weight of the former average.
+        factor_update_steps: Number of steps between updates of the factors.
+        inverse_update_steps: Number of steps between updates of the inverses.
+        ema_decay: Weight of the former value in moving averages.
     """
 
     factor_update_steps: Number = 1
@@ -103,11 +105,11 @@ class Schedule(_Group):
 
 @dataclass(frozen=True, repr=False)
 class Clipping(_Group):
-    """How far a step may lead.
+    """The bound on the length of a step.
 
     Args:
-        kl_clip: Bound on ``lr^2`` times the sum of products of gradients and their
-            preconditioned ones. ``None``: none.
+        kl_clip: Bound on ``lr^2`` times the inner product of gradients and
+            preconditioned gradients. ``None``: no bound.
         lr: Learning rate.
     """
 
@@ -117,17 +119,17 @@ class Clipping(_Group):
 
 @dataclass(frozen=True, repr=False)
 class Curvature(_Group):
-    """What the factors are of.
+    """The curvature that the factors approximate; see ``KFACPreconditioner``.
 
     Args:
         approx: ``"expand"`` or ``"reduce"``.
         fisher: ``"empirical"``, ``"mc"`` or ``"type-2"``.
         eigenvalue_correction: Whether to use EKFAC's eigenvalues.
-        keep: ``{"n": share}`` of the data to estimate factors from.
-        loss_func: The loss that ``"mc"`` and ``"type-2"`` are of.
-        loss_reduction: Whether the loss that trains is a ``"mean"`` or a ``"sum"``.
-        mc_samples: Draws per datum and step.
-        seed: Of the draws.
+        keep: ``{"n": share}``, the share of the data that factors are estimated from.
+        loss_func: The loss whose Fisher ``"mc"`` and ``"type-2"`` compute.
+        loss_reduction: Whether the training loss is a ``"mean"`` or a ``"sum"``.
+        mc_samples: Number of Monte-Carlo samples per datum and step.
+        seed: Seed of all samples.
         norm_layers: ``"plain"`` or ``"unit-wise"``.
     """
 
@@ -144,12 +146,13 @@ class Curvature(_Group):
 
 @dataclass(frozen=True, repr=False)
 class Distributed(_Group):
-    """How several processes share the work.
+    """The distribution of work over several processes.
 
     Args:
         grad_worker_fraction: Share of the processes that multiply by a layer's inverse.
-            ``None``: all, or one where parameters are sharded.
-        process_group: The processes. ``None``: all, or those of the sharded parameters.
+            ``None``: all processes, or one if parameters are sharded.
+        process_group: The processes. ``None``: all processes, or those that share the
+            sharded parameters.
     """
 
     grad_worker_fraction: float | None = None
@@ -158,7 +161,7 @@ class Distributed(_Group):
 
 @dataclass(frozen=True)
 class Options:
-    """All groups, by the arguments that take them."""
+    """All groups of options, by their arguments."""
 
     damping: Damping
     curvature: Curvature
@@ -168,15 +171,18 @@ class Options:
 
     @classmethod
     def of(cls, owner: str, arguments: Mapping[str, Any]) -> Self:
-        """Join each group with the keyword arguments that are its short form.
+        """Combine each group with the keyword arguments that are its short form.
 
         Args:
-            owner: Whom errors name.
+            owner: Name of the caller, for errors.
             arguments: The arguments by name.
+
+        Returns:
+            The options.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
-            ValueError: If arguments contradict each other, or cannot be what they are.
+            ValueError: If arguments contradict each other, or a value is not allowed.
         """
         return cls(
             _joined(owner, "damping", Damping, arguments),
@@ -190,11 +196,11 @@ class Options:
 def _joined(
     owner: str, argument: str, kind: type[G], arguments: Mapping[str, Any]
 ) -> G:
-    """Join a group with its short form, of which defaults say nothing."""
+    """Combine a group with its short form, where defaults count as not given."""
     defaults, given = kind().short(), arguments[argument]
     short = {name: arguments[name] for name in defaults}
     if argument in short:
-        # a number as damping is of the short form
+        # a number as damping belongs to the short form
         is_group = isinstance(given, kind)
         short[argument] = defaults[argument] if is_group else given
         given = given if is_group else None
@@ -210,7 +216,7 @@ def _joined(
     for name, value in short.items():
         if not (_same(value, defaults[name]) or _same(value, known[name])):
             rule = f"not contradict {argument}={kind.__name__}(...)"
-            remedy = "Give it in one of both"
+            remedy = "Pass only one of them"
             raise ValueError(describe(owner, name, rule, repr(value), remedy))
     return given
 
@@ -226,7 +232,7 @@ def _same(one: Any, other: Any) -> bool:
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """What may differ between layers; see ``KFACPreconditioner``."""
+    """Options that may differ between layers; see ``KFACPreconditioner``."""
 
     approx: Approx
     damping: Number
@@ -238,13 +244,13 @@ class LayerOptions:
 
     @classmethod
     def of(cls, options: Options) -> Self:
-        """Return those of all layers."""
+        """Return the options that layers share."""
         groups = (options.curvature, options.damping, options.schedule)
         values = {name: own for group in groups for name, own in group.short().items()}
         return cls(**{own.name: values[own.name] for own in fields(cls)})
 
     def overridden(self, owner: str, own: Mapping[str, Any]) -> Self:
-        """With a layer's own options, checked."""
+        """Check a layer's own options, and override the shared ones with them."""
         names = [field.name for field in fields(self)]
         if isinstance(own.get("damping"), Damping):
             arguments = {**Damping().short(), **own}
@@ -258,17 +264,17 @@ class LayerOptions:
 
 
 def check(owner: str, name: str, value: Any, argument: str = "") -> None:
-    """Refuse a value that an option cannot have.
+    """Check that an option may have a value.
 
     Args:
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
         name: The option, by its keyword argument.
         value: The value.
-        argument: What errors call the option. Default: by its name.
+        argument: Name of the option in errors. Default: its keyword argument.
 
     Raises:
-        TypeError: If it is of the wrong kind.
-        ValueError: If it is of the right kind.
+        TypeError: If the value is of the wrong kind.
+        ValueError: If the value is not allowed.
     """
     if name == "keep":
         share_of_samples(owner, value)
@@ -281,11 +287,20 @@ def check(owner: str, name: str, value: Any, argument: str = "") -> None:
 
 
 def number_at(owner: str, name: str, value: Number | None, step: int) -> Any:
-    """An option at a step, checked; ``None`` where it may be.
+    """Evaluate an option at a step, and check it.
+
+    Args:
+        owner: Name of the caller, for errors.
+        name: The option, by its keyword argument.
+        value: The number, or a function of the step.
+        step: The step.
+
+    Returns:
+        The number, or ``None`` if the option allows it.
 
     Raises:
-        TypeError: If it is no number.
-        ValueError: If it is one that the option cannot have.
+        TypeError: If it is not a number.
+        ValueError: If it is not allowed.
     """
     if callable(value):
         value = value(step)
@@ -306,17 +321,21 @@ def _check_number(owner: str, name: str, value: Any, argument: str = "") -> None
 
 
 def check_loss(owner: str, loss: Any) -> None:
-    """Refuse a loss of which no targets can be drawn.
+    """Check that targets of a loss can be sampled.
+
+    Args:
+        owner: Name of the caller, for errors.
+        loss: The loss.
 
     Raises:
-        NotImplementedError: If it is none of those supported, or has weights.
+        NotImplementedError: If the loss is not supported, or has weights.
     """
     if type(loss) not in LIKELIHOODS or loss.reduction not in CHOICES["loss_reduction"]:
         names = ", ".join(kind.__name__ for kind in LIKELIHOODS)
-        rule = f"be one of {names}, of reduction 'mean' or 'sum'"
+        rule = f"be one of {names}, with reduction 'mean' or 'sum'"
         raise NotImplementedError(describe(owner, "loss_func", rule, loss))
     weights = [getattr(loss, name, None) for name in ("weight", "pos_weight")]
     if any(weight is not None for weight in weights):
-        remedy = "Their gradients are right with fisher='empirical'"
-        rule = "have no weights, which depend on targets"
+        remedy = "Use fisher='empirical'"
+        rule = "have no weights, as they depend on targets"
         raise NotImplementedError(describe(owner, "loss_func", rule, loss, remedy))

@@ -1,4 +1,4 @@
-"""KFAC as a preconditioner of gradients, for any optimizer."""
+"""KFAC as a preconditioner for gradients of any optimizer."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ from tn_extensions.optim.statistics import all_finite
 
 LOG = getLogger("tn_extensions.optim")
 VERSION = 1
-"""Of the state."""
+"""Version of the state."""
 
 
 class KFACPreconditioner:
-    """Replaces gradients by those that KFAC preconditions.
+    """Replace gradients by gradients that are preconditioned with KFAC.
 
     In a training loop::
 
@@ -57,85 +57,91 @@ class KFACPreconditioner:
         preconditioner.step()
         optimizer.step()
 
-    The gradient ``V`` of a layer, as a matrix ``[CO, D]`` of each group of channels,
-    becomes ``(B + b I)^-1 V (A + a I)^-1``. With patches ``U`` (which end with a one if
+    The gradient ``V`` of a layer, a matrix ``[CO, D]`` for each group of channels,
+    becomes ``(B + b I)^-1 V (A + a I)^-1``. With patches ``U`` (ending with a one if
     there is a bias), gradients ``g`` of each datum's loss by the outputs, ``S``
-    positions that share the weight and ``N`` data, ``A = 1/(N S) sum U U^T`` and
-    ``B = 1/N sum g g^T`` (KFAC-expand); KFAC-reduce has means of patches and sums of
-    gradients over positions. Both are exponential moving averages. Other parameters
-    keep their gradient.
+    positions that share the weight, and ``N`` data, the factors of KFAC-expand are ``A
+    = 1/(N S) sum U U^T`` and ``B = 1/N sum g g^T``. KFAC-reduce replaces ``U`` by means
+    and ``g`` by sums over positions, with ``A = 1/N sum u u^T`` for means ``u``. Both
+    factors are exponential moving averages, of float32 or wider. Other parameters keep
+    their gradient.
 
-    Layers: ``Linear``, convolutions, transposed convolutions of any hyper-parameters,
-    used once or several times in a forward pass. Frozen ones are left alone, and so are
-    those with a ``forward`` of their own or a kernel that is computed (``weight_norm``,
-    ``parametrize``, ``prune``). Gradient accumulation, autocast, gradient
-    checkpointing, ``torch.compile`` and ``DistributedDataParallel`` need nothing but
-    what is said below.
+    Supported layers are ``Linear``, convolutions and transposed convolutions with any
+    hyper-parameters, also if they are used several times in a forward pass. Layers keep
+    their gradient if they are frozen, have their own ``forward``, or compute their
+    kernel (``weight_norm``, ``parametrize``, ``prune``). Gradient accumulation,
+    autocast, gradient checkpointing, ``torch.compile`` and ``DistributedDataParallel``
+    are supported.
 
-    Statistics are of the passes that made the gradients: of layers in training mode
-    (``model.train()``), and of backward passes that add to ``.grad``, as
-    ``loss.backward()`` does and ``torch.autograd.grad`` does not. What is set to zero
-    before the step does not count. Each of several backward passes through one graph
-    adds its ``sum g g^T``; their data count once. :meth:`pause` ignores passes.
+    Statistics come from the passes that compute the gradients. Layers must be in
+    training mode (``model.train()``), and the backward pass must add to ``.grad``, as
+    ``loss.backward()`` does and ``torch.autograd.grad`` does not. If gradients are set
+    to zero before the step, their statistics are dropped. Several backward passes
+    through one graph each add their ``sum g g^T``, but the data count once. Use
+    :meth:`pause` to ignore passes.
 
-    ``N`` is the length of the model's first input. Where a layer's input has a multiple
-    of it as rows (frames or windows folded into the batch), the rows of a datum, which
-    must be adjacent, are positions that share the weight. Outside of the model's own
-    ``forward``, each call of a layer is on data of its own, one per row.
+    ``N`` is the length of the model's first input. The rows of a layer's input may be a
+    multiple of ``N``, such as frames or windows folded into the batch. The rows of a
+    datum must be adjacent; they are positions that share the weight. In calls outside
+    of the model's ``forward``, each row of a layer's input is a datum.
 
-    Layers without statistics (never called, or on what is not a batch) keep their
-    gradient, with a warning.
+    Layers without statistics, as they were not called or their input was not a batch,
+    keep their gradient. It warns about them.
 
     Args:
-        model: The model; compiled or wrapped in ``DistributedDataParallel`` or not.
+        model: The model. It may be compiled or wrapped in ``DistributedDataParallel``.
         approx: ``"expand"`` or ``"reduce"``.
-        fisher: ``"empirical"``: of the gradients that train, at no extra pass.
-            ``"mc"``: of targets drawn from the model, ``mc_samples`` backward passes to
-            the layers' outputs. ``"type-2"``: exact, as many passes as classes.
-        damping: What is added to factors; see ``damping_method``. Numbers, here and
-            below, may be callables of the number of steps taken. Or a ``Damping``, with
-            its method.
-        factor_update_steps: Steps between updates of the factors.
-        inverse_update_steps: Steps between updates of the inverses.
-        ema_decay: Weight of the former average.
-        kl_clip: Bound on ``lr^2`` times the sum of products of gradients and their
-            preconditioned ones: above, the latter are scaled. ``None``, also from a
-            callable: no bound and no scaling.
-        lr: Learning rate, for ``kl_clip``.
-        eigenvalue_correction: Whether to use EKFAC's eigenvalues, second moments of the
+        fisher: ``"empirical"``: use the gradients of training, without another pass.
+            ``"mc"``: sample targets from the model; takes ``mc_samples`` backward
+            passes to the layers' outputs. ``"type-2"``: exact; takes as many passes as
+            there are classes.
+        damping: The damping of the factors, see ``damping_method``; or a ``Damping``
+            with value and method. All numbers here and below may be functions of the
+            number of steps taken.
+        factor_update_steps: Number of steps between updates of the factors.
+        inverse_update_steps: Number of steps between updates of the inverses.
+        ema_decay: Weight of the former value in moving averages.
+        kl_clip: Bound on ``lr^2`` times the inner product of gradients and
+            preconditioned gradients. If it is exceeded, preconditioned gradients are
+            scaled down. ``None``, also from a function: no bound.
+        lr: Learning rate, which only ``kl_clip`` uses.
+        eigenvalue_correction: Whether to use EKFAC's eigenvalues: second moments of the
             gradients in the factors' eigenbases (George et al., 2018).
-        skip_layers: Names of layers, or of modules around them, or of classes, that
-            keep their gradient. Regular expressions, each of which must match some.
+        skip_layers: Regular expressions for names of layers, of modules that contain
+            them, or of classes, which keep their gradient. Each must have a match.
         damping_method: ``"pi"``: ``a b = damping``, split by the factors' mean
             eigenvalues (Martens & Grosse, 2015). ``"fixed"``: ``a = b = damping``.
-            ``"exact"``: added to ``B (x) A``, in its eigenbasis (always so in EKFAC).
-        overrides: ``approx``, ``damping``, ``damping_method``, ``ema_decay``, ``keep``,
-            ``eigenvalue_correction``, ``norm_layers`` of layers by name (as in
-            ``skip_layers``).
-        keep: ``{"n": share}`` of the data to estimate factors from, without bias: a
-            fixed number, drawn anew for each layer and factor. ``None``: all.
-        loss_func: The loss that ``"mc"`` and ``"type-2"`` are of: ``CrossEntropyLoss``
-            (the default), ``MSELoss``, ``BCEWithLogitsLoss``.
-        loss_reduction: Whether the loss that is differentiated between two steps is the
-            mean over all data of this time, or their sum, with which
-            ``B = sum g g^T``. With gradient accumulation, scale losses accordingly.
-        mc_samples: Draws per datum and step.
-        seed: Of the draws.
-        grad_scaler: The ``GradScaler``, if one scales the loss. Call its ``unscale_``
-            before ``step``; steps with overflows are skipped.
+            ``"exact"``: add the damping to ``B (x) A``, in its eigenbasis; EKFAC always
+            does this.
+        overrides: Options of single layers, by regular expressions as in
+            ``skip_layers``: ``approx``, ``damping``, ``damping_method``, ``ema_decay``,
+            ``keep``, ``eigenvalue_correction`` or ``norm_layers``.
+        keep: ``{"n": share}``: estimate factors from a share of the data, without bias.
+            A fixed number of data is sampled for each layer and factor. ``None``: use
+            all data.
+        loss_func: The loss whose Fisher ``"mc"`` and ``"type-2"`` compute:
+            ``CrossEntropyLoss`` (the default), ``MSELoss`` or ``BCEWithLogitsLoss``.
+        loss_reduction: Whether the losses that are differentiated between two steps add
+            up to the ``"mean"`` over all of their data, or to the ``"sum"``; then ``B =
+            sum g g^T``. With gradient accumulation, scale the losses accordingly.
+        mc_samples: Number of Monte-Carlo samples per datum and step.
+        seed: Seed of all samples.
+        grad_scaler: The ``GradScaler``, if the loss is scaled by one. Call its
+            ``unscale_`` before ``step``. Steps with overflows are skipped.
         grad_worker_fraction: Share of the processes that multiply by a layer's inverse
-            (KAISA). 1: all, and inverses are sent. 0: one, and gradients are sent.
-            Default: 1; with sharded parameters (``fully_shard``) 0, the only choice.
+            (KAISA). 1: all processes multiply, and inverses are sent. 0: one process
+            multiplies, and gradients are sent. Default: 1; with sharded parameters
+            (``fully_shard``), 0 is the default and the only choice.
         process_group: The processes. Default: all, or those that share the parameters.
-        norm_layers: ``"plain"``: norm layers keep their gradient. ``"unit-wise"``: the
-            gradients ``v`` of a scale and its shift, ``[2]``, of ``BatchNorm``,
-            ``LayerNorm``, ``GroupNorm`` and ``RMSNorm`` become
-            ``(F + damping I)^-1 v``, ``F = 1/N sum u u^T`` of each datum's gradients
-            ``u`` of both (Osawa et al., CVPR 2019).
+        norm_layers: ``"plain"``: norm layers keep their gradient. ``"unit-wise"``: for
+            ``BatchNorm``, ``LayerNorm``, ``GroupNorm`` and ``RMSNorm``, the gradients
+            ``v``, ``[2]``, by a scale and its shift become ``(F + damping I)^-1 v``,
+            with ``F = 1/N sum u u^T`` for each datum's gradients ``u`` by both (Osawa
+            et al., CVPR 2019).
         curvature: ``approx``, ``fisher``, ``eigenvalue_correction``, ``keep``,
             ``loss_func``, ``loss_reduction``, ``mc_samples``, ``seed`` and
-            ``norm_layers`` as a group.
-            Arguments, here and below, must not contradict the group.
+            ``norm_layers`` as a group. Arguments must not contradict this or another
+            group.
         schedule: ``factor_update_steps``, ``inverse_update_steps`` and ``ema_decay`` as
             a group.
         clipping: ``kl_clip`` and ``lr`` as a group.
@@ -143,15 +149,15 @@ class KFACPreconditioner:
 
     Attributes:
         steps: Number of steps taken.
-        skipped: Number of steps without preconditioning as something was not finite.
+        skipped: Number of steps that were skipped, since gradients were not finite.
         last_step: :class:`StepMetrics` of the last step; ``None`` before the first.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If it is of the right kind, but not what it must be; if the model
-            has no supported layer; if models of processes differ.
-        NotImplementedError: If parameters are shared between layers, or sharded
-            otherwise than by ``fully_shard`` on a mesh of one axis.
+        ValueError: If a value is not allowed, the model has no supported layer, or
+            processes have different models.
+        NotImplementedError: If layers share parameters, or parameters are sharded in
+            another way than by ``fully_shard`` on a mesh of one axis.
 
     References: Martens & Grosse, ICML 2015; Grosse & Martens, ICML 2016; Eschenhagen et
     al., NeurIPS 2023; Pauloski et al., SC 2021.
@@ -223,14 +229,14 @@ class KFACPreconditioner:
             self._generator,
             partial(self._is_due, "factor_update_steps"),
         )
-        # a mean over data or rows has gradients that are divided by their number
+        # the gradients of a mean over data or rows are divided by their number
         if self._observer.is_empirical:
             self._power = int(own.loss_reduction == "mean")
         else:
             self._power = -int(loss.reduction == "mean")
 
     def __repr__(self) -> str:
-        """Tell the options, and the layers with the shapes of their factors."""
+        """List the options, and the layers with the shapes of their factors."""
         lines = [f"{name}={group}" for name, group in vars(self._options).items()]
         common = vars(LayerOptions.of(self._options))
         for layer in self._layers.values():
@@ -245,20 +251,21 @@ class KFACPreconditioner:
     def step(self) -> None:
         """Precondition the gradients, in place.
 
-        Where gradients overflowed under a ``GradScaler``, or preconditioned ones are
-        not finite, the step is counted as skipped: the former stay for the scaler to
-        see, the latter are dropped, and the optimizer leaves these parameters alone.
+        A step is counted as skipped in two cases. If gradients overflow under a
+        ``GradScaler``, they stay as they are, so that the scaler finds the overflow. If
+        preconditioned gradients are not finite, they are set to ``None``, so that the
+        optimizer does not change these parameters.
 
         Raises:
             RuntimeError: If there was no backward pass in training mode since the last
                 step.
-            ValueError: If gradients are not finite; nothing has changed then.
+            ValueError: If gradients are not finite. Nothing is changed then.
         """
         layers = self._layers_to_precondition()
         if not self._check_gradients(layers):
             self.last_step = StepMetrics(self.steps, True, None, {}, False, ())
             return
-        # wrong numbers must be found before anything is done
+        # find invalid numbers before anything is changed
         for layer in layers.values():
             layer.resolve(self.steps)
         clip_and_lr = self._clip_and_lr()
@@ -292,10 +299,9 @@ class KFACPreconditioner:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Ignore forward and backward passes meanwhile, for instance of an attack.
+        """Ignore forward and backward passes in this context, such as of an attack.
 
-        Where these add to ``.grad``, the next step preconditions with statistics that
-        lack them.
+        If these add to ``.grad``, the statistics of the next step lack them.
         """
         was_paused, self._observer.is_paused = self._observer.is_paused, True
         try:
@@ -304,7 +310,7 @@ class KFACPreconditioner:
             self._observer.is_paused = was_paused
 
     def remove_hooks(self) -> None:
-        """Stop observing the model. There is nothing to precondition with from then."""
+        """Stop observing the model; :meth:`step` cannot be called any more."""
         self._observer.remove()
 
     def _is_due(self, name: str) -> bool:
@@ -312,13 +318,13 @@ class KFACPreconditioner:
         return self.steps % int(number_at(self._owner, name, every, self.steps)) == 0
 
     def _layers_to_precondition(self) -> dict[str, Layer]:
-        """Layers with gradients that the last step has not preconditioned."""
+        """Find the layers with gradients that no step has preconditioned yet."""
         found = {name: own for name, own in self._layers.items() if own.gradients}
         for name, own in found.items():
             are_sharded = any(isinstance(g, DTensor) for g in own.gradients.values())
             if are_sharded and not own.is_sharded:
                 remedy = f"Construct {self._owner} after fully_shard"
-                rule, got = "be as it was", "sharded parameters"
+                rule, got = "not be sharded later", "sharded parameters"
                 raise RuntimeError(describe(self._owner, name, rule, got, remedy))
         reason = "no longer multiplies by its own parameters"
         self._warn_of({n: reason for n, own in found.items() if not own.is_intact})
@@ -373,13 +379,13 @@ class KFACPreconditioner:
             if is_finite:
                 self._layers[name].average(new)
             else:
-                LOG.warning("Layer %s: factors not finite, left out", name)
+                LOG.warning("Layer %s: factors are not finite, not averaged", name)
         without = [name for name, own in layers.items() if not own.has_averages]
-        unseen = "was not called in the passes that made them"
+        unseen = "was not called in the passes that computed them"
         self._warn_of({name: left_out.get(name, unseen) for name in without})
 
     def _warn_of(self, reasons: Mapping[str, str]) -> None:
-        """Warn, once, of layers that keep their gradient."""
+        """Warn once about each layer that keeps its gradient."""
         names: defaultdict[str, list[str]] = defaultdict(list)
         for name, reason in reasons.items():
             if name not in self._warned:
@@ -387,8 +393,8 @@ class KFACPreconditioner:
         self._warned.update(reasons)
         for reason, own in names.items():
             warn(
-                f"{self._owner}: plain gradients stay for {', '.join(own)}: each "
-                f"{reason}.",
+                f"{self._owner}: plain gradients are used for {', '.join(own)}, as "
+                f"each {reason}.",
                 stacklevel=4,
             )
 
@@ -403,7 +409,8 @@ class KFACPreconditioner:
         scale = replace_gradients(pairs, clip_and_lr, self._processes.total)
         if scale is None:
             self.skipped += 1
-            LOG.warning("Step %d skipped: its update is not finite", self.steps)
+            message = "Step %d skipped: preconditioned gradients are not finite"
+            LOG.warning(message, self.steps)
             for layer in layers.values():
                 for own in layer.trained.resting.values():
                     own.grad = None
@@ -417,21 +424,21 @@ class KFACPreconditioner:
         return clip, number_at(self._owner, "lr", own.lr, self.steps)
 
     def _seed_draws(self) -> None:
-        """Draw by step and process, so that a state needs not say how."""
+        """Seed samples by step and process, so that a state need not store a seed."""
         per_step = self._options.curvature.seed + self.steps * self._processes.size
         self._generator.manual_seed(per_step + self._processes.rank)
 
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Averages, inverses and counters, as plain tensors and numbers.
+        """Return averages, inverses and counters, as plain tensors and numbers.
 
-        Where inverses are split between processes, all of these must call it. It can be
-        loaded in any number of processes.
+        If inverses are split between processes, all of them must call this method. Any
+        number of processes can load the state.
 
-        Where parameters are sharded, it is of the layers that this process owns, for
-        ``torch.distributed.checkpoint.save``; :meth:`load_checkpoint` loads it in any
-        number of processes.
+        If parameters are sharded, the state has only the layers that this process owns.
+        Save it with ``torch.distributed.checkpoint.save``; any number of processes can
+        load it with :meth:`load_checkpoint`.
         """
         return {
             "version": VERSION,
@@ -443,30 +450,34 @@ class KFACPreconditioner:
     def load_checkpoint(
         self, checkpoint_id: str | PathLike[str], key: str = "preconditioner"
     ) -> None:
-        """Load a state that ``torch.distributed.checkpoint.save`` has saved.
+        """Load a state that ``torch.distributed.checkpoint.save`` saved.
 
-        For instance by ``save({"preconditioner": preconditioner.state_dict()},
-        checkpoint_id=folder)``. The number of processes need not be the same, and
-        parameters may be sharded or not. All processes must call it.
+        For example, save it with ``save({"preconditioner":
+        preconditioner.state_dict()}, checkpoint_id=folder)``. The number of processes
+        may differ, and parameters may be sharded or not. All processes must call this
+        method.
 
         Args:
             checkpoint_id: Folder of the checkpoint.
-            key: The state's key in what was saved.
+            key: Key of the state in the dictionary that was saved.
 
         Raises:
-            ValueError: As :meth:`load_state_dict`, or if there is no such key.
+            ValueError: As for :meth:`load_state_dict`, or if there is no such key.
         """
         names = [name for name in self._layers if self._processes.holds(name)]
         self.load_state_dict(read_state(self._owner, checkpoint_id, key, names))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load a state. Statistics since the last step are dropped.
+        """Load a state, and drop the statistics since the last step.
 
-        Where parameters are sharded, all processes must call it, each with a state of
-        the layers that it owns, or of all.
+        If parameters are sharded, all processes must call this method.
+
+        Args:
+            state_dict: A state of :meth:`state_dict`. If parameters are sharded, it
+                needs only the layers that this process owns.
 
         Raises:
-            ValueError: If it is of other layers or another version; nothing has changed
+            ValueError: If it is of other layers or another version. Nothing is changed
                 then.
         """
         version = state_dict.get("version")
@@ -478,7 +489,7 @@ class KFACPreconditioner:
         (is_fine,) = self._processes.all_agree([not wrong])
         if not is_fine:
             others = ", ".join(wrong) or "some layers of another process"
-            rule, found = "be of the same layers", f"others at {others}"
+            rule, found = "have the same layers", f"different ones at {others}"
             raise ValueError(describe(self._owner, "state_dict", rule, found))
         self._observer.forget()
         self.steps, self.skipped = state_dict["steps"], state_dict["skipped"]

@@ -1,10 +1,10 @@
-"""Processes that shard parameters (FSDP2), and what these have of gradients.
+"""Processes with sharded parameters (FSDP2) and gradients.
 
-``fully_shard`` splits a parameter into one part a process. A layer's owner has its
-averages and its inverse, and no other process has. The owner receives all parts of a
-gradient, multiplies, and sends the parts back, in one exchange each way. EKFAC's
-eigenbases are lent to all for the time of the layer's backward pass, as ``fully_shard``
-does with parameters.
+``fully_shard`` splits a parameter into a part for each process. Only the process that
+owns a layer has its averages and its inverse. It receives all parts of the gradient,
+multiplies, and sends the parts back, in one exchange each way. EKFAC's eigenbases are
+sent to all processes for the layer's backward pass, as ``fully_shard`` does with
+parameters.
 """
 
 from __future__ import annotations
@@ -30,11 +30,19 @@ from tn_extensions.optim.state import attach_tensors, detach_tensors
 def processes_of(
     owner: str, layers: Mapping[str, Layer], options: Distributed
 ) -> Processes:
-    """Return the processes that train layers, or share their parameters.
+    """Create the processes that train layers, with whole or sharded parameters.
+
+    Args:
+        owner: Name of the caller, for errors.
+        layers: The layers by name.
+        options: The processes, and the share that multiplies by a layer's inverse.
+
+    Returns:
+        The processes.
 
     Raises:
         NotImplementedError: If parameters are sharded in a way that is not supported.
-        ValueError: As :class:`Processes`.
+        ValueError: As for :class:`Processes`.
     """
     group = _sharding_group(owner, layers.values(), options.process_group)
     if group is None:
@@ -43,7 +51,7 @@ def processes_of(
 
 
 def reshard(model: nn.Module) -> None:
-    """Free parameters that a forward pass has left whole."""
+    """Shard parameters again that a forward pass has left whole."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -53,18 +61,18 @@ def _sharding_group(owner: str, layers: Iterable[Layer], group: Any) -> Any | No
     """Find the processes that layers are sharded over.
 
     Args:
-        owner: Whom errors name.
+        owner: Name of the caller, for errors.
         layers: The layers.
-        group: The process group that was asked for, if one was.
+        group: The process group that the user passed, or ``None``.
 
     Returns:
-        The group. ``None``: all layers are whole.
+        The group. ``None``: no layer is sharded.
 
     Raises:
-        NotImplementedError: If parameters are sharded in more than one way, over a mesh
-            of more than one axis (HSDP, tensor parallelism), or kept on another device
-            than the one that computes.
-        ValueError: If the process group is another one.
+        NotImplementedError: If parameters are sharded in different ways, over a mesh of
+            more than one axis (HSDP, tensor parallelism), or stored on another device
+            than the mesh's.
+        ValueError: If ``group`` is not the group of the sharded parameters.
     """
     parameters = {
         f"{layer.name}.{key}": own
@@ -79,21 +87,23 @@ def _sharding_group(owner: str, layers: Iterable[Layer], group: Any) -> Any | No
     for name, own in parameters.items():
         found = _reason_against(own, mesh)
         if found:
-            rule = "be sharded by fully_shard over the same mesh of one axis, or whole"
-            message = describe(owner, name, f"{rule}, as all others", found, remedy)
+            rule = (
+                "be sharded by fully_shard over one mesh of one axis, like all others"
+            )
+            message = describe(owner, name, rule, found, remedy)
             raise NotImplementedError(message)
     own_group = mesh.get_group()
     if group is not None:
         ranks, others = map(dist.get_process_group_ranks, (own_group, group))
         if ranks != others:
-            rule = f"be that of the sharded parameters, of ranks {ranks}"
+            rule = f"be the group of the sharded parameters, with ranks {ranks}"
             raise ValueError(describe(owner, "process_group", rule, others))
     return own_group
 
 
 def _reason_against(parameter: Tensor, mesh: Any) -> str | None:
     if not isinstance(parameter, DTensor):
-        return "a parameter that is whole"
+        return "a parameter that is not sharded"
     if parameter.device_mesh.ndim != 1:
         return f"a mesh of {parameter.device_mesh.ndim} axes"
     if parameter.device_mesh != mesh:
@@ -102,12 +112,12 @@ def _reason_against(parameter: Tensor, mesh: Any) -> str | None:
     if type(placement) is not Shard:
         return str(placement)
     if parameter.device.type != mesh.device_type:
-        return f"a parameter on {parameter.device} of a mesh on {mesh.device_type}"
+        return f"a parameter on {parameter.device} and a mesh on {mesh.device_type}"
     return None
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Return this process's part of a tensor, without a copy; a whole one as it is."""
+    """Return this process's part of a sharded tensor, or a whole tensor as it is."""
     if not isinstance(tensor, DTensor):
         return tensor
     with torch.no_grad():
@@ -115,9 +125,9 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 class ShardedProcesses(Processes):
-    """Processes that have parts of parameters, and of their gradients.
+    """Processes that each have a part of parameters and gradients.
 
-    Args and errors are those of :class:`Processes`.
+    Arguments and errors are those of :class:`Processes`.
     """
 
     def holds(self, name: str) -> bool:
@@ -129,19 +139,19 @@ class ShardedProcesses(Processes):
         return True
 
     def _load(self, layer: Layer) -> float:
-        # who shards parameters is short of memory
+        # parameters are sharded to save memory: balance memory, not time
         shapes = layer.factor_shapes.values()
         return float(sum(groups * size**2 for groups, size, _ in shapes))
 
     def _count_workers(self, fraction: float | None) -> int:
         if (fraction or 0.0) * self.size > 1:
-            rule = "be 0 or None where parameters are sharded"
+            rule = "be 0 or None if parameters are sharded"
             message = describe(self._owner, "grad_worker_fraction", rule, fraction)
             raise ValueError(message)
         return 1
 
     def all_agree(self, conditions: list[bool]) -> list[bool]:
-        """Conditions on parts of gradients, or averages, that hold everywhere."""
+        """Tell for each condition whether it holds in all processes."""
         held = torch.tensor(conditions, dtype=torch.int32, device=self.device)
         dist.all_reduce(held, dist.ReduceOp.MIN, group=self.group)
         return [bool(each) for each in held.tolist()]
@@ -155,12 +165,12 @@ class ShardedProcesses(Processes):
         return self._owners[name]
 
     def load(self, states: Mapping[str, Any], has_begun: bool) -> None:
-        """Load states of layers, at least of those that this process holds."""
+        """Load states of layers, then announce which eigenbases can be borrowed."""
         super().load(states, has_begun)
         self._send_inverses(list(self._layers.values()))
 
     def _send_inverses(self, layers: Sequence[Layer]) -> None:
-        """Keep inverses, and tell all processes which eigenbases there are to lend."""
+        """Announce eigenbases that can be borrowed; inverses are not sent."""
         corrected = [own for own in layers if own.options.eigenvalue_correction]
         if not corrected or self.size == 1:
             return
@@ -186,11 +196,10 @@ class ShardedProcesses(Processes):
     def preconditioned(
         self, layers: Mapping[str, Layer]
     ) -> Iterable[tuple[str, Mapping[str, Tensor]]]:
-        """Multiply gradients by the inverses, each where its inverse is.
+        """Multiply gradients by the inverses, each in the process that has the inverse.
 
         Args:
-            layers: Those whose gradients are to be multiplied, which are the same ones
-                in all processes.
+            layers: Layers whose gradients are multiplied, the same in all processes.
 
         Returns:
             This process's parts of the products, by layer and parameter.
@@ -215,7 +224,7 @@ class ShardedProcesses(Processes):
             gathered = [next(from_rank) for from_rank in received]
             axis = _axis(gradients[name, key])
             whole.setdefault(name, {})[key] = torch.cat(gathered, axis)
-        del received  # whole gradients are held once
+        del received  # do not hold the gradients twice
         new = {name: layers[name].preconditioned(whole.pop(name)) for name in [*whole]}
         chunks = [
             new[name][key].split([shape[axis] for shape in each], axis)
@@ -256,7 +265,7 @@ def _axis(gradient: Any) -> int:
 
 
 def _shapes_of_parts(gradient: Any) -> list[torch.Size]:
-    """Return the shapes of all processes' parts, which are those of ``torch.chunk``."""
+    """Return the shapes of all processes' parts, which ``torch.chunk`` defines."""
     axis, size = _axis(gradient), gradient.device_mesh.size()
     length = gradient.shape[axis]
     most = -(-length // size)

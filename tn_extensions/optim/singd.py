@@ -1,4 +1,4 @@
-"""SINGD fed by our factors: no unfolded input. Needs the extra ``singd``."""
+"""SINGD with our factors, without unfolding. Needs the extra ``singd``."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tn_extensions.optim.statistics import RANK_LIMIT
 
 
 class SINGD(stock.SINGD):
-    """Structured inverse-free natural gradient descent, for :class:`singd.SINGD`.
+    """Structured inverse-free natural gradient descent, replaces :class:`singd.SINGD`.
 
     The statistics of a layer's inputs are ``K^T A K``, with the input factor ``A`` of
-    KFAC-expand or -reduce as :class:`KFACPreconditioner` has it, but for groups: these
-    are averaged, as in singd. Convolutions of every ``padding_mode`` and uneven
-    ``padding="same"`` are right, which stock takes for others or refuses. Where that is
-    right, values equal stock's to rounding.
+    KFAC-expand or KFAC-reduce as in :class:`KFACPreconditioner`. Inputs are averaged
+    over groups, as in singd. Values are correct for every ``padding_mode`` and uneven
+    ``padding="same"``, which stock singd treats as other padding or refuses. Where
+    singd's values are correct, ours equal them up to rounding.
 
     Args:
-        *args: As :class:`singd.SINGD`.
-        **kwargs: As :class:`singd.SINGD`.
+        *args: As for :class:`singd.SINGD`.
+        **kwargs: As for :class:`singd.SINGD`.
 
     Reference: Lin et al., "Structured Inverse-Free Natural Gradient", ICML 2024.
     """
@@ -49,7 +49,7 @@ class SINGD(stock.SINGD):
         )
         (dtype_K, dtype_C), _ = self._get_preconditioner_dtypes_and_device(module)
         name = self.module_names[module]
-        # scaled as stock's, which undoes the scale of the former step here
+        # as in singd, which here undoes the scale of the former step
         scale = 1 / sqrt(self._get_grad_scale(self.steps - 1))
         g = process_grad_output(gradient.to(dtype_C), module, average, approx) * scale
         terms = {"H_Ks": self._H_K(module, use), "H_Cs": self.Cs[name].from_inner(g.T)}
@@ -68,15 +68,15 @@ class SINGD(stock.SINGD):
             [use], approx, None, 1 / len(use.x), has_bias, RANK_LIMIT
         ).to(dtype)
         K = self.Ks[self.module_names[module]]
-        # of few vectors, these take less time
+        # few vectors are cheaper than their matrix
         return K.from_inner(A.T) if is_low_rank(A) else _from_inner2(K, A)
 
 
 def _from_inner2(K: Any, A: Tensor) -> Any:
-    """Structured part of ``K^T A K`` for a symmetric ``A``.
+    """Compute the structured part of ``K^T A K`` for a symmetric ``A``.
 
-    Most structures leave ``from_inner2`` to their base class, which makes ``K`` dense
-    and warns. All that are for use multiply by their transpose on their own.
+    Most structures inherit ``from_inner2`` from their base class, which makes ``K``
+    dense and warns. But they implement products with their transpose.
     """
     if type(K).from_inner2 is StructuredMatrix.from_inner2:
         return K.from_dense(K.rmatmat(K.rmatmat(A).T))

@@ -1,4 +1,4 @@
-"""Inverses as plain containers of tensors and numbers, and back."""
+"""Convert inverses to plain containers of tensors and numbers, and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tn_extensions.optim.triangles import Triangle
 
 
 class Outline(NamedTuple):
-    """Shape and type of a tensor."""
+    """Shape and dtype of a tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -27,14 +27,14 @@ _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (LowRank, KroneckerProduct, EigendecomposedMatrix, Triangle)
 }
-# as earlier versions named them
+# names in states of earlier versions
 _TYPES |= {"Product": KroneckerProduct, "Rotated": EigendecomposedMatrix}
 
 
 def to_state(value: Any) -> Any:
-    """Blocks and their parts as dictionaries; tensors and numbers as they are.
+    """Convert a block and its parts to dictionaries of tensors and numbers.
 
-    Decompositions that share a square with another matrix are taken out of it.
+    A decomposition that is stored below another matrix's diagonal is packed.
     """
     if isinstance(value, CholeskyInverse):
         value = Triangle.of(value)
@@ -45,7 +45,7 @@ def to_state(value: Any) -> Any:
 
 
 def from_state(state: Any) -> Any:
-    """The inverse of :func:`to_state`, but for triangles, which stay apart."""
+    """Undo :func:`to_state`, except that packed triangles stay packed."""
     if not isinstance(state, dict):
         return state
     own = {name: from_state(value) for name, value in state.items() if name != "type"}
@@ -53,11 +53,14 @@ def from_state(state: Any) -> Any:
 
 
 def detach_tensors(state: Any, tensors: list[Tensor]) -> Any:
-    """A state with its tensors replaced by their shapes and types.
+    """Replace the tensors of a state by their shapes and dtypes.
 
     Args:
         state: A state.
-        tensors: What the tensors are appended to, in order, contiguous.
+        tensors: List to which the tensors are appended, in order and contiguous.
+
+    Returns:
+        The state without tensors.
     """
     if isinstance(state, dict):
         return {name: detach_tensors(own, tensors) for name, own in state.items()}
@@ -68,7 +71,7 @@ def detach_tensors(state: Any, tensors: list[Tensor]) -> Any:
 
 
 def attach_tensors(state: Any, make: Callable[[Outline], Tensor]) -> Any:
-    """The inverse of :func:`detach_tensors`, with tensors that are made in order."""
+    """Undo :func:`detach_tensors`, with tensors from a function, in the same order."""
     if isinstance(state, dict):
         return {name: attach_tensors(own, make) for name, own in state.items()}
     return make(state) if isinstance(state, Outline) else state

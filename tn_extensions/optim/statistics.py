@@ -1,4 +1,4 @@
-"""A step's statistics of a layer, while they are being summed."""
+"""Sums of a layer's statistics since the last step."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from tn_extensions.kronecker.factors import averaged, rescale, squared_sums
 from tn_extensions.layers.host import holds
 
 RANK_LIMIT = 0.5
-"""Rows of a low-rank factor, at most, as a part of its columns."""
+"""Largest number of rows of a low-rank factor, as a fraction of its columns."""
 
 Statistics = dict[str, Tensor]
-"""A step's ``"inputs"`` and ``"gradients"`` (factors), and ``"moments"``."""
+"""A step's factors, ``"inputs"`` and ``"gradients"``, and ``"moments"``."""
 
 
 @dataclass
 class Gathered:
-    """Statistics that are being summed.
+    """Sums of statistics.
 
     Args:
         sums: The sums.
-        num_data: Number of the data.
-        num_rows: Rows of outputs whose loss was differentiated in passes of their own.
+        num_data: Number of data.
+        num_rows: Number of output rows in separate backward passes.
     """
 
     sums: Statistics = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Gathered:
     num_rows: int = 0
 
     def add(self, other: Gathered) -> None:
-        """Add other sums, which may be changed."""
+        """Add other sums; these may be overwritten."""
         self.num_data += other.num_data
         self.num_rows += other.num_rows
         for what, own in other.sums.items():
@@ -42,12 +42,12 @@ class Gathered:
             elif what == "moments":
                 known.add_(own)
             else:
-                # twice the mean is the sum
+                # the sum is twice the mean
                 self.sums[what] = rescale(averaged(known, own, 0.5, RANK_LIMIT), 2.0)
 
 
 def all_finite(statistics: Statistics) -> bool:
-    """Tell whether all of a step's statistics are."""
+    """Tell whether all of a step's statistics are finite."""
     sums = [
         (own if what == "moments" else squared_sums(own)).sum()
         for what, own in statistics.items()

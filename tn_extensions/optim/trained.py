@@ -1,4 +1,4 @@
-"""A layer's parameters and their gradients, which come and go."""
+"""The trained parameters of a layer, and the state of their gradients."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tn_extensions.layers.host import holds
 
 
 class Trained:
-    """The trained parameters of a layer, and what became of their gradients.
+    """The trained parameters of a layer, and the state of their gradients.
 
-    Parameters may be sharded. Passes gather them, so that the layer has whole ones
-    meanwhile, of which each pass leaves a part of the gradient with the sharded ones.
+    Parameters may be sharded. During a pass, the layer has whole parameters instead;
+    after it, each process has its part of the gradient at the sharded parameters.
 
     Args:
         module: The layer.
-        keys: Those of ``"weight"`` and ``"bias"`` that are trained.
+        keys: The trained parameters: ``"weight"``, ``"bias"`` or both.
     """
 
     def __init__(self, module: Any, keys: tuple[str, ...]) -> None:
@@ -30,54 +30,54 @@ class Trained:
             key: own for key, own in self.parameters.items() if isinstance(own, DTensor)
         }
         self._noted: dict[str, tuple[weakref.ref[Tensor], int]] = {}
-        """Gradients, and their versions, after a pass added to them or a step."""
+        """Gradients, with their versions after the last change by a pass or step."""
         self._is_new = False
-        """True once a pass has added to them since the last step."""
+        """True once a pass has added to a gradient since the last step."""
         self._expected: set[str] = set()
-        """Keys of sharded gradients that passes have added to since then."""
+        """Keys of sharded gradients that passes have added to since the last step."""
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """Those that still are parameters; as a pass has them, during one."""
+        """The tensors that still are parameters; during a pass, whole ones."""
         found = {key: self._module._parameters.get(key) for key in self._keys}
         return {k: own for k, own in found.items() if isinstance(own, nn.Parameter)}
 
     @property
     def resting(self) -> dict[str, Tensor]:
-        """The parameters as an optimizer has them: sharded ones, also in a pass."""
+        """The parameters of the optimizer: sharded ones, also during a pass."""
         found = self.parameters
         for key in self._shards.keys() & found.keys():
             own = found[key]
             if isinstance(own, DTensor):
                 self._shards[key] = own
             else:
-                # a pass has gathered it
+                # a pass has replaced it by a whole one
                 found[key] = self._shards[key]
         return found
 
     @property
     def is_sharded(self) -> bool:
-        """Tell whether each process has but a part of them between passes."""
+        """Tell whether parameters are sharded between passes."""
         return bool(self._shards)
 
     @property
     def gradients(self) -> dict[str, Tensor]:
-        """Those gradients that are there; sharded as the parameters are."""
+        """The existing gradients; sharded like the parameters."""
         found = {key: own.grad for key, own in self.resting.items()}
         return {key: own for key, own in found.items() if own is not None}
 
     def note(self, parameter: Tensor) -> None:
-        """Take note that a pass has added to a parameter's gradient."""
+        """Record that a pass has added to a parameter's gradient."""
         self._is_new = True
         keys = [key for key, own in self.parameters.items() if own is parameter]
         if self.is_sharded:
-            # its part of the gradient comes later in the pass
+            # this process gets its part of the gradient later in the pass
             self._expected.update(keys)
         else:
             self._note(keys)
 
     def note_step(self) -> None:
-        """Take note that the gradients are preconditioned."""
+        """Record that the gradients are preconditioned."""
         self._is_new = False
         self._expected.clear()
         self._note(self._keys)
@@ -98,11 +98,11 @@ class Trained:
 
     @property
     def are_preconditioned(self) -> bool:
-        """True if the gradients are those that the last step left."""
+        """Tell whether the gradients are unchanged since the last step."""
         return not self._is_new and all(map(self._is_as_noted, self.gradients))
 
     def are_discarded(self) -> bool:
-        """Tell whether gradients that passes added to are gone, or set to zero."""
+        """Tell whether gradients that passes added to were removed or set to zero."""
         if self.is_sharded:
             return any(map(self._is_part_gone, self._expected))
         return any(map(self._is_gone, self._noted))
@@ -115,7 +115,7 @@ class Trained:
 
     def _is_part_gone(self, key: str) -> bool:
         gradient: Any = self.gradients.get(key)
-        # without synchronisation, a pass leaves the gradient whole
+        # without synchronisation, the whole parameter keeps the gradient
         whole = self.parameters[key].grad
         if gradient is None or whole is not None:
             return whole is None

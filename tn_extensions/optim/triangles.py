@@ -1,4 +1,4 @@
-"""Symmetric matrices as rectangles of half their size."""
+"""Pack symmetric matrices into rectangles of half their size."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tn_extensions.kronecker.square import put_below
 
 @dataclass(frozen=True)
 class Triangle:
-    """A Cholesky decomposition apart from the square that it lies in.
+    """A Cholesky decomposition, packed instead of stored below another matrix.
 
     Args:
-        rows: The triangle, packed.
-        pivots: ``[G, D]``.
+        rows: The packed triangle.
+        pivots: Its pivots, ``[G, D]``.
     """
 
     rows: Tensor
@@ -25,19 +25,19 @@ class Triangle:
 
     @classmethod
     def of(cls, inverse: CholeskyInverse) -> Triangle:
-        """That of an inverse."""
+        """Pack the triangle of an inverse."""
         return cls(pack(inverse.square.mT), inverse.pivots)
 
     def below(self, matrices: Tensor) -> CholeskyInverse:
-        """The inverse, put below the diagonals of matrices, in place."""
+        """Unpack the triangle below the diagonals of matrices, in place."""
         return CholeskyInverse(put_below(matrices, unpack(self.rows)), self.pivots)
 
 
 def pack(matrices: Tensor) -> Tensor:
-    """The upper triangles of matrices ``[G, D, D]``, as ``[G, ceil(D / 2), D + 1]``.
+    """Pack upper triangles of matrices ``[G, D, D]`` into ``[G, ceil(D / 2), D + 1]``.
 
-    A row of the upper half and its counterpart of the lower half, counted from the
-    end, fill a row. (Of an odd number of rows, the middle one is held twice.)
+    A packed row holds a row of the upper half and one of the lower half, counted from
+    the end. With an odd number of rows, the middle one is stored twice.
     """
     groups, size, _ = matrices.shape
     half = (size + 1) // 2
@@ -48,7 +48,7 @@ def pack(matrices: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """The inverse of :func:`pack`."""
+    """Undo :func:`pack`, and fill the lower triangles by symmetry."""
     groups, half, width = packed.shape
     size = width - 1
     matrices = packed.new_zeros(groups, size, size)

@@ -1,7 +1,7 @@
-"""Input derivatives of modules, right for all of their hyper-parameters.
+"""Derivatives of modules, correct for all of their hyper-parameters.
 
-The stock derivatives of convolutions and pooling are wrong or unsupported for some
-hyper-parameters; these go through torch's own kernels instead.
+For some hyper-parameters of convolutions and pooling, BackPACK's derivatives are wrong
+or missing.
 """
 
 from tn_extensions.backpack.derivatives.batchnorm import BatchNormDerivatives

@@ -17,19 +17,19 @@ from tn_extensions.errors import describe
 class BatchNormDerivatives(AnyDtype, BaseParameterDerivatives):
     """Derivatives of batch normalisation in any number of dimensions.
 
-    With fixed statistics it scales each channel. With those of the batch (train mode,
-    or no running statistics) it couples the samples: with ``T`` entries per channel,
-    normalised inputs ``x`` and the scale ``s`` of a channel, its symmetric Jacobian is
-    ``s (I - 1/T (1 1^T + x x^T))`` over all samples and positions. With fixed
-    statistics, too, its Jacobian is symmetric.
+    With fixed statistics, it scales each channel. With statistics of the batch (in
+    train mode, or without running statistics), it couples the samples. The Jacobian of
+    a channel with ``T`` entries, normalised inputs ``x`` and scale ``s`` is then ``s (I
+    - 1/T (1 1^T + x x^T))`` over all samples and positions. In both cases, the Jacobian
+    is symmetric.
     """
 
     def hessian_is_zero(self, module: Any) -> bool:
-        """With fixed statistics, the map is linear."""
+        """Tell whether the map is linear: it is, with fixed statistics."""
         return not uses_batch_statistics(module)
 
     def hessian_is_diagonal(self, module: Any) -> bool:
-        """Statistics of the batch couple its entries."""
+        """Tell whether the Hessian is diagonal: batch statistics couple the entries."""
         return not uses_batch_statistics(module)
 
     def _jac_mat_prod(self, module: Any, g_inp: Any, g_out: Any, mat: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class BatchNormDerivatives(AnyDtype, BaseParameterDerivatives):
         mat: Tensor,
         subsampling: list[int] | None = None,
     ) -> Tensor:
-        """Backpropagate ``[V, N, ...]``, for each ``v`` all samples jointly."""
+        """Backpropagate ``[V, N, ...]``, all samples of a ``v`` jointly."""
         x = module.input0.detach()
         if not uses_batch_statistics(module):
             return mat * _per_channel(_fixed_scale(module), x)
@@ -78,7 +78,7 @@ class BatchNormDerivatives(AnyDtype, BaseParameterDerivatives):
                 describe(
                     "BatchNormDerivatives",
                     "subsampling",
-                    "be None where batch statistics couple all samples",
+                    "be None with batch statistics, which couple all samples",
                     subsampling,
                     "Call module.eval()",
                 )
@@ -96,8 +96,8 @@ class BatchNormDerivatives(AnyDtype, BaseParameterDerivatives):
     ) -> Tensor:
         """Backpropagate a batch-averaged GGN block.
 
-        ``1/N sum_{n,m} J_nm^T M J_nm`` with ``J_nm`` the Jacobian of sample ``n``'s
-        output with respect to sample ``m``'s input.
+        The result is ``1/N sum_{n,m} J_nm^T M J_nm``, where ``J_nm`` is the Jacobian of
+        the output of sample ``n`` by the input of sample ``m``.
         """
         x = module.input0.detach()
         num_data, num_channels = x.shape[:2]
@@ -168,7 +168,7 @@ class BatchNormDerivatives(AnyDtype, BaseParameterDerivatives):
 
 
 def uses_batch_statistics(module: Any) -> bool:
-    """Whether the batch's statistics normalise, so that samples are coupled."""
+    """Tell whether statistics of the batch are used, which couples the samples."""
     return bool(module.training) or module.running_mean is None
 
 
@@ -177,7 +177,7 @@ def _fixed_scale(module: Any) -> Tensor:
 
 
 def input_of_weight(module: Any, dtype: torch.dtype) -> Tensor:
-    """Normalised input, which the weight multiplies."""
+    """Compute the normalised input, which is multiplied by the weight."""
     x = module.input0.detach().to(dtype)
     if uses_batch_statistics(module):
         return _normalize(module, x)[0]
@@ -186,7 +186,7 @@ def input_of_weight(module: Any, dtype: torch.dtype) -> Tensor:
 
 
 def _normalize(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised input, and each channel's inverse standard deviation."""
+    """Return the normalised input and each channel's inverse standard deviation."""
     axes = [0, *range(2, x.dim())]
     var, mean = torch.var_mean(x, axes, correction=0)
     inverse = torch.rsqrt(var + module.eps)

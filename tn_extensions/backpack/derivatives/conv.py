@@ -20,8 +20,8 @@ from tn_extensions.conv import Conv
 class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
     """Derivatives of ``Conv1d/2d/3d`` and ``ConvTranspose1d/2d/3d``.
 
-    One class for all: groups, every ``padding_mode``, ``'same'`` with unequal sides,
-    ``output_padding``, and an ``output_size`` that was given to the forward pass.
+    Supports groups, every ``padding_mode``, ``'same'`` with unequal sides,
+    ``output_padding``, and an ``output_size`` that is passed to ``forward``.
     """
 
     def input_jvp(self, module: Any, x_dot: Tensor) -> Tensor:
@@ -32,12 +32,12 @@ class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
     def input_vjp(self, module: Any, g: Tensor) -> Tensor:
         """Apply the transposed Jacobian."""
         weight = module.weight.detach().to(g.dtype)
-        if g.numel() >= weight.numel() / 2:  # else it is the kernel that is rearranged
+        if g.numel() >= weight.numel() / 2:  # else rearranging the kernel dominates
             g = channels_last(g)
         return functional.input_vjp(weight, g, _conv_of(module)).to(g.dtype)
 
     def squared_input_vjp(self, module: Any, h: Tensor) -> Tensor:
-        """Apply the transposed Jacobian, its entries squared."""
+        """Apply the transposed Jacobian with squared entries."""
         weight = module.weight.detach().to(h.dtype)
         return functional.diagonal_backward(weight, h, _conv_of(module)).to(h.dtype)
 
@@ -101,19 +101,19 @@ class ConvDerivatives(LinearDerivatives, BaseParameterDerivatives):
 
 
 def _pieces(mat: Tensor, conv: Conv, growth: float = 1.0) -> Iterable[Tensor]:
-    """Cut vectors into pieces that are multiplied at once."""
-    if conv.in_channels == conv.groups:  # torch is fast with one output of each only
+    """Cut vectors into pieces, each of which is multiplied at once."""
+    if conv.in_channels == conv.groups:  # torch is fast only with one output per input
         return mat.split(1)
     return Columns([mat]).take(growth)
 
 
 def _widened(conv: Conv, num_vectors: int) -> Conv:
-    """Make a convolution with a set of output channels for each vector."""
+    """Create a convolution with a set of output channels for each vector."""
     return replace(conv, out_channels=conv.out_channels * num_vectors)
 
 
 def _output_channels(conv: Conv) -> tuple[int, int]:
-    """The kernel's axis of output channels, and how many groups are on it."""
+    """Return the kernel's axis of output channels and the number of groups on it."""
     return (1, 1) if conv.transposed else (0, conv.groups)
 
 
@@ -130,12 +130,8 @@ def _split(products: Tensor, axis: int, groups: int, num_vectors: int) -> Tensor
 
 
 def _conv_of(module: Any) -> Conv:
-    """Hyper-parameters of a convolution that ran a forward pass.
+    """Read the hyper-parameters of a module that ran a forward pass.
 
-    Args:
-        module: Module with ``input0`` and ``output`` of a forward pass.
-
-    Returns:
-        The convolution. The output's shape tells an ``output_size`` given to forward.
+    The shape of its output reveals an ``output_size`` that was passed to ``forward``.
     """
     return Conv.from_module(module, module.input0.shape[2:], module.output.shape[2:])

@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 class AnyDtype(BaseDerivatives):
-    """Derivatives that take vectors of another dtype than the module's tensors."""
+    """Derivatives that take vectors whose dtype differs from the module's tensors."""
 
 
 class LinearDerivatives(AnyDtype):
-    """Derivatives of a map that is linear and treats all samples alike.
+    """Derivatives of a map that is linear and acts on each sample in the same way.
 
-    Its Jacobian depends on no sample, so one transposed Jacobian serves both of
-    BackPACK's ways of backpropagating curvature, with any number of vectors.
+    The Jacobian does not depend on the sample. So BackPACK's two ways to backpropagate
+    curvature need only one function: products with the transposed Jacobian.
     """
 
     @abstractmethod
@@ -46,7 +46,7 @@ class LinearDerivatives(AnyDtype):
         """
 
     def hessian_is_zero(self, module: Any) -> bool:
-        """A linear map has no curvature of its own."""
+        """Return true: a linear map has no curvature."""
         return True
 
     def _jac_mat_prod(self, module: Any, g_inp: Any, g_out: Any, mat: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class LinearDerivatives(AnyDtype):
         mat: Tensor,
         subsampling: list[int] | None = None,
     ) -> Tensor:
-        """Backpropagate ``[V, N, ...]``, for instance a square root of the GGN."""
+        """Backpropagate ``[V, N, ...]``, such as a square root of the GGN."""
         columns = mat.shape[:2]
         return self.input_vjp(module, mat.flatten(0, 1)).unflatten(0, columns)
 
@@ -93,13 +93,13 @@ class DenseDerivatives(LinearDerivatives):
         return product
 
     def squared_input_vjp(self, module: Any, h: Tensor) -> Tensor:
-        """Apply the transposed Jacobian, its entries squared."""
+        """Apply the transposed Jacobian with squared entries."""
         product: Tensor = h @ module.weight.detach().to(h.dtype).square()
         return product
 
 
 class SumDerivatives(LinearDerivatives):
-    """Derivatives of a sum of branches, with respect to each."""
+    """Derivatives of a sum of branches by each branch."""
 
     def input_jvp(self, module: Any, x_dot: Tensor) -> Tensor:
         """Apply the Jacobian, the identity."""
@@ -113,20 +113,20 @@ class SumDerivatives(LinearDerivatives):
 class LinearModuleDerivatives(LinearDerivatives):
     """Derivatives of any linear module, by automatic differentiation.
 
-    For modules whose forward pass costs little: it is repeated.
+    For modules with a cheap forward pass, since it is repeated.
     """
 
     def input_jvp(self, module: Any, x_dot: Tensor) -> Tensor:
-        """Run the forward pass, which is its own Jacobian."""
+        """Run the forward pass: it is linear, hence its own Jacobian."""
         with torch.no_grad():
             product: Tensor = module.forward(x_dot)
         return product
 
     def input_vjp(self, module: Any, g: Tensor) -> Tensor:
-        """Differentiate the forward pass, which is the same at every input."""
+        """Differentiate the forward pass, at an arbitrary input."""
         with torch.enable_grad():
             x = g.new_zeros(g.shape[0], *module.input0.shape[1:], requires_grad=True)
-            # not called as a module, for that would run BackPACK's hooks
+            # a call of the module would run BackPACK's hooks
             y = module.forward(x)
         (product,) = torch.autograd.grad(y, x, g)
         return product

@@ -15,11 +15,11 @@ from tn_extensions.backpack.layout import channels_last
 class MaxPoolDerivatives(AnyDtype):
     """Derivatives of (adaptive) maximum pooling in any number of dimensions.
 
-    An output is a copy of one input position, which depends on the sample.
+    Each output is a copy of an input; its position depends on the sample.
     """
 
     def hessian_is_zero(self, module: Any) -> bool:
-        """A selection is piecewise linear."""
+        """Return true: a selection is piecewise linear."""
         return True
 
     def _jac_mat_prod(self, module: Any, g_inp: Any, g_out: Any, mat: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class MaxPoolDerivatives(AnyDtype):
         mat: Tensor,
         subsampling: list[int] | None = None,
     ) -> Tensor:
-        """Backpropagate ``[V, N, ...]``, for instance a square root of the GGN."""
+        """Backpropagate ``[V, N, ...]``, such as a square root of the GGN."""
         x = module.input0 if subsampling is None else module.input0[subsampling]
         source = _selected(module, x)
         shape = (*mat.shape[:2], *x.shape[1:])
@@ -62,10 +62,10 @@ class MaxPoolDerivatives(AnyDtype):
 
 
 def _selected(module: Any, x: Tensor) -> Tensor:
-    """Flat input position of each channel's outputs, ``[N, C, O]``."""
-    # a shallow copy, so that the user's module keeps its flag
+    """Find the flat input position of each output, ``[N, C, O]``."""
+    # set the flag of a shallow copy, not of the user's module
     twin = copy(module)
     twin.return_indices = True
-    # torch's kernels for this format are vectorised; they choose the same of equals
+    # torch's kernels for this format are vectorised, and break ties in the same way
     _, indices = twin.forward(channels_last(x.detach()))
     return indices.flatten(2)
