@@ -8,6 +8,7 @@ import gc
 import math
 import multiprocessing
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,9 +16,10 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 Call = Callable[[], object]
-Prepare = Callable[[], tuple[Call, Callable[[], Tensor]]]
+Prepare = Callable[[], tuple[Call, Call]]
 """Builds the inputs; returns a small warm-up and the call to be measured."""
 
 MIN_ROUNDS = 5
@@ -256,14 +258,14 @@ def _start_threads() -> None:
     torch.nn.functional.conv2d(x[None, None], weight).sum().backward()
 
 
-def _peak_resident(run: Callable[[], Tensor]) -> int:
+def _peak_resident(run: Call) -> int:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = _resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     result = run()
     peak = _resident_bytes("VmHWM")
-    return max(0, peak - before - _num_bytes(result))
+    return max(0, peak - before - num_bytes(result))
 
 
 def _resident_bytes(field: str) -> int:
@@ -273,7 +275,7 @@ def _resident_bytes(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def _peak_on_cuda(run: Callable[[], Tensor], device: torch.device | str) -> int:
+def _peak_on_cuda(run: Call, device: torch.device | str) -> int:
     gc.collect()
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
@@ -282,8 +284,19 @@ def _peak_on_cuda(run: Callable[[], Tensor], device: torch.device | str) -> int:
     result = run()
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device)
-    return max(0, peak - before - _num_bytes(result))
+    return max(0, peak - before - num_bytes(result))
 
 
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def num_bytes(result: object) -> int:
+    """Count the bytes of a result's tensors; what several of them share counts once.
+
+    What a small view keeps alive of a large tensor is overhead, not result.
+    """
+    held: Counter[int] = Counter()
+    sizes: dict[int, int] = {}
+    for leaf in tree_leaves(result):
+        if isinstance(leaf, Tensor):
+            storage = leaf.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            held[storage.data_ptr()] += leaf.numel() * leaf.element_size()
+    return sum(min(size, sizes[key]) for key, size in held.items())

@@ -1,0 +1,168 @@
+"""How fast and lean are whole backward passes, against BackPACK's?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from experiments.contenders.backward import contenders, replaced
+from experiments.harness.case import Case, Contest, Options, Row
+from experiments.harness.measure import RESOLUTION_BYTES
+from experiments.harness.question import Claim, Question
+from experiments.harness.ratios import bars, side_by_side
+from experiments.subjects.networks import Subject
+
+TOLERANCE = 1e-4
+
+_SMALL, _ALL_CNN = Subject("3c3d"), Subject("allcnnc")
+_RESNET, _LARGE = Subject("resnet18", 64), Subject("resnet18", 224)
+_ALL = (_SMALL, _ALL_CNN, _RESNET)
+EXTENSIONS: dict[str, tuple[Subject, ...]] = {
+    "BatchGrad": (*_ALL, _LARGE),
+    "BatchL2Grad": (*_ALL, _LARGE),
+    "SumGradSquared": _ALL,
+    "Variance": _ALL,
+    "DiagGGNMC": (*_ALL, _LARGE),
+    "DiagGGNExact": (_SMALL, _ALL_CNN),
+    "BatchDiagGGNMC": _ALL,
+    "KFAC": (*_ALL, _LARGE),
+    "KFLR": (_SMALL,),
+    "SqrtGGNMC": _ALL,
+}
+"""Extensions, and the networks that stock has time and memory for."""
+
+_KEY = ["extension", "network", "pixels", "batch_size"]
+_NAMES = ("stock", "ours", "plain")
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """List the extensions, each on its networks."""
+    for extension, subjects in EXTENSIONS.items():
+        if options.quick and extension not in ("BatchGrad", "KFAC"):
+            continue
+        for subject in (_SMALL,) if options.quick else subjects:
+            # its hundred classes would take stock 20 s and 5 GB a pass
+            is_slow = extension == "DiagGGNExact" and subject == _ALL_CNN
+            batch_size = 2 if options.quick else 4 if is_slow else 16
+            values = (extension, subject.network, subject.pixels, batch_size)
+            key = dict(zip(_KEY, values, strict=True))
+            yield Case(key, partial(_rows, extension, subject, batch_size))
+
+
+def _rows(
+    extension: str, subject: Subject, batch_size: int, options: Options
+) -> Iterator[Row]:
+    builds = contenders(extension, subject, batch_size, options.device)
+    kinds = ", ".join(kind.__name__ for kind in replaced(extension, subject))
+    yield from Contest(
+        builds,
+        baselines={"plain": builds.pop("plain")},
+        tolerance=TOLERANCE,
+        notes=lambda name: {"replaced": kinds},
+    ).rows(options)
+
+
+def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Times and memory by extension and network, and what was replaced."""
+    times = side_by_side(rows, "seconds", _KEY, _NAMES)
+    table = (1e3 * times).add_suffix(", ms")
+    table["stock over ours"] = times["stock"] / times["ours"]
+    table["ours over plain"] = times["ours"] / times["plain"]
+    beyond = _beyond_plain(rows)
+    held = (beyond / 2**20).assign(share=_share(beyond))
+    found = {
+        "Time of a backward pass": table,
+        "Memory beyond a plain pass, MiB": held.dropna(),
+    }
+    changed = rows[rows["replaced"].fillna("") != ""]
+    if len(changed):
+        found["Modules that stock cannot do, replaced for all"] = changed.groupby(
+            ["extension", "network"]
+        )[["replaced"]].first()
+    return found
+
+
+def _beyond_plain(rows: pd.DataFrame) -> pd.DataFrame:
+    held = side_by_side(rows, "bytes", _KEY, _NAMES)
+    return held[["stock", "ours"]].sub(held["plain"], axis=0).clip(lower=0)
+
+
+def _share(beyond: pd.DataFrame) -> Any:
+    """Ours over stock's; nothing below what a process resolves counts."""
+    least = beyond.clip(lower=RESOLUTION_BYTES)
+    return least["ours"] / least["stock"]
+
+
+def _ratios(rows: pd.DataFrame) -> Any:
+    times = side_by_side(rows, "seconds", _KEY[:-1], _NAMES)
+    return (times["stock"] / times["ours"]).dropna()
+
+
+def figures(rows: pd.DataFrame) -> Mapping[str, Any]:
+    """Bars of the ratios of times."""
+    ratios = _ratios(rows).unstack(["network", "pixels"])
+    return {"ratios": bars(ratios, "Backward passes: stock's time over ours")}
+
+
+def _slowest(extension: str) -> Callable[[pd.DataFrame], float]:
+    return lambda rows: float(_ratios(rows.query(_LARGER))[extension].min())
+
+
+def _largest_share(where: str) -> Callable[[pd.DataFrame], float]:
+    return lambda rows: float(_share(_beyond_plain(rows.query(where))).max())
+
+
+_LARGER = "network in ('allcnnc', 'resnet18')"
+_LEAST_RATIOS = {
+    "BatchGrad": 3.0,
+    "BatchL2Grad": 1.5,
+    "DiagGGNMC": 1.3,
+    "DiagGGNExact": 1.7,
+    "KFAC": 2.0,
+}
+
+QUESTION = Question(
+    title="How fast and lean are whole backward passes, against BackPACK's?",
+    reading=(
+        "A backward pass under `with backpack(extension)`, after a forward pass, which "
+        "is not timed. *Plain* is one of the same network without extension. Memory is "
+        "the peak of the backward pass beyond that of a plain one and beyond what the "
+        "extension saves; plans and caches for later passes count. For extensions that "
+        "stock cannot backpropagate through all of ResNet-18, both run on the same "
+        "network without these modules: BatchNorm in evaluation mode is folded into "
+        "the convolution before it, adaptive average pooling is `AvgPool2d`."
+    ),
+    cases=cases,
+    tables=tables,
+    figures=figures,
+    claims=(
+        *(
+            Claim(
+                f"{extension} on All-CNN-C and ResNet-18: stock's time over ours",
+                _slowest(extension),
+                "at least",
+                limit,
+            )
+            for extension, limit in _LEAST_RATIOS.items()
+        ),
+        *(
+            Claim(
+                f"{extension} on All-CNN-C and ResNet-18: our share of stock's memory",
+                _largest_share(f"{_LARGER} and extension == '{extension}'"),
+                "at most",
+                1 / 3,
+            )
+            for extension in ("DiagGGNExact", "KFAC")
+        ),
+        Claim(
+            "Every extension and network: our share of stock's memory",
+            _largest_share("extension == extension"),
+            "at most",
+            1,
+        ),
+    ),
+    preload=("experiments.contenders.backward", "torchvision"),
+)
