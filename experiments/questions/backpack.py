@@ -111,8 +111,12 @@ def _slowest(extension: str) -> Callable[[pd.DataFrame], float]:
     return lambda rows: float(_ratios(rows.query(_LARGER))[extension].min())
 
 
-def _largest_share(where: str) -> Callable[[pd.DataFrame], float]:
-    return lambda rows: float(_share(_beyond_plain(rows.query(where))).max())
+def _largest_share(where: str | None = None) -> Callable[[pd.DataFrame], float]:
+    def value(rows: pd.DataFrame) -> float:
+        chosen = rows if where is None else rows.query(where)
+        return float(_share(_beyond_plain(chosen)).max())
+
+    return value
 
 
 _LARGER = "network in ('allcnnc', 'resnet18')"
@@ -159,7 +163,7 @@ QUESTION = Question(
         ),
         Claim(
             "Every extension and network: our share of stock's memory",
-            _largest_share("extension == extension"),
+            _largest_share(),
             "at most",
             1,
         ),

@@ -1,0 +1,264 @@
+"""How fast and lean are operators, against curvlinops'?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from operator import matmul
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from experiments.contenders import operators
+from experiments.contenders.operators import KINDS, OURS, STOCK, Setting
+from experiments.harness.case import Build, Call, Case, Contest, Options, Row
+from experiments.harness.measure import RESOLUTION_BYTES, num_bytes
+from experiments.harness.question import Claim, Question
+from experiments.harness.ratios import bars, side_by_side
+from experiments.subjects.networks import Subject
+
+TOLERANCE = 1e-4
+LOOSE_TOLERANCE = 1e-1
+"""Of EKFAC's products, as eigenvectors of close eigenvalues are arbitrary, and of
+inverses, which multiply rounding by the condition number. On ResNet-18, rounding images
+differently moves stock's EKFAC by 0.01, its inverse by 0.02. Traces are sharp.
+"""
+INVERSES: dict[str, dict[str, Any]] = {
+    "inverse": {"damping": 1e-2},
+    "exact inverse": {"damping": 1e-2, "use_exact_damping": True},
+}
+WORKLOADS = (
+    (Subject("resnet18", 224), 8),
+    (Subject("resnet18", 64), 16),
+    (Subject("allcnnc"), 32),
+    (Subject("unet", 64), 8),
+)
+"""Networks and batch sizes."""
+
+_KEY = ["kind", "network", "pixels", "batch_size", "fisher_type"]
+_SLOW_ROUNDS = 3
+"""Of what makes stock decompose factors, which takes it 15 s on ResNet-18."""
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """List operators, first those that are cheap; other Fishers of one network.
+
+    They change nothing but what is backpropagated.
+    """
+    for kind in ("expand",) if options.quick else KINDS:
+        workloads = ((Subject("unet", 16), 2),) if options.quick else WORKLOADS
+        for subject, batch_size in workloads:
+            has_all = subject.network == "allcnnc" and kind == "expand"
+            for fisher in ("empirical", *(("mc", "type-2") if has_all else ())):
+                setting = Setting(kind, subject, batch_size, options.device, fisher)
+                values = (kind, *subject, batch_size, fisher)
+                key = dict(zip(_KEY, values, strict=True))
+                yield Case(key, partial(_rows, setting))
+
+
+def _rows(setting: Setting, options: Options) -> Iterator[Row]:
+    """Measure building, and what products with the operator and its inverses take."""
+    operators.require("3.0")
+    is_corrected = setting.kind == "ekfac"
+    slowly = replace(options, rounds=min(options.rounds, _SLOW_ROUNDS))
+    builds = operators.contenders(setting)
+    vector = vector_like(operators.supported(setting.make(small=False)[0]))
+
+    def read(operator: Any) -> list[Tensor]:
+        products = [] if is_corrected else operator @ vector
+        return [*products, torch.as_tensor(operator.trace)]
+
+    building = Contest(
+        builds,
+        baselines=operators.baselines(setting),
+        read=read,
+        tolerance=TOLERANCE,
+        min_rounds=_SLOW_ROUNDS,
+    )
+    stage = "build"
+    for row in building.rows(slowly if is_corrected else options):
+        yield {"stage": stage} | row
+    if setting.fisher_type != "empirical":
+        return
+
+    built = {name: build(small=False)() for name, build in builds.items()}
+    kept = {name: kept_bytes(operator) for name, operator in built.items()}
+    tolerance = LOOSE_TOLERANCE if is_corrected else TOLERANCE
+    for stage, calls in _products(built, vector, is_corrected, options.quick):
+        contest = Contest(
+            calls,
+            tolerance=tolerance,
+            min_rounds=_SLOW_ROUNDS,
+            weighed=False,
+            notes=lambda name: {"kept_bytes": kept[name]},
+        )
+        is_slow = stage == "exact inverse, first"
+        for row in contest.rows(slowly if is_slow else options):
+            yield {"stage": stage} | row
+        tolerance = LOOSE_TOLERANCE
+
+
+def _products(
+    built: Mapping[str, Any], vector: list[Tensor], is_corrected: bool, quick: bool
+) -> Iterator[tuple[str, dict[str, Build]]]:
+    def call(make: Callable[[], Any], small: bool) -> Call:
+        return partial(matmul, make(), vector)
+
+    def first(make: Callable[[], Any], small: bool) -> Call:
+        # the first product inverts the factors
+        return lambda: make() @ vector
+
+    same = {name: partial(_same, operator) for name, operator in built.items()}
+    yield "product", {name: partial(call, make) for name, make in same.items()}
+    for title, options in INVERSES.items():
+        is_exact = "use_exact_damping" in options
+        # EKFAC has no other inverse; this one decomposes factors
+        if not is_exact if is_corrected else is_exact and quick:
+            continue
+        makes = {
+            name: partial(
+                operators.take(library, "KFACInverseLinearOperator"),
+                built[name],
+                **options,
+            )
+            for name, library in (("stock", STOCK), ("ours", OURS))
+        }
+        for stage, way in (("first", first), ("again", call)):
+            yield (
+                f"{title}, {stage}",
+                {name: partial(way, make) for name, make in makes.items()},
+            )
+
+
+def _same(operator: Any) -> Any:
+    return operator
+
+
+def vector_like(parameters: list[torch.nn.Parameter]) -> list[Tensor]:
+    """Draw what to multiply operators by, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(p.shape, generator=generator).to(p) for p in parameters]
+
+
+def kept_bytes(operator: Any) -> int:
+    """Count the bytes of what a built operator keeps, besides the network."""
+    state = operator.state_dict()
+    del state["model_func_state_dict"]
+    return num_bytes(state)
+
+
+def _seconds(rows: pd.DataFrame) -> pd.DataFrame:
+    names = ("stock", "ours", "gradient", "ours, all layers")
+    return side_by_side(rows, "seconds", ["stage", *_KEY], names)
+
+
+def _beyond_gradient(rows: pd.DataFrame) -> pd.DataFrame:
+    held = side_by_side(rows, "bytes", _KEY, ("stock", "ours", "gradient"))
+    beyond = held[["stock", "ours"]].sub(held["gradient"], axis=0).dropna()
+    return beyond.clip(lower=RESOLUTION_BYTES)
+
+
+def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Times of building and of products, and memory."""
+    seconds = _seconds(rows)
+    table = (1e3 * seconds).add_suffix(", ms")
+    table["stock over ours"] = seconds["stock"] / seconds["ours"]
+    found = {}
+    for title, stages in (
+        ("Building", ["build"]),
+        (
+            "Products",
+            [s for s in dict.fromkeys(rows["stage"].dropna()) if s != "build"],
+        ),
+    ):
+        chosen = table[table.index.get_level_values("stage").isin(stages)]
+        found[title] = chosen.dropna(axis=1, how="all")
+    memory = _beyond_gradient(rows)
+    kept = side_by_side(rows, "kept_bytes", _KEY, ("stock", "ours"))
+    held = (memory.join(kept.add_suffix(", kept")) / 2**20).round(1)
+    held["share"] = memory["ours"] / memory["stock"]
+    found["Memory of building beyond a gradient's, MiB"] = held
+    return found
+
+
+def figures(rows: pd.DataFrame) -> Mapping[str, Any]:
+    """Bars of the ratios of building."""
+    seconds = _seconds(rows[rows["stage"] == "build"]).droplevel("stage")
+    ratios = (seconds["stock"] / seconds["ours"]).dropna()
+    return {"building": bars(ratios, "Building an operator: stock's time over ours")}
+
+
+def _least_ratio(where: str) -> Callable[[pd.DataFrame], float]:
+    def value(rows: pd.DataFrame) -> float:
+        seconds = _seconds(rows.query(where))
+        return float((seconds["stock"] / seconds["ours"]).min())
+
+    return value
+
+
+def _largest_share(kind: str) -> Callable[[pd.DataFrame], float]:
+    def value(rows: pd.DataFrame) -> float:
+        where = f"kind == '{kind}' and network == 'resnet18'"
+        beyond = _beyond_gradient(rows.query(where))
+        return float((beyond["ours"] / beyond["stock"]).max())
+
+    return value
+
+
+_BUILDING = "stage == 'build' and network == 'resnet18'"
+
+QUESTION = Question(
+    title="How fast and lean are operators, against curvlinops'?",
+    reading=(
+        "Building is `cls(...)`, `compute_kronecker_factors()` and, of EKFAC, "
+        "`compute_eigenvalue_correction()`, on one batch, for the parameters that "
+        "stock supports; *all layers* are those that ours does. *Gradient* is the "
+        "forward and backward pass alone. An inverse is made, and inverts factors, at "
+        "its *first* product, not *again*. Memory is the peak of building "
+        "beyond a gradient's, with what the operator keeps, and with plans and caches "
+        "for later passes. EKFACs, and inverses, may differ by more than rounding "
+        "where factors have close eigenvalues; their traces are compared sharply."
+    ),
+    cases=cases,
+    tables=tables,
+    figures=figures,
+    claims=(
+        *(
+            Claim(
+                f"Building {kind}, ResNet-18, {pixels} pixels: stock's time over ours",
+                _least_ratio(
+                    f"{_BUILDING} and kind == '{kind}' and pixels == {pixels}"
+                ),
+                "at least",
+                limit,
+            )
+            for kind, pixels, limit in (
+                ("expand", 224, 1.8),
+                ("expand", 64, 1.5),
+                ("reduce", 224, 1.3),
+                ("reduce", 64, 1.3),
+                ("ekfac", 224, 2.0),
+                ("ekfac", 64, 2.0),
+            )
+        ),
+        Claim(
+            "Products with operators and inverses: stock's time over ours",
+            _least_ratio("stage != 'build'"),
+            "at least",
+            1,
+        ),
+        *(
+            Claim(
+                f"{kind} of ResNet-18: our share of stock's memory",
+                _largest_share(kind),
+                "at most",
+                limit,
+            )
+            for kind, limit in (("expand", 0.5), ("ekfac", 0.2))
+        ),
+    ),
+    preload=("experiments.contenders.operators", "torchvision", OURS),
+)

@@ -1,0 +1,86 @@
+"""How fast does our backend compute factors on curvlinops' next line?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pandas as pd
+
+from experiments.contenders import operators
+from experiments.contenders.operators import BACKENDS, KINDS, Setting
+from experiments.harness.case import Case, Contest, Options, Row
+from experiments.harness.question import Claim, Question
+from experiments.harness.ratios import side_by_side
+from experiments.subjects.networks import Subject
+
+_KEY = ["kind", "network", "pixels", "batch_size"]
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """List the kinds of factors of ResNet-18, for few and for more images."""
+    for kind in ("expand",) if options.quick else KINDS:
+        for pixels, batch_size in ((32, 2),) if options.quick else ((224, 8), (64, 32)):
+            subject = Subject("resnet18", pixels)
+            setting = Setting(kind, subject, batch_size, options.device)
+            values = (kind, *subject, batch_size)
+            yield Case(dict(zip(_KEY, values, strict=True)), partial(_rows, setting))
+
+
+def _rows(setting: Setting, options: Options) -> Iterator[Row]:
+    operators.require("next")
+    # tracing takes a minute
+    backends = ("hooks", "ours") if options.quick else BACKENDS
+    yield from Contest(
+        operators.factors(setting, backends),
+        baselines={"gradient": operators.baselines(setting)["gradient"]},
+        # eigenvectors may differ by more than rounding
+        read=operators.traces,
+        weighed=False,
+    ).rows(options)
+
+
+def _seconds(rows: pd.DataFrame) -> pd.DataFrame:
+    return side_by_side(rows, "seconds", _KEY, (*BACKENDS, "gradient"))
+
+
+def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Times over ours, and over those of a gradient."""
+    seconds = _seconds(rows)
+    others = list(BACKENDS[:-1])
+    over_ours = seconds[others].div(seconds["ours"], axis=0).add_suffix(" over ours")
+    times = seconds[[*BACKENDS]].div(seconds["gradient"], axis=0)
+    return {
+        "Time over ours": over_ours.dropna(axis=1, how="all"),
+        "Time over a gradient's": times.dropna(axis=1, how="all"),
+    }
+
+
+def _least_ratio(backend: str) -> Callable[[pd.DataFrame], float]:
+    def value(rows: pd.DataFrame) -> float:
+        seconds = _seconds(rows)
+        return float((seconds[backend] / seconds["ours"]).min())
+
+    return value
+
+
+QUESTION = Question(
+    title="How fast does our backend compute factors on curvlinops' next line?",
+    reading=(
+        "The next line, which is in curvlinops' repository and not released yet, "
+        "computes Kronecker factors by backends: *hooks*, and *make_fx*, which traces, "
+        "also *compiled*; the time to compile does not count. *Ours* registers itself "
+        "as `tn`. A *gradient* is the forward and backward pass alone."
+    ),
+    cases=cases,
+    tables=tables,
+    claims=tuple(
+        Claim(
+            f"Time of {backend} over ours, the worst case",
+            _least_ratio(backend),
+            "at least",
+            1,
+        )
+        for backend in BACKENDS[:-1]
+    ),
+)
