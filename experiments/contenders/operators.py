@@ -88,7 +88,7 @@ def contenders(setting: Setting) -> dict[str, Build]:
 
 def baselines(setting: Setting) -> dict[str, Build]:
     """List a bare gradient, and our operator of all layers, if there are more."""
-    found: dict[str, Build] = {"gradient": partial(_gradient, setting)}
+    found: dict[str, Build] = {"gradient": partial(gradient, setting)}
     model = setting.subject.plain()
     if len(supported(model, OURS)) > len(supported(model)):
         found["ours, all layers"] = partial(_build, OURS, OURS, setting)
@@ -123,7 +123,7 @@ def _build(library: str, whose: str, setting: Setting, small: bool = False) -> C
     return call
 
 
-def _gradient(setting: Setting, small: bool = False) -> Call:
+def gradient(setting: Setting, small: bool = False) -> Call:
     model, (images, labels) = setting.make(small)
     wanted = [*parameters(model, (nn.Conv2d, nn.Linear)).values()]
 

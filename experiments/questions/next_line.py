@@ -33,7 +33,7 @@ def _rows(setting: Setting, options: Options) -> Iterator[Row]:
     backends = ("hooks", "ours") if options.quick else BACKENDS
     yield from Contest(
         operators.factors(setting, backends),
-        baselines={"gradient": operators.baselines(setting)["gradient"]},
+        baselines={"gradient": partial(operators.gradient, setting)},
         # eigenvectors may differ by more than rounding
         read=operators.traces,
         weighed=False,
