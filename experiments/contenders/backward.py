@@ -53,7 +53,7 @@ class Pass:
         self._extensions = (
             [] if library is None else [getattr(import_module(library), extension)()]
         )
-        self._model = subject.build(replaced(extension, subject)).to(device)
+        self.model = subject.build(replaced(extension, subject)).to(device)
         self._loss_function = extend(nn.CrossEntropyLoss())
         images, labels = subject.batch(1 if small else batch_size)
         self._images, self._labels = images.to(device), labels.to(device)
@@ -61,11 +61,11 @@ class Pass:
 
     def before(self) -> None:
         """Forget former results, and run the forward pass."""
-        for parameter in self._model.parameters():
+        for parameter in self.model.parameters():
             parameter.grad = None
             for extension in self._extensions:
                 vars(parameter).pop(extension.savefield, None)
-        self._loss = self._loss_function(self._model(self._images), self._labels)
+        self._loss = self._loss_function(self.model(self._images), self._labels)
         # Monte-Carlo samples are drawn by the backward pass
         torch.manual_seed(0)
 
@@ -80,7 +80,7 @@ class Pass:
             self._loss.backward()
         return {
             name: getattr(parameter, extension.savefield)
-            for name, parameter in self._model.named_parameters()
+            for name, parameter in self.model.named_parameters()
             for extension in self._extensions
             if hasattr(parameter, extension.savefield)
         }

@@ -124,6 +124,7 @@ def _build(library: str, whose: str, setting: Setting, small: bool = False) -> C
 
 
 def gradient(setting: Setting, small: bool = False) -> Call:
+    """Build the forward and backward pass alone."""
     model, (images, labels) = setting.make(small)
     wanted = [*parameters(model, (nn.Conv2d, nn.Linear)).values()]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from experiments.contenders import operators
 from experiments.contenders.operators import KINDS, OURS, STOCK, Setting
-from experiments.harness.case import Build, Call, Case, Contest, Options, Row
+from experiments.harness.case import Call, Case, Contest, Options, Row
 from experiments.harness.measure import RESOLUTION_BYTES, num_bytes
 from experiments.harness.question import Claim, Question
 from experiments.harness.ratios import bars, side_by_side
@@ -60,17 +60,22 @@ def cases(options: Options) -> Iterator[Case]:
 
 
 def _rows(setting: Setting, options: Options) -> Iterator[Row]:
-    """Measure building, and what products with the operator and its inverses take."""
+    """Measure building, then products with the operator and its inverses."""
     operators.require("3.0")
     is_corrected = setting.kind == "ekfac"
-    slowly = replace(options, rounds=min(options.rounds, _SLOW_ROUNDS))
-    builds = operators.contenders(setting)
-    vector = vector_like(operators.supported(setting.make(small=False)[0]))
+    slowly = replace(options, rounds=_SLOW_ROUNDS)
+    model, _ = setting.make(small=False)
+    generator = torch.Generator().manual_seed(0)
+    vector = [
+        torch.randn(p.shape, generator=generator).to(p)
+        for p in operators.supported(model)
+    ]
 
     def read(operator: Any) -> list[Tensor]:
         products = [] if is_corrected else operator @ vector
         return [*products, torch.as_tensor(operator.trace)]
 
+    builds = operators.contenders(setting)
     building = Contest(
         builds,
         baselines=operators.baselines(setting),
@@ -78,18 +83,18 @@ def _rows(setting: Setting, options: Options) -> Iterator[Row]:
         tolerance=TOLERANCE,
         min_rounds=_SLOW_ROUNDS,
     )
-    stage = "build"
     for row in building.rows(slowly if is_corrected else options):
-        yield {"stage": stage} | row
+        yield {"stage": "build"} | row
     if setting.fisher_type != "empirical":
         return
 
     built = {name: build(small=False)() for name, build in builds.items()}
-    kept = {name: kept_bytes(operator) for name, operator in built.items()}
+    kept = {name: _kept_bytes(operator) for name, operator in built.items()}
     tolerance = LOOSE_TOLERANCE if is_corrected else TOLERANCE
-    for stage, calls in _products(built, vector, is_corrected, options.quick):
+    for stage, makes in _stages(built, is_corrected, options.quick):
+        is_again = not stage.endswith("first")
         contest = Contest(
-            calls,
+            {n: partial(_product, make, vector, is_again) for n, make in makes.items()},
             tolerance=tolerance,
             min_rounds=_SLOW_ROUNDS,
             weighed=False,
@@ -101,49 +106,34 @@ def _rows(setting: Setting, options: Options) -> Iterator[Row]:
         tolerance = LOOSE_TOLERANCE
 
 
-def _products(
-    built: Mapping[str, Any], vector: list[Tensor], is_corrected: bool, quick: bool
-) -> Iterator[tuple[str, dict[str, Build]]]:
-    def call(make: Callable[[], Any], small: bool) -> Call:
-        return partial(matmul, make(), vector)
-
-    def first(make: Callable[[], Any], small: bool) -> Call:
-        # the first product inverts the factors
-        return lambda: make() @ vector
-
-    same = {name: partial(_same, operator) for name, operator in built.items()}
-    yield "product", {name: partial(call, make) for name, make in same.items()}
+def _stages(
+    built: Mapping[str, Any], is_corrected: bool, quick: bool
+) -> Iterator[tuple[str, dict[str, Callable[[], Any]]]]:
+    """List what to multiply by, and how to make it."""
+    yield "product", {name: partial(built.__getitem__, name) for name in built}
     for title, options in INVERSES.items():
         is_exact = "use_exact_damping" in options
-        # EKFAC has no other inverse; this one decomposes factors
+        # EKFAC has no other inverse; KFAC decomposes factors for this one
         if not is_exact if is_corrected else is_exact and quick:
             continue
-        makes = {
-            name: partial(
-                operators.take(library, "KFACInverseLinearOperator"),
-                built[name],
-                **options,
-            )
-            for name, library in (("stock", STOCK), ("ours", OURS))
-        }
-        for stage, way in (("first", first), ("again", call)):
-            yield (
-                f"{title}, {stage}",
-                {name: partial(way, make) for name, make in makes.items()},
-            )
+        makes: dict[str, Callable[[], Any]] = {}
+        for name, library in (("stock", STOCK), ("ours", OURS)):
+            inverse = operators.take(library, "KFACInverseLinearOperator")
+            makes[name] = partial(inverse, built[name], **options)
+        yield f"{title}, first", makes
+        yield f"{title}, again", makes
 
 
-def _same(operator: Any) -> Any:
-    return operator
+def _product(
+    make: Callable[[], Any], vector: list[Tensor], is_again: bool, small: bool
+) -> Call:
+    """Multiply; or make an operator each time, whose first product inverts factors."""
+    if is_again:
+        return partial(matmul, make(), vector)
+    return lambda: make() @ vector
 
 
-def vector_like(parameters: list[torch.nn.Parameter]) -> list[Tensor]:
-    """Draw what to multiply operators by, the same each time."""
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(p.shape, generator=generator).to(p) for p in parameters]
-
-
-def kept_bytes(operator: Any) -> int:
+def _kept_bytes(operator: Any) -> int:
     """Count the bytes of what a built operator keeps, besides the network."""
     state = operator.state_dict()
     del state["model_func_state_dict"]
@@ -166,16 +156,11 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     seconds = _seconds(rows)
     table = (1e3 * seconds).add_suffix(", ms")
     table["stock over ours"] = seconds["stock"] / seconds["ours"]
-    found = {}
-    for title, stages in (
-        ("Building", ["build"]),
-        (
-            "Products",
-            [s for s in dict.fromkeys(rows["stage"].dropna()) if s != "build"],
-        ),
-    ):
-        chosen = table[table.index.get_level_values("stage").isin(stages)]
-        found[title] = chosen.dropna(axis=1, how="all")
+    is_building = table.index.get_level_values("stage") == "build"
+    found = {
+        "Building": table[is_building].droplevel("stage"),
+        "Products": table[~is_building].dropna(axis=1, how="all"),
+    }
     memory = _beyond_gradient(rows)
     kept = side_by_side(rows, "kept_bytes", _KEY, ("stock", "ours"))
     held = (memory.join(kept.add_suffix(", kept")) / 2**20).round(1)

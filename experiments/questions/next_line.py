@@ -18,10 +18,15 @@ _KEY = ["kind", "network", "pixels", "batch_size"]
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """List the kinds of factors of ResNet-18, for few and for more images."""
-    for kind in ("expand",) if options.quick else KINDS:
-        for pixels, batch_size in ((32, 2),) if options.quick else ((224, 8), (64, 32)):
-            subject = Subject("resnet18", pixels)
+    """List the kinds of factors of networks; on a GPU, those that curvlinops shows."""
+    workloads = [("resnet18", 224, 8), ("resnet18", 64, 32)]
+    if options.device.type == "cuda":
+        workloads = [("resnet50", 224, 32), ("resnet18", 32, 128)]
+    for network, pixels, batch_size in (
+        [("resnet18", 32, 2)] if options.quick else workloads
+    ):
+        for kind in ("expand",) if options.quick else KINDS:
+            subject = Subject(network, pixels)
             setting = Setting(kind, subject, batch_size, options.device)
             values = (kind, *subject, batch_size)
             yield Case(dict(zip(_KEY, values, strict=True)), partial(_rows, setting))
