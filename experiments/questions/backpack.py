@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,9 +10,14 @@ import pandas as pd
 
 from experiments.contenders.backward import contenders, replaced
 from experiments.harness.case import Case, Contest, Options, Row
-from experiments.harness.measure import RESOLUTION_BYTES
 from experiments.harness.question import Claim, Question
-from experiments.harness.ratios import bars, side_by_side
+from experiments.harness.ratios import (
+    bars,
+    largest_share,
+    least_ratio,
+    memory,
+    times,
+)
 from experiments.subjects.networks import Subject
 
 TOLERANCE = 1e-4
@@ -35,7 +40,6 @@ EXTENSIONS: dict[str, tuple[Subject, ...]] = {
 """Extensions, and the networks that stock has time and memory for."""
 
 _KEY = ["extension", "network", "pixels", "batch_size"]
-_NAMES = ("stock", "ours", "plain")
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -67,16 +71,11 @@ def _rows(
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Times and memory by extension and network, and what was replaced."""
-    times = side_by_side(rows, "seconds", _KEY, _NAMES)
-    table = (1e3 * times).add_suffix(", ms")
-    table["stock over ours"] = times["stock"] / times["ours"]
-    table["ours over plain"] = times["ours"] / times["plain"]
-    beyond = _beyond_plain(rows)
-    held = (beyond / 2**20).assign(share=_share(beyond))
-    found = {
-        "Time of a backward pass": table,
-        "Memory beyond a plain pass, MiB": held.dropna(),
-    }
+    table = times(rows, _KEY, ("stock", "ours", "plain"))
+    table["ours over plain"] = table["ours, ms"] / table["plain, ms"]
+    found = {"Time of a backward pass": table}
+    if "bytes" in rows:
+        found["Memory beyond a plain pass, MiB"] = memory(rows, _KEY, "plain")
     changed = rows[rows["replaced"].fillna("") != ""]
     if len(changed):
         found["Modules that stock cannot do, replaced for all"] = changed.groupby(
@@ -85,38 +84,11 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return found
 
 
-def _beyond_plain(rows: pd.DataFrame) -> pd.DataFrame:
-    held = side_by_side(rows, "bytes", _KEY, _NAMES)
-    return held[["stock", "ours"]].sub(held["plain"], axis=0).clip(lower=0)
-
-
-def _share(beyond: pd.DataFrame) -> Any:
-    """Ours over stock's; nothing below what a process resolves counts."""
-    least = beyond.clip(lower=RESOLUTION_BYTES)
-    return least["ours"] / least["stock"]
-
-
-def _ratios(rows: pd.DataFrame) -> Any:
-    times = side_by_side(rows, "seconds", _KEY[:-1], _NAMES)
-    return (times["stock"] / times["ours"]).dropna()
-
-
 def figures(rows: pd.DataFrame) -> Mapping[str, Any]:
     """Bars of the ratios of times."""
-    ratios = _ratios(rows).unstack(["network", "pixels"])
-    return {"ratios": bars(ratios, "Backward passes: stock's time over ours")}
-
-
-def _slowest(extension: str) -> Callable[[pd.DataFrame], float]:
-    return lambda rows: float(_ratios(rows.query(_LARGER))[extension].min())
-
-
-def _largest_share(where: str | None = None) -> Callable[[pd.DataFrame], float]:
-    def value(rows: pd.DataFrame) -> float:
-        chosen = rows if where is None else rows.query(where)
-        return float(_share(_beyond_plain(chosen)).max())
-
-    return value
+    ratios = times(rows, _KEY[:-1], ("stock", "ours"))["stock over ours"].dropna()
+    table = ratios.unstack(["network", "pixels"])
+    return {"ratios": bars(table, "Backward passes: stock's time over ours")}
 
 
 _LARGER = "network in ('allcnnc', 'resnet18')"
@@ -146,7 +118,7 @@ QUESTION = Question(
         *(
             Claim(
                 f"{extension} on All-CNN-C and ResNet-18: stock's time over ours",
-                _slowest(extension),
+                least_ratio(_KEY, f"{_LARGER} and extension == '{extension}'"),
                 "at least",
                 limit,
             )
@@ -155,7 +127,9 @@ QUESTION = Question(
         *(
             Claim(
                 f"{extension} on All-CNN-C and ResNet-18: our share of stock's memory",
-                _largest_share(f"{_LARGER} and extension == '{extension}'"),
+                largest_share(
+                    _KEY, "plain", f"{_LARGER} and extension == '{extension}'"
+                ),
                 "at most",
                 1 / 3,
             )
@@ -163,7 +137,7 @@ QUESTION = Question(
         ),
         Claim(
             "Every extension and network: our share of stock's memory",
-            _largest_share(),
+            largest_share(_KEY, "plain"),
             "at most",
             1,
         ),

@@ -15,9 +15,16 @@ from torch import Tensor
 from experiments.contenders import operators
 from experiments.contenders.operators import KINDS, OURS, STOCK, Setting
 from experiments.harness.case import Call, Case, Contest, Options, Row
-from experiments.harness.measure import RESOLUTION_BYTES, num_bytes
+from experiments.harness.measure import num_bytes
 from experiments.harness.question import Claim, Question
-from experiments.harness.ratios import bars, side_by_side
+from experiments.harness.ratios import (
+    bars,
+    largest_share,
+    least_ratio,
+    memory,
+    side_by_side,
+    times,
+)
 from experiments.subjects.networks import Subject
 
 TOLERANCE = 1e-4
@@ -140,60 +147,29 @@ def _kept_bytes(operator: Any) -> int:
     return num_bytes(state)
 
 
-def _seconds(rows: pd.DataFrame) -> pd.DataFrame:
-    names = ("stock", "ours", "gradient", "ours, all layers")
-    return side_by_side(rows, "seconds", ["stage", *_KEY], names)
-
-
-def _beyond_gradient(rows: pd.DataFrame) -> pd.DataFrame:
-    held = side_by_side(rows, "bytes", _KEY, ("stock", "ours", "gradient"))
-    beyond = held[["stock", "ours"]].sub(held["gradient"], axis=0).dropna()
-    return beyond.clip(lower=RESOLUTION_BYTES)
-
-
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Times of building and of products, and memory."""
-    seconds = _seconds(rows)
-    table = (1e3 * seconds).add_suffix(", ms")
-    table["stock over ours"] = seconds["stock"] / seconds["ours"]
-    is_building = table.index.get_level_values("stage") == "build"
-    found = {
-        "Building": table[is_building].droplevel("stage"),
-        "Products": table[~is_building].dropna(axis=1, how="all"),
-    }
-    memory = _beyond_gradient(rows)
-    kept = side_by_side(rows, "kept_bytes", _KEY, ("stock", "ours"))
-    held = (memory.join(kept.add_suffix(", kept")) / 2**20).round(1)
-    held["share"] = memory["ours"] / memory["stock"]
-    found["Memory of building beyond a gradient's, MiB"] = held
+    is_building = rows["stage"] == "build"
+    names = ("stock", "ours", "gradient", "ours, all layers")
+    found = {"Building": times(rows[is_building], _KEY, names)}
+    if not is_building.all():
+        products = rows[~is_building].dropna(subset="stage")
+        found["Products"] = times(products, ["stage", *_KEY], names[:2])
+    if "bytes" in rows:
+        held = memory(rows, _KEY, "gradient")
+        kept = side_by_side(rows, "kept_bytes", _KEY, names[:2]) / 2**20
+        found["Memory of building beyond a gradient's, and of what is kept, MiB"] = (
+            held.join(kept.add_suffix(", kept"))
+        )
     return found
 
 
 def figures(rows: pd.DataFrame) -> Mapping[str, Any]:
     """Bars of the ratios of building."""
-    seconds = _seconds(rows[rows["stage"] == "build"]).droplevel("stage")
-    ratios = (seconds["stock"] / seconds["ours"]).dropna()
+    table = times(rows[rows["stage"] == "build"], _KEY, ("stock", "ours"))
+    ratios = table["stock over ours"].dropna()
     return {"building": bars(ratios, "Building an operator: stock's time over ours")}
 
-
-def _least_ratio(where: str) -> Callable[[pd.DataFrame], float]:
-    def value(rows: pd.DataFrame) -> float:
-        seconds = _seconds(rows.query(where))
-        return float((seconds["stock"] / seconds["ours"]).min())
-
-    return value
-
-
-def _largest_share(kind: str) -> Callable[[pd.DataFrame], float]:
-    def value(rows: pd.DataFrame) -> float:
-        where = f"kind == '{kind}' and network == 'resnet18'"
-        beyond = _beyond_gradient(rows.query(where))
-        return float((beyond["ours"] / beyond["stock"]).max())
-
-    return value
-
-
-_BUILDING = "stage == 'build' and network == 'resnet18'"
 
 QUESTION = Question(
     title="How fast and lean are operators, against curvlinops'?",
@@ -214,8 +190,10 @@ QUESTION = Question(
         *(
             Claim(
                 f"Building {kind}, ResNet-18, {pixels} pixels: stock's time over ours",
-                _least_ratio(
-                    f"{_BUILDING} and kind == '{kind}' and pixels == {pixels}"
+                least_ratio(
+                    _KEY,
+                    f"stage == 'build' and network == 'resnet18' and "
+                    f"kind == '{kind}' and pixels == {pixels}",
                 ),
                 "at least",
                 limit,
@@ -231,14 +209,16 @@ QUESTION = Question(
         ),
         Claim(
             "Products with operators and inverses: stock's time over ours",
-            _least_ratio("stage != 'build'"),
+            least_ratio(["stage", *_KEY], "stage != 'build'"),
             "at least",
             1,
         ),
         *(
             Claim(
                 f"{kind} of ResNet-18: our share of stock's memory",
-                _largest_share(kind),
+                largest_share(
+                    _KEY, "gradient", f"kind == '{kind}' and network == 'resnet18'"
+                ),
                 "at most",
                 limit,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import pandas as pd
@@ -11,7 +11,7 @@ from experiments.contenders import operators
 from experiments.contenders.operators import BACKENDS, KINDS, Setting
 from experiments.harness.case import Case, Contest, Options, Row
 from experiments.harness.question import Claim, Question
-from experiments.harness.ratios import side_by_side
+from experiments.harness.ratios import least_ratio, side_by_side
 from experiments.subjects.networks import Subject
 
 _KEY = ["kind", "network", "pixels", "batch_size"]
@@ -45,28 +45,16 @@ def _rows(setting: Setting, options: Options) -> Iterator[Row]:
     ).rows(options)
 
 
-def _seconds(rows: pd.DataFrame) -> pd.DataFrame:
-    return side_by_side(rows, "seconds", _KEY, (*BACKENDS, "gradient"))
-
-
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Times over ours, and over those of a gradient."""
-    seconds = _seconds(rows)
-    others = list(BACKENDS[:-1])
-    over_ours = seconds[others].div(seconds["ours"], axis=0).add_suffix(" over ours")
-    times = seconds[[*BACKENDS]].div(seconds["gradient"], axis=0)
+    names = [*BACKENDS, "gradient"]
+    seconds = side_by_side(rows, "seconds", _KEY, names)
     return {
-        "Time over ours": over_ours.dropna(axis=1, how="all"),
-        "Time over a gradient's": times.dropna(axis=1, how="all"),
+        f"Time over {title}": seconds[names[:-1]]
+        .div(seconds[name], axis=0)
+        .dropna(axis=1, how="all")
+        for title, name in (("ours", "ours"), ("a gradient's", "gradient"))
     }
-
-
-def _least_ratio(backend: str) -> Callable[[pd.DataFrame], float]:
-    def value(rows: pd.DataFrame) -> float:
-        seconds = _seconds(rows)
-        return float((seconds[backend] / seconds["ours"]).min())
-
-    return value
 
 
 QUESTION = Question(
@@ -82,7 +70,7 @@ QUESTION = Question(
     claims=tuple(
         Claim(
             f"Time of {backend} over ours, the worst case",
-            _least_ratio(backend),
+            least_ratio(_KEY, theirs=backend),
             "at least",
             1,
         )
