@@ -51,7 +51,8 @@ class Setting(NamedTuple):
         Decompositions of the network's factors would take stock minutes.
         """
         if small:
-            model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(8, 10))
+            layers = (nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(8, 10))
+            model: nn.Module = nn.Sequential(*layers)
             batch = torch.ones(2, 3, 4, 4), torch.zeros(2, dtype=torch.long)
         else:
             model = self.subject.plain()

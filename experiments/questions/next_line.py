@@ -61,9 +61,10 @@ QUESTION = Question(
     title="How fast does our backend compute factors on curvlinops' next line?",
     reading=(
         "The next line, which is in curvlinops' repository and not released yet, "
-        "computes Kronecker factors by backends: *hooks*, and *make_fx*, which traces, "
-        "also *compiled*; the time to compile does not count. *Ours* registers itself "
-        "as `tn`. A *gradient* is the forward and backward pass alone."
+        "computes Kronecker factors by backends: *hooks*, and *make_fx*, which traces "
+        "at each call; *compiled* is what it traced, and the time to compile does not "
+        "count. *Ours* registers itself as `tn`. A *gradient* is the forward and "
+        "backward pass alone."
     ),
     cases=cases,
     tables=tables,
