@@ -51,9 +51,9 @@ _SLOW_ROUNDS = 3
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """List operators, first those that are cheap; other Fishers of one network.
+    """List operators, and for one network those of other Fisher types.
 
-    They change nothing but what is backpropagated.
+    The types differ in what is backpropagated, and in nothing else.
     """
     for kind in ("expand",) if options.quick else KINDS:
         workloads = ((Subject("unet", 16), 2),) if options.quick else WORKLOADS
