@@ -163,6 +163,8 @@ def _factors(backend: str, setting: Setting, small: bool = False) -> Call:
     if backend != "compiled":
         compute: Callable[[], Any] = computer.compute
         return compute
+    if setting.kind == "ekfac":
+        raise Unsupported("EKFAC's eigenvalues have no function to compile beforehand")
     traced, mapping = computer._trace_batch_functions()
     compiled = {size: torch.compile(traced[size]) for size in traced}
     return lambda: computer._compute_kronecker_factors((compiled, mapping))

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from experiments.harness.measure import (
     MIN_ROUNDS,
     MemoryNotMeasured,
+    before,
     peak_memory,
     time_side_by_side,
 )
@@ -116,7 +117,7 @@ class Contest:
             rows[name] = {"contender": name}
             try:
                 call = build(small=False)
-                _before(call)
+                before(call)
                 result = call()
                 if name in self.contenders:
                     found = _tensors(self.read(result))
@@ -148,12 +149,12 @@ class Contest:
     def _times(
         self, calls: Mapping[str, Call], options: Options
     ) -> dict[str, list[float]]:
-        before = {n: c.before for n, c in calls.items() if hasattr(c, "before")}
+        first = {n: c.before for n, c in calls.items() if hasattr(c, "before")}
         return time_side_by_side(
             calls,
             options.rounds,
             options.device,
-            setup={**before, **self.setup},
+            setup={**first, **self.setup},
             min_rounds=self.min_rounds,
         )
 
@@ -168,15 +169,10 @@ class _Prepare:
         first, call = self.build(small=True), self.build(small=False)
 
         def warm_up() -> None:
-            _before(first)
+            before(first)
             first()
-            _before(call)
 
         return warm_up, call
-
-
-def _before(call: Call) -> None:
-    getattr(call, "before", lambda: None)()
 
 
 def relative_error(found: list[Tensor], exact: list[Tensor]) -> float:

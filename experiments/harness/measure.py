@@ -258,14 +258,20 @@ def _start_threads() -> None:
     torch.nn.functional.conv2d(x[None, None], weight).sum().backward()
 
 
+def before(call: Call) -> None:
+    """Run what a call wants to have run before it, if anything."""
+    getattr(call, "before", lambda: None)()
+
+
 def _peak_resident(run: Call) -> int:
+    before(run)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    before = _resident_bytes("VmRSS")
+    held = _resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     result = run()
     peak = _resident_bytes("VmHWM")
-    return max(0, peak - before - num_bytes(result))
+    return max(0, peak - held - num_bytes(result))
 
 
 def _resident_bytes(field: str) -> int:
@@ -276,15 +282,16 @@ def _resident_bytes(field: str) -> int:
 
 
 def _peak_on_cuda(run: Call, device: torch.device | str) -> int:
+    before(run)
     gc.collect()
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    held = torch.cuda.memory_allocated(device)
     result = run()
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device)
-    return max(0, peak - before - num_bytes(result))
+    return max(0, peak - held - num_bytes(result))
 
 
 def num_bytes(result: object) -> int:

@@ -106,7 +106,7 @@ QUESTION = Question(
         "A backward pass under `with backpack(extension)`, after a forward pass, which "
         "is not timed. *Plain* is one of the same network without extension. Memory is "
         "the peak of the backward pass beyond that of a plain one and beyond what the "
-        "extension saves; plans and caches for later passes count. For extensions that "
+        "extension saves. For extensions that "
         "stock cannot backpropagate through all of ResNet-18, both run on the same "
         "network without these modules: BatchNorm in evaluation mode is folded into "
         "the convolution before it, adaptive average pooling is `AvgPool2d`."

@@ -179,8 +179,8 @@ QUESTION = Question(
         "stock supports; *all layers* are those that ours does. *Gradient* is the "
         "forward and backward pass alone. An inverse is made, and inverts factors, at "
         "its *first* product, not *again*. Memory is the peak of building "
-        "beyond a gradient's, with what the operator keeps, and with plans and caches "
-        "for later passes. EKFACs, and inverses, may differ by more than rounding "
+        "beyond a gradient's, with what the operator keeps. EKFACs, and inverses, may "
+        "differ by more than rounding "
         "where factors have close eigenvalues; their traces are compared sharply."
     ),
     cases=cases,
