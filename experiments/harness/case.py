@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -22,7 +22,10 @@ Row = dict[str, Any]
 """One measurement: names of columns and values that JSON knows."""
 
 Call = Callable[[], Any]
-"""Computes something: tensors in lists, tuples and dictionaries."""
+"""Computes something: tensors in lists, tuples and dictionaries.
+
+If reading the result takes time or memory, return a function that reads it.
+"""
 
 Build = Callable[..., Call]
 """Takes ``small``, whether to take a smaller input; makes inputs, returns a call.
@@ -83,6 +86,8 @@ class Contest:
         contenders: How to build each contender's call, by its name.
         reference: Computes what is correct. Default: the first contender's result.
         tolerance: Largest relative error (Frobenius norm) of a tensor.
+        beside: Contenders that compute something else, such as a step without
+            curvature: they are timed and weighed, but not compared.
         setup: What to call before each timed call of a contender, untimed.
         notes: Further columns of a contender, made in the end.
         min_rounds: Fewer than five only for calls of minutes.
@@ -93,6 +98,7 @@ class Contest:
     contenders: Mapping[str, Build]
     reference: Call | None = None
     tolerance: float = 1e-3
+    beside: Collection[str] = ()
     setup: Mapping[str, Call] = field(default_factory=dict)
     notes: Callable[[str], Row] = lambda name: {}
     min_rounds: int = MIN_ROUNDS
@@ -108,11 +114,13 @@ class Contest:
             rows[name] = {"contender": name}
             try:
                 call = build(small=False)
-                found = _tensors(call())
-                exact = found if exact is None else exact
-                rows[name]["error"] = error = relative_error(found, exact)
-                if not error <= self.tolerance:
-                    raise ArithmeticError(f"relative error {error:.1e}")
+                result = call()
+                if name not in self.beside:
+                    found = _tensors(result)
+                    exact = found if exact is None else exact
+                    rows[name]["error"] = error = relative_error(found, exact)
+                    if not error <= self.tolerance:
+                        raise ArithmeticError(f"relative error {error:.1e}")
                 calls[name] = call
             except Exception as reason:  # whatever stops a toolkit is a result
                 rows[name]["reason"] = in_a_line(reason)
@@ -181,5 +189,5 @@ def in_a_line(reason: Exception) -> str:
 
 
 def _tensors(result: Any) -> list[Tensor]:
-    leaves = tree_leaves(result)
+    leaves = tree_leaves(result() if callable(result) else result)
     return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]

@@ -15,9 +15,10 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 Call = Callable[[], object]
-Prepare = Callable[[], tuple[Call, Callable[[], Tensor]]]
+Prepare = Callable[[], tuple[Call, Call]]
 """Builds the inputs; returns a small warm-up and the call to be measured."""
 
 MIN_ROUNDS = 5
@@ -256,7 +257,7 @@ def _start_threads() -> None:
     torch.nn.functional.conv2d(x[None, None], weight).sum().backward()
 
 
-def _peak_resident(run: Callable[[], Tensor]) -> int:
+def _peak_resident(run: Call) -> int:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = _resident_bytes("VmRSS")
@@ -273,7 +274,7 @@ def _resident_bytes(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def _peak_on_cuda(run: Callable[[], Tensor], device: torch.device | str) -> int:
+def _peak_on_cuda(run: Call, device: torch.device | str) -> int:
     gc.collect()
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
@@ -285,5 +286,6 @@ def _peak_on_cuda(run: Callable[[], Tensor], device: torch.device | str) -> int:
     return max(0, peak - before - _num_bytes(result))
 
 
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _num_bytes(result: object) -> int:
+    leaves = tree_leaves(result)
+    return sum(each.nbytes for each in leaves if isinstance(each, Tensor))
