@@ -66,7 +66,7 @@ _RUN = [*_CASE, "seed"]
 
 def ends(rows: pd.DataFrame) -> pd.DataFrame:
     """Summarise runs: where each ended, and when it reached SGD's last loss."""
-    runs = rows[rows["part"] == "run"].sort_values("step", kind="stable")
+    runs = rows[rows["phase"] == "run"].sort_values("step", kind="stable")
     lasts = runs.groupby(_RUN, sort=False).last()
     goal = lasts["loss"].xs("SGD", level="contender").rename("goal")
     begin = runs.groupby(["data", "seed"])["loss"].first()
@@ -94,9 +94,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Means of runs, and the trials that chose their hyper-parameters."""
-    if "part" not in rows:
+    if "phase" not in rows:
         return {}
-    trials = rows[rows["part"] == "trial"]
+    trials = rows[rows["phase"] == "trial"]
     index = [*_CASE, "options"]
     tried = trials.groupby(index, sort=False)[["loss", "accuracy"]].mean()
     chosen = ends(rows).groupby(_CASE, sort=False)[["options"]].first()
@@ -105,9 +105,9 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def figures(rows: pd.DataFrame) -> Mapping[str, Any]:
     """Plot the losses of all runs, for each kind of data."""
-    if "part" not in rows:
+    if "phase" not in rows:
         return {}
-    runs = rows[rows["part"] == "run"]
+    runs = rows[rows["phase"] == "run"]
     return {str(data): loss_figure(own) for data, own in runs.groupby("data")}
 
 

@@ -240,9 +240,9 @@ def tuned(
         for recipe in grid:
             ends = [list(Training(recipe, at_end, seed))[-1] for seed in search_seeds]
             losses.append(mean(end["loss"] for end in ends))
-            yield from ({"part": "trial", **end} for end in ends)
+            yield from ({"phase": "trial", **end} for end in ends)
         chosen.append(grid[losses.index(min(losses))])
     for seed in seeds:
         trainings = [Training(recipe, setting, seed) for recipe in chosen]
         for rows in zip_longest(*trainings):
-            yield from ({"part": "run", **row} for row in rows if row is not None)
+            yield from ({"phase": "run", **row} for row in rows if row is not None)
