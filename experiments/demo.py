@@ -82,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # SGD's, as KFAC's has hooks
     compared = compare(trainings[0].model, *data.train.first(size))
     print(
-        f"KFAC's factors of a batch of {size}, in stock BackPACK and ours, and the time "
-        f"and memory of the input\nfactor, stock's over ours, on "
+        f"KFAC's factors of a batch of {size}, in stock BackPACK and ours, and the "
+        "time and memory of the\ninput factor, stock's over ours, on "
         f"{torch.get_num_threads()} threads.\n"
     )
     print(compared.to_string(float_format="%.2g", na_rep=""))

@@ -84,7 +84,7 @@ def _build(
 class Training:
     """A model in training on one batch; its first call takes two steps.
 
-    The first step renews everything, and makes what stays: momentum, averages, inverses.
+    The first step renews everything, and makes what stays, such as momentum.
 
     Args:
         model: The model.
@@ -368,12 +368,8 @@ def _add(rows: Tensor, factor: Tensor | None, scale: float) -> Tensor:
 def _patches(use: Use, approx: str) -> Tensor:
     """Extract patches ``[N, P, D]``; of KFAC-reduce, their means ``[N, 1, D]``."""
     conv = use.conv
-    is_even = all(left == right for left, right in conv.padding)
-    is_plain = conv.groups == 1 and conv.padding_mode == "zeros"
-    if not (is_plain and is_even and conv.num_dims == 2) or conv.transposed:
-        raise Unsupported(f"curvlinops has no patches of {conv}")
     padding = tuple(left for left, _ in conv.padding)
-    sizes = (conv.kernel_size, conv.stride, padding, conv.dilation, 1)
+    sizes = (conv.kernel_size, conv.stride, padding, conv.dilation, conv.groups)
     if approx == "expand":
         return extract_patches(use.x, *sizes)
     return extract_averaged_patches(use.x, *sizes).unsqueeze(1)

@@ -25,7 +25,7 @@ from experiments.contenders.dropout import (
     saved_bytes,
     spread,
 )
-from experiments.harness.case import Build, Call, Case, Contest, Options, Row
+from experiments.harness.case import Call, Case, Contest, Options, Row
 from experiments.harness.question import Claim, Question
 from experiments.subjects.images import Split, find_images
 from experiments.subjects.networks import Subject
@@ -173,9 +173,9 @@ def _backward(name: str, axes: Axes, options: Options) -> Iterator[Row]:
         outputs[name] = layers[name](x)
 
     def backward(name: str) -> tuple[Tensor, ...]:
-        wanted = (x, layers[name].bias, layers[name].weight)
+        weight, bias = layers[name].parameters()
         # what is compared is exact: the weight's gradient is an estimate
-        return torch.autograd.grad(outputs[name], wanted, g)[:2]
+        return torch.autograd.grad(outputs[name], (x, bias, weight), g)[:2]
 
     def build(name: str, small: bool) -> Call:
         forward(name)

@@ -1,18 +1,11 @@
 """What do several processes take for a preconditioned step, here and on paper?
 
 On paper, of ``P`` processes, ``W = max(1, fraction P)`` multiply by each layer's
-inverse, and form one of ``P / W`` columns. With factors of ``D`` columns in float32, the
-busiest process
-
-- sends and receives, for an update of the factors, their triangles in a ring:
-  ``2 (P - 1) / P * sum 4 D (D + 1) / 2`` bytes;
-- receives, for an update of the inverses, those of its column's layers that others
-  invert: ``sum 4 D^2`` bytes (none if ``W = 1``);
-- receives, in each step, the preconditioned gradients of all layers of other columns:
-  4 bytes a parameter (none if ``W = P``);
-- inverts its layers: ``sum D^3`` multiply-adds. Layers are assigned as the package does.
-
-The average of gradients comes in addition. Messages take no time of their own.
+inverse, and form one of ``P / W`` columns. Factors have ``D`` columns in float32. All
+triangles go round a ring; the busiest process receives the inverses of its column's
+layers that others invert, and the gradients of the layers of other columns; it inverts
+its layers with ``sum D^3`` multiply-adds. The average of gradients comes in addition.
+Messages take no time of their own.
 """
 
 from __future__ import annotations
@@ -191,9 +184,8 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         found["Milliseconds of a step, by what it renews"] = table
     paper = rows[rows["part"] == "on paper"]
     for network, own in paper.groupby("network") if len(paper) else ():
-        columns = [name for name in own if " ms" in name or "MB " in name]
         table = own.astype({"processes": int}).set_index(["processes", "fraction"])
-        found[f"On paper: {network}"] = table[columns]
+        found[f"On paper: {network}"] = table.filter(regex="^MB | ms")
     return found
 
 

@@ -86,7 +86,7 @@ def ends(rows: pd.DataFrame) -> pd.DataFrame:
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds; what not all seeds reached has none."""
     grouped = ends(rows).drop(columns="options").groupby(_CASE, sort=False)
-    means = grouped.agg(lambda values: values.mean(skipna=False))
+    means = grouped.mean(skipna=False)
     for place, name in ((1, "loss"), (3, "accuracy")):
         means.insert(place, f"{name} +-", grouped[name].std())
     return means
@@ -128,7 +128,8 @@ def loss_figure(runs: pd.DataFrame) -> Any:
 
 def _claims() -> Iterator[Claim]:
     def worst(kind: str, column: str, rows: pd.DataFrame) -> float:
-        return float(summary(rows)[column].xs(kind, level="contender").max(skipna=False))
+        own = summary(rows)[column].xs(kind, level="contender")
+        return float(own.max(skipna=False))
 
     def gain(kind: str, rows: pd.DataFrame) -> float:
         accuracy = summary(rows)["accuracy"].unstack("contender")
