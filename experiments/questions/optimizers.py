@@ -24,6 +24,7 @@ UPDATES: dict[str, tuple[Update, ...]] = {
 }
 INTERVALS = (1, 10, 100)
 """Steps between those that renew everything, to average over."""
+BEYOND = "the same, beyond SGD"
 _CASE = ["network", "method", "update"]
 
 
@@ -70,7 +71,7 @@ def steps(rows: pd.DataFrame) -> pd.DataFrame:
             "stock / SGD": seconds["stock"] / seconds["SGD"],
             "ours / SGD": seconds["ours"] / seconds["SGD"],
             "stock / ours": seconds["stock"] / seconds["ours"],
-            "the same, beyond SGD": beyond["stock"] / beyond["ours"],
+            BEYOND: beyond["stock"] / beyond["ours"],
         }
     )
 
@@ -121,25 +122,27 @@ def figures(rows: pd.DataFrame) -> Mapping[str, Any]:
     return {"steps": figure}
 
 
-def _least(method: str, update: str, column: str) -> Any:
-    def value(rows: pd.DataFrame) -> float:
-        table = steps(rows)
-        own = table.xs((method, update), level=("method", "update"))
+def _claims() -> Iterator[Claim]:
+    def least(method: str, update: str, column: str, rows: pd.DataFrame) -> float:
+        own = steps(rows).xs((method, update), level=("method", "update"))
         return float(own[column].min())
 
-    return value
+    def most(kind: str, rows: pd.DataFrame) -> float:
+        own = memory(rows).reset_index()
+        return float(own[own["method"].str.startswith(kind)]["ours / stock"].max())
 
+    for method, limit in (("KFAC-expand", 2), ("KFAC-reduce", 1.33)):
+        text = f"{method}, a step that renews factors: what stock adds over ours"
+        value = partial(least, method, "factors", BEYOND)
+        yield Claim(text, value, "at least", limit)
+    for method in METHODS[2:4]:
+        text = f"{method}, a step that renews everything: stock over ours"
+        value = partial(least, method, "everything", "stock / ours")
+        yield Claim(text, value, "at least", 1)
+    for kind in ("KFAC", "SINGD"):
+        text = f"{kind}: memory, ours over stock"
+        yield Claim(text, partial(most, kind), "at most", 1)
 
-def _most_memory(kind: str) -> Any:
-    def value(rows: pd.DataFrame) -> float:
-        table = memory(rows).reset_index()
-        own = table[table["method"].str.startswith(kind)]
-        return float(own["ours / stock"].max())
-
-    return value
-
-
-_BEYOND = "the same, beyond SGD"
 
 QUESTION = Question(
     title="What does a step of training with curvature cost, beside SGD's?",
@@ -156,33 +159,6 @@ QUESTION = Question(
     cases=cases,
     tables=tables,
     figures=figures,
-    claims=(
-        Claim(
-            "KFAC-expand, a step that renews factors: what stock adds over ours",
-            _least("KFAC-expand", "factors", _BEYOND),
-            "at least",
-            2,
-        ),
-        Claim(
-            "KFAC-reduce, a step that renews factors: what stock adds over ours",
-            _least("KFAC-reduce", "factors", _BEYOND),
-            "at least",
-            1.33,
-        ),
-        Claim(
-            "SINGD-expand, a step that renews everything: stock over ours",
-            _least("SINGD-expand", "everything", "stock / ours"),
-            "at least",
-            1,
-        ),
-        Claim(
-            "SINGD-reduce, a step that renews everything: stock over ours",
-            _least("SINGD-reduce", "everything", "stock / ours"),
-            "at least",
-            1,
-        ),
-        Claim("KFAC: ours over stock's memory", _most_memory("KFAC"), "at most", 1),
-        Claim("SINGD: ours over stock's memory", _most_memory("SINGD"), "at most", 1),
-    ),
+    claims=tuple(_claims()),
     preload=("experiments.contenders.optimizers", "torchvision", "singd"),
 )

@@ -73,6 +73,7 @@ def ends(rows: pd.DataFrame) -> pd.DataFrame:
     # where SGD diverged, or learned nothing, is no goal
     with_goal = runs.join(goal.where(goal < begin), on=["data", "seed"])
     hits = with_goal[with_goal["loss"] <= with_goal["goal"]].groupby(_RUN).first()
+    hits = hits.reindex(lasts.index)
     found = lasts[["loss", "accuracy", "options"]].copy()
     found["ms a step"] = 1e3 * lasts["seconds"] / lasts["step"]
     for column, name in (("step", "steps to it"), ("seconds", "seconds to it")):

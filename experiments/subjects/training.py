@@ -60,7 +60,7 @@ class Recipe:
     def text(self) -> str:
         """The hyper-parameters in one line."""
         pairs = {"lr": self.lr, **self.options}
-        return ", ".join(f"{name} {value:g}" for name, value in pairs.items())
+        return ", ".join(f"{name} {value}" for name, value in pairs.items())
 
 
 def small_cnn(pixels: int, width: int = 16) -> nn.Sequential:

@@ -119,7 +119,13 @@ def test_missing_toolkits_are_a_reason(
 def test_steps_are_averaged_over_intervals() -> None:
     seconds = {"nothing": (1.0, 2.0, 3.0), "everything": (1.0, 22.0, 13.0)}
     rows = pd.DataFrame(
-        {"network": "a", "method": "m", "update": update, "contender": name, "seconds": s}
+        {
+            "network": "a",
+            "method": "m",
+            "update": update,
+            "contender": name,
+            "seconds": s,
+        }
         for update, times in seconds.items()
         for name, s in zip(("SGD", "ours", "stock"), times, strict=True)
     )
