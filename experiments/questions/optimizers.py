@@ -95,7 +95,7 @@ def memory(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Times of steps, averages over many steps, and memory."""
+    """Tabulate times of steps, averages over many steps, and memory."""
     found = {"Time of a step": steps(rows)}
     if {"nothing", "everything"} <= set(rows["update"]):
         found["Mean time of a step over SGD's, by interval of renewing"] = averages(
