@@ -41,19 +41,11 @@ NEVER = 2**40
 """More steps than are taken."""
 
 
-def contenders(
-    method: Method,
-    subject: Subject,
-    batch_size: int,
-    update: Update,
-    device: torch.device,
-) -> dict[str, Build]:
-    """List SGD, stock and ours, ready to be built."""
+def contenders(method: Method, *arguments: Any) -> dict[str, Build]:
+    """List SGD, stock and ours, ready to be built; arguments as of :func:`_build`."""
     stock = "ASDL" if method.startswith("factors") else "stock"
-    return {
-        name: partial(_build, name, method, subject, batch_size, update, device)
-        for name in ("SGD", stock, "ours")
-    }
+    names = ("SGD", stock, "ours")
+    return {name: partial(_build, name, method, *arguments) for name in names}
 
 
 def _build(
@@ -82,13 +74,9 @@ def _build(
 
 
 class Training:
-    """A model in training on one batch; its first call takes two steps.
+    """A model in training on one batch of images and labels.
 
-    The first step renews everything, and makes what stays, such as momentum.
-
-    Args:
-        model: The model.
-        batch: Images and labels.
+    Its first call takes two steps: one more, which makes what stays, such as momentum.
     """
 
     def __init__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
@@ -127,23 +115,14 @@ class Training:
 class Passes(Training):
     """Forward and backward passes without steps."""
 
-    def step(self) -> None:
-        """Run a pass."""
-        self.backward()
+    step = Training.backward
 
 
 class KFACTraining(Training):
-    """SGD with KFAC's preconditioner.
+    """SGD with KFAC's preconditioner, whose factors are curvlinops' or ours.
 
     Averages are matrices from the first step on, as they become when more data than
     half their size went in. Ours would begin with low-rank factors.
-
-    Args:
-        model: The model.
-        batch: Images and labels.
-        update: What steps renew.
-        is_stock: Whether factors are computed as curvlinops does.
-        **options: Of the preconditioner.
     """
 
     def __init__(
@@ -174,7 +153,7 @@ class KFACTraining(Training):
         return layers
 
     def start(self) -> None:
-        """Take the first step, in whose averages all data are."""
+        """Take the first step, with averages that are matrices."""
         with _no_low_rank():
             self.step()
 
@@ -200,15 +179,7 @@ class KFACTraining(Training):
 
 
 class SINGDTraining(Training):
-    """SINGD with dense structures; parameters of normalisation stay.
-
-    Args:
-        model: The model.
-        batch: Images and labels.
-        update: What steps renew; SINGD renews nothing or everything.
-        is_stock: Whether it is singd's own.
-        approx: ``"expand"`` or ``"reduce"``.
-    """
+    """SINGD with dense structures; parameters of normalisation stay."""
 
     def __init__(
         self,
@@ -255,11 +226,10 @@ class Factors(KFACTraining):
 
     def results(self) -> list[Tensor]:
         """Return the averages without the bias, which ASDL leaves out of ``A``."""
-        is_joint = [layer.is_joint for layer in self.layers.values()]
         averages = self.averages()
-        for i, joint in enumerate(is_joint):
-            size = averages[2 * i].shape[-1] - joint
-            averages[2 * i] = averages[2 * i][:, :size, :size]
+        for i, layer in enumerate(self.layers.values()):
+            if layer.is_joint:
+                averages[2 * i] = averages[2 * i][:, :-1, :-1]
         return averages
 
 

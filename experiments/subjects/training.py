@@ -35,13 +35,7 @@ KINDS = ("SGD", "AdamW", *_KFAC)
 
 @dataclass(frozen=True)
 class Recipe:
-    """An optimizer and its hyper-parameters.
-
-    Args:
-        kind: One of :data:`KINDS`.
-        lr: Learning rate, of which steps take a part: see :func:`learning_rate`.
-        options: Other arguments of the optimizer.
-    """
+    """An optimizer, one of :data:`KINDS`, and its hyper-parameters."""
 
     kind: str
     lr: float
@@ -220,17 +214,8 @@ def tuned(
 ) -> Iterator[Row]:
     """Choose the recipe of each grid, and train with the chosen ones in turns.
 
-    A recipe is chosen for its final training loss, a mean over seeds. Trials see few
-    test images, and no run has a trial's seed.
-
-    Args:
-        setting: What all share.
-        grids: Recipes to choose from.
-        search_seeds: Of the trials.
-        seeds: Of the runs.
-
-    Returns:
-        The ends of trials, and all evaluations of runs.
+    A recipe is chosen for its final training loss, a mean over seeds. Rows are the ends
+    of trials, and all evaluations of runs.
     """
     few = setting.data._replace(test=setting.data.test.first(setting.num_evaluated))
     at_end = replace(setting, data=few, evaluate_every=setting.steps)
