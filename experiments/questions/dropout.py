@@ -25,7 +25,7 @@ from experiments.contenders.dropout import (
     saved_bytes,
     spread,
 )
-from experiments.harness.case import Call, Case, Contest, Options, Row
+from experiments.harness.case import Call, Case, Contest, Options, Row, cpu_only
 from experiments.harness.question import Claim, Question
 from experiments.subjects.images import Split, find_images
 from experiments.subjects.networks import Subject
@@ -109,6 +109,7 @@ def cases(options: Options) -> Iterator[Case]:
 # -- errors
 
 
+@cpu_only
 def _untrained(name: str, options: Options) -> Iterator[Row]:
     """Measure errors of a network's gradients on a batch of images, or of noise."""
     subject, size = Subject("allcnnc"), 4 if options.quick else 32
@@ -125,6 +126,7 @@ def _untrained(name: str, options: Options) -> Iterator[Row]:
             yield {"layer": layer, "step": 0, **row}
 
 
+@cpu_only
 def _trained(name: str, options: Options) -> Iterator[Row]:
     """Measure errors of layers' gradients at stages of a training."""
     data, stages = find_images(name), (2,) if options.quick else STAGES
@@ -155,6 +157,7 @@ def _how(options: Options, samplers: Any) -> tuple[Any, Any, int]:
 # -- layers
 
 
+@cpu_only
 def _backward(name: str, axes: Axes, options: Options) -> Iterator[Row]:
     """Time torch's backward pass through a layer, and that of the converted layer."""
     layer, pixels = TIMED[name]
@@ -203,6 +206,7 @@ def _bytes(ways: list[str], options: Options) -> Iterator[Row]:
 # -- trainings
 
 
+@cpu_only
 def _training(name: str, way: str, options: Options) -> Iterator[Row]:
     """Tune a way to train, and train."""
     data = find_images(name)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from functools import partial
 from importlib import import_module
 from statistics import median
@@ -28,7 +29,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from experiments.contenders.optimizers import KFACTraining, Training, Update
-from experiments.harness.case import Case, Options, Row
+from experiments.harness.case import Case, Options, Row, cpu_only
 from experiments.harness.measure import Call, time_side_by_side
 from experiments.harness.question import Question
 from tn_extensions.optim.distributed import _assignment, _cost
@@ -67,6 +68,7 @@ def fractions(size: int) -> list[float]:
 # -- here
 
 
+@cpu_only
 def _measured(size: int, fraction: float, options: Options) -> Iterator[Row]:
     """Time a small network's steps in processes of one thread each."""
     answers = get_context("spawn").SimpleQueue()
@@ -82,7 +84,9 @@ def _enter(
 ) -> None:
     torch.set_num_threads(1)
     address = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", address, rank=rank, world_size=size)
+    dist.init_process_group(
+        "gloo", address, timedelta(minutes=5), rank=rank, world_size=size
+    )
     times = _time(rank, fraction, rounds)
     gc.collect()  # models that outlive the processes' group abort at exit, at times
     if rank == 0:

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from experiments.harness.case import Case, Options, Row
+from experiments.harness.case import Case, Options, Row, cpu_only
 from experiments.harness.question import Claim, Question
 from experiments.subjects.images import find_images
 from experiments.subjects.training import KINDS, Recipe, Setting, small_cnn, tuned
@@ -37,6 +37,7 @@ def cases(options: Options) -> Iterator[Case]:
         yield Case({"data": data}, partial(_rows, data))
 
 
+@cpu_only
 def _rows(name: str, options: Options) -> Iterator[Row]:
     data, quick = find_images(name), options.quick
     steps = QUICK_STEPS if quick else STEPS

@@ -15,6 +15,7 @@ from experiments.harness.case import (
     Contest,
     Options,
     Unsupported,
+    cpu_only,
     relative_error,
 )
 
@@ -108,3 +109,25 @@ def test_relative_error_of_what_does_not_compare() -> None:
         relative_error([torch.ones(1)] * 2, [torch.ones(1)])
     with pytest.raises(ArithmeticError, match=r"shape \[2\] instead of \[1\]"):
         relative_error([torch.ones(2)], [torch.ones(1)])
+
+
+def test_what_is_beside_is_timed_and_results_are_read_once() -> None:
+    read: list[float] = []
+
+    def build_read(value: float, small: bool) -> Call:
+        return lambda: lambda: read.append(value) or torch.full((2,), value)
+
+    values = {"beside": 5.0, "stock": 1.0, "ours": 1.0}
+    builds = {name: partial(build_read, value) for name, value in values.items()}
+    contest = Contest(builds, beside=("beside",), weighed=False)
+    beside, stock, ours = contest.rows(Options())
+    assert "error" not in beside and stock["error"] == ours["error"] == 0
+    assert all(row["seconds"] > 0 for row in (beside, stock, ours))
+    assert read == [1.0, 1.0]
+
+
+def test_other_devices_are_refused() -> None:
+    measure = cpu_only(lambda options: iter([{"seconds": 1.0}]))
+    assert list(measure(Options())) == [{"seconds": 1.0}]
+    with pytest.raises(Unsupported, match="CPUs only"):
+        list(measure(Options(torch.device("cuda"))))
