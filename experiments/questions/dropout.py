@@ -278,7 +278,11 @@ def figures(rows: pd.DataFrame) -> Mapping[str, Any]:
         layers, data = own["layer"].unique(), own["data"].unique()
         size = (2.6 * len(layers), 2.6 * len(data))
         figure, axes = plt.subplots(
-            len(data), len(layers), figsize=size, sharey=True, squeeze=False
+            *(len(data), len(layers)),
+            figsize=size,
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
         )
         for (name, layer), panel in own.groupby(["data", "layer"]):
             axis = axes[list(data).index(name)][list(layers).index(layer)]
