@@ -35,8 +35,6 @@ Update = Literal["nothing", "factors", "everything"]
 """What a step renews, beside the parameters."""
 
 LR, MOMENTUM = 1e-3, 0.9
-DAMPING = 0.1
-"""Less of it multiplies rounding errors of factors, up to 1e-3 of a gradient."""
 DECAY = 0.95
 """Weight of the former averages of factors."""
 NEVER = 2**40
@@ -142,7 +140,6 @@ class KFACTraining(Training):
             self.preconditioner: Any = KFACPreconditioner(
                 model,
                 lr=LR,
-                damping=DAMPING,
                 ema_decay=DECAY,
                 factor_update_steps=NEVER if update == "nothing" else 1,
                 inverse_update_steps=1 if update == "everything" else NEVER,

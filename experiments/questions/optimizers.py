@@ -48,6 +48,8 @@ def _rows(
     batch_size = 2 if options.quick else BATCH_SIZE
     contest = Contest(
         contenders(method, subject, batch_size, update, options.device),
+        # inverses multiply rounding errors, and the second step those of the first
+        tolerance=1e-2,
         beside=("SGD",),
         # what a step renews makes no difference to what stays
         weighed=update == "everything" and not method.startswith("factors"),

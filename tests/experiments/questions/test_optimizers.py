@@ -62,9 +62,9 @@ def test_wrong_factors_are_not_timed(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = getattr(optimizers, name)
-    monkeypatch.setattr(optimizers, name, lambda *args: right(*args).mul_(1.01))
+    monkeypatch.setattr(optimizers, name, lambda *args: right(*args).mul_(1.1))
     ours = measured("KFAC-expand", "everything")["ours"]
-    assert ours["error"] > 1e-3 and "relative error" in ours["reason"]
+    assert ours["error"] > 1e-2 and "relative error" in ours["reason"]
     assert "seconds" not in ours
 
 
