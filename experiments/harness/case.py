@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from statistics import median
 from typing import Any
 
@@ -74,6 +75,18 @@ class Case:
 
 class Unsupported(Exception):
     """A contender does not define what is asked for; the message says why."""
+
+
+def cpu_only(measure: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[Row]]:
+    """Refuse other devices than CPUs; the last argument is the options."""
+
+    @wraps(measure)
+    def guarded(*arguments: Any) -> Iterator[Row]:
+        if arguments[-1].device.type != "cpu":
+            raise Unsupported("measured on CPUs only")
+        yield from measure(*arguments)
+
+    return guarded
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from experiments.harness.case import (
     Contest,
     Options,
     Unsupported,
+    cpu_only,
     relative_error,
 )
 
@@ -151,3 +152,10 @@ def test_relative_error_of_what_does_not_compare() -> None:
         relative_error([torch.ones(1)] * 2, [torch.ones(1)])
     with pytest.raises(ArithmeticError, match=r"shape \[2\] instead of \[1\]"):
         relative_error([torch.ones(2)], [torch.ones(1)])
+
+
+def test_other_devices_are_refused() -> None:
+    measure = cpu_only(lambda options: iter([{"seconds": 1.0}]))
+    assert list(measure(Options())) == [{"seconds": 1.0}]
+    with pytest.raises(Unsupported, match="CPUs only"):
+        list(measure(Options(torch.device("cuda"))))
