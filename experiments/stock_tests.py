@@ -11,6 +11,7 @@ limitation of stock's.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -100,86 +101,6 @@ filterwarnings =
 """
 
 
-class Outcome(NamedTuple):
-    """What pytest reports.
-
-    Args:
-        status: Its exit status.
-        failed: Ids of the tests that failed, and of modules that cannot be imported.
-    """
-
-    status: int
-    failed: list[str]
-
-
-def download(distribution: str, folder: Path) -> Path:
-    """Fetch the source distribution of the installed version.
-
-    Args:
-        distribution: Its name on PyPI.
-        folder: An empty folder to put it in.
-
-    Returns:
-        Path of the unpacked sources.
-    """
-    version = metadata.version(distribution)
-    package = [f"{distribution}=={version}", "--no-binary", distribution, "--no-deps"]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", *package, "-d", folder],
-        # outside of its repository the sources do not know their version
-        env=os.environ | {"SETUPTOOLS_SCM_PRETEND_VERSION": version},
-        check=True,
-    )
-    (archive,) = folder.glob("*.tar.gz")
-    with tarfile.open(archive) as content:
-        content.extractall(folder, filter="data")
-    (sources,) = (path for path in folder.iterdir() if path.is_dir())
-    return sources
-
-
-def prepare(sources: Path, tests: str, folder: Path) -> None:
-    """Copy the tests alone: beside them, the sources would hide the installed toolkit.
-
-    Args:
-        sources: Unpacked source distribution.
-        tests: Folder of the tests in it.
-        folder: Where to run the tests; must not exist.
-    """
-    shutil.copytree(sources / tests, folder / tests)
-    (folder / "pytest.ini").write_text(CONFIGURATION.format(tests=tests), "utf-8")
-
-
-def run(
-    folder: Path, arguments: Sequence[str], only: Sequence[str] | None = None
-) -> Outcome:
-    """Run the tests in a process of their own, with this module as a plugin.
-
-    Args:
-        folder: What :func:`prepare` made.
-        arguments: For pytest.
-        only: Ids of the tests to run. Default: all that ``arguments`` select.
-
-    Returns:
-        The exit status and what failed.
-    """
-    log, selection = folder / "failed.txt", folder / "selection.txt"
-    log.write_text("", "utf-8")
-    command = [sys.executable, "-m", "pytest", "-p", "experiments.stock_tests"]
-    command += [f"--log-failed={log}"]
-    if only is not None:
-        selection.write_text("\n".join(only), "utf-8")
-        command += [f"--selection={selection}"]
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    status = subprocess.run(
-        [*command, *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
-        check=False,
-    ).returncode
-    failed = dict.fromkeys(log.read_text("utf-8").splitlines())
-    return Outcome(status, list(failed))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tests, those that fail with stock's classes, too; print which differ.
 
@@ -208,10 +129,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     args, others = parser.parse_known_args(arguments)
     toolkit = TOOLKITS[args.toolkit]
-    others.append(f"--toolkit={args.toolkit}")
-    if args.at_most is not None:
-        others.append(f"--at-most={args.at_most}")
-
     with TemporaryDirectory(prefix="stock_tests-") as temporary:
         downloaded, folder = Path(temporary, "sources"), Path(temporary, "run")
         sources = args.sources or download(toolkit.distribution, downloaded)
@@ -220,19 +137,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{toolkit.distribution}'s source distribution must have a folder "
                 f"{toolkit.tests!r}. Name a checkout of its repository by --sources."
             )
-        prepare(sources, toolkit.tests, folder)
+        # the tests alone: beside them, the sources would hide the installed toolkit
+        shutil.copytree(sources / toolkit.tests, folder / toolkit.tests)
+        configuration = CONFIGURATION.format(tests=toolkit.tests)
+        (folder / "pytest.ini").write_text(configuration, "utf-8")
+
+        some = [] if args.at_most is None else [f"--at-most={args.at_most}"]
         if args.stock:
-            return run(folder, [*others, "--stock-classes"]).status
-        ours = run(folder, others)
-        if not ours.failed:
-            return ours.status
-        print(f"\nOnce more with stock's classes: {len(ours.failed)} that failed")
-        stock = run(folder, [*others, "--stock-classes"], only=ours.failed)
-    only_ours = [name for name in ours.failed if name not in stock.failed]
+            return _run(folder, [*others, *some])
+        status = _run(folder, [*others, *some, f"--ours={args.toolkit}"])
+        failed = _failed(folder)
+        if not failed:
+            return status
+        print(f"\nOnce more with stock's classes: {len(failed)} that failed")
+        _run(folder, [*others, "--last-failed", "--last-failed-no-failures=none"])
+        with_stock = _failed(folder)
+    only_ours = [name for name in failed if name not in with_stock]
     supported = [n for n in only_ours if re.search(toolkit.limitations, n)]
     only_ours = [name for name in only_ours if name not in supported]
     print(
-        f"\nFailed with our classes: {len(ours.failed)}; "
+        f"\nFailed with our classes: {len(failed)}; "
         f"wanting an error that ours does not have: {len(supported)}; "
         f"else not with stock's: {len(only_ours)}",
         *only_ours,
@@ -241,48 +165,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if only_ours:
         return 1
     # what failed is stock's fault, but an interrupted run has not tested all
-    return 0 if ours.status == 1 else ours.status
+    return 0 if status == 1 else status
+
+
+def download(distribution: str, folder: Path) -> Path:
+    """Fetch and unpack the source distribution of the installed version.
+
+    Args:
+        distribution: Its name on PyPI.
+        folder: An empty folder to put it in.
+
+    Returns:
+        Path of the unpacked sources.
+    """
+    version = metadata.version(distribution)
+    package = [f"{distribution}=={version}", "--no-binary", distribution, "--no-deps"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", *package, "-d", folder],
+        # outside of its repository the sources do not know their version
+        env=os.environ | {"SETUPTOOLS_SCM_PRETEND_VERSION": version},
+        check=True,
+    )
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as content:
+        content.extractall(folder, filter="data")
+    (sources,) = (path for path in folder.iterdir() if path.is_dir())
+    return sources
+
+
+def _run(folder: Path, arguments: Sequence[str]) -> int:
+    """Run the tests in a process of their own, with this module as a plugin."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "experiments.stock_tests", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+        check=False,
+    ).returncode
+
+
+def _failed(folder: Path) -> list[str]:
+    """List the tests that failed, and the modules that cannot be imported."""
+    cache = folder / ".pytest_cache" / "v" / "cache" / "lastfailed"
+    return [*json.loads(cache.read_text("utf-8"))] if cache.exists() else []
 
 
 # From here on, the plugin.
 
 
 def pytest_addoption(parser: Any) -> None:
-    """Options that :func:`run` passes."""
-    parser.addoption("--toolkit")
+    """Add the options that the command passes."""
+    parser.addoption("--ours", metavar="TOOLKIT")
     parser.addoption("--at-most", type=int)
-    parser.addoption("--stock-classes", action="store_true")
-    parser.addoption("--log-failed", metavar="PATH")
-    parser.addoption("--selection", metavar="PATH")
 
 
 def pytest_load_initial_conftests(early_config: Any) -> None:
     """Put our classes in place, before the tests' conftest.py or a test is imported."""
-    options = early_config.known_args_namespace
-    if not options.stock_classes:
-        toolkit = TOOLKITS[options.toolkit]
-        early_config.stock_definitions = replace_classes(toolkit)
-
-
-def pytest_configure(config: Any) -> None:
-    """Skip what cannot run, and log what fails."""
-    if find_spec("pytorch_memlab") is None:
-        stand_in: Any = ModuleType("pytorch_memlab")
-        stand_in.MemReporter = _NoMemReporter
-        sys.modules[stand_in.__name__] = stand_in
-    # pytest-xdist's workers report to the process that started them
-    if not hasattr(config, "workerinput") and config.getoption("--log-failed"):
-        config.pluginmanager.register(
-            _FailureLog(Path(config.getoption("--log-failed")))
-        )
-
-
-def names_of(toolkit: Toolkit) -> list[str]:
-    """Return the names of the classes that ours replace."""
-    # it imports stock's modules
-    ours = import_module(toolkit.ours)
-    places = [import_module(place) for place in toolkit.places]
-    return [n for n in ours.__all__ if any(hasattr(place, n) for place in places)]
+    name = early_config.known_args_namespace.ours
+    if name is not None:
+        early_config.stock_classes = replace_classes(TOOLKITS[name])
 
 
 def replace_classes(toolkit: Toolkit) -> list[tuple[ModuleType, str, Any]]:
@@ -292,27 +233,47 @@ def replace_classes(toolkit: Toolkit) -> list[tuple[ModuleType, str, Any]]:
         toolkit: The toolkit.
 
     Returns:
-        Modules, names and stock's classes, where a module defines the class.
+        Modules, names and stock's classes.
     """
-    names, ours = names_of(toolkit), import_module(toolkit.ours)
-    defined = []
-    for place in map(import_module, toolkit.places):
-        for name in names:
-            stock = getattr(place, name, None)
-            if stock is None:
-                continue
-            if stock.__module__ == place.__name__:
-                defined.append((place, name, stock))
-            setattr(place, name, getattr(ours, name))
-    return defined
+    # it imports stock's modules
+    ours = import_module(toolkit.ours)
+    found = [
+        (place, name, getattr(place, name))
+        for place in map(import_module, toolkit.places)
+        for name in ours.__all__
+        if hasattr(place, name)
+    ]
+    for place, name, _ in found:
+        setattr(place, name, getattr(ours, name))
+    return found
+
+
+def pytest_collection_finish(session: Any) -> None:
+    """Give modules the classes back that they define, and call by their names.
+
+    The tests have imported ours by now.
+    """
+    for place, name, stock in getattr(session.config, "stock_classes", []):
+        if stock.__module__ == place.__name__:
+            setattr(place, name, stock)
 
 
 def pytest_report_header(config: Any) -> str:
     """Say whose classes are tested."""
-    if config.getoption("--stock-classes"):
-        return "classes: stock's"
-    names = names_of(TOOLKITS[config.getoption("--toolkit")])
-    return f"classes: ours, {', '.join(names)}"
+    ours = dict.fromkeys(name for _, name, _ in getattr(config, "stock_classes", []))
+    return f"classes: {', '.join(['ours', *ours] if ours else ['stock'])}"
+
+
+def pytest_configure() -> None:
+    """Skip the tests that need pytorch_memlab, which all others import."""
+    if find_spec("pytorch_memlab") is None:
+        stand_in: Any = ModuleType("pytorch_memlab")
+        stand_in.MemReporter = _skip
+        sys.modules[stand_in.__name__] = stand_in
+
+
+def _skip() -> None:
+    raise SkipTest("pytorch_memlab is not installed")
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
@@ -327,59 +288,16 @@ def _without_addresses(parameter: object) -> str:
 
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
-    """Keep the selected tests, and so many parameters of each."""
-    if config.getoption("--at-most"):
-        of_test: defaultdict[str, list[Any]] = defaultdict(list)
-        for item in items:
-            of_test[item.nodeid.partition("[")[0]].append(item)
-        kept = {
-            item
-            for own in of_test.values()
-            for item in own[:: -(-len(own) // config.getoption("--at-most"))]
-        }
-        config.hook.pytest_deselected(items=[i for i in items if i not in kept])
-        items[:] = [item for item in items if item in kept]
-    if config.getoption("--selection"):
-        path = Path(config.getoption("--selection"))
-        selected = {*path.read_text("utf-8").splitlines()}
-        others = [item for item in items if item.nodeid not in selected]
-        items[:] = [item for item in items if item.nodeid in selected]
-        config.hook.pytest_deselected(items=others)
-
-
-def pytest_collection_finish(session: Any) -> None:
-    """Give modules the classes back that they define, and call by their names.
-
-    The tests have imported ours by now.
-    """
-    for place, name, stock in getattr(session.config, "stock_definitions", []):
-        setattr(place, name, stock)
-
-
-class _FailureLog:
-    """Writes the id of each test that fails, or module that cannot be imported.
-
-    Args:
-        path: Of the file, to which it appends.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        """A test has run."""
-        if report.failed:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(f"{report.nodeid}\n")
-
-    pytest_collectreport = pytest_runtest_logreport
-
-
-class _NoMemReporter:
-    """Skips the tests that need pytorch_memlab, which all others import."""
-
-    def __init__(self) -> None:
-        raise SkipTest("pytorch_memlab is not installed")
+    """Keep so many parameters of each test."""
+    limit = config.getoption("--at-most")
+    if limit is None:
+        return
+    of_test: defaultdict[str, list[Any]] = defaultdict(list)
+    for item in items:
+        of_test[item.nodeid.partition("[")[0]].append(item)
+    kept = {i for own in of_test.values() for i in own[:: -(-len(own) // limit)]}
+    config.hook.pytest_deselected(items=[i for i in items if i not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def _ours(
 
     with planning(mode):
         x = like.new_empty(()).expand(layer.input_shape(batch_size))
-        functional.plan(name, x, layer.conv)  # type: ignore[arg-type]
+        functional.plan(name, x, layer.conv)
 
     return call
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from statistics import median
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from experiments.harness.measure import (
     MIN_ROUNDS,
     MemoryNotMeasured,
+    before,
     peak_memory,
     time_side_by_side,
 )
@@ -22,7 +24,10 @@ Row = dict[str, Any]
 """One measurement: names of columns and values that JSON knows."""
 
 Call = Callable[[], Any]
-"""Computes something: tensors in lists, tuples and dictionaries."""
+"""Computes something: tensors in lists, tuples and dictionaries.
+
+If it has a method ``before``, that runs before each call, neither timed nor weighed.
+"""
 
 Build = Callable[..., Call]
 """Takes ``small``, whether to take a smaller input; makes inputs, returns a call.
@@ -72,6 +77,18 @@ class Unsupported(Exception):
     """A contender does not define what is asked for; the message says why."""
 
 
+def cpu_only(measure: Callable[..., Iterator[Row]]) -> Callable[..., Iterator[Row]]:
+    """Refuse other devices than CPUs; the last argument is the options."""
+
+    @wraps(measure)
+    def guarded(*arguments: Any) -> Iterator[Row]:
+        if arguments[-1].device.type != "cpu":
+            raise Unsupported("measured on CPUs only")
+        yield from measure(*arguments)
+
+    return guarded
+
+
 @dataclass(frozen=True)
 class Contest:
     """Contenders that compute the same; its :meth:`rows` are a case's.
@@ -82,6 +99,8 @@ class Contest:
     Args:
         contenders: How to build each contender's call, by its name.
         reference: Computes what is correct. Default: the first contender's result.
+        baselines: Others, by name, which are timed and weighed, but not compared.
+        read: Takes what to compare from a result. Default: all of it.
         tolerance: Largest relative error (Frobenius norm) of a tensor.
         setup: What to call before each timed call of a contender, untimed.
         notes: Further columns of a contender, made in the end.
@@ -92,6 +111,8 @@ class Contest:
 
     contenders: Mapping[str, Build]
     reference: Call | None = None
+    baselines: Mapping[str, Build] = field(default_factory=dict)
+    read: Callable[[Any], Any] = lambda result: result
     tolerance: float = 1e-3
     setup: Mapping[str, Call] = field(default_factory=dict)
     notes: Callable[[str], Row] = lambda name: {}
@@ -104,18 +125,23 @@ class Contest:
         rows: dict[str, Row] = {}
         calls: dict[str, Call] = {}
         exact = None if self.reference is None else _tensors(self.reference())
-        for name, build in self.contenders.items():
+        builds = {**self.contenders, **self.baselines}
+        for name, build in builds.items():
             rows[name] = {"contender": name}
             try:
                 call = build(small=False)
-                found = _tensors(call())
-                exact = found if exact is None else exact
-                rows[name]["error"] = error = relative_error(found, exact)
-                if not error <= self.tolerance:
-                    raise ArithmeticError(f"relative error {error:.1e}")
+                before(call)
+                result = call()
+                if name in self.contenders:
+                    found = _tensors(self.read(result))
+                    exact = found if exact is None else exact
+                    rows[name]["error"] = error = relative_error(found, exact)
+                    if not error <= self.tolerance:
+                        raise ArithmeticError(f"relative error {error:.1e}")
                 calls[name] = call
             except Exception as reason:  # whatever stops a toolkit is a result
                 rows[name]["reason"] = in_a_line(reason)
+            result = None  # it may be large
         del exact
         able = list(calls)
         if self.timed:
@@ -126,7 +152,7 @@ class Contest:
             rows[name] |= self.notes(name)
         calls.clear()
         for name in able if self.weighed and options.memory else ():
-            prepare = _Prepare(self.contenders[name])
+            prepare = _Prepare(builds[name])
             try:
                 rows[name]["bytes"] = peak_memory(prepare, options.device)
             except MemoryNotMeasured as reason:
@@ -136,11 +162,12 @@ class Contest:
     def _times(
         self, calls: Mapping[str, Call], options: Options
     ) -> dict[str, list[float]]:
+        first = {n: c.before for n, c in calls.items() if hasattr(c, "before")}
         return time_side_by_side(
             calls,
             options.rounds,
             options.device,
-            setup=self.setup,
+            setup={**first, **self.setup},
             min_rounds=self.min_rounds,
         )
 
@@ -152,12 +179,18 @@ class _Prepare:
     build: Build
 
     def __call__(self) -> tuple[Call, Call]:
-        return self.build(small=True), self.build(small=False)
+        first, call = self.build(small=True), self.build(small=False)
+
+        def warm_up() -> None:
+            before(first)
+            first()
+
+        return warm_up, call
 
 
 def relative_error(found: list[Tensor], exact: list[Tensor]) -> float:
     """Compute the largest relative error of a tensor, in the Frobenius norm."""
-    if len(found) != len(exact):
+    if not found or len(found) != len(exact):
         raise ArithmeticError(f"{len(found)} tensors instead of {len(exact)}")
     worst = 0.0
     for ours, theirs in zip(found, exact, strict=True):

@@ -8,6 +8,7 @@ import gc
 import math
 import multiprocessing
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,9 +16,10 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 Call = Callable[[], object]
-Prepare = Callable[[], tuple[Call, Callable[[], Tensor]]]
+Prepare = Callable[[], tuple[Call, Call]]
 """Builds the inputs; returns a small warm-up and the call to be measured."""
 
 MIN_ROUNDS = 5
@@ -256,14 +258,20 @@ def _start_threads() -> None:
     torch.nn.functional.conv2d(x[None, None], weight).sum().backward()
 
 
-def _peak_resident(run: Callable[[], Tensor]) -> int:
+def before(call: Call) -> None:
+    """Run what a call wants to have run before it, if anything."""
+    getattr(call, "before", lambda: None)()
+
+
+def _peak_resident(run: Call) -> int:
+    before(run)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    before = _resident_bytes("VmRSS")
+    held = _resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     result = run()
     peak = _resident_bytes("VmHWM")
-    return max(0, peak - before - _num_bytes(result))
+    return max(0, peak - held - num_bytes(result))
 
 
 def _resident_bytes(field: str) -> int:
@@ -273,17 +281,29 @@ def _resident_bytes(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def _peak_on_cuda(run: Callable[[], Tensor], device: torch.device | str) -> int:
+def _peak_on_cuda(run: Call, device: torch.device | str) -> int:
+    before(run)
     gc.collect()
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    held = torch.cuda.memory_allocated(device)
     result = run()
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device)
-    return max(0, peak - before - _num_bytes(result))
+    return max(0, peak - held - num_bytes(result))
 
 
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def num_bytes(result: object) -> int:
+    """Count the bytes of a result's tensors; what several of them share counts once.
+
+    What a small view keeps alive of a large tensor is overhead, not result.
+    """
+    held: Counter[int] = Counter()
+    sizes: dict[int, int] = {}
+    for leaf in tree_leaves(result):
+        if isinstance(leaf, Tensor):
+            storage = leaf.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            held[storage.data_ptr()] += leaf.numel() * leaf.element_size()
+    return sum(min(size, sizes[key]) for key, size in held.items())

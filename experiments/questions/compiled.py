@@ -26,7 +26,7 @@ _OPERATOR = torch.ops.tn_extensions.kfac_expand
 def cases(options: Options) -> Iterator[Case]:
     """List a tiny layer, all factors of a network, and passes with hooks."""
     network = "2c2d" if options.quick else "resnet18"
-    layers = [each for each in layers_of(network) for _ in range(each.count)]
+    layers = [each for each in layers_of(network) for _ in range(each.occurrences)]
     subject = Subject("3c3d" if options.quick else "resnet18")
     parts: dict[str, Callable[[Options], dict[str, Callable[[], Call]]]] = {
         "kfac_expand of a tiny layer": partial(_factors, [SMALL]),

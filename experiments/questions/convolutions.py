@@ -31,7 +31,7 @@ def key_of(quantity: Quantity, layer: Layer, options: Options) -> dict[str, Any]
         "network": layer.network,
         "layer": layer.name,
         "category": layer.category,
-        "count": layer.count,
+        "count": layer.occurrences,
         "batch_size": 2 if options.quick else BATCH_SIZE,
     }
 

@@ -28,6 +28,7 @@ class Convolutions(nn.Module):
 
     def __init__(self, network: str, device: torch.device) -> None:
         super().__init__()
+        self.device = device
         self.layers = layers_of(network)
         modules = [layer.module(str(device)) for layer in self.layers]
         self.convolutions = nn.ModuleList(modules)
@@ -35,8 +36,7 @@ class Convolutions(nn.Module):
     def forward(self, batch_size: int) -> None:
         """Run all convolutions."""
         for layer, convolution in zip(self.layers, self.convolutions, strict=True):
-            device = convolution.weight.device
-            convolution(normal(layer.input_shape(batch_size), device))
+            convolution(normal(layer.input_shape(batch_size), self.device))
 
 
 def cases(options: Options) -> Iterator[Case]:

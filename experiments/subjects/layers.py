@@ -34,12 +34,12 @@ class Layer(NamedTuple):
     Args:
         network: One of :data:`NETWORKS`.
         conv: Its hyper-parameters and the size of its input.
-        count: How often it occurs in the network.
+        occurrences: How often it occurs in the network.
     """
 
     network: str
     conv: Conv
-    count: int = 1
+    occurrences: int = 1
 
     @property
     def name(self) -> str:

@@ -45,7 +45,7 @@ class Subject(NamedTuple):
         Returns:
             The extended network in evaluation mode.
         """
-        return extend(self.plain(without), use_converter=self.network == "resnet18")
+        return extend(self.plain(without), use_converter=self.network in REPLACEABLE)
 
     def plain(self, without: Collection[type[nn.Module]] = ()) -> nn.Module:
         """Build the network, the same one each time, as torch has it.
@@ -58,8 +58,8 @@ class Subject(NamedTuple):
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            if self.network == "resnet18":
-                return _resnet18(self.pixels, without)
+            if self.network in REPLACEABLE:
+                return _resnet(self.network, self.pixels, without)
             networks: dict[str, Callable[[], nn.Module]] = {
                 "3c3d": _three_c_three_d,
                 "allcnnc": _all_cnn_c,
@@ -80,20 +80,18 @@ class Subject(NamedTuple):
         return images, torch.randint(num_classes, (batch_size,), generator=generator)
 
 
-NUM_CLASSES = {"3c3d": 10, "allcnnc": 100, "resnet18": 1000, "unet": 10, "vgg19": 10}
-REPLACEABLE = {"resnet18": (nn.BatchNorm2d, nn.AdaptiveAvgPool2d)}
+NUM_CLASSES = {
+    "3c3d": 10,
+    "allcnnc": 100,
+    "resnet18": 1000,
+    "resnet50": 1000,
+    "unet": 10,
+    "vgg19": 10,
+}
+REPLACEABLE = dict.fromkeys(
+    ("resnet18", "resnet50"), (nn.BatchNorm2d, nn.AdaptiveAvgPool2d)
+)
 """Kinds of modules that a network can be built without."""
-
-
-def subjects(networks: Collection[str], pixels: Collection[int]) -> list[Subject]:
-    """Networks on CIFAR's images; those that take any size on each of ``pixels``."""
-    found: list[Subject] = []
-    for network in networks:
-        if network in ("resnet18", "unet"):
-            found += (Subject(network, side) for side in pixels)
-        else:
-            found.append(Subject(network))
-    return found
 
 
 def _three_c_three_d() -> nn.Sequential:
@@ -187,10 +185,10 @@ def _vgg19() -> nn.Module:
     return network
 
 
-def _resnet18(pixels: int, without: Collection[type[nn.Module]]) -> nn.Module:
-    """ResNet-18 of torchvision."""
+def _resnet(name: str, pixels: int, without: Collection[type[nn.Module]]) -> nn.Module:
+    """A ResNet of torchvision."""
     # slow to import, and no requirement of ours: BackPACK requires it (see setup.cfg)
-    network: nn.Module = import_module("torchvision.models").resnet18()
+    network: nn.Module = import_module("torchvision.models").get_model(name)
     _calibrate(network, pixels)
     network.eval()
     if nn.BatchNorm2d in without:

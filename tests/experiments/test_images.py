@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.images import digits, fashion_mnist
+from experiments.subjects.images import digits, fashion_mnist
 
 
 def write_idx(path: Path, values: Tensor) -> None:

@@ -15,6 +15,7 @@ from experiments.harness.case import (
     Contest,
     Options,
     Unsupported,
+    cpu_only,
     relative_error,
 )
 
@@ -38,6 +39,22 @@ def build_heavy(mebi: int, small: bool = False) -> Call:
         return torch.ones((1 if small else mebi) * MIB // 4).sum()
 
     return call
+
+
+class Prepared:
+    """Returns how often it was prepared since it was called last."""
+
+    def __init__(self, small: bool = False) -> None:
+        self.prepared = 0
+
+    def before(self) -> None:
+        self.prepared += 1
+        time.sleep(0.02)
+
+    def __call__(self) -> Tensor:
+        prepared, self.prepared = self.prepared, 0
+        assert prepared == 1
+        return torch.ones(3)
 
 
 def build_none(small: bool = False) -> Call:
@@ -69,6 +86,33 @@ def test_without_a_reference_the_first_one_counts() -> None:
     builds = {"a": partial(build, 2.0), "b": partial(build, 1.0)}
     a, b = Contest(builds, weighed=False).rows(Options())
     assert a["error"] == 0 and b["error"] == pytest.approx(0.5)
+
+
+def test_baselines_are_timed_and_weighed_but_not_compared() -> None:
+    contest = Contest(
+        {"a": partial(build, 2.0)},
+        baselines={"less": partial(build, 1.0), "none": build_none},
+    )
+    a, less, none = contest.rows(Options())
+    assert a["error"] == 0 and "error" not in less and "reason" not in less
+    assert less["seconds"] > 0 and less["bytes"] >= 0
+    assert none == {"contender": "none", "reason": "no such thing"}
+
+
+def test_what_is_read_is_compared() -> None:
+    builds = {"a": partial(build, 2.0), "b": partial(build, 3.0)}
+    contest = Contest(builds, read=lambda found: found["a"][0] * 0 + 1, timed=False)
+    a, b = contest.rows(Options(memory=False))
+    assert a["error"] == b["error"] == 0
+    contest = Contest(builds, read=lambda found: None, timed=False)
+    for row in contest.rows(Options(memory=False)):
+        assert row["reason"].startswith("0 tensors")
+
+
+def test_calls_are_prepared_untimed() -> None:
+    (row,) = Contest({"prepared": Prepared}).rows(Options())
+    assert "reason" not in row, row["reason"]
+    assert row["seconds"] < 0.01 and row["bytes"] < MIB
 
 
 def test_medians() -> None:
@@ -108,3 +152,10 @@ def test_relative_error_of_what_does_not_compare() -> None:
         relative_error([torch.ones(1)] * 2, [torch.ones(1)])
     with pytest.raises(ArithmeticError, match=r"shape \[2\] instead of \[1\]"):
         relative_error([torch.ones(2)], [torch.ones(1)])
+
+
+def test_other_devices_are_refused() -> None:
+    measure = cpu_only(lambda options: iter([{"seconds": 1.0}]))
+    assert list(measure(Options())) == [{"seconds": 1.0}]
+    with pytest.raises(Unsupported, match="CPUs only"):
+        list(measure(Options(torch.device("cuda"))))

@@ -165,3 +165,10 @@ def test_failures_are_reported(
 ) -> None:
     with pytest.raises(MemoryNotMeasured, match=reason):
         peak_memory(prepare)
+
+
+def test_bytes_count_once_and_not_what_a_view_hides() -> None:
+    x = torch.ones(10, 10)
+    assert measure.num_bytes({"a": x, "b": [x, None]}) == 400
+    assert measure.num_bytes([x[0], (torch.ones(3),)]) == 40 + 12
+    assert measure.num_bytes(torch.ones(1).expand(100)) == 4

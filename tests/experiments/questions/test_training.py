@@ -6,22 +6,26 @@ import math
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from experiments.images import Images, Split
-from experiments.training import (
+from experiments.harness.case import Options
+from experiments.questions.training import QUESTION, ends, grid, summary, tables
+from experiments.subjects import images as images_module
+from experiments.subjects.images import Images, Split
+from experiments.subjects.training import (
     KINDS,
-    Point,
     Recipe,
     Setting,
     Training,
     evaluate,
-    first_at,
     shuffled,
     small_cnn,
+    tuned,
 )
 from tn_extensions.optim import KFAC
 
@@ -38,7 +42,7 @@ def setting() -> Setting:
     data = Images(
         "stripes", Split(images[:32], labels[:32]), Split(images[32:], labels[32:])
     )
-    return Setting(data, 30, 16, partial(small_cnn, 16, 4), 12, 32)
+    return Setting(data, 30, partial(small_cnn, 16, 4), 12, 32, 16)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,14 +51,15 @@ def test_each_optimizer_learns(setting: Setting, kind: str) -> None:
     recipe = Recipe(kind, LEARNING_RATES.get(kind, 0.03), options)
     training = Training(recipe, setting, 0)
     points = list(training)
-    assert points == training.points
-    assert [point.step for point in points] == [0, 12, 24, 30]
-    seconds = [point.seconds for point in points]
+    assert points == training.rows
+    assert [point["step"] for point in points] == [0, 12, 24, 30]
+    seconds = [point["seconds"] for point in points]
     assert seconds[0] == 0 and seconds == sorted(seconds) and seconds[-1] > 0
-    assert points[-1].loss < 0.9 * points[0].loss
+    assert points[-1]["loss"] < 0.9 * points[0]["loss"]
     loss, _ = evaluate(training.model, setting.data.train)
     _, accuracy = evaluate(training.model, setting.data.test)
-    assert points[-1][2:] == pytest.approx((loss, accuracy))
+    assert points[-1]["loss"] == pytest.approx(loss)
+    assert points[-1]["accuracy"] == accuracy
     assert training.model.training
 
 
@@ -83,10 +88,11 @@ def test_seeds_fix_weights_and_batches(setting: Setting) -> None:
     state = torch.get_rng_state()
     first, second, other = (list(Training(recipe, setting, s)) for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
-    losses = [[point.loss for point in points] for points in (first, second, other)]
+    losses = [[point["loss"] for point in points] for points in (first, second, other)]
     assert losses[0] == losses[1]
     assert losses[0][0] != losses[2][0]
-    assert next(iter(Training(Recipe("AdamW", 1.0), setting, 1))).loss == losses[0][0]
+    begin = next(iter(Training(Recipe("AdamW", 1.0), setting, 1)))
+    assert begin["loss"] == losses[0][0]
 
 
 def test_the_learning_rate_rises_and_ends_at_zero(setting: Setting) -> None:
@@ -94,7 +100,7 @@ def test_the_learning_rate_rises_and_ends_at_zero(setting: Setting) -> None:
     rates = []
     for point in training:
         (group,) = training._optimizer.param_groups
-        rates.append((point.step, group["lr"]))
+        rates.append((point["step"], group["lr"]))
     # a tenth of 30 steps warms up
     assert rates[0] == (0, pytest.approx(0.1 / 3))
     for step, rate in rates[1:]:
@@ -106,9 +112,9 @@ def test_the_learning_rate_rises_and_ends_at_zero(setting: Setting) -> None:
 def test_divergence_ends_a_training(setting: Setting, kind: str) -> None:
     options = {} if kind == "SGD" else {"kl_clip": None, "damping": 1e-8}
     points = list(Training(Recipe(kind, 1e20, options), setting, 0))
-    assert points[-1].loss == math.inf
-    assert points[-1].step < setting.steps
-    assert all(math.isfinite(point.loss) for point in points[:-1])
+    assert points[-1]["loss"] == math.inf
+    assert points[-1]["step"] < setting.steps
+    assert all(math.isfinite(point["loss"]) for point in points[:-1])
 
 
 def test_shuffled_batches() -> None:
@@ -118,13 +124,6 @@ def test_shuffled_batches() -> None:
         indices = torch.cat(epoch).tolist()
         assert len(set(indices)) == 8 and set(indices) <= set(range(10))
     assert not torch.equal(batches[0], batches[2])
-
-
-def test_first_evaluation_that_reaches_a_loss() -> None:
-    points = [Point(step, 0.0, loss, 0.0) for step, loss in enumerate((3.0, 1.0, 2.0))]
-    assert first_at(points, 2.5) == points[1]
-    assert first_at(points, 1.0) == points[1]
-    assert first_at(points, 0.5) is None
 
 
 def test_evaluation_is_a_mean_over_all(setting: Setting) -> None:
@@ -141,10 +140,10 @@ def test_evaluation_is_a_mean_over_all(setting: Setting) -> None:
 def test_all_test_images_count_at_the_end_only(setting: Setting) -> None:
     few = replace(setting, num_evaluated=1)
     points = list(Training(Recipe("SGD", 0.02), few, 0))
-    assert {point.accuracy for point in points[:-1]} <= {0.0, 1.0}
+    assert {point["accuracy"] for point in points[:-1]} <= {0.0, 1.0}
     training = Training(Recipe("SGD", 0.02), few, 0)
     *_, last = training
-    assert last.accuracy == evaluate(training.model, setting.data.test)[1]
+    assert last["accuracy"] == evaluate(training.model, setting.data.test)[1]
 
 
 @pytest.mark.parametrize(("pixels", "width"), [(28, 8), (32, 16)])
@@ -154,3 +153,83 @@ def test_small_cnn(pixels: int, width: int) -> None:
     kinds = [m for m in model if isinstance(m, nn.Conv2d)]
     settings = [(m.stride[0], m.groups, m.dilation[0]) for m in kinds]
     assert settings == [(1, 1, 1), (2, 1, 1), (1, 4, 1), (1, 1, 2)]
+
+
+# -- the question
+
+
+def test_the_best_recipe_runs_from_other_seeds(setting: Setting) -> None:
+    grids = [[Recipe("SGD", 1e-6), Recipe("SGD", 0.02)], [Recipe("AdamW", 0.003)]]
+    rows = pd.DataFrame(tuned(setting, grids, (0, 1), (2,)))
+    trials, runs = (rows[rows["phase"] == phase] for phase in ("trial", "run"))
+    assert trials.groupby("options").size().to_dict() == {
+        "lr 1e-06": 2,
+        "lr 0.02": 2,
+        "lr 0.003": 2,
+    }
+    assert set(trials["seed"]) == {0, 1} and set(runs["seed"]) == {2}
+    assert set(runs["options"]) == {"lr 0.02", "lr 0.003"}
+    # in turns: first all beginnings
+    assert runs["step"].tolist() == [0, 0, 12, 12, 24, 24, 30, 30]
+
+
+def run_of(contender: str, seed: int, losses: list[float]) -> list[dict[str, object]]:
+    return [
+        {
+            "data": "a",
+            "phase": "run",
+            "contender": contender,
+            "options": "",
+            "seed": seed,
+            "step": 10 * number,
+            "seconds": number * (2.0 if contender == "AdamW" else 1.0),
+            "loss": loss,
+            "accuracy": 0.1 * number,
+        }
+        for number, loss in enumerate(losses)
+    ]
+
+
+def test_ratios_are_what_rows_say() -> None:
+    rows = pd.DataFrame(
+        [
+            *run_of("SGD", 1, [3.0, 2.0, 1.0]),
+            *run_of("SGD", 2, [3.0, 0.5, 1.0]),
+            *run_of("AdamW", 1, [3.0, 0.9, 0.1]),
+            *run_of("AdamW", 2, [3.0, 2.0, 1.5]),
+        ]
+    )
+    found = ends(rows)
+    adam, sgd = found.loc[("a", "AdamW", 1)], found.loc[("a", "SGD", 2)]
+    assert (adam["loss"], adam["accuracy"], adam["ms a step"]) == (0.1, 0.2, 200)
+    assert (adam["steps to it"], adam["x of SGD's steps"]) == (10, 0.5)
+    assert (adam["seconds to it"], adam["x of SGD's seconds"]) == (2, 1)
+    assert (sgd["steps to it"], sgd["x of SGD's steps"]) == (10, 1)
+    means = summary(rows)
+    assert means["loss"]["a", "AdamW"] == pytest.approx(0.8)
+    # one seed missed the goal
+    assert math.isnan(means["x of SGD's steps"]["a", "AdamW"])
+    assert means["x of SGD's steps"]["a", "SGD"] == 1
+
+
+def test_the_question_is_answered(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images_module, "digits", lambda: setting.data)
+    (case,) = QUESTION.cases(Options(quick=True))
+    rows = pd.DataFrame(
+        {**case.key, **row} for row in case.measure(Options(quick=True))
+    )
+    assert set(rows["contender"]) == set(KINDS)
+    assert len(QUESTION.figures(rows)) == 1
+    assert len(tables(rows)["Optimizers"]) == len(KINDS)
+    assert {len(grid(kind)) for kind in KINDS} == {8}
+
+
+def test_missing_images_are_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images_module, "DEBIAN_FASHION", tmp_path)
+    case = next(iter(QUESTION.cases(Options())))
+    with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
+        list(case.measure(Options()))

@@ -1,24 +1,26 @@
-"""Trains a small CNN with one of several optimizers, and records how the loss falls."""
+"""Trainings of small CNNs: how the loss falls, and the choice of hyper-parameters."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import zip_longest
+from statistics import mean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from experiments.images import Images, Split
+from experiments.harness.case import Row
+from experiments.subjects.images import Images, Split
 from tn_extensions.optim import KFAC
 
 MOMENTUM = 0.9
-NUM_CLASSES = 10
 WARM_UP = 0.1
 """Part of the steps; without it, SGD needs lower learning rates."""
 _EVALUATION_BATCH = 128
@@ -33,13 +35,7 @@ KINDS = ("SGD", "AdamW", *_KFAC)
 
 @dataclass(frozen=True)
 class Recipe:
-    """An optimizer and its hyper-parameters.
-
-    Args:
-        kind: One of :data:`KINDS`.
-        lr: Learning rate, of which steps take a part: see :func:`learning_rate`.
-        options: Other arguments of the optimizer.
-    """
+    """An optimizer, one of :data:`KINDS`, and its hyper-parameters."""
 
     kind: str
     lr: float
@@ -50,8 +46,7 @@ class Recipe:
         if self.kind == "AdamW":
             return AdamW(model.parameters(), lr=self.lr, **self.options)
         if self.kind == "SGD":
-            options = {"momentum": MOMENTUM, **self.options}
-            return SGD(model.parameters(), lr=self.lr, **options)
+            return SGD(model.parameters(), self.lr, MOMENTUM, **self.options)
         options = {"momentum": MOMENTUM, **_KFAC[self.kind], **self.options}
         return KFAC(model, lr=self.lr, **options)
 
@@ -59,14 +54,11 @@ class Recipe:
     def text(self) -> str:
         """The hyper-parameters in one line."""
         pairs = {"lr": self.lr, **self.options}
-        return ", ".join(
-            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in pairs.items()
-        )
+        return ", ".join(f"{name} {value}" for name, value in pairs.items())
 
 
 def small_cnn(pixels: int, width: int = 16) -> nn.Sequential:
-    """A CNN with a dense, a strided, a grouped and a dilated convolution.
+    """Make a CNN with a dense, a strided, a grouped and a dilated convolution.
 
     Args:
         pixels: Side of its images, of one channel each.
@@ -84,8 +76,7 @@ def small_cnn(pixels: int, width: int = 16) -> nn.Sequential:
         model.add_module(f"{name}_relu", nn.ReLU())
     model.add_module("pool", nn.MaxPool2d(4))
     model.add_module("flatten", nn.Flatten())
-    num_features = 4 * width * (pixels // 8) ** 2
-    model.add_module("linear", nn.Linear(num_features, NUM_CLASSES))
+    model.add_module("linear", nn.Linear(4 * width * (pixels // 8) ** 2, 10))
     return model
 
 
@@ -96,83 +87,50 @@ class Setting:
     Args:
         data: The images.
         steps: Steps to train for.
-        batch_size: Images of a step.
         make_model: Builds the model; called under the seed.
         evaluate_every: Steps between evaluations.
         num_evaluated: Images that are evaluated, the first ones of either split; but of
             all test images at the end.
+        batch_size: Images of a step.
     """
 
     data: Images
     steps: int
-    batch_size: int
     make_model: Callable[[], nn.Sequential]
     evaluate_every: int
     num_evaluated: int
-
-    def described(self) -> dict[str, Any]:
-        """What a result file says of it."""
-        parameters = self.make_model().parameters()
-        return {
-            "dtype": "float32",
-            "data": self.data.name,
-            "training images": len(self.data.train.labels),
-            "test images": len(self.data.test.labels),
-            "images of evaluations": self.num_evaluated,
-            "parameters": sum(own.numel() for own in parameters),
-            "batch size": self.batch_size,
-            "steps": self.steps,
-            "steps between evaluations": self.evaluate_every,
-        }
-
-
-class Point(NamedTuple):
-    """Where a training is.
-
-    Args:
-        step: Steps taken.
-        seconds: Time that they took, without that of evaluations.
-        loss: Training loss; infinite once it has been.
-        accuracy: Share of test images that are labelled correctly.
-    """
-
-    step: int
-    seconds: float
-    loss: float
-    accuracy: float
+    batch_size: int = 64
 
 
 class Training:
     """A training whose iterator advances it from evaluation to evaluation.
 
     Several can take turns, so that what else the machine does slows all of them.
-    The seed determines initial weights and batches, whatever the optimizer.
+    An evaluation is a row: the ``step``; ``seconds`` of steps, without evaluations;
+    the training ``loss``, infinite once it has been; the test ``accuracy``.
 
     Args:
         recipe: The optimizer.
         setting: Everything else.
-        seed: Of the initial weights and of the batches.
+        seed: Of the initial weights and of the batches, whatever the optimizer.
 
     Attributes:
         model: The model.
-        points: Evaluations so far: at the start, every few steps, at the end.
+        rows: Evaluations so far: at the start, every few steps, at the end.
     """
 
     def __init__(self, recipe: Recipe, setting: Setting, seed: int) -> None:
-        self.recipe = recipe
-        self.setting = setting
-        self.seed = seed
+        self.recipe, self.setting, self.seed = recipe, setting, seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = setting.make_model()
-        self.points: list[Point] = []
+        self.rows: list[Row] = []
         self._optimizer = recipe.build(self.model)
         anneal = partial(learning_rate, steps=setting.steps)
         self._schedule = LambdaLR(self._optimizer, anneal)
-        self._loss_function = nn.CrossEntropyLoss()
         self._seconds = 0.0
 
-    def __iter__(self) -> Iterator[Point]:
+    def __iter__(self) -> Iterator[Row]:
         """Train; ends early where a loss is not finite."""
         setting, (images, labels) = self.setting, self.setting.data.train
         yield self._evaluated(0)
@@ -185,13 +143,13 @@ class Training:
             is_last = step == setting.steps or not is_finite
             if is_last or step % setting.evaluate_every == 0:
                 yield self._evaluated(step)
-            if is_last or self.points[-1].loss == math.inf:
+            if is_last or self.rows[-1]["loss"] == math.inf:
                 return
 
     def _step(self, images: Tensor, labels: Tensor) -> bool:
         """Take a step if the loss is finite."""
         self._optimizer.zero_grad()
-        loss = self._loss_function(self.model(images), labels)
+        loss = nn.functional.cross_entropy(self.model(images), labels)
         if not loss.isfinite():
             return False
         loss.backward()
@@ -199,32 +157,34 @@ class Training:
         self._schedule.step()
         return True
 
-    def _evaluated(self, step: int) -> Point:
+    def _evaluated(self, step: int) -> Row:
         setting = self.setting
-        test = setting.data.test
-        if step < setting.steps:
-            test = test.first(setting.num_evaluated)
-        train = setting.data.train.first(setting.num_evaluated)
+        train, test = (split.first(setting.num_evaluated) for split in setting.data[1:])
         loss, _ = evaluate(self.model, train)
-        loss = loss if math.isfinite(loss) else math.inf
-        _, accuracy = evaluate(self.model, test)
-        self.points.append(Point(step, self._seconds, loss, accuracy))
-        return self.points[-1]
+        is_last = step == setting.steps
+        _, accuracy = evaluate(self.model, setting.data.test if is_last else test)
+        self.rows.append(
+            {
+                "contender": self.recipe.kind,
+                "options": self.recipe.text,
+                "seed": self.seed,
+                "step": step,
+                "seconds": self._seconds,
+                "loss": loss if math.isfinite(loss) else math.inf,
+                "accuracy": accuracy,
+            }
+        )
+        return self.rows[-1]
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Part of the learning rate at a step: a linear warm-up, then half a cosine."""
+    """Compute a step's part of the learning rate: a warm-up, then half a cosine."""
     warmed = min(1.0, (step + 1) / max(1, round(WARM_UP * steps)))
     return warmed * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def first_at(points: Sequence[Point], loss: float) -> Point | None:
-    """The first point whose loss is no larger; ``None`` if there is none."""
-    return next((point for point in points if point.loss <= loss), None)
-
-
 def shuffled(num_data: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Indices of batches, without end; an epoch's last few data are left out."""
+    """Yield indices of batches, without end; an epoch's last few data are left out."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(num_data, generator=generator)
@@ -233,15 +193,41 @@ def shuffled(num_data: int, batch_size: int, seed: int) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
-    """Mean loss, and share of images that are labelled correctly."""
+    """Compute the mean loss, and the share of images that are labelled correctly."""
     was_training = model.training
     model.eval()
     loss, num_correct = 0.0, 0
-    for images, labels in zip(
-        *(tensor.split(_EVALUATION_BATCH) for tensor in split), strict=True
-    ):
+    batches = (tensor.split(_EVALUATION_BATCH) for tensor in split)
+    for images, labels in zip(*batches, strict=True):
         outputs = model(images)
         loss += float(nn.functional.cross_entropy(outputs, labels, reduction="sum"))
         num_correct += int((outputs.argmax(1) == labels).sum())
     model.train(was_training)
     return loss / len(split.labels), num_correct / len(split.labels)
+
+
+def tuned(
+    setting: Setting,
+    grids: Iterable[Sequence[Recipe]],
+    search_seeds: Sequence[int],
+    seeds: Sequence[int],
+) -> Iterator[Row]:
+    """Choose the recipe of each grid, and train with the chosen ones in turns.
+
+    A recipe is chosen for its final training loss, a mean over seeds. Rows are the ends
+    of trials, and all evaluations of runs.
+    """
+    few = setting.data._replace(test=setting.data.test.first(setting.num_evaluated))
+    at_end = replace(setting, data=few, evaluate_every=setting.steps)
+    chosen = []
+    for grid in grids:
+        losses = []
+        for recipe in grid:
+            ends = [list(Training(recipe, at_end, seed))[-1] for seed in search_seeds]
+            losses.append(mean(end["loss"] for end in ends))
+            yield from ({"phase": "trial", **end} for end in ends)
+        chosen.append(grid[losses.index(min(losses))])
+    for seed in seeds:
+        trainings = [Training(recipe, setting, seed) for recipe in chosen]
+        for rows in zip_longest(*trainings):
+            yield from ({"phase": "run", **row} for row in rows if row is not None)
