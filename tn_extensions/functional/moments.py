@@ -116,7 +116,8 @@ def rotated_grad(
         shape = (x.shape[0], conv.groups, QB.shape[2], QA.shape[2])
         check_out("rotated_grad", out, shape, result_dtype(x), x)
     with torch.no_grad():
-        weight, row = QA.tensor_split([QA.shape[1] - bias], 1)
+        # torch 2.11 does not subtract a bool from a size that is symbolic
+        weight, row = QA.tensor_split([QA.shape[1] - int(bias)], 1)
         operands = _operands(x, g, weight, QB, conv)
         result = run("rotated_grad", operands, conv, out=out, arguments=_ranks(QA, QB))
         if bias:
