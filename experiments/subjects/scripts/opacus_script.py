@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import warnings
 
 import torch
@@ -19,6 +20,12 @@ model = GradSampleModule(
 )
 size = int(sys.argv[1])
 x, y = torch.randn(size, 3, 32, 32), torch.arange(size) % 10
-nn.functional.cross_entropy(model(x), y).backward()
+seconds = []
+for _ in range(int(sys.argv[2])):
+    model.zero_grad()
+    start = time.perf_counter()
+    nn.functional.cross_entropy(model(x), y).backward()
+    seconds.append(time.perf_counter() - start)
 norms = torch.stack([p.grad_sample.flatten(1).norm(dim=1) for p in model.parameters()])
-print(json.dumps(norms.norm(dim=0).tolist()))
+found = norms.norm(dim=0).tolist()
+print(json.dumps({"numbers": found, "seconds": min(seconds)}))
