@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,19 @@ os.environ["TN_EXTENSIONS_CACHE"] = os.path.join(tempfile.gettempdir(), "no-wisd
 
 # pytest-xdist's processes share the cores
 torch.set_num_threads(1)
+
+
+# torch's objects stay; looking through them again and again takes minutes in all
+gc.collect()
+gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def emptied() -> Iterator[None]:
+    """Forget a module's plans, lest caches fill with what no other module needs."""
+    yield
+    forget_plans()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -232,7 +232,7 @@ def load(options: dict[str, Any], folder: str, is_sharded: bool) -> None:
     train(model, found, range(4, 7), data=own_share if is_sharded else whole)
     assert_close(whole_parameters(model), expected, rtol=1e-10, atol=1e-10)
     other = KFACPreconditioner(nn.Sequential(nn.Linear(3, 3)).double())
-    with pytest.raises(ValueError, match="state_dict must be of the same layers"):
+    with pytest.raises(ValueError, match="state_dict must have the same layers"):
         other.load_checkpoint(saved, "curvature")
     with pytest.raises(ValueError, match="key must be a key of the checkpoint"):
         other.load_checkpoint(saved, "optimizer")
@@ -259,7 +259,7 @@ def check_offloaded() -> None:
     assert_close(whole_parameters(model), expected, rtol=1e-10, atol=1e-10)
     # and where they are not, of which no machine without an accelerator has any
     model = offloaded()
-    rule = r"0\.weight must be sharded .* got a parameter on cpu of a mesh on cuda"
+    rule = r"0\.weight must be sharded .* got a parameter on cpu and a mesh on cuda"
     with (
         patch.object(DeviceMesh, "device_type", "cuda"),
         pytest.raises(NotImplementedError, match=rule),
