@@ -45,7 +45,7 @@ RECIPES = (
 )
 """The first sets the loss to reach; learning rates are the best of 0.005 to 0.1."""
 TOLERANCE = 1e-4
-"""Of factors, in the Frobenius norm."""
+"""Largest relative error of a factor, in the Frobenius norm."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

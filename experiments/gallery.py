@@ -114,7 +114,7 @@ def picture(scene: Scene) -> bytes:
 
 
 def digest(scene: Scene) -> str:
-    """What a picture shows, in a line."""
+    """Describe a picture in a line."""
     return hashlib.sha256(source(scene).encode()).hexdigest()[:16]
 
 

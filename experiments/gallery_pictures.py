@@ -173,7 +173,7 @@ def _cube() -> Conv:
 
 
 def _trace() -> Trace:
-    """Of docs/tutorials/kfac.md: in the end, a matrix product of the input."""
+    """Rewrite the factor of docs/tutorials/kfac.md to a matrix product of the input."""
     sampling = Conv.make(4, 6, kernel_size=2, input_size=12, stride=4)
     return simplify(quantities.kfac_expand(sampling, N), trace=True)[1]
 
@@ -194,7 +194,7 @@ def _transposed_factor() -> TensorNetwork:
 
 
 def _simplifications() -> list[Panel]:
-    """What each rule does to a network in one dimension, before and after."""
+    """Show a network in one dimension before and after each rule."""
     patchify = Conv.make(4, 6, 3, 9, stride=3)
     strided = Conv.make(4, 6, 1, 9, stride=2)
     alone = Conv.make(4, 6, 3, 9, padding=1)

@@ -38,7 +38,7 @@ _QUESTIONS = {
     "optimizers": 0.7,
     "privacy": 0.4,
 }
-"""What is asked, and for how many minutes; a quick pass takes a tenth of them."""
+"""Questions and their minutes; a quick pass takes a tenth of them."""
 
 _GRACE_MINUTES = 0.3
 """For a question to finish the case that it is at, and to write its report."""

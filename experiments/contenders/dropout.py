@@ -112,7 +112,7 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
 
 
 class Operands(NamedTuple):
-    """What the gradient of a convolution's weight is made of.
+    """The operands of a convolution's weight gradient.
 
     Args:
         conv: The layer's hyper-parameters.

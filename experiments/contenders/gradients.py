@@ -169,7 +169,7 @@ COMPUTE: dict[str, dict[str, _Compute]] = {
     "ggn_diagonal": {"BackPACK": _backpack_diagonal},
     "ggn_gram": {"BackPACK": _gram_of_gradients},
 }
-"""What toolkits compute, by quantity and name."""
+"""Functions of the toolkits and ours, by quantity and name."""
 
 
 def reference(asked: Asked, device: torch.device) -> Tensor:

@@ -25,11 +25,11 @@ KINDS = {
 """Classes of operators, stock's and ours, and the approximation."""
 
 BACKENDS = ("hooks", "make_fx", "compiled", "ours")
-"""Of curvlinops' next line; ``"compiled"`` is what ``"make_fx"`` traces, compiled."""
+"""Backends of the next line; ``"compiled"`` compiles what ``"make_fx"`` traces."""
 
 
 class Setting(NamedTuple):
-    """What an operator is built of.
+    """The choices that define an operator.
 
     Args:
         kind: A key of :data:`KINDS`.

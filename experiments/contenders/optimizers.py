@@ -30,9 +30,9 @@ from tn_extensions.optim.layer import Layer
 Method = Literal[
     "KFAC-expand", "KFAC-reduce", "SINGD-expand", "SINGD-reduce", "factors-expand"
 ]
-"""What curvature is for; of ``factors``, a pass averages them, and no step is taken."""
+"""Uses of curvature. With ``factors``, a pass averages them and no step is taken."""
 Update = Literal["nothing", "factors", "everything"]
-"""What a step renews, beside the parameters."""
+"""Parts of the curvature that a step renews."""
 
 LR, MOMENTUM = 1e-3, 0.9
 DECAY = 0.95

@@ -30,7 +30,7 @@ MAIN = (
     "ggn_diagonal",
     "ggn_gram",
 )
-"""What the toolkits ask for."""
+"""The quantities that toolkits need."""
 
 VARIOUS = tuple(
     Layer("various", conv)
@@ -77,7 +77,7 @@ class Asked(NamedTuple):
 
     @property
     def has_vectors(self) -> bool:
-        """Whether the quantity is of several vectors per sample."""
+        """Tell whether the quantity takes several vectors per sample."""
         return "ggn" in self.quantity
 
     @property

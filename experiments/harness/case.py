@@ -1,4 +1,4 @@
-"""What is measured: cases, and contests of several contenders."""
+"""Cases, and contests of several contenders."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ a module's function.
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure.
+    """Options of a measurement.
 
     Args:
         device: Where to compute.
@@ -55,7 +55,7 @@ class Options:
 
 
 class Case:
-    """What to measure at once.
+    """A measurement of several rows.
 
     Args:
         key: Columns that tell the case from others of its question.

@@ -53,7 +53,7 @@ def device_name(device: torch.device) -> str:
 
 
 def is_available(device: torch.device) -> bool:
-    """Whether the machine has a device."""
+    """Tell whether the machine has a device."""
     return device.type != "cuda" or torch.cuda.is_available()
 
 

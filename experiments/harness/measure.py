@@ -25,7 +25,7 @@ Prepare = Callable[[], tuple[Call, Call]]
 MIN_ROUNDS = 5
 MEMORY_TIMEOUT_SECONDS = 300.0
 RESOLUTION_BYTES = 2**19
-"""Of differences between the peaks of two processes."""
+"""Smallest difference between the peaks of two processes that means something."""
 
 # the server forks from an image that has imported torch but never ran a parallel
 # region, so every child is fresh and starts in milliseconds

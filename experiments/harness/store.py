@@ -31,7 +31,7 @@ class Store:
         self._has_begun = False
 
     def has(self, key: Mapping[str, Any]) -> bool:
-        """Whether a case was measured before, on the same device."""
+        """Tell whether a case was measured before, on the same device."""
         name, seen = _device(self._machine), None
         for line in self._lines:
             if "machine" in line:

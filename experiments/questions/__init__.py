@@ -8,7 +8,7 @@ from pkgutil import iter_modules
 from experiments.harness.question import Question
 
 NAMES = tuple(sorted(module.name for module in iter_modules(__path__)))
-"""What the command line may ask."""
+"""Names of all questions."""
 
 
 def find(name: str) -> Question:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, get_args
 
@@ -36,13 +36,20 @@ def key_of(quantity: Quantity, layer: Layer, options: Options) -> dict[str, Any]
     }
 
 
+def cases_of(
+    quantities: Iterable[Quantity], rows: Callable[..., Iterator[Row]], options: Options
+) -> Iterator[Case]:
+    """List quantities of all layers; ``rows`` takes quantity, layer and batch size."""
+    for quantity in quantities:
+        for layer in chosen(options):
+            key = key_of(quantity, layer, options)
+            yield Case(key, partial(rows, quantity, layer, key["batch_size"]))
+
+
 def cases(options: Options) -> Iterator[Case]:
     """List all quantities of all layers."""
     # factors first: they are what others unfold for
-    for quantity in reversed(QUANTITIES):
-        for layer in chosen(options):
-            key = key_of(quantity, layer, options)
-            yield Case(key, partial(_rows, quantity, layer, key["batch_size"]))
+    yield from cases_of(reversed(QUANTITIES), _rows, options)
 
 
 def _rows(

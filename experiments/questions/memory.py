@@ -11,7 +11,7 @@ from experiments.contenders.convolutions import Quantity, contenders, reference
 from experiments.harness.case import Case, Contest, Options, Row
 from experiments.harness.measure import RESOLUTION_BYTES
 from experiments.harness.question import Claim, Question
-from experiments.questions.convolutions import chosen, key_of
+from experiments.questions.convolutions import cases_of
 from experiments.subjects.layers import Layer
 
 QUANTITIES: tuple[Quantity, ...] = ("kfac_reduce", "kfac_expand")
@@ -20,10 +20,7 @@ _NAMES = ("stock", "einconv simplified", "ours")
 
 def cases(options: Options) -> Iterator[Case]:
     """List the factors of all layers."""
-    for quantity in QUANTITIES:
-        for layer in chosen(options):
-            key = key_of(quantity, layer, options)
-            yield Case(key, partial(_rows, quantity, layer, key["batch_size"]))
+    yield from cases_of(QUANTITIES, _rows, options)
 
 
 def _rows(

@@ -82,7 +82,7 @@ def small_cnn(pixels: int, width: int = 16) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all optimizers share.
+    """Settings that all optimizers share.
 
     Args:
         data: The images.
