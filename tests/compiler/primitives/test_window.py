@@ -51,3 +51,12 @@ def test_a_heavy_border_does_not_cancel(options: dict[str, int]) -> None:
         out = torch.full(network.shape, torch.nan)
         candidate.run({"x": x.float()}, Accumulator(out, 1.0, fresh=True))
         assert_close(out.double(), expected, rtol=1e-5, atol=1e-5 * 1e4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_window_of_all_positions_is_a_sum(stride: int) -> None:
+    conv = Conv.make(2, 3, (1, 3), (5, 8), stride=stride)
+    network = simplify(quantities.patch_sum(conv, 2))
+    for candidate in window(network, target()):
+        assert candidate.operations[0].name == "sum i1"
+        assert len(candidate.operations) == 2

@@ -1,6 +1,6 @@
 """Window sums: sum an operand over windows of positions.
 
-Windows of one length differ only at their borders. So a dimension is summed once over
+Axes whose only window has all positions are summed at once. Other windows of one length differ only at their borders. So a dimension is summed once over
 the positions that all windows share, and the border rows are added. Small maps are
 multiplied with the window matrices, or their Kronecker product.
 """
@@ -39,6 +39,11 @@ class WindowDim:
     def shape(self) -> tuple[int, int]:
         """Shape of the matrix ``[K, I]``."""
         return len(self.ranges), self.size
+
+    @property
+    def is_whole(self) -> bool:
+        """True if there is a single window, of all positions."""
+        return self.free is None and self.ranges == (range(self.size),)
 
     @property
     def matrix(self) -> np.ndarray:
@@ -81,7 +86,7 @@ _SUMMED = ""
 
 
 def window(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
-    """Sum windows, dimension by dimension or several at once."""
+    """Sum whole axes, then windows, dimension by dimension or several at once."""
     if len(network.operands) != 1 or not network.patterns or network.pairs:
         return
     (operand,) = network.operands
@@ -92,6 +97,7 @@ def window(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     taken = [j for dim in found for j in (dim.read, dim.free) if j is not None]
     if len(set(taken)) < len(taken):
         return
+    found = [dim for dim in found if not dim.is_whole]
     # outer dimensions first, in their order in memory
     found.sort(key=lambda dim: operand.indices.index(dim.read))
     for leading in range(len(found) + 1):
@@ -137,12 +143,18 @@ def _candidate(
         into.put(into.out, compute(tensors))
 
     outer = prod(sizes[j] for j in kept)
-    operations = tuple(_operations(outer, leading, trailing, factors, target))
+    operations = [*_operations(outer, leading, trailing, factors, target)]
     elements, held = outer * prod(dim.size for dim in dims), 0
+    if summed:
+        counts = [elements, *(sizes[j] for j in summed)]
+        cost = _read(prod(counts), sizes[operand.indices[-1]], target)
+        text = " x ".join(map(str, counts))
+        operations.insert(0, Operation(f"sum {' '.join(summed)}", text, cost))
+        held = elements
     for dim in (*leading, *reversed(trailing)):
         elements = elements // dim.size * len(dim.ranges)
         held = max(held, 2 * elements)
-    return Candidate("window", operations, held, run, compute)
+    return Candidate("window", tuple(operations), held, run, compute)
 
 
 def _factors(dims: Sequence[WindowDim]) -> list[Sequence[WindowDim]]:
@@ -209,15 +221,14 @@ def _operations(
     factors: Sequence[Sequence[WindowDim]],
     target: Target,
 ) -> Iterator[Operation]:
-    rates, itemsize = target.rates, target.itemsize
+    rates = target.rates
     sizes = [dim.size for dim in (*leading, *trailing)]
     for dim in leading:
         sizes = sizes[1:]
         inner = prod(sizes)
         touched = outer * inner * (dim.size + 3 * len(dim.ranges))
         run = inner if inner > 1 else dim.size
-        # cheaper than a copy, which also writes
-        cost = rates.move(touched / 4, itemsize, run) + rates.overhead(4)
+        cost = _read(touched, run, target) + rates.overhead(4)
         if inner == 1:  # sums of short rows, one by one
             cost = cost + Cost(seconds=outer * len(dim.ranges) * rates.call / 120)
         shape = f"{outer} x {dim.size} x {inner} -> {len(dim.ranges)}"
@@ -235,6 +246,11 @@ def _operations(
             yield _skinny(f"windows of {dim.read}", height, columns, rows, target)
             sizes = sizes[:-1]
             outer *= rows
+
+
+def _read(entries: float, run: int, target: Target) -> Cost:
+    """Estimate a sum: cheaper than a copy, which also writes."""
+    return target.rates.move(entries / 4, target.itemsize, run)
 
 
 def _skinny(
