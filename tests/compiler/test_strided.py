@@ -11,7 +11,7 @@ from tests.network.rules.identities import NETWORKS, arrays_of
 from tests.reference import dense
 from tests.strategies import examples
 from tn_extensions import TensorNetwork
-from tn_extensions.compiler.strided import grouped, pad, view
+from tn_extensions.compiler.strided import View, arrangement, pad
 from tn_extensions.network import Axis, Operand, simplify
 
 
@@ -27,7 +27,7 @@ def test_view_reads_the_affine_positions(network: TensorNetwork) -> None:
             *reversed(range(len(operand.shape)))
         )
         tensor.copy_(torch.from_numpy(arrays[operand.name]))
-        result = view(tensor, operand, operand.indices, network.sizes)
+        result = View(operand, operand.indices, network.sizes)(tensor)
         expected = dense.operand(operand, arrays[operand.name], network.sizes)
         assert_close(result, torch.from_numpy(expected))
         assert (
@@ -38,13 +38,13 @@ def test_view_reads_the_affine_positions(network: TensorNetwork) -> None:
 def test_absent_indices_have_size_one() -> None:
     operand = Operand("x", (Axis.of(6, ("a", 2), ("b", 3)),))
     sizes = {"a": 2, "b": 3, "c": 5}
-    result = view(torch.arange(6), operand, ("b", "c", "a"), sizes)
+    result = View(operand, ("b", "c", "a"), sizes)(torch.arange(6))
     assert result.tolist() == [[[0, 3]], [[1, 4]], [[2, 5]]]
 
 
 def test_empty_operands() -> None:
     operand = Operand("x", (Axis.of(0, ("a", 0)), Axis.of(3, ("b", 3))))
-    result = view(torch.empty(0, 3), operand, ("b", "a"), {"a": 0, "b": 3})
+    result = View(operand, ("b", "a"), {"a": 0, "b": 3})(torch.empty(0, 3))
     assert result.shape == (3, 0)
 
 
@@ -59,11 +59,22 @@ def test_pad_fills_zeros_on_the_sides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "shape"),
-    [((1, 2, 1), (2, 12, 5)), ((0, 4), (1, 120)), ((4, 0), (120, 1))],
+    ("axes", "shape"),
+    [
+        ("a bc d", (2, 12, 5)),
+        (" abcd", (1, 120)),
+        ("d cab", (5, 24)),
+        ("ba dc", (6, 20)),
+    ],
 )
-def test_grouped_merges_axes(groups: tuple[int, ...], shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("given", [(2, 3, 4, 5), (6, 20), (120,)])
+def test_axes_are_permuted_and_merged(
+    axes: str, shape: tuple[int, ...], given: tuple[int, ...]
+) -> None:
+    sizes = {"a": 2, "b": 3, "c": 4, "d": 5}
+    groups = [tuple(axis) for axis in axes.split(" ")]
     tensor = torch.arange(120).reshape(2, 3, 4, 5)
-    result = grouped(tensor, groups)
+    expected = tensor.permute(["abcd".index(j) for axis in groups for j in axis])
+    result = arrangement("abcd", groups, sizes)(tensor.reshape(given))
     assert result.shape == shape
-    assert torch.equal(result.flatten(), tensor.flatten())
+    assert torch.equal(result.flatten(), expected.flatten())

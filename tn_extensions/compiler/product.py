@@ -57,9 +57,11 @@ def _into_new(left: Tensor, right: Tensor) -> Tensor:
 
 def sums_one_by_one(left: Tensor, right: Tensor) -> bool:
     """Tell whether a CPU's library would lose digits of this float32 product."""
-    if left.dtype != torch.float32 or left.device.type != "cpu":
+    if left.dtype != torch.float32:
         return False
-    return needs_pieces(left.shape[-2], right.shape[-2], left.shape[-1])
+    if not needs_pieces(left.shape[-2], right.shape[-2], left.shape[-1]):
+        return False
+    return left.device.type == "cpu"
 
 
 def needs_pieces(rows: int, columns: int, terms: int) -> bool:
@@ -85,15 +87,15 @@ def _in_pieces(left: Tensor, right: Tensor) -> Tensor:
 
 def uses_onednn(left: Tensor, right: Tensor, fewest: int = FEW) -> bool:
     """Tell whether oneDNN is better for a product, of at least ``fewest`` terms."""
-    if left.dim() != 2 or left.dtype != torch.float32 or left.device.type != "cpu":
+    # the cheapest tests come first: small products are called most often
+    if left.dim() != 2 or left.dtype != torch.float32 or not holds_data(left):
         return False
-    if not holds_data(left) or is_traced((left, right)):
-        return False
-    rows, terms = left.shape
-    columns = right.shape[0]
-    if terms < fewest or rows * columns * terms < _SMALL or not _prefers_onednn():
+    (rows, terms), columns = left.shape, right.shape[0]
+    if terms < fewest or rows * columns * terms < _SMALL:
         return False
     if min(rows, columns) < _THIN:
+        return False
+    if left.device.type != "cpu" or is_traced((left, right)) or not _prefers_onednn():
         return False
     if left.is_contiguous() and right.is_contiguous():
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -62,11 +62,29 @@ def layout(
     return Layout(shape, [found[index] for index in order], offset)
 
 
-def view(
-    tensor: Tensor, operand: Operand, order: Sequence[str], sizes: Mapping[str, int]
-) -> Tensor:
-    """View a tensor with one axis per index, in order (size 1 for absent indices)."""
-    return layout(operand, order, sizes, tensor.stride()).of(tensor)
+class View:
+    """View an operand's tensor with one axis per index, in order.
+
+    Args:
+        operand: The operand.
+        order: The indices; those that the operand lacks get axes of size one.
+        sizes: Sizes of all indices.
+    """
+
+    def __init__(
+        self, operand: Operand, order: Sequence[str], sizes: Mapping[str, int]
+    ) -> None:
+        self._operand, self._order, self._sizes = operand, tuple(order), dict(sizes)
+        self._layouts: dict[tuple[int, ...], Layout] = {}  # few strides occur
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """View a tensor."""
+        strides = tensor.stride()
+        found = self._layouts.get(strides)
+        if found is None:
+            found = layout(self._operand, self._order, self._sizes, strides)
+            self._layouts[strides] = found
+        return found.of(tensor)
 
 
 def pad(tensor: Tensor, paddings: Mapping[int, tuple[int, int]]) -> Tensor:
@@ -79,18 +97,26 @@ def pad(tensor: Tensor, paddings: Mapping[int, tuple[int, int]]) -> Tensor:
     return F.pad(tensor, flat)
 
 
-def grouped(tensor: Tensor, groups: Sequence[int]) -> Tensor:
-    """Merge consecutive axes into groups of the given lengths."""
-    return reshaped(tensor, merged(tensor.shape, groups))
+def arrangement(
+    present: Sequence[str], axes: Iterable[Sequence[str]], sizes: Mapping[str, int]
+) -> Callable[[Tensor], Tensor]:
+    """Return a function that permutes and merges axes.
 
+    Args:
+        present: Indices of a tensor in order; its axes may be merged or split.
+        axes: Indices of each axis of the result.
+        sizes: Sizes of the indices.
 
-def merged(shape: Sequence[int], groups: Iterable[int]) -> list[int]:
-    """Return the shape after merging groups of consecutive axes."""
-    result, start = [], 0
-    for length in groups:
-        result.append(prod(shape[start : start + length]))
-        start += length
-    return result
+    Returns:
+        The function; it returns a view if there is one.
+    """
+    axes = [tuple(axis) for axis in axes]
+    shape = [prod(sizes[index] for index in axis) for axis in axes]
+    permutation = [present.index(index) for axis in axes for index in axis]
+    if permutation == sorted(permutation):
+        return lambda tensor: reshaped(tensor, shape)
+    split = [sizes[index] for index in present]
+    return lambda tensor: reshaped(tensor.reshape(split).permute(permutation), shape)
 
 
 def contiguous_strides(shape: Sequence[int]) -> list[int]:

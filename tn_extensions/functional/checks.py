@@ -50,6 +50,8 @@ def check_input(name: str, x: Any, conv: Any, argument: str = "x") -> None:
     """Check that a value is a batch of inputs that fits the hyper-parameters."""
     check_conv(name, conv)
     check_tensor(name, argument, x)
+    if tuple(x.shape[1:]) == (conv.in_channels, *conv.input_size):
+        return
     given = f"({argument}.shape = {list(x.shape)})"
     if x.dim() != conv.num_dims + 2:
         rule = f"equal {conv.num_dims + 2} for {conv.num_dims} spatial dimension(s)"
@@ -63,11 +65,10 @@ def check_input(name: str, x: Any, conv: Any, argument: str = "x") -> None:
         remedy = "Pass the layer's input, not its output"
         value = f"{x.shape[1]} {given}"
         raise ValueError(describe(name, f"{argument}.shape[1]", rule, value, remedy))
-    if tuple(x.shape[2:]) != conv.input_size:
-        rule = f"equal conv.input_size = {conv.input_size}"
-        remedy = "Create a Conv for this spatial size"
-        sizes = tuple(x.shape[2:])
-        raise ValueError(describe(name, f"{argument}.shape[2:]", rule, sizes, remedy))
+    rule = f"equal conv.input_size = {conv.input_size}"
+    remedy = "Create a Conv for this spatial size"
+    sizes = tuple(x.shape[2:])
+    raise ValueError(describe(name, f"{argument}.shape[2:]", rule, sizes, remedy))
 
 
 def check_like(

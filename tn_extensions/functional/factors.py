@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from math import prod
 from numbers import Real
 from typing import Any
@@ -235,7 +236,7 @@ def _run(
     **options: Any,
 ) -> Tensor:
     """Run a plan; a result that is written into a tensor is not differentiable."""
-    with torch.set_grad_enabled(torch.is_grad_enabled() and out is None):
+    with nullcontext() if out is None else torch.no_grad():
         return run(name, operands, conv, scale, out, **options)
 
 

@@ -9,7 +9,7 @@ batch) is summed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -34,7 +34,7 @@ from tn_extensions.compiler.native import (
     weight_gradient,
 )
 from tn_extensions.compiler.roles import LARGE_KERNEL, Geometry, Roles
-from tn_extensions.compiler.strided import grouped, merged
+from tn_extensions.compiler.strided import arrangement
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import Operand, TensorNetwork
 
@@ -120,23 +120,21 @@ def _candidate(
     # a contracted index that the result carries has size one
     summed = tuple(j for j in contracted if j in network.output_indices)
     present = (*summed, *channels, *result_space)
-    permutation = [present.index(index) for index in network.output_indices]
-    lengths = [len(axis) for axis in network.output]
     number = prod(sizes[index] for index in groups)
 
-    split = [sizes[index] for index in present]
-    in_order = permutation == sorted(permutation)
-    arrange_image = _arrangement(roles.image, layout[0], image_space, sizes)
-    arrange_kernel = _arrangement(roles.kernel, layout[1], kernel_space, sizes)
+    arrange = arrangement(present, network.output, sizes)
+    arrange_image, arrange_kernel = (
+        arrangement(operand.indices, (*channels, *zip(space)), sizes)
+        for operand, channels, space in (
+            (roles.image, layout[0], image_space),
+            (roles.kernel, layout[1], kernel_space),
+        )
+    )
 
     def compute(tensors: Tensors) -> Tensor:
         image = arrange_image(tensors[roles.image.name])
         kernel = arrange_kernel(tensors[roles.kernel.name])
-        result = evaluate(image, kernel, roles.dims, number)
-        if in_order:
-            return result.reshape(network.shape)
-        result = result.reshape(split)
-        return grouped(result.permute(permutation), lengths)
+        return arrange(evaluate(image, kernel, roles.dims, number))
 
     def run(tensors: Tensors, into: Accumulator) -> None:
         into.put(into.out, compute(tensors))
@@ -202,25 +200,6 @@ def _has_axis(operand: Operand, indices: Sequence[str]) -> bool:
     """Tell whether one of some indices has an axis to itself, like the batch."""
     own = [axis.position.indices for axis in operand.axes]
     return any((index,) in own for index in indices)
-
-
-def _arrangement(
-    operand: Operand,
-    channels: Sequence[Sequence[str]],
-    space: Sequence[str],
-    sizes: Mapping[str, int],
-) -> Callable[[Tensor], Tensor]:
-    """Return a function that arranges axes: merged channels first, then space."""
-    order = [*(index for axis in channels for index in axis), *space]
-    split = [sizes[index] for index in operand.indices]
-    permutation = [operand.indices.index(index) for index in order]
-    lengths = [*map(len, channels), *[1] * len(space)]
-    if permutation == sorted(permutation):  # at most, axes are merged
-        shape = merged(split, lengths)
-        if shape == list(operand.shape):
-            return lambda tensor: tensor
-        return lambda tensor: tensor.reshape(shape)
-    return lambda tensor: grouped(tensor.reshape(split).permute(permutation), lengths)
 
 
 def _copied(

@@ -17,6 +17,7 @@ from opt_einsum.helpers import flop_count
 from torch import Tensor
 
 from tn_extensions.compiler.accumulator import Accumulator
+from tn_extensions.compiler.allocate import reshaped
 from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.constant import Constant
 from tn_extensions.compiler.cost import Cost
@@ -26,7 +27,6 @@ from tn_extensions.compiler.primitives.unfold import (
     unfolded_dim,
 )
 from tn_extensions.compiler.product import needs_pieces
-from tn_extensions.compiler.strided import grouped
 from tn_extensions.network import Operand, Pattern, Selection, TensorNetwork
 from tn_extensions.network.index import letters
 
@@ -62,7 +62,6 @@ def einsum(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     path, info = opt_einsum.contract_path(
         equation, *shapes, shapes=True, optimize=optimize
     )
-    lengths = [len(axis) for axis in network.output]
 
     @lru_cache(maxsize=1)
     def expression() -> Callable[..., Tensor]:
@@ -76,7 +75,7 @@ def einsum(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
         if loses_digits and like.device.type == "cpu":
             operands = [operand.double() for operand in operands]
         result = expression()(*operands, backend="torch").to(like.dtype)
-        return grouped(result, lengths)
+        return reshaped(result, network.shape)
 
     def run(tensors: Tensors, into: Accumulator) -> None:
         into.put(into.out, compute(tensors))

@@ -14,7 +14,6 @@ from math import prod
 from torch import Tensor
 
 from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
-from tn_extensions.compiler.strided import grouped
 from tn_extensions.network import Pattern, TensorNetwork
 
 
@@ -28,7 +27,6 @@ def embed(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     rest = network.rewrite([pattern], [], output=output)
     way = target.best(rest)
     indices, kept = network.output_indices, rest.output_indices
-    lengths = [len(axis) for axis in network.output]
     axis = indices.index(index)
 
     def compute(tensors: Tensors) -> Tensor:
@@ -36,7 +34,7 @@ def embed(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
         result = value.new_zeros([sizes[j] for j in indices])
         if not pattern.position.terms:
             result.select(axis, pattern.position.start).copy_(value)
-            return grouped(result, lengths)
+            return result.reshape(network.shape)
         ((term, stride),) = pattern.position.terms
         reads = pattern.progressions(term, index, sizes)
         ((_, first, offset, _, begin, end),) = reads
@@ -48,7 +46,7 @@ def embed(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
         diagonal = result[tuple(chosen)].diagonal(dim1=own, dim2=other)
         at = kept.index(term)
         diagonal.copy_(value.narrow(at, offset + begin, end - begin).movedim(at, -1))
-        return grouped(result, lengths)
+        return result.reshape(network.shape)
 
     elements, own = prod(network.shape), prod(rest.shape)
     moved = target.rates.move(elements, target.itemsize)

@@ -24,7 +24,7 @@ from tn_extensions.compiler.candidate import (
     as_defined,
 )
 from tn_extensions.compiler.roles import Geometry
-from tn_extensions.compiler.strided import grouped, view
+from tn_extensions.compiler.strided import View, arrangement
 from tn_extensions.network import Pattern, TensorNetwork
 
 _TRAFFIC = 1.5
@@ -107,15 +107,15 @@ def fold(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     if sum(prod(len(dim.slices) for dim in own) for own in rounds) > MOST_CALLS:
         return
     present = (*kept, *places)
-    permutation = [present.index(j) for j in network.output_indices]
-    lengths = [len(axis) for axis in network.output]
+    viewed = View(operand, order, sizes)
+    arrange = arrangement(present, network.output, sizes)
 
     def compute(tensors: Tensors) -> Tensor:
-        value = view(tensors[operand.name], operand, order, sizes)
+        value = viewed(tensors[operand.name])
         space = [dim.shared for dim in dims]
         for own in rounds:
             value = _folded(value, dims, own, space, sizes)
-        return grouped(value.permute(permutation), lengths)
+        return arrange(value)
 
     last = dims[-1]
     steps = (side.step or 1 for pair in last.slices for side in pair)

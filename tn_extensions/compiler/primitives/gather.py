@@ -32,6 +32,7 @@ from tn_extensions.compiler.candidate import (
 )
 from tn_extensions.compiler.product import multiply
 from tn_extensions.compiler.slices import find
+from tn_extensions.compiler.strided import arrangement
 from tn_extensions.network import Operand, Pattern, TensorNetwork
 from tn_extensions.network.nodes import Sizes, Values
 
@@ -216,11 +217,12 @@ def _candidate(network: TensorNetwork, sums: Sums, target: Target) -> Candidate:
     block = min(samples, max(1, _AT_ONCE // (batch * inner * width)))
     names = (*sums.batch, *sums.rows, *free, *sums.columns)
     order = [names.index(index) for index in network.output_indices]
+    arrangements = [arrangement(x.indices, layout, sizes) for x, layout in layouts]
 
     def run(tensors: Tensors, into: Accumulator) -> None:
         left, right = (
-            _grouped(tensors[operand.name], operand, layout, sizes)
-            for operand, layout in layouts
+            arranged(tensors[operand.name])
+            for (operand, _), arranged in zip(layouts, arrangements, strict=True)
         )
         positions, extents = (
             [sizes[index] for index in layout[-1]] for _, layout in layouts
@@ -357,13 +359,3 @@ def _with_zero(tensor: Tensor) -> Tensor:
     rows[:, :, :-1].copy_(tensor.mT)
     rows[:, :, -1].zero_()
     return rows
-
-
-def _grouped(
-    tensor: Tensor, operand: Operand, groups: Sequence[Sequence[str]], sizes: Sizes
-) -> Tensor:
-    """Permute and merge the axes of a tensor to one for each group of indices."""
-    tensor = tensor.reshape([sizes[index] for index in operand.indices])
-    order = [operand.indices.index(index) for group in groups for index in group]
-    shape = [prod(sizes[index] for index in group) for group in groups]
-    return tensor.permute(order).reshape(shape)

@@ -54,10 +54,10 @@ counted.
 _SHARES = (2, 8)
 """Limits to try for each tensor that is cut: one of so many parts of the budget."""
 
-_TILES = (1, 4)
+_TILES = (1, 2, 4)
 """Numbers of tiles to try for one triangle of the result; a single tile is all."""
 
-_TILE = 256
+_TILE = 96
 """Smallest side of a tile; products of smaller ones are slow."""
 
 

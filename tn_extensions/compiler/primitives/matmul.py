@@ -17,7 +17,7 @@ from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tenso
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.primitives.forms import MatrixForm
 from tn_extensions.compiler.product import multiply, needs_pieces
-from tn_extensions.compiler.strided import grouped
+from tn_extensions.compiler.strided import arrangement
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.network import TensorNetwork
 from tn_extensions.network.rules import is_mirrored
@@ -54,8 +54,7 @@ def _candidate(
         form.size, (form.batch, form.rows, form.columns, form.terms)
     )
     present = (*form.batch, *form.rows, *form.columns)
-    permutation = [present.index(index) for index in network.output_indices]
-    lengths = [len(axis) for axis in network.output]
+    arrange = arrangement(present, network.output, sizes)
 
     def compute(tensors: Tensors) -> Tensor:
         a = left.tensor(tensors[left.operand.name])
@@ -71,8 +70,7 @@ def _candidate(
             result = torch.stack([multiply(x, y) for x, y in zip(a, b, strict=True)])
         else:
             result = multiply(a, b)
-        result = result.reshape([sizes[index] for index in present])
-        return grouped(result.permute(permutation), lengths)
+        return arrange(result)
 
     def run(tensors: Tensors, into: Accumulator) -> None:
         into.put(into.out, compute(tensors))

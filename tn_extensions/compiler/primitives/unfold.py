@@ -12,12 +12,12 @@ from math import prod
 from torch import Tensor
 
 from tn_extensions.compiler.accumulator import Accumulator
-from tn_extensions.compiler.allocate import empty
+from tn_extensions.compiler.allocate import empty, reshaped
 from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.strided import (
     Layout,
+    View,
     contiguous_strides,
-    grouped,
     layout,
     pad,
 )
@@ -188,8 +188,9 @@ class Unfolding:
         self.padded_elements = padded if any(map(any, self.padding.values())) else 0
         self.elements = prod(self.shape)
         self.run = self._run()
-        # by strides of the tensor, of which few occur
-        self._layouts: dict[tuple[int, ...], Layout] = {}
+        self._places = (*self.kept, *(dim.read for dim in self.dims))
+        self._view = View(operand, self._places, sizes)
+        # by strides of the padded tensor, of which few occur
         self._parts: dict[
             tuple[int, ...], list[tuple[tuple[slice, ...], Layout, list[int]]]
         ] = {}
@@ -208,20 +209,14 @@ class Unfolding:
         """Tell whether a contiguous operand with merged axes is read without a copy."""
         if not self.is_view or self.padded_elements:
             return False
-        order = (*self.kept, *(dim.read for dim in self.dims))
-        shape = self.operand.shape
-        base = layout(self.operand, order, self.sizes, contiguous_strides(shape))
+        strides = contiguous_strides(self.operand.shape)
+        base = layout(self.operand, self._places, self.sizes, strides)
         ((_, part, _),) = self._read(base.strides)
         return part.merges(lengths)
 
     def base(self, tensor: Tensor) -> Tensor:
         """Pad the operand, with the indices that are read last."""
-        found = self._layouts.get(tensor.stride())
-        if found is None:
-            order = (*self.kept, *(dim.read for dim in self.dims))
-            found = layout(self.operand, order, self.sizes, tensor.stride())
-            self._layouts[tensor.stride()] = found
-        return pad(found.of(tensor), self.padding)
+        return pad(self._view(tensor), self.padding)
 
     def views(self, tensor: Tensor) -> Iterable[tuple[tuple[slice, ...], Tensor]]:
         """Yield slices of the result and the view of the operand that goes there."""
@@ -300,11 +295,10 @@ def unfold(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
     recipe = unfolding(network)
     if recipe is None:
         return
-    lengths = [len(axis) for axis in network.output]
     name = recipe.operand.name
 
     def compute(tensors: Tensors) -> Tensor:
-        return grouped(recipe.tensor(tensors[name]), lengths)
+        return reshaped(recipe.tensor(tensors[name]), network.shape)
 
     def run(tensors: Tensors, into: Accumulator) -> None:
         into.put(into.out, compute(tensors))
@@ -314,7 +308,7 @@ def unfold(network: TensorNetwork, target: Target) -> Iterable[Candidate]:
         sides = ", ".join(f"{low}+{high}" for low, high in recipe.padding.values())
         cost = target.rates.move(recipe.padded_elements, target.itemsize)
         operations.append(Operation(f"pad {name}", sides, cost))
-    copied = 0 if recipe.is_free(lengths) else recipe.elements
+    copied = 0 if recipe.is_free(map(len, network.output)) else recipe.elements
     cost = target.rates.move(copied, target.itemsize, recipe.run)
     shape = " x ".join(map(str, recipe.shape))
     verb = "unfold" if copied else "view"

@@ -1,8 +1,9 @@
 """Window sums: sum an operand over windows of positions.
 
-Axes whose only window has all positions are summed at once. Other windows of one length differ only at their borders. So a dimension is summed once over
-the positions that all windows share, and the border rows are added. Small maps are
-multiplied with the window matrices, or their Kronecker product.
+Axes whose only window has all positions are summed at once. Other windows of one length
+differ only at their borders. So a dimension is summed once over the positions that all
+windows share, and the border rows are added. Small maps are multiplied with the window
+matrices, or their Kronecker product.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.candidate import Candidate, Operation, Target, Tensors
 from tn_extensions.compiler.constant import Constant
 from tn_extensions.compiler.cost import Cost
-from tn_extensions.compiler.strided import grouped, view
+from tn_extensions.compiler.strided import View, arrangement
 from tn_extensions.network import Affine, Operand, Pattern, TensorNetwork
 
 _KRONECKER_LIMIT = 256
@@ -121,15 +122,18 @@ def _candidate(
     sizes, name = network.sizes, operand.name
     free = [dim.free for dim in dims if dim.free is not None]
     present = [*kept, *free]
-    permutation = [present.index(j) for j in network.output_indices]
-    lengths = [len(axis) for axis in network.output]
-    shape = [sizes[j] for j in present]
+    outer = prod(sizes[j] for j in kept)
+    summed_axes = tuple(range(len(kept), len(kept) + len(summed)))
+    read = View(operand, order, sizes)
+    arrange = arrangement(present, network.output, sizes)
 
     def compute(tensors: Tensors) -> Tensor:
-        x = view(tensors[name], operand, order, sizes)
+        x = read(tensors[name])
         if summed:
-            x = x.sum(dim=tuple(range(len(kept), len(kept) + len(summed))))
-        done = prod(x.shape[: len(kept)])
+            x = x.sum(summed_axes)
+        if not dims:
+            return arrange(x)
+        done = outer
         x = x.reshape(done, *x.shape[len(kept) :])
         for dim in leading:
             rest = x.shape[2:]
@@ -137,12 +141,11 @@ def _candidate(
             done *= len(dim.ranges)
             x = x.reshape(done, *rest)
         x = _multiply(x, [constant.like(x) for constant in constants])
-        return grouped(x.reshape(shape).permute(permutation), lengths)
+        return arrange(x)
 
     def run(tensors: Tensors, into: Accumulator) -> None:
         into.put(into.out, compute(tensors))
 
-    outer = prod(sizes[j] for j in kept)
     operations = [*_operations(outer, leading, trailing, factors, target)]
     elements, held = outer * prod(dim.size for dim in dims), 0
     if summed:
