@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import prod
 from typing import Any
 
@@ -119,15 +119,15 @@ def depthwise_convolution(
     return result[0]
 
 
-@contextmanager
-def _precision(x: Tensor) -> Iterator[None]:
-    """Let convolutions on CUDA round their inputs if matrix products may.
+def _precision(x: Tensor) -> AbstractContextManager[None]:
+    """Let convolutions on CUDA round their inputs if matrix products may."""
+    on_cuda = x.device.type == "cuda"
+    return _rounding_like_products() if on_cuda else nullcontext()
 
-    torch has a separate setting for convolutions. By default, they round to 10 bits.
-    """
-    if x.device.type != "cuda":
-        yield
-        return
+
+@contextmanager
+def _rounding_like_products() -> Iterator[None]:
+    """Set how cuDNN rounds: torch has a separate setting, which is 10 bits."""
     backends: Any = torch.backends
     convolutions, products = backends.cudnn.conv, backends.cuda.matmul
     before = convolutions.fp32_precision

@@ -108,15 +108,15 @@ def arrangement(
         sizes: Sizes of the indices.
 
     Returns:
-        The function; it returns a view if there is one.
+        The function. It returns the tensor or a view of it if it can.
     """
     axes = [tuple(axis) for axis in axes]
-    shape = [prod(sizes[index] for index in axis) for axis in axes]
+    shape = tuple(prod(sizes[index] for index in axis) for axis in axes)
     permutation = [present.index(index) for axis in axes for index in axis]
     if permutation == sorted(permutation):
-        return lambda tensor: reshaped(tensor, shape)
+        return lambda t: t if t.shape == shape else reshaped(t, shape)
     split = [sizes[index] for index in present]
-    return lambda tensor: reshaped(tensor.reshape(split).permute(permutation), shape)
+    return lambda t: reshaped(t.reshape(split).permute(permutation), shape)
 
 
 def contiguous_strides(shape: Sequence[int]) -> list[int]:

@@ -235,7 +235,8 @@ def _convolution(
         padding = [dim.left for dim in dims]
         result = convolution(image, kernel, stride, padding, dilation, groups)
         for axis, dim in enumerate(dims, start=2):
-            result = result.narrow(axis, 0, dim.outputs)
+            if result.shape[axis] > dim.outputs:
+                result = result.narrow(axis, 0, dim.outputs)
         return result
     image, padding = _pad(image, dims)
     return convolution(image, kernel, stride, padding, dilation, groups)
