@@ -1,4 +1,4 @@
-"""The package's metadata, what its wheel holds, and the shape of its files."""
+"""The package's metadata, what its distributions hold, and the shape of its files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.message import Message
 from email.parser import Parser
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 CODE = ("tn_extensions", "experiments", "tests")
 MODULES = sorted(path for name in CODE for path in (ROOT / name).rglob("*.py"))
 PACKAGE_MODULES = sorted((ROOT / "tn_extensions").rglob("*.py"))
+PACKAGE_FILES = [*PACKAGE_MODULES, ROOT / "tn_extensions/py.typed"]
 
 
 def relative(path: Path) -> str:
@@ -28,25 +30,41 @@ def relative(path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Build the wheel from a copy, since setuptools writes into the source tree."""
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the source distribution from a copy, since setuptools writes into it."""
     source = tmp_path_factory.mktemp("source")
     for name in CODE:
         ignored = shutil.ignore_patterns("__pycache__", "results")
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+    for path in (path for path in ROOT.iterdir() if path.is_file()):
+        shutil.copy(path, source)
+    target = tmp_path_factory.mktemp("sdist")
+    code = "import sys; from setuptools import build_meta as build"
+    run("-c", f"{code}; build.build_sdist(sys.argv[1])", str(target), cwd=source)
+    (path,) = target.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory, sdist: Path) -> zipfile.ZipFile:
+    """Build the wheel from the source distribution, as installers do."""
     target = tmp_path_factory.mktemp("wheel")
     options = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet"]
+    run("-m", "pip", "wheel", *options, "-w", str(target), str(sdist), cwd=target)
+    (path,) = target.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def run(*arguments: str, cwd: Path) -> None:
+    """Run Python in a folder."""
     result = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", *options, "-w", target, source],
+        [sys.executable, *arguments],
+        cwd=cwd,
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    (path,) = target.glob("*.whl")
-    return zipfile.ZipFile(path)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +73,20 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
     return Parser().parsestr(wheel.read(name).decode())
 
 
+def test_sdist_holds_the_package_and_its_metadata(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        files = [member.name for member in archive.getmembers() if member.isfile()]
+    names = {name.partition("/")[2] for name in files}
+    metadata = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md"}
+    metadata |= {"PKG-INFO", "pyproject.toml", "setup.cfg"}
+    package = {relative(path) for path in PACKAGE_FILES}
+    made = {name for name in names if name.startswith("tn_extensions.egg-info/")}
+    assert names - made == metadata | package
+
+
 def test_wheel_holds_the_typed_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     names = {n for n in wheel.namelist() if ".dist-info/" not in n}
-    files = [*PACKAGE_MODULES, ROOT / "tn_extensions/py.typed"]
-    assert names == {relative(path) for path in files}
+    assert names == {relative(path) for path in PACKAGE_FILES}
     assert any(n.endswith("LICENSE") for n in wheel.namelist())
 
 
