@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from torch import nn
 
@@ -45,3 +47,10 @@ def test_dimensions_agree_on_being_transposed() -> None:
     with pytest.raises(ValueError) as caught:
         Conv(1, 1, (ConvDim(4, 3), ConvDim(4, 3, transposed=True)))
     assert_in_form(caught.value, "Conv", "dims")
+
+
+@pytest.mark.parametrize("padding", [1, (1,), (1, 2, 3)])
+def test_padding_is_a_pair(padding: Any) -> None:
+    with pytest.raises(ValueError) as caught:
+        ConvDim(4, 3, padding=padding)
+    assert_in_form(caught.value, "ConvDim", "padding")

@@ -33,3 +33,10 @@ def test_reading_before_the_start_is_refused() -> None:
     operand = Operand("x", (Axis(Affine((("a", 1),), -1), 3),))
     with pytest.raises(ValueError, match="read within its 3 entries"):
         TensorNetwork([operand], [["a"]], {"a": 3})
+
+
+def test_sizes_are_integers() -> None:
+    size: Any = 3.0
+    with pytest.raises(TypeError) as caught:
+        TensorNetwork([vector("x", "a")], [["a"]], {"a": size})
+    assert_in_form(caught.value, "TensorNetwork", "size of index 'a' of operand 'x'")

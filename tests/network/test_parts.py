@@ -37,6 +37,13 @@ CASES: dict[str, tuple[Define, Define, int]] = {
         lambda conv, n: quantities.ggn_gram(conv, n, 2),
         1,
     ),
+    "diagonal of a Gram matrix, names taken": (
+        lambda conv, n: quantities.per_sample_grad_norm(conv, n, 2).relabel(
+            lambda index: {"co": "np", "ci": "vp"}.get(index, index)
+        ),
+        lambda conv, n: quantities.ggn_gram(conv, n, 2),
+        1,
+    ),
     "factor": (quantities.kfac_reduce, quantities.patch_sum, 2),
     "one of two operands": (quantities.per_sample_grad, quantities.unfold_input, 1),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from textwrap import wrap
@@ -364,8 +364,6 @@ class TensorNetwork:
         changed = {**self.sizes, **sizes}
         nodes: list[Node] = []
         for node in self.nodes:
-            if isinstance(node, Pair) and node.shared in sizes:
-                node = replace(node, size=sizes[node.shared])
             if isinstance(node, Operand) and set(node.indices) & set(sizes):
                 _whole_axes(node, self.sizes, "resize", "Resize")
                 node = node.resized(self.sizes, changed, {})

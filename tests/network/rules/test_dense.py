@@ -14,9 +14,10 @@ from tests.network.rules.identities import (
     exhaust,
     unfold_weight,
 )
+from tests.network.test_network import vector
 from tests.strategies import examples
 from tn_extensions import Conv, TensorNetwork, quantities
-from tn_extensions.network import Affine
+from tn_extensions.network import Affine, Pattern
 from tn_extensions.network.rules import dense
 
 
@@ -70,3 +71,10 @@ def test_overlaps_and_padding_keep_their_pattern(change: dict[str, Any]) -> None
 def test_an_index_of_the_output_keeps_its_pattern() -> None:
     network = unfold_weight(Conv.make(2, 3, 2, 8, stride=2), 1)
     assert dense(network) is None
+
+
+def test_three_steps_that_meet_keep_their_pattern() -> None:
+    position = Affine((("a", 1), ("b", 2), ("c", 3)))  # 1 + 2 = 3
+    nodes = [vector("x", "i", 7), Pattern("i", position)]
+    sizes = {"i": 7, "a": 2, "b": 2, "c": 2}
+    assert dense(TensorNetwork(nodes, [["a"], ["b"], ["c"]], sizes)) is None
