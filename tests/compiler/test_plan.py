@@ -22,6 +22,7 @@ from tests.compiler.candidates import (
     layer,
     target,
 )
+from tests.messages import assert_in_form
 from tests.network.rules.identities import QUANTITIES, arrays_of
 from tests.reference import dense
 from tests.strategies import BATCHES, convs, examples, noise_tensor
@@ -31,7 +32,7 @@ from tn_extensions.compiler.budget import current_budget
 from tn_extensions.compiler.candidate import Candidate, Operation
 from tn_extensions.compiler.cost import Cost
 from tn_extensions.compiler.plan import candidates
-from tn_extensions.network import simplify
+from tn_extensions.network import Affine, Axis, Operand, Pair, Pattern, simplify
 
 # the package's attribute of this name is the function
 module = importlib.import_module("tn_extensions.compiler.plan")
@@ -347,3 +348,21 @@ def test_few_bytes_over_the_budget_do_not_decide() -> None:
     assert order(way(1.0, 3.2)) < order(way(100.0, 3.1))
     assert order(way(100.0, 1.9)) < order(way(1.0, 3.1))
     assert order(way(100.0, 1.0)) < order(way(1.0, 1.01))
+
+
+@pytest.mark.parametrize("stride", [0, -1])
+def test_strides_are_positive(stride: int) -> None:
+    """A network may be exported with others, but no primitive evaluates it."""
+    backwards = Affine((("o", stride),), 2)
+    read = Axis.of(3, ("i", 3))
+    joined = Pattern("i", backwards), Pattern("j", backwards)
+    networks = [
+        [Operand("x", (Axis(backwards, 3),))],
+        [Operand("x", (read,)), Pattern("i", backwards)],
+        [Operand("x", (read, Axis.of(3, ("j", 3)))), Pair(*joined, "o", 3)],
+    ]
+    for nodes in networks:
+        sizes = {index: 3 for node in nodes for index in node.indices}
+        with pytest.raises(ValueError) as caught:
+            plan(TensorNetwork(nodes, [], sizes))
+        assert_in_form(caught.value, "plan", "network")

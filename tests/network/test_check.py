@@ -9,7 +9,7 @@ import pytest
 from tests.messages import assert_in_form
 from tests.network.test_network import vector
 from tn_extensions import TensorNetwork
-from tn_extensions.network import Affine, Axis, Operand
+from tn_extensions.network import Affine, Axis, Operand, Pair, Pattern
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,20 @@ def test_sizes_are_integers() -> None:
     with pytest.raises(TypeError) as caught:
         TensorNetwork([vector("x", "a")], [["a"]], {"a": size})
     assert_in_form(caught.value, "TensorNetwork", "size of index 'a' of operand 'x'")
+
+
+def test_patterns_carry_an_index_once() -> None:
+    nodes = [vector("x", "i"), Pattern("i", Affine((("i", 1),)))]
+    with pytest.raises(ValueError) as caught:
+        TensorNetwork(nodes, [["i"]], {"i": 3})
+    assert_in_form(caught.value, "TensorNetwork", "pattern of index 'i'")
+
+
+def test_patterns_of_pairs_are_checked() -> None:
+    nodes = [
+        *(vector(name, name) for name in "xy"),
+        Pair(*(Pattern(i, Affine(((i, 1), ("o", 1)))) for i in "xy"), "o", 3),
+    ]
+    with pytest.raises(ValueError) as caught:
+        TensorNetwork(nodes, [[]], {"x": 3, "y": 3})
+    assert_in_form(caught.value, "TensorNetwork", "pattern of index 'x'")

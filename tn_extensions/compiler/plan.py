@@ -29,6 +29,7 @@ from tn_extensions.compiler.shortlists import CLOSE, Shortlists, Source, varying
 from tn_extensions.compiler.table import in_a_line, mebi, milli, plan_table
 from tn_extensions.compiler.tracing import is_traced
 from tn_extensions.compiler.wisdom import find, key_of, record
+from tn_extensions.errors import describe
 from tn_extensions.network import TensorNetwork, simplify
 from tn_extensions.network.rules import pair, pairable
 from tn_extensions.network.text import si
@@ -55,6 +56,7 @@ class Plan:
     def __init__(
         self, network: TensorNetwork, target: Target, device: str, mode: Mode
     ) -> None:
+        _check_strides(network)
         self.network, self.target, self._device = network, target, device
         self._simplified, self.rewriting = simplify(network, trace=True)
         self.estimated = _best(network, self._simplified, target)
@@ -242,11 +244,29 @@ def plan(
 
     Returns:
         The plan.
+
+    Raises:
+        ValueError: If the network reads a tensor backwards: if a stride is below 1.
     """
     threads = torch.get_num_threads()
     budget, mode = budget or current_budget(), current_mode()
     with _PLANNING:
         return _plan(network, dtype.itemsize, device, budget, mode, threads)
+
+
+def _check_strides(network: TensorNetwork) -> None:
+    """Refuse strides that no primitive expects."""
+    positions = [axis.position for one in network.operands for axis in one.axes]
+    patterns = [*network.patterns]
+    for joined in network.pairs:
+        patterns += joined.first, joined.second
+    positions += [pattern.position for pattern in patterns]
+    for position in positions:
+        for index, stride in position.terms:
+            if stride < 1:
+                rule, value = "have strides of at least 1", f"{stride} for {index!r}"
+                remedy = "To read a tensor backwards, flip it" if stride < 0 else ""
+                raise ValueError(describe("plan", "network", rule, value, remedy))
 
 
 _PLANNING = RLock()

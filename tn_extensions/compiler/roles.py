@@ -121,7 +121,7 @@ class Roles:
             for operand in (first, second)
         )
         alone = ({*one} ^ {*two}) - kept
-        if alone or any(d.stride < 1 or d.dilation < 1 for d in dims):
+        if alone:
             return None
         both = [index for index in one if index in two]
         return cls(

@@ -8,7 +8,7 @@ from operator import index as as_int
 from typing import SupportsIndex
 
 from tn_extensions.errors import describe
-from tn_extensions.network.nodes import Node, Operand
+from tn_extensions.network.nodes import Node, Operand, Pair, Pattern
 
 _NAME = "TensorNetwork"
 
@@ -47,7 +47,7 @@ def check_known(
 def check(
     nodes: Sequence[Node], output_indices: Iterable[str], sizes: Mapping[str, int]
 ) -> None:
-    """Check that output, sizes and operands fit each other."""
+    """Check that output, sizes and operands fit each other, and each node by itself."""
     carried = {index for node in nodes for index in node.indices}
     for index, count in Counter(output_indices).items():
         if index not in carried or count > 1:
@@ -57,6 +57,10 @@ def check(
         if size < 0:
             place = f"size of index {index!r}{_owner(nodes, index)}"
             raise ValueError(describe(_NAME, place, "be at least 0", size))
+    for node in nodes:
+        for pattern in (node.first, node.second) if isinstance(node, Pair) else (node,):
+            if isinstance(pattern, Pattern):
+                _check_once(f"pattern of index {pattern.index!r}", pattern.indices)
     shapes: dict[str, tuple[int, ...]] = {}
     for operand in _operands(nodes):
         _check_operand(operand, sizes)
@@ -68,10 +72,7 @@ def check(
 
 
 def _check_operand(operand: Operand, sizes: Mapping[str, int]) -> None:
-    for index, count in Counter(operand.indices).items():
-        if count > 1:
-            rule, value = "carry each index once", f"{index!r} {count} times"
-            raise ValueError(describe(_NAME, f"operand {operand.name!r}", rule, value))
+    _check_once(f"operand {operand.name!r}", operand.indices)
     for number, axis in enumerate(operand.axes):
         low, high = axis.position.bounds(sizes)
         empty = any(sizes[j] == 0 for j in axis.position.indices)
@@ -79,6 +80,13 @@ def _check_operand(operand: Operand, sizes: Mapping[str, int]) -> None:
             place = f"axis {number} of operand {operand.name!r}"
             rule = f"be read within its {axis.extent} entries"
             value = f"{low} to {high} through {axis.position.indices}"
+            raise ValueError(describe(_NAME, place, rule, value))
+
+
+def _check_once(place: str, indices: Iterable[str]) -> None:
+    for index, count in Counter(indices).items():
+        if count > 1:
+            rule, value = "carry each index once", f"{index!r} {count} times"
             raise ValueError(describe(_NAME, place, rule, value))
 
 

@@ -214,7 +214,7 @@ class Pattern(_Ordered):
 
         Args:
             index: The index that is hit.
-            terms: Stride of each term.
+            terms: Stride of each term; plans need strides of at least 1.
             start: The position where all terms are zero.
 
         Returns:

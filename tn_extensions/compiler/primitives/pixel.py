@@ -41,8 +41,6 @@ def shifts(
     other = free if hit == read else read
     (summed,) = (j for j in pattern.position.indices if j != other)
     stride, step = pattern.position.stride(other), pattern.position.stride(summed)
-    if stride < 1:
-        return None
     found = []
     for value in range(size):
         at = pattern.position.start + step * value
