@@ -123,7 +123,20 @@ def test_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert_close(found.run(tensors(asked)), apart(asked))
     assert {"each on its own", found.sharings[0].title} <= {*found.measured}
     assert planned(asked).measured == found.measured
+    assert ", measured" in str(found)
     wisdom.forget()
+
+
+def test_nothing_is_measured_if_torch_is_deterministic(cache: Path) -> None:
+    asked = networks()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with planning("measure"):
+            found = joint_plan(asked, torch.float64)
+            assert_close(found.run(tensors(asked)), apart(asked))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not found.measured and not [*cache.rglob("*.json")]
 
 
 def test_cached() -> None:

@@ -79,3 +79,12 @@ def test_times_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[measure.__module__], "_time", time_call)
     times = measure({name: partial(str, name) for name in seconds}, CPU)
     assert times == {"steady": 1.0, "varying": 1.05}
+
+
+def test_devices_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    measure({"some": lambda: None}, CPU)
+    assert not waited
+    measure({"some": lambda: None}, torch.device("cuda"))
+    assert {*waited} == {torch.device("cuda")}

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from hypothesis import given
 
 from tests.strategies import convs, examples
-from tn_extensions import Conv, quantities
+from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.compiler.native import MOST_DIMS
 from tn_extensions.compiler.roles import Roles
+from tn_extensions.network import Axis, Operand, Pattern
 
 PLAIN = ("conv", "weight_vjp", "input_vjp", "weight_jvp", "input_jvp")
 
@@ -65,3 +66,25 @@ def test_other_networks_are_none() -> None:
     conv = Conv.make(2, 2, 3, 5)
     for network in (quantities.unfold_input(conv, 2), quantities.kfac_expand(conv, 2)):
         assert Roles.of(network) is None
+    plain = quantities.conv(conv, 2)
+    # an index of the kernel alone is summed
+    summed = plain.replace(output=[("n",), ("o1",)])
+    assert Roles.of(summed) is None
+
+
+def test_patterns_of_a_convolution_hit_the_same_operand() -> None:
+    patterns = [
+        Pattern.of("i1", {"o1": 1, "k1": 1}),
+        Pattern.of("i2", {"o2": 1, "k2": 1}),
+    ]
+    sizes = {"i1": 5, "i2": 5, "o1": 3, "o2": 3, "k1": 3, "k2": 3}
+
+    def network(x: str, weight: str) -> TensorNetwork:
+        operands = [
+            Operand(name, tuple(Axis.of(sizes[j], (j, sizes[j])) for j in indices))
+            for name, *indices in (["x", "i1", x], ["weight", "k1", weight])
+        ]
+        return TensorNetwork([*operands, *patterns], [["o1"], ["o2"]], sizes)
+
+    assert Roles.of(network("i2", "k2")) is not None
+    assert Roles.of(network("k2", "i2")) is None

@@ -285,3 +285,33 @@ def test_threads_measure_once(cache: Path) -> None:
     results: list[Tensor] = [one.run({"x": X}, 1 / 2) for one in chosen]
     for result in results:
         assert_close(result, EXPECTED)
+
+
+def test_the_folder_is_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TN_EXTENSIONS_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert module._folder() == tmp_path / "tn_extensions/wisdom"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert module._folder() == tmp_path / ".cache/tn_extensions/wisdom"
+
+
+def test_what_fails_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "some.json"
+    module._write(path, {"old": 1})
+    with pytest.raises(TypeError):
+        module._write(path, {"new": object()})
+    assert [*tmp_path.iterdir()] == [path]
+    assert json.loads(path.read_text()) == {"old": 1}
+
+
+def test_a_processor_has_a_name_elsewhere_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert module._processor() == "arm64"

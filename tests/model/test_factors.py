@@ -239,3 +239,30 @@ def test_bad_input() -> None:
     refused(ValueError, argument, frames, loss, (x, y), approx="reduce")
     # for which the order does not matter
     assert kfac_factors(frames, loss, (x, y), approx="expand")
+
+
+def test_layer_without_influence_on_the_loss() -> None:
+    class Probed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.probe = nn.Linear(4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.probe(x)
+            out: Tensor = self.first(x)
+            return out
+
+    x, y = noise_tensor((5, 4)), torch.arange(5) % 3
+    found = kfac_factors(Probed().double(), nn.CrossEntropyLoss(), (x, y))
+    assert_close(found["probe"].A, found["first"].A)
+    assert_close(found["probe"].B, torch.zeros(1, 2, 2, dtype=torch.float64))
+
+
+def test_factors_that_overflow() -> None:
+    """The output is finite, but the squares of the input are not."""
+    model = nn.Linear(4, 3)
+    nn.init.zeros_(model.weight)
+    data = torch.full((2, 4), 1e30), torch.arange(2)
+    with pytest.raises(ValueError) as caught:
+        kfac_factors(nn.Sequential(model), nn.CrossEntropyLoss(), data)
+    assert_in_form(caught.value, "kfac_factors", "inputs of layer '0'")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
+from torch.testing import assert_close
 
 from tests.compiler.candidates import OTHERS, assert_all_evaluate, layer, target
-from tests.strategies import BATCHES, convs, examples
-from tn_extensions import Conv, quantities
+from tests.strategies import BATCHES, convs, examples, noise_tensor
+from tn_extensions import Conv, functional, quantities
 from tn_extensions.compiler.primitives.convolution import convolve
 from tn_extensions.network import simplify
 
@@ -65,3 +67,17 @@ def test_other_networks_are_left_alone() -> None:
     assert not list(convolve(simplify(strided), target()))
     second = quantities.conv(layer(), 2).jacobian("weight").jacobian("x")
     assert not list(convolve(second, target()))
+
+
+def test_gradients_of_single_samples_are_differentiable() -> None:
+    network = quantities.per_sample_grad(layer(), 3)
+    x, g = (noise_tensor((3, 2, 6, 6)).requires_grad_() for _ in range(2))
+    ways = {way.name: way for way in convolve(network, target())}
+    unfolded = functional.unfold_input(x, layer())
+    expected = torch.einsum("nko,nco->nck", unfolded, g.flatten(2))
+    found = ways["native weight gradient per n"].value({"x": x, "g": g})
+    assert_close(found.flatten(2), expected)
+    one, two = (
+        torch.autograd.grad(each.square().sum(), (x, g)) for each in (found, expected)
+    )
+    assert_close(one, two)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -30,9 +32,22 @@ def test_matches_products_of_two_operands() -> None:
     assert assert_all_evaluate(matmul, network) == 2  # either operand is unfolded
 
 
-def test_large_products_are_made_one_by_one() -> None:
-    network = quantities.per_sample_grad(Conv.make(64, 128, 3, (8, 8), padding=1), 2)
-    assert assert_all_evaluate(matmul, network) == 2
+def test_large_products_are_made_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = quantities.per_sample_grad(layer(), 3, 4)
+    at_once = list(matmul(network, target()))
+    monkeypatch.setattr(sys.modules[matmul.__module__], "_LARGE", 1)
+    ways = [*matmul(network, target())]
+    assert len(ways) == 2 * len(at_once)
+    assert {step.times for way in ways for step in way.operations} == {1, 3}
+    assert assert_all_evaluate(matmul, network) == len(ways)
+    x = noise_tensor((3, 2, 6, 6)).requires_grad_()
+    g = noise_tensor((4, 3, 2, 6, 6))
+    expected, *others = (
+        torch.autograd.grad(way.value({"x": x, "g": g}).square().sum(), x)
+        for way in ways
+    )
+    for other in others:
+        torch.testing.assert_close(other, expected)
 
 
 def test_differentiable() -> None:
