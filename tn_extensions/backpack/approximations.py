@@ -105,12 +105,6 @@ class _Approximation(Extension, SecondOrderBackpropExtension):
             | dict.fromkeys(BATCH_NORMS, _BatchNorm(BatchNormDerivatives()))
         )
 
-    def accumulate_backpropagated_quantities(
-        self, existing: Tensor, other: Tensor
-    ) -> Tensor:
-        """Sum the diagonals that arrive at a branching point."""
-        return existing + other
-
     def of_cross_entropy(self, module: Any, probabilities: Tensor) -> Tensor:
         """Compute the Hessian diagonal of a cross entropy, summed over samples."""
         return probabilities - probabilities.square()

@@ -149,9 +149,7 @@ class Extension(BackpropExtension):
 
     def accumulate_backpropagated_quantities(self, existing: Any, other: Any) -> Any:
         """Sum the quantities that arrive at a branching point."""
-        if isinstance(existing, Columns):
-            return existing + other
-        return super().accumulate_backpropagated_quantities(existing, other)
+        return existing + other
 
     def begin(self) -> None:
         """Begin a new backward pass."""

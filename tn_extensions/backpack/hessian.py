@@ -22,7 +22,6 @@ from tn_extensions.backpack.modules import (
     passive,
 )
 from tn_extensions.backpack.secondorder import BatchDiagonal, Diagonal
-from tn_extensions.backpack.signed_roots import SignedRoots
 
 
 class _DiagHessian(Extension):
@@ -47,12 +46,6 @@ class _DiagHessian(Extension):
             | dict.fromkeys(CONVOLUTIONS, convolution)
             | dict.fromkeys(BATCH_NORMS, HessianBatchNorm())
         )
-
-    def accumulate_backpropagated_quantities(
-        self, existing: SignedRoots, other: SignedRoots
-    ) -> SignedRoots:
-        """Sum the Hessians that arrive at a branching point."""
-        return existing + other
 
 
 def _curvature_in_order(derivatives: Any) -> None:
