@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from contextlib import nullcontext
 
 import pytest
@@ -74,3 +76,14 @@ def test_copies_are_made_where_strides_demand_it(
     leaf = x.clone().requires_grad_()
     allocate.reshaped(leaf.transpose(0, 2), (24,)).sum().backward()
     assert leaf.grad is not None and leaf.grad.eq(1).all()
+
+
+def test_systems_without_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: None) -> None:
+        raise OSError
+
+    find = allocate._madvise.__wrapped__
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert find() is None
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    assert find() is None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from tests.strategies import noise_tensor
-from tn_extensions.compiler import product
+from tn_extensions.compiler import allocate, product
 from tn_extensions.compiler.accumulator import Accumulator
 from tn_extensions.compiler.product import multiply, uses_onednn
 
@@ -63,6 +64,7 @@ def test_onednn_is_for_large_float32_matrices(monkeypatch: pytest.MonkeyPatch) -
     assert not uses_onednn(large[None], large[None])
     assert not uses_onednn(large[:4], large[:4])
     assert not uses_onednn(large[:, :8], large[:, :8])
+    assert not uses_onednn(torch.rand(4, 10_000), torch.rand(512, 10_000))
     variable = large.clone().requires_grad_()
     assert not uses_onednn(large, variable) and not uses_onednn(variable, large)
     with torch.no_grad():
@@ -73,6 +75,30 @@ def test_the_choice_is_made_once() -> None:
     product._prefers_onednn.cache_clear()
     assert product._prefers_onednn() is product._prefers_onednn()
     assert product._prefers_onednn.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("raises", [AttributeError, RuntimeError])
+def test_builds_without_onednn(
+    raises: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(left: Tensor, right: Tensor) -> Tensor:
+        raise raises
+
+    prefers = product._prefers_onednn.__wrapped__
+    monkeypatch.setattr(product, "_onednn", missing)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert not prefers()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not prefers()
+
+
+@pytest.mark.parametrize("lead", [(), (2,), (3, 1)])
+def test_large_results_of_any_batch(
+    lead: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allocate, "_ALWAYS_FRESH", 0)
+    left, right = noise_tensor((2, 3, 5)), noise_tensor((*lead, 4, 5))
+    assert_close(multiply(left, right), left @ right.mT)
 
 
 @pytest.mark.parametrize("columns", [1, 3, 40])
