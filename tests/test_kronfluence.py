@@ -267,6 +267,20 @@ def test_gradients_of_groups_that_kronfluence_averages() -> None:
     assert (theirs - expected).norm() > 0.1 * expected.norm()
 
 
+def test_gradients_that_somebody_processes() -> None:
+    layer = nn.Conv2d(2, 3, 3).double()
+    x, g = noise_tensor((2, 2, 5, 5)), noise_tensor((2, 3, 3, 3))
+    expected = sample_gradients(layer, x, g)
+
+    def halved(module_name: str, gradient: Tensor) -> Tensor:
+        assert module_name == "layer"
+        return gradient / 2
+
+    module = tracked(layer)
+    module.per_sample_gradient_process_fnc = halved
+    assert_close(module.compute_per_sample_gradient(x, g), expected / 2)
+
+
 def test_attributes_of_the_layer() -> None:
     module = tracked(nn.ConvTranspose3d(2, 4, 1, stride=2, groups=2))
     assert (module.in_channels, module.stride) == (2, (2, 2, 2))

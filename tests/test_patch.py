@@ -120,6 +120,18 @@ def test_toolkits_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         patch(only=["kronfluence"])
 
 
+def test_toolkits_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = looked_up()
+    # importing it raises an ImportError
+    monkeypatch.setitem(sys.modules, "tn_extensions.captum", None)
+    with pytest.warns(UserWarning, match="captum must be importable"):
+        assert "captum" not in patch()
+    unpatch()
+    with pytest.raises(ImportError, match="captum must be importable"):
+        patch(only=["captum"])
+    assert looked_up() == stock
+
+
 def test_releases_are_those_that_are_installed() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")

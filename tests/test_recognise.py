@@ -8,6 +8,7 @@ from hypothesis import given
 from tests.diagram.networks import DEFINED, conv
 from tests.strategies import convs, examples
 from tn_extensions import Conv, TensorNetwork, quantities
+from tn_extensions.network import Pattern
 from tn_extensions.recognise import recognise
 
 
@@ -30,3 +31,7 @@ def test_others_are_not() -> None:
     other = half.times_copy({"n", "g", "ci", "k1", "k2"}, [("g",), ("ci", "k1")])
     assert recognise(other) is None
     assert recognise(TensorNetwork((), (), {})) is None
+    # names as a convolution's, but a stride that none has
+    patch = quantities.patch_sum(Conv.make(2, 2, 3, 5), 2)
+    backwards = Pattern.of("i1", {"o1": -1, "k1": 1}, 2)
+    assert recognise(patch.replace(patch.patterns, [backwards])) is None

@@ -122,13 +122,3 @@ def arrangement(
 def contiguous_strides(shape: Sequence[int]) -> list[int]:
     """Return the strides of a contiguous tensor."""
     return [prod(shape[axis + 1 :]) for axis in range(len(shape))]
-
-
-def select(tensor: Tensor, index: Sequence[int]) -> Tensor:
-    """Select one position of each of the last dimensions, in a single call."""
-    lead = tensor.dim() - len(index)
-    shape, stride = tensor.shape, tensor.stride()
-    offset = sum(at * step for at, step in zip(index, stride[lead:], strict=True))
-    return tensor.as_strided(
-        shape[:lead], stride[:lead], tensor.storage_offset() + offset
-    )
