@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from tests.messages import assert_in_form
 from tests.optim.support import (
     batch,
     gradients,
@@ -83,6 +84,26 @@ def test_bad_models() -> None:
             KFACPreconditioner(model)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=", ".join(k.__name__ for k in SUPPORTED)):
         KFACPreconditioner(nn.BatchNorm1d(3))
+
+
+def test_layers_of_complex_numbers_keep_their_gradient() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, dtype=torch.complex64))
+    with pytest.warns(UserWarning, match="layer '1' has complex parameters"):
+        found = KFACPreconditioner(model)
+    assert list(found._layers) == ["0"]
+
+
+def test_parameters_that_are_no_plain_tensors() -> None:
+    class Own(torch.Tensor):
+        pass
+
+    layer = nn.Linear(2, 2)
+    layer.weight = nn.Parameter(torch.rand(2, 2).as_subclass(Own))
+    model = nn.Sequential(layer, nn.Linear(2, 2))
+    with pytest.raises(NotImplementedError) as caught:
+        KFACPreconditioner(model)
+    assert_in_form(caught.value, "KFACPreconditioner", "0.weight")
+    assert list(KFACPreconditioner(model, skip_layers=["0"])._layers) == ["1"]
 
 
 def test_models_not_parameters() -> None:

@@ -700,3 +700,14 @@ def test_squeezed_outputs() -> None:
         found.step()
         results.append(factors(found))
     assert_close(*results)
+
+
+def test_models_that_return_several_outputs() -> None:
+    class Twice(nn.Sequential):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x), x
+
+    model = Twice(nn.Linear(4, 3)).double()
+    KFACPreconditioner(model, fisher="mc")
+    with pytest.raises(TypeError, match="the model must return a tensor, got tuple"):
+        model(noise_tensor([2, 4]))

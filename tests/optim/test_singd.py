@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+import tn_extensions.optim
 from tests.optim.support import batch, loss_of
 from tests.strategies import noise_tensor
 
@@ -90,3 +92,14 @@ def test_paddings_that_stock_mistakes() -> None:
         optimizer.step()
         found.append(list(each.parameters()))
     assert_close(*found)
+
+
+def test_singd_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "tn_extensions.optim.singd")
+    for name in [*sys.modules]:
+        if name.split(".")[0] == "singd":
+            monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"tn-extensions\[singd\]"):
+        tn_extensions.optim.SINGD  # noqa: B018
+    with pytest.raises(AttributeError, match="'SINGDs'"):
+        tn_extensions.optim.SINGDs  # noqa: B018
