@@ -41,10 +41,9 @@ def spread(axes: Axes, share: float) -> dict[str, float]:
 
 
 class MaskedReLU(nn.Module):
-    """ReLU that holds a byte for each entry, whether it is positive.
+    """ReLU that holds a byte for each entry.
 
-    ``nn.ReLU`` holds its result, which is the next layer's input: nothing would be
-    gained by that layer's holding less of it.
+    ``nn.ReLU`` holds its result, the next layer's input, whatever that layer holds.
     """
 
     def forward(self, x: Tensor) -> Tensor:

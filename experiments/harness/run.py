@@ -37,7 +37,7 @@ def run(
         store.add({"device": options.device.type}, [{"reason": reason}])
         return
     # the processes that weigh are forked from one that has imported these
-    preload(*question.preload)
+    preload(question.cases.__module__, "torchvision")
     cases = [case for case in question.cases(options) if wanted(case)]
     if resume:
         cases = [case for case in cases if not store.has(case.key)]
