@@ -387,19 +387,26 @@ _NATIVE: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "input_vjp": ("input_vjp", _torch_input_vjp),
     "weight_vjp": ("weight_vjp", _torch_weight_vjp),
 }
-_FACTORS: dict[str, tuple[str, Callable[..., Tensor]]] = {
-    "kfac_expand": ("kfc", _unfolded_expand),
-    "kfac_reduce": ("kfac_reduce", _unfolded_reduce),
-}
 
-CONTENDERS: dict[str, dict[str, Prepare]] = {
-    name: {
+
+def _of_the_paper(theirs: str, compute: Callable[..., Tensor]) -> dict[str, Prepare]:
+    return {
         "stock": _by(compute),
         "einconv": partial(_einconv, theirs, False),
         "einconv simplified": partial(_einconv, theirs, True),
     }
-    for name, (theirs, compute) in {**_NATIVE, **_FACTORS}.items()
-} | {
+
+
+CONTENDERS: dict[str, dict[str, Prepare]] = {
+    **{name: _of_the_paper(*each) for name, each in _NATIVE.items()},
+    "kfac_expand": {
+        **_of_the_paper("kfc", _unfolded_expand),
+        "curvlinops": _by(partial(_curvlinops, "extract_patches")),
+    },
+    "kfac_reduce": {
+        **_of_the_paper("kfac_reduce", _unfolded_reduce),
+        "curvlinops": _by(partial(_curvlinops, "extract_averaged_patches")),
+    },
     "per_sample_grad": {
         "BackPACK": _by(_backpack_gradients),
         "BackPACK, saving memory": _by(partial(_backpack_gradients, lean=True)),
@@ -415,11 +422,6 @@ CONTENDERS: dict[str, dict[str, Prepare]] = {
 }
 """Who computes a quantity, the usual toolkit first."""
 
-for _quantity, _extract in (
-    ("kfac_expand", "extract_patches"),
-    ("kfac_reduce", "extract_averaged_patches"),
-):
-    CONTENDERS[_quantity]["curvlinops"] = _by(partial(_curvlinops, _extract))
 for _table in CONTENDERS.values():
     _table["ours"] = partial(_ours, "estimate")
     _table["ours, measured"] = partial(_ours, "measure")
