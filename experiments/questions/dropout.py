@@ -250,12 +250,12 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     if "layers" in parts:
         layers, index = parts["layers"], ["layer", "axes"]
         ours = layers[layers["contender"] == "ours"].set_index(index)
-        columns = {
+        ratios = {
             "stock / ours": Ratio(index).of(layers),
             "saved share": ours["saved"],
         }
         title = "Time of torch's backward pass over ours, half of each axis"
-        found[title] = pd.DataFrame(columns).reindex(ours.index)
+        found[title] = pd.DataFrame(ratios).reindex(ours.index)
     if "bytes" in parts:
         table = parts["bytes"].pivot_table("bytes", "way", "activation", sort=False)
         found["KiB saved for a backward pass"] = table / 2**10

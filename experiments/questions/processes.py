@@ -32,9 +32,10 @@ from experiments.contenders.optimizers import KFACTraining, Training, Update
 from experiments.harness.case import Case, Options, Row
 from experiments.harness.measure import Prepared, time_side_by_side
 from experiments.harness.question import Question
-from tn_extensions.optim import KFACPreconditioner
 from tn_extensions.optim.distributed import _assignment, _cost
+from tn_extensions.optim.find import find_layers
 from tn_extensions.optim.layer import Layer
+from tn_extensions.optim.options import LayerOptions
 
 UPDATES: tuple[Update, ...] = ("nothing", "factors", "everything")
 
@@ -129,10 +130,11 @@ def _paper(network: str, options: Options) -> Iterator[Row]:
 
 def layers_of(network: str) -> list[Layer]:
     """List the preconditioned layers of a network of torchvision, without values."""
+    options = LayerOptions("expand", 1e-3, "pi", 0.95, False)
     with torch.device("meta"), catch_warnings():
         simplefilter("ignore")  # normalisation keeps its gradient
-        model: nn.Module = getattr(import_module("torchvision.models"), network)()
-        return list(KFACPreconditioner(model)._layers.values())
+        model = import_module("torchvision.models").get_model(network)
+        return list(find_layers("processes", model, options, (), {}).values())
 
 
 def costs(layers: Sequence[Layer], size: int, fraction: float) -> Row:

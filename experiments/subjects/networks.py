@@ -6,6 +6,7 @@ A faster layer gains only as much as what surrounds it leaves to gain.
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from importlib import import_module
 from typing import NamedTuple
 
@@ -153,10 +154,11 @@ class UNet(nn.Module):
         return self.head(self.down_high(torch.cat([x, high], 1)))
 
 
-def _block(in_channels: int, out_channels: int, *sizes: int) -> nn.Sequential:
-    sizes = sizes or (3, 1, 1)
-    conv = nn.Conv2d(in_channels, out_channels, *sizes)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+def _block(
+    i: int, o: int, k: int = 3, s: int = 1, p: int = 1, bias: bool = True
+) -> nn.Sequential:
+    conv = nn.Conv2d(i, o, k, s, p, bias=bias)
+    return nn.Sequential(conv, nn.BatchNorm2d(o), nn.ReLU())
 
 
 def _vgg19() -> nn.Module:
@@ -207,16 +209,17 @@ class _Residual(nn.Sequential):
 
 def resnet9() -> nn.Module:
     """Build the ResNet-9 of kronfluence's examples, in evaluation mode."""
+    block = partial(_block, bias=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return nn.Sequential(
-            _block(3, 64),
-            _block(64, 128, 5, 2, 2),
-            _Residual(_block(128, 128), _block(128, 128)),
-            _block(128, 256),
+            block(3, 64),
+            block(64, 128, 5, 2, 2),
+            _Residual(block(128, 128), block(128, 128)),
+            block(128, 256),
             nn.MaxPool2d(2),
-            _Residual(_block(256, 256), _block(256, 256)),
-            _block(256, 128, 3, 1, 0),
+            _Residual(block(256, 256), block(256, 256)),
+            block(256, 128, p=0),
             nn.AdaptiveMaxPool2d((1, 1)),
             nn.Flatten(),
             nn.Linear(128, 10, bias=False),
