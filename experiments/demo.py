@@ -49,14 +49,7 @@ TOLERANCE = 1e-4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, compare, print.
-
-    Args:
-        arguments: The command line. Default: the process's.
-
-    Returns:
-        0 if all factors agree, else 1.
-    """
+    """Train, compare, print; return 1 if some factors differ."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.demo", description=__doc__.splitlines()[0]
     )
@@ -95,11 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train_all(
     setting: Setting, recipes: Sequence[Recipe] = RECIPES
 ) -> tuple[list[nn.Sequential], list[Row]]:
-    """Train with each optimizer, one after the other, with a progress bar each.
-
-    Returns:
-        The models, and evaluations of all of them.
-    """
+    """Train with each optimizer in turn; return the models and their evaluations."""
     models, rows = [], []
     for recipe in recipes:
         models.append(setting.model(seed=0))
@@ -121,16 +110,7 @@ class _StepOverGroups(HBPConv2d):
 
 
 def compare(model: nn.Sequential, inputs: Tensor, targets: Tensor) -> pd.DataFrame:
-    """Compare our KFAC of a model's convolutions with stock BackPACK's.
-
-    Args:
-        model: A sequence of layers that BackPACK supports.
-        inputs: Batch of inputs.
-        targets: Batch of labels.
-
-    Returns:
-        A row for each convolution.
-    """
+    """Compare our KFAC of a model's convolutions, a row each, with stock BackPACK's."""
     extension = StockKFAC()
     extension.set_module_extension(nn.Conv2d, _StepOverGroups(), overwrite=True)
     stock = _factors(model, extension, inputs, targets)

@@ -111,13 +111,7 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
 
 
 class Operands(NamedTuple):
-    """The operands of a convolution's weight gradient.
-
-    Args:
-        conv: The layer's hyper-parameters.
-        x: Its input.
-        g: The gradient of its output.
-    """
+    """The operands of a layer's weight gradient: its input, its output's gradient."""
 
     conv: Conv
     x: Tensor

@@ -26,15 +26,7 @@ KINDS = {
 
 
 class Setting(NamedTuple):
-    """The choices that define an operator.
-
-    Args:
-        kind: A key of :data:`KINDS`.
-        subject: The network.
-        batch_size: Number of samples.
-        device: Where to compute.
-        fisher_type: As curvlinops has it.
-    """
+    """The choices that define an operator; ``kind`` is a key of :data:`KINDS`."""
 
     kind: str
     subject: Subject

@@ -28,14 +28,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a measurement.
-
-    Args:
-        device: Where to compute.
-        rounds: Number of alternating rounds.
-        memory: Whether to measure memory.
-        quick: Whether to take few and small cases.
-    """
+    """Options of a measurement; a quick one takes few and small cases."""
 
     device: torch.device = torch.device("cpu")
     rounds: int = MIN_ROUNDS
@@ -82,12 +75,7 @@ class Unsupported(Exception):
 def relative_error(found: Any, exact: Any) -> float:
     """Compute the largest relative error of a tensor, in the Frobenius norm.
 
-    Args:
-        found: Tensors in lists, tuples and dictionaries.
-        exact: As many tensors, with as many elements.
-
-    Raises:
-        ArithmeticError: If they do not compare.
+    Both are tensors in lists, tuples and dictionaries, and as many.
     """
     found, exact = _tensors(found), _tensors(exact)
     if not found or len(found) != len(exact):

@@ -18,16 +18,7 @@ matplotlib.rcParams["svg.fonttype"] = "none"
 
 
 def write(name: str, question: Question, path: Path) -> Path:
-    """Write a question's report beside the file of its rows.
-
-    Args:
-        name: Of the question, on the command line.
-        question: The question.
-        path: The file of rows.
-
-    Returns:
-        The Markdown file.
-    """
+    """Write a question's report beside the file of its rows; return its path."""
     rows = load(path)
     parts = [f"# {question.title}", f"`python -m experiments {name}`"]
     parts += [question.reading, machines(rows)]
@@ -58,12 +49,7 @@ def _shown(
 
 
 def overview(questions: Iterable[tuple[str, Question]], folder: Path) -> str:
-    """List all questions: the command, the claims, and where reports lie.
-
-    Args:
-        questions: Questions by name.
-        folder: Of results.
-    """
+    """List all questions: the command, the claims, and where reports lie."""
     parts = [_HEAD]
     for name, question in questions:
         parts.append(f"## {question.title}\n\n`python -m experiments {name}`")

@@ -91,13 +91,8 @@ def replaced(extension: str, subject: Subject) -> list[type[nn.Module]]:
 class Pass:
     """A backward pass, each time after a forward pass.
 
-    Args:
-        library: Module that has the extension. None: a plain backward pass.
-        extension: Name of what to compute beside the gradient.
-        subject: The network.
-        batch_size: Number of samples.
-        device: Where to compute.
-        small: Whether to take one sample only.
+    Without a library, nothing is computed beside the gradient. A small pass has one
+    sample.
     """
 
     def __init__(

@@ -41,16 +41,7 @@ SEEDS, EPOCHS = 3, 8
 
 
 class Training:
-    """A network and its optimizer, private or not.
-
-    Args:
-        name: One of :data:`CONTENDERS`.
-        model: The network.
-        data: Images and labels.
-        batch_size: Number of images of a step.
-        lr: The learning rate.
-        noise: Standard deviation over the largest norm of a gradient.
-    """
+    """A network and its optimizer, private or not: one of :data:`CONTENDERS`."""
 
     def __init__(
         self,

@@ -20,12 +20,7 @@ _FASHION_MEAN, _FASHION_DEVIATION = 0.286, 0.353
 
 
 class Split(NamedTuple):
-    """Images and their labels.
-
-    Args:
-        images: Shape ``[N, 1, I, I]``.
-        labels: Shape ``[N]``.
-    """
+    """Images ``[N, 1, I, I]`` and their labels ``[N]``."""
 
     images: Tensor
     labels: Tensor
@@ -36,13 +31,7 @@ class Split(NamedTuple):
 
 
 class Images(NamedTuple):
-    """Data to train and to test with.
-
-    Args:
-        name: What they are.
-        train: For training.
-        test: For testing.
-    """
+    """Data to train and to test with."""
 
     name: str
     train: Split
@@ -55,11 +44,7 @@ class Images(NamedTuple):
 
 
 def find_images(name: str) -> Images:
-    """Get digits or Fashion-MNIST by name.
-
-    Raises:
-        FileNotFoundError: If the data are not there.
-    """
+    """Get digits or Fashion-MNIST by name."""
     return digits() if name == "digits" else fashion_mnist()
 
 
