@@ -75,7 +75,7 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 docs-figures: $(READY)
-	$(RUN) -m experiments.gallery
+	$(RUN) -m docs.gallery
 
 lint: $(READY)
 	$(RUN) -m ruff check

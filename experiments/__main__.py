@@ -14,7 +14,7 @@ import torch
 from experiments import gpu
 from experiments.harness import machine, report
 from experiments.harness.case import Options
-from experiments.harness.measure import MIN_ROUNDS, number_of_rounds
+from experiments.harness.measure import MIN_ROUNDS
 from experiments.harness.run import run
 from experiments.harness.store import Store
 from experiments.questions import NAMES, find
@@ -24,7 +24,10 @@ FOLDER = Path(__file__).parent
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the command line asks for, and write reports."""
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.rounds < MIN_ROUNDS:
+        parser.error(f"--rounds must be at least {MIN_ROUNDS}, got {args.rounds}")
     args.device = args.device or ("cuda" if args.question == "gpu" else "cpu")
     if args.question == "report":
         write_reports(args.output)
@@ -78,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add("question", choices=choices, metavar="QUESTION", help=f"which, {others}")
     add("--device", help="cpu (default) or cuda (default of gpu)")
     add("--threads", type=int, help="of a CPU (default: torch's choice)")
-    add("--rounds", type=number_of_rounds, default=MIN_ROUNDS)
+    add("--rounds", type=int, default=MIN_ROUNDS, help="at least five (default)")
     add("--quick", action="store_true", help="few and small cases")
     add("--only", action="append", default=[], metavar="TEXT", help="in a case's key")
     add("--resume", action="store_true", help="pass over cases that were measured")

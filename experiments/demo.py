@@ -26,13 +26,13 @@ from backpack.extensions.secondorder.hbp.conv2d import HBPConv2d
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.contenders.convolutions import contenders, reference
-from experiments.harness.case import Contest, Options, relative_error
+from experiments.contenders.quantities import Asked, contest
+from experiments.harness.case import Options, Row, relative_error
 from experiments.harness.measure import preload
 from experiments.questions.training import ends, loss_figure
 from experiments.subjects.images import digits
 from experiments.subjects.layers import Layer
-from experiments.subjects.training import Recipe, Setting, Training, small_cnn
+from experiments.subjects.training import Recipe, Setting, small_cnn, train
 from tn_extensions import Conv, functional
 from tn_extensions.backpack import KFAC
 
@@ -49,14 +49,7 @@ TOLERANCE = 1e-4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, compare, print.
-
-    Args:
-        arguments: The command line. Default: the process's.
-
-    Returns:
-        0 if all factors agree, else 1.
-    """
+    """Train, compare, print; return 1 if some factors differ."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.demo", description=__doc__.splitlines()[0]
     )
@@ -66,20 +59,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=plot, help="the plot")
     args = parser.parse_args(arguments)
 
-    preload("experiments.contenders.convolutions")
+    preload("experiments.contenders.quantities")
     data, size = digits(), args.batch_size
     steps = args.epochs * (len(data.train.labels) // size)
     setting = Setting(data, steps, partial(small_cnn, data.pixels), 5, 256, size)
     print(f"Training a CNN of 4 convolutions on digits: {steps} steps of {size}")
-    trainings = train_all(setting)
-    runs = pd.DataFrame([row for each in trainings for row in each.rows])
+    models, rows = train_all(setting)
+    runs = pd.DataFrame(rows)
     table = ends(runs.assign(data=data.name, phase="run"))
     print(f"\n{table.droplevel(['data', 'seed']).to_string(float_format='%.3g')}\n")
     loss_figure(runs).savefig(args.output, bbox_inches="tight")
     print(f"Training loss against steps and time: {args.output}\n")
 
     # SGD's, as KFAC's has hooks
-    compared = compare(trainings[0].model, *data.train.first(size))
+    compared = compare(models[0], *data.train.first(size))
     print(
         f"KFAC's factors of a batch of {size}, in stock BackPACK and ours, and the "
         "time and memory of the\ninput factor, stock's over ours, on "
@@ -92,16 +85,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if len(wrong) else 0
 
 
-def train_all(setting: Setting, recipes: Sequence[Recipe] = RECIPES) -> list[Training]:
-    """Train with each optimizer, one after the other, with a progress bar each."""
-    trainings = [Training(recipe, setting, seed=0) for recipe in recipes]
-    for training in trainings:
-        name = training.recipe.kind.ljust(12)
+def train_all(
+    setting: Setting, recipes: Sequence[Recipe] = RECIPES
+) -> tuple[list[nn.Sequential], list[Row]]:
+    """Train with each optimizer in turn; return the models and their evaluations."""
+    models, rows = [], []
+    for recipe in recipes:
+        models.append(setting.model(seed=0))
+        name = recipe.kind.ljust(12)
         with tqdm(total=setting.steps, desc=name, unit="step") as progress:
-            for row in training:
+            for row in train(models[-1], recipe, setting, seed=0):
+                rows.append(row)
                 progress.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
                 progress.update(row["step"] - progress.n)
-    return trainings
+    return models, rows
 
 
 class _StepOverGroups(HBPConv2d):
@@ -113,16 +110,7 @@ class _StepOverGroups(HBPConv2d):
 
 
 def compare(model: nn.Sequential, inputs: Tensor, targets: Tensor) -> pd.DataFrame:
-    """Compare our KFAC of a model's convolutions with stock BackPACK's.
-
-    Args:
-        model: A sequence of layers that BackPACK supports.
-        inputs: Batch of inputs.
-        targets: Batch of labels.
-
-    Returns:
-        A row for each convolution.
-    """
+    """Compare our KFAC of a model's convolutions, a row each, with stock BackPACK's."""
     extension = StockKFAC()
     extension.set_module_extension(nn.Conv2d, _StepOverGroups(), overwrite=True)
     stock = _factors(model, extension, inputs, targets)
@@ -161,10 +149,9 @@ def _factors(
 def _measured(module: nn.Conv2d, x: Tensor) -> dict[str, Any]:
     """Compare a layer's input factor with unfolding; measure time and memory."""
     layer = Layer("", Conv.from_module(module, tuple(x.shape[2:])))
-    builds = contenders("kfac_expand", layer, len(x), x.device)
-    some = {name: builds[name] for name in ("stock", "ours")}
-    exact = partial(reference, "kfac_expand", layer, len(x), x.device)
-    rows = pd.DataFrame(Contest(some, exact).rows(Options())).set_index("contender")
+    asked = Asked("kfac_expand", layer, len(x))
+    found = contest(asked, x.device, ("stock", "ours")).rows(Options())
+    rows = pd.DataFrame(found).set_index("contender")
     ratios = {
         name: rows[column]["stock"] / rows[column]["ours"]
         for name, column in (("time", "seconds"), ("memory", "bytes"))

@@ -9,22 +9,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 
 class Part(NamedTuple):
-    """A part of the pass.
-
-    Args:
-        title: What it does.
-        command: Arguments of Python.
-        minutes: How long it may take.
-    """
+    """A part of the pass: what it does, arguments of Python, and its minutes."""
 
     title: str
-    command: Sequence[str]
+    command: list[str]
     minutes: float
 
 
@@ -45,13 +38,13 @@ _GRACE_MINUTES = 0.3
 
 
 def parts(device: str, quick: bool, output: Path) -> list[Part]:
-    """List the parts: the tests that need a device, then the questions."""
+    """List the parts: the questions, then the tests that need a device."""
     found = []
     for name, whole in _QUESTIONS.items():
         minutes = whole / 10 if quick else whole
-        options = ["--device", device, "--minutes", str(minutes), "--resume"]
-        options += ["--output", str(output), *(["--quick"] if quick else [])]
-        command = ["-m", "experiments", name, *options]
+        command = ["-m", "experiments", name, "--device", device, "--resume"]
+        command += ["--minutes", str(minutes), "--output", str(output)]
+        command += ["--quick"] if quick else []
         found.append(Part(name, command, minutes + _GRACE_MINUTES))
     which = "tests/functional/test_cuda.py" if quick else "tests"
     tests = ["-m", "pytest", "-q", "-k", "cuda", "-p", "no:cacheprovider", which]
@@ -59,29 +52,16 @@ def parts(device: str, quick: bool, output: Path) -> list[Part]:
 
 
 def run(device: str, quick: bool, output: Path, minutes: float) -> int:
-    """Run all parts.
-
-    Args:
-        device: Where the questions compute.
-        quick: Whether to take few and small cases.
-        output: Folder of the results.
-        minutes: When to stop.
-
-    Returns:
-        The number of parts that failed or ran out of time.
-    """
+    """Run all parts, within so many minutes; count those that failed or had no time."""
     end, failures = time.monotonic() + 60 * minutes, 0
     for part in parts(device, quick, output):
         left = min(60 * part.minutes, end - time.monotonic())
         verdict, start = "out of time", time.monotonic()
         if left > 0:
+            command, root = [sys.executable, *part.command], Path(__file__).parents[1]
             try:
-                done = subprocess.run(
-                    [sys.executable, *part.command],
-                    cwd=Path(__file__).parent.parent,
-                    timeout=left,
-                )
-                verdict = "done" if done.returncode == 0 else f"exit {done.returncode}"
+                code = subprocess.run(command, cwd=root, timeout=left).returncode
+                verdict = f"exit {code}" if code else "done"
             except subprocess.TimeoutExpired:
                 pass
         failures += verdict != "done"

@@ -98,7 +98,7 @@ def project(tmp_path: Path) -> Project:
         ("demo", "experiments.demo"),
         ("bench", "experiments"),
         ("docs", "mkdocs"),
-        ("docs-figures", "experiments.gallery"),
+        ("docs-figures", "docs.gallery"),
     ],
 )
 def test_sets_up_once(project: Project, target: str, module: str) -> None:

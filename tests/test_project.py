@@ -19,7 +19,7 @@ import pytest
 import tn_extensions
 
 ROOT = Path(__file__).parents[1]
-CODE = ("tn_extensions", "experiments", "tests")
+CODE = ("docs", "experiments", "tests", "tn_extensions")
 MODULES = sorted(path for name in CODE for path in (ROOT / name).rglob("*.py"))
 PACKAGE_MODULES = sorted((ROOT / "tn_extensions").rglob("*.py"))
 PACKAGE_FILES = [*PACKAGE_MODULES, ROOT / "tn_extensions/py.typed"]

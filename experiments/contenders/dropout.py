@@ -41,10 +41,9 @@ def spread(axes: Axes, share: float) -> dict[str, float]:
 
 
 class MaskedReLU(nn.Module):
-    """ReLU that holds a byte for each entry, whether it is positive.
+    """ReLU that holds a byte for each entry.
 
-    ``nn.ReLU`` holds its result, which is the next layer's input: nothing would be
-    gained by that layer's holding less of it.
+    ``nn.ReLU`` holds its result, the next layer's input, whatever that layer holds.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,13 +111,7 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
 
 
 class Operands(NamedTuple):
-    """The operands of a convolution's weight gradient.
-
-    Args:
-        conv: The layer's hyper-parameters.
-        x: Its input.
-        g: The gradient of its output.
-    """
+    """The operands of a layer's weight gradient: its input, its output's gradient."""
 
     conv: Conv
     x: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from experiments.harness.case import Build, Call, Unsupported
-from experiments.subjects.networks import Subject
+from experiments.harness.case import Unsupported
+from experiments.harness.measure import Build, Call
+from experiments.subjects.networks import Subject, small_batch
 from tn_extensions.curvlinops.release import LINE
-from tn_extensions.kronecker.factors import trace
 
 STOCK, OURS = "curvlinops", "tn_extensions.curvlinops"
 
@@ -24,20 +24,9 @@ KINDS = {
 }
 """Classes of operators, stock's and ours, and the approximation."""
 
-BACKENDS = ("hooks", "make_fx", "compiled", "ours")
-"""Backends of the next line; ``"compiled"`` compiles what ``"make_fx"`` traces."""
-
 
 class Setting(NamedTuple):
-    """The choices that define an operator.
-
-    Args:
-        kind: A key of :data:`KINDS`.
-        subject: The network.
-        batch_size: Number of samples.
-        device: Where to compute.
-        fisher_type: As curvlinops has it.
-    """
+    """The choices that define an operator; ``kind`` is a key of :data:`KINDS`."""
 
     kind: str
     subject: Subject
@@ -46,19 +35,13 @@ class Setting(NamedTuple):
     fisher_type: str = "empirical"
 
     def make(self, small: bool) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
-        """Make the network and a batch; small ones for a warm-up.
-
-        Decompositions of the network's factors would take stock minutes.
-        """
+        """Make the network and a batch; small ones for a warm-up."""
         if small:
-            layers = (nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(8, 10))
-            model: nn.Module = nn.Sequential(*layers)
-            batch = torch.ones(2, 3, 4, 4), torch.zeros(2, dtype=torch.long)
+            model, (images, labels) = small_batch()
         else:
             model = self.subject.plain()
-            batch = self.subject.batch(self.batch_size)
-        images, labels = (each.to(self.device) for each in batch)
-        return model.to(self.device), (images, labels)
+            images, labels = self.subject.batch(self.batch_size)
+        return model.to(self.device), (images.to(self.device), labels.to(self.device))
 
 
 def require(line: str) -> None:
@@ -134,49 +117,3 @@ def gradient(setting: Setting, small: bool = False) -> Call:
         return torch.autograd.grad(loss, wanted)
 
     return call
-
-
-def factors(setting: Setting, backends: Sequence[str] = BACKENDS) -> dict[str, Build]:
-    """List how to compute factors with backends of curvlinops' next line."""
-    return {backend: partial(_factors, backend, setting) for backend in backends}
-
-
-def _factors(backend: str, setting: Setting, small: bool = False) -> Call:
-    model, batch = setting.make(small)
-    name, approx = KINDS[setting.kind]
-    # as our operators call it: factors of few data stay vectors
-    options = {"groups": "separate"} if backend == "ours" else {}
-    computer = take(OURS, name)._BACKENDS[
-        {"ours": "tn", "compiled": "make_fx"}.get(backend, backend)
-    ](
-        model,
-        nn.CrossEntropyLoss(),
-        parameters(model, (nn.Conv2d, nn.Linear)),
-        [batch],
-        fisher_type=setting.fisher_type,
-        kfac_approx=approx,
-        check_deterministic=False,
-        num_data=len(batch[0]),
-        num_per_example_loss_terms=1,
-        **options,
-    )
-    if backend != "compiled":
-        compute: Callable[[], Any] = computer.compute
-        return compute
-    if setting.kind == "ekfac":
-        raise Unsupported("EKFAC's eigenvalues have no function to compile beforehand")
-    traced, mapping = computer._trace_batch_functions()
-    compiled = {size: torch.compile(traced[size]) for size in traced}
-    return lambda: computer._compute_kronecker_factors((compiled, mapping))
-
-
-def traces(found: Sequence[Any]) -> Tensor:
-    """Compute the traces of all factors; of EKFAC's blocks, by their eigenvalues."""
-    left, right, *others, _ = found
-    if others:
-        return torch.stack([one.sum() for _, one in sorted(others[0].items())])
-    values = [one for own in (left, right) for _, one in sorted(own.items())]
-    # without groups, factors have no axis for them
-    return torch.stack(
-        [trace(each.reshape(-1, *each.shape[-2:])).sum() for each in values]
-    )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from unittest.mock import patch
 from warnings import catch_warnings, simplefilter
 
@@ -18,9 +18,9 @@ import torch
 from curvlinops.kfac_utils import extract_averaged_patches, extract_patches
 from torch import Tensor, nn
 
-from experiments.harness.case import Build, Call, Unsupported
-from experiments.subjects.networks import Subject
-from tn_extensions.kronecker.factors import dense, is_low_rank
+from experiments.harness.case import Unsupported, relative_error
+from experiments.harness.measure import Build
+from experiments.subjects.networks import Subject, small_batch
 from tn_extensions.kronecker.square import mirrored
 from tn_extensions.layers.module import Pairs, Use
 from tn_extensions.optim import KFACPreconditioner, statistics
@@ -34,21 +34,68 @@ Method = Literal[
 Update = Literal["nothing", "factors", "everything"]
 """Parts of the curvature that a step renews."""
 
-LR, MOMENTUM = 1e-3, 0.9
+LR, MOMENTUM, DAMPING = 1e-3, 0.9, 1e-3
 DECAY = 0.95
 """Weight of the former averages of factors."""
 NEVER = 2**40
 """More steps than are taken."""
 
 
+class Results(NamedTuple):
+    """What contenders have to agree on after one step.
+
+    Args:
+        curvature: What is computed without an inverse: of each layer, the factors.
+        gradients: Of each layer, the gradient that inverses have multiplied.
+    """
+
+    curvature: list[list[Tensor]]
+    gradients: list[Tensor]
+
+
+def compare(found: Results, exact: Results) -> float:
+    """Compute the error of factors; that of gradients is allowed what inverses allow.
+
+    An error ``E`` of ``A`` changes ``(A + a I)^-1 v`` by at most the share ``|E| / a``
+    of its norm. That of ``B`` comes in addition, and so does what rounding does to the
+    decompositions of both. Clipping scales all layers alike, by as much again.
+
+    Raises:
+        ArithmeticError: If gradients differ by more.
+    """
+    allowed = 0.0
+    for factors in zip(found.curvature, exact.curvature, strict=True):
+        if exact.gradients:
+            allowed = max(allowed, 2 * _amplified(*factors))
+    if exact.gradients:
+        error = relative_error(found.gradients, exact.gradients)
+        if not error <= allowed:
+            text = f"preconditioned gradients' relative error {error:.1e}"
+            raise ArithmeticError(f"{text}, at most {allowed:.1e}")
+    return relative_error(found.curvature, exact.curvature)
+
+
+def _amplified(found: list[Tensor], exact: list[Tensor]) -> float:
+    """Divide the errors of a layer's factors by their parts of the damping."""
+    traces = [each.diagonal(dim1=-2, dim2=-1).mean(-1) for each in exact]
+    # a = pi sqrt(damping), b = sqrt(damping) / pi: see KroneckerProduct.inverse
+    pi = (traces[0] / traces[1]).sqrt()
+    bound = 0.0
+    for ours, theirs, part in zip(found, exact, (pi, 1 / pi), strict=True):
+        rounding = torch.finfo(torch.float32).eps * len(theirs[0]) ** 0.5
+        error = (ours - theirs).norm() + rounding * theirs.norm()
+        bound += float(error / (DAMPING**0.5 * part.min()))
+    return bound
+
+
 def contenders(method: Method, *arguments: Any) -> dict[str, Build]:
-    """List SGD, stock and ours, ready to be built; arguments as of :func:`_build`."""
+    """List SGD, stock and ours, ready to be built; arguments as of :func:`build`."""
     stock = "ASDL" if method.startswith("factors") else "stock"
     names = ("SGD", stock, "ours")
-    return {name: partial(_build, name, method, *arguments) for name in names}
+    return {name: partial(build, name, method, *arguments) for name in names}
 
 
-def _build(
+def build(
     name: str,
     method: Method,
     subject: Subject,
@@ -56,11 +103,12 @@ def _build(
     update: Update,
     device: torch.device,
     small: bool = False,
-) -> Call:
-    model, (images, labels) = subject.plain(), subject.batch(batch_size)
+) -> Training:
+    """Build a training on one batch."""
     if small:
-        model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(8, 10))
-        images, labels = torch.ones(2, 3, 4, 4), torch.zeros(2).long()
+        model, (images, labels) = small_batch()
+    else:
+        model, (images, labels) = subject.plain(), subject.batch(batch_size)
     data = model.to(device), (images.to(device), labels.to(device))
     kind, _, approx = method.partition("-")
     if kind == "factors":
@@ -74,32 +122,17 @@ def _build(
 
 
 class Training:
-    """A model in training on one batch of images and labels.
-
-    Its first call takes two steps: one more, which makes what stays, such as momentum.
-    """
+    """A model in training on one batch of images and labels; each call is a step."""
 
     def __init__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
         self.model, self._batch = model.train(), batch
         self._optimizer: Any = torch.optim.SGD(model.parameters(), LR, MOMENTUM)
-        self._has_begun = False
 
-    def __call__(self) -> Call:
-        """Take a step; return what reads its results."""
-        if not self._has_begun:
-            self._has_begun = True
-            self.start()
-        self.step()
-        return self.results
-
-    def start(self) -> None:
-        """Take the first step."""
-        self.step()
-
-    def step(self) -> None:
-        """Take a step of training."""
+    def __call__(self) -> Training:
+        """Take a step; return what has the results."""
         self.backward()
         self._optimizer.step()
+        return self
 
     def backward(self) -> None:
         """Run a forward and a backward pass."""
@@ -107,15 +140,35 @@ class Training:
         self.model.zero_grad()
         nn.functional.cross_entropy(self.model(images), labels).backward()
 
-    def results(self) -> list[Tensor]:
+    def results(self) -> Results:
         """Return what contenders have to agree on."""
-        return []
+        return Results([], [])
+
+
+class FirstSteps:
+    """The first two steps of a training: what stays, such as momentum, is theirs."""
+
+    def __init__(self, make: Build, small: bool = False) -> None:
+        self._make = partial(make, small=small)
+
+    def before(self) -> None:
+        """Forget the former training, and begin another."""
+        self._training: Any = None
+        self._training = self._make()
+
+    def __call__(self) -> None:
+        """Take two steps."""
+        self._training()
+        self._training()
 
 
 class Passes(Training):
     """Forward and backward passes without steps."""
 
-    step = Training.backward
+    def __call__(self) -> Training:
+        """Run a pass."""
+        self.backward()
+        return self
 
 
 class KFACTraining(Training):
@@ -140,6 +193,7 @@ class KFACTraining(Training):
             self.preconditioner: Any = KFACPreconditioner(
                 model,
                 lr=LR,
+                damping=DAMPING,
                 ema_decay=DECAY,
                 factor_update_steps=NEVER if update == "nothing" else 1,
                 inverse_update_steps=1 if update == "everything" else NEVER,
@@ -152,29 +206,33 @@ class KFACTraining(Training):
         layers: dict[str, Layer] = self.preconditioner._layers
         return layers
 
-    def start(self) -> None:
-        """Take the first step, with averages that are matrices."""
-        with _no_low_rank():
-            self.step()
-
-    def step(self) -> None:
+    def __call__(self) -> Training:
         """Precondition the gradients, and take a step."""
-        with _stock_factors() if self._is_stock else nullcontext():
+        is_first = not any(layer.has_averages for layer in self.layers.values())
+        first = _no_low_rank() if is_first else nullcontext()
+        with _stock_factors() if self._is_stock else first:
             self.backward()
-            self.preconditioner.step()
-            self._optimizer.step()
+            self.precondition()
+        return self
 
-    def results(self) -> list[Tensor]:
-        """Return preconditioned gradients, and averaged factors."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return [*gradients, *self.averages()]
+    def precondition(self) -> None:
+        """Precondition the gradients, and take a step."""
+        self.preconditioner.step()
+        self._optimizer.step()
 
-    def averages(self) -> list[Tensor]:
-        """Return the averaged factors as matrices."""
-        return [
-            dense(own) if is_low_rank(own) else mirrored(own)
+    def results(self) -> Results:
+        """Return factors, and preconditioned gradients."""
+        gradients = [
+            torch.cat([each.flatten() for each in layer.gradients.values()])
             for layer in self.layers.values()
-            for own in layer.averages.values()
+        ]
+        return Results(self.averages(), gradients)
+
+    def averages(self) -> list[list[Tensor]]:
+        """Return the averaged factors of each layer."""
+        return [
+            [mirrored(own) for own in layer.averages.values()]
+            for layer in self.layers.values()
         ]
 
 
@@ -200,14 +258,17 @@ class SINGDTraining(Training):
             warn_unsupported=False,
         )
 
-    def results(self) -> list[Tensor]:
-        """Return the momenta of parameters, and those of the preconditioner."""
+    def results(self) -> Results:
+        """Return the momenta of parameters, and those of the preconditioner.
+
+        SINGD inverts nothing.
+        """
         own, state = self._optimizer, self._optimizer.state.values()
         matrices = [*own.m_Ks.values(), *own.m_Cs.values()]
         momenta = [each["momentum_buffer"] for each in state]
         # damping is on the diagonal, and would hide what curvature there is
         dense_ones = [matrix.to_dense().clone() for matrix in matrices]
-        return momenta + [matrix.fill_diagonal_(0) for matrix in dense_ones]
+        return Results([momenta, [each.fill_diagonal_(0) for each in dense_ones]], [])
 
 
 # -- factors alone
@@ -216,21 +277,20 @@ class SINGDTraining(Training):
 class Factors(KFACTraining):
     """Passes that average our factors of KFAC-expand."""
 
-    def step(self) -> None:
-        """Run a pass, and average its factors."""
-        self.backward()
+    def precondition(self) -> None:
+        """Average a pass's factors, no more."""
         with torch.no_grad():
             for layer in self.layers.values():
                 layer.resolve(self.preconditioner.steps)
             self.preconditioner._update_factors(self.layers)
 
-    def results(self) -> list[Tensor]:
+    def results(self) -> Results:
         """Return the averages without the bias, which ASDL leaves out of ``A``."""
         averages = self.averages()
-        for i, layer in enumerate(self.layers.values()):
+        for own, layer in zip(averages, self.layers.values(), strict=True):
             if layer.is_joint:
-                averages[2 * i] = averages[2 * i][:, :-1, :-1]
-        return averages
+                own[0] = own[0][:, :-1, :-1]
+        return Results(averages, [])
 
 
 class AsdlFactors(Training):
@@ -257,22 +317,23 @@ class AsdlFactors(Training):
         )
         output = self._maker.setup_model_call(self.model, images)
         self._maker.setup_loss_call(nn.functional.cross_entropy, output, labels)
-        self._num_passes = 0
 
-    def step(self) -> None:
+    def __call__(self) -> Training:
         """Run a pass, and average its factors."""
         self.model.zero_grad()
         with catch_warnings():
             simplefilter("ignore")  # it uses hooks that torch deprecates
             self._maker.update_curvature()
-        self._num_passes += 1
+        return self
 
-    def results(self) -> list[Tensor]:
-        """Return the averages of equal passes, scaled as if the first were whole."""
-        scale = 1 / (1 - DECAY**self._num_passes)
+    def results(self) -> Results:
+        """Return the averages after one pass, scaled as if that were whole."""
         fishers = (getattr(each, "fisher", None) for each in self.model.modules())
         krons = [fisher.kron for fisher in fishers if fisher is not None]
-        return [scale * factor for kron in krons for factor in (kron.A, kron.B)]
+        scale = 1 / (1 - DECAY)
+        return Results(
+            [[scale * own for own in (kron.A, kron.B)] for kron in krons], []
+        )
 
 
 # -- the factors of curvlinops

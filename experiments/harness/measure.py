@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import math
@@ -10,17 +9,28 @@ import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-Call = Callable[[], object]
-Prepare = Callable[[], tuple[Call, Call]]
-"""Builds the inputs; returns a small warm-up and the call to be measured."""
+Call = Callable[[], Any]
+"""Computes something: tensors in lists, tuples and dictionaries.
+
+If it has a method ``before``, that runs before each call, neither timed nor weighed.
+"""
+
+Build = Callable[..., Call]
+"""Takes ``small``, whether to take a smaller input; makes inputs, returns a call.
+
+Only the call is measured. It must be picklable if memory is measured: a ``partial`` of
+a module's function.
+"""
 
 MIN_ROUNDS = 5
 MEMORY_TIMEOUT_SECONDS = 300.0
@@ -32,85 +42,81 @@ RESOLUTION_BYTES = 2**19
 _SERVER = multiprocessing.get_context("forkserver")
 
 
-def number_of_rounds(text: str) -> int:
-    """Parse an option's number of rounds, as ``argparse`` asks for it."""
-    number = int(text)
-    if number < MIN_ROUNDS:
-        raise argparse.ArgumentTypeError(f"must be at least {MIN_ROUNDS}, got {number}")
-    return number
-
-
 class MemoryNotMeasured(RuntimeError):
     """The peak memory could not be measured; the message says why."""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A call, and what runs before it."""
+
+    before: Call
+    call: Call
+
+    def __call__(self) -> Any:
+        """Call."""
+        return self.call()
+
+
+def before(call: Call) -> None:
+    """Run what a call wants to have run before it, if anything."""
+    getattr(call, "before", lambda: None)()
+
+
 def time_side_by_side(
-    contenders: Mapping[str, Call],
+    calls: Mapping[str, Call],
     rounds: int,
     device: torch.device | str = "cpu",
     min_seconds: float = 2e-3,
-    setup: Mapping[str, Call] | None = None,
-    min_rounds: int = MIN_ROUNDS,
-    clock: Callable[[], float] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Time callables in alternating rounds.
+    """Time calls in alternating rounds.
 
-    Each round calls every contender, and each round another one comes first. Calls
-    shorter than ``min_seconds`` are repeated within a round. The garbage collector
-    rests meanwhile.
+    Each round calls everybody, and each round another one comes first. Calls shorter
+    than ``min_seconds`` are repeated within a round. The garbage collector rests
+    meanwhile.
 
     Args:
-        contenders: What to call, by name.
+        calls: What to call, by name.
         rounds: Number of rounds after the warm-up.
-        device: Where the contenders compute; CUDA devices are synchronised.
+        device: Where the calls compute; CUDA devices are synchronised.
         min_seconds: Shortest time to measure.
-        setup: What to call before each call of a contender, untimed, by its name.
-        min_rounds: Least number of rounds; fewer than five only for calls of minutes.
-        clock: Tells the time in seconds. Default: ``time.perf_counter``.
+        clock: Tells the time in seconds.
 
     Returns:
         Seconds per call of each round, by name.
-
-    Raises:
-        ValueError: If there are too few rounds.
     """
-    if rounds < min_rounds:
-        raise ValueError(
-            f"time_side_by_side: rounds must be at least {min_rounds}, got {rounds}."
-        )
     on_cuda = torch.device(device).type == "cuda"
-    setup = {} if setup is None else setup
-    now = time.perf_counter if clock is None else clock
 
     def elapsed(call: Call, repeats: int) -> float:
         if on_cuda:
             torch.cuda.synchronize(device)
-        start = now()
+        start = clock()
         for _ in range(repeats):
             call()
         if on_cuda:
             torch.cuda.synchronize(device)
-        return now() - start
+        return clock() - start
 
     def seconds(name: str, repeats: int) -> float:
-        call, prepare = contenders[name], setup.get(name)
-        if prepare is None:
+        call = calls[name]
+        if not hasattr(call, "before"):
             return elapsed(call, repeats) / repeats
         total = 0.0
         for _ in range(repeats):
-            prepare()
+            before(call)
             total += elapsed(call, 1)
         return total / repeats
 
     repeats: dict[str, int] = {}
-    for name in contenders:
+    for name in calls:
         estimate = seconds(name, 1)
         if estimate < 100 * min_seconds:
             # the first call paid for plans, caches and threads
             estimate = seconds(name, 1)
         repeats[name] = max(1, math.ceil(min_seconds / max(estimate, 1e-7)))
 
-    names = list(contenders)
+    names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
     was_enabled = gc.isenabled()
     gc.collect()
@@ -127,38 +133,23 @@ def time_side_by_side(
 
 
 def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Median of each contender's rounds."""
+    """Take the median of each one's rounds."""
     return {name: median(rounds) for name, rounds in times.items()}
-
-
-def ratios(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
-    """Ratios of two contenders' rounds."""
-    return [a / b for a, b in zip(slow, fast, strict=True)]
-
-
-def memory_share(ours: int, stock: int) -> float:
-    """Ours over stock's peak; one where processes differ by that much anyway."""
-    if abs(ours - stock) <= RESOLUTION_BYTES:
-        return 1.0
-    return ours / max(stock, RESOLUTION_BYTES)
 
 
 def preload(*modules: str) -> None:
     """Name the modules that memory measurements need; call it before the first one.
 
     The processes that measure are forked from a server that imported these modules,
-    so they must not run torch computations on import.
+    so they must not run parallel torch computations on import.
     """
     _SERVER.set_forkserver_preload(["torch", *modules])
 
 
 def peak_memory(
-    prepare: Prepare,
-    device: torch.device | str = "cpu",
-    threads: int | None = None,
-    timeout: float | None = None,
+    build: Build, device: torch.device | str = "cpu", threads: int | None = None
 ) -> int:
-    """Peak memory of a call beyond its inputs and its result, in bytes.
+    """Measure the peak memory of a call beyond its inputs and its result, in bytes.
 
     On CPU, the high-water mark of the resident set of a fresh process, less the
     resident set right before the call and less the result, of the leaner of two calls:
@@ -166,11 +157,9 @@ def peak_memory(
     same from torch's allocator, in this process.
 
     Args:
-        prepare: Builds the inputs, returns a small warm-up and the call. Must be
-            picklable.
+        build: Builds the call, and a small one as a warm-up. Must be picklable.
         device: Where the call computes.
         threads: Number of threads on CPU. Default: torch's.
-        timeout: Seconds to wait for the process. Default: five minutes.
 
     Returns:
         Bytes.
@@ -179,19 +168,17 @@ def peak_memory(
         MemoryNotMeasured: If the process failed or the platform has no such counter.
     """
     if torch.device(device).type == "cuda":
-        warm_up, run = prepare()
-        warm_up()
-        return _peak_on_cuda(run, device)
+        return _peak_on_cuda(_warmed_up(build), device)
 
     threads = torch.get_num_threads() if threads is None else threads
     receiver, sender = _SERVER.Pipe(duplex=False)
     process = _SERVER.Process(
-        target=_measure_in_child, args=(prepare, threads, sender), daemon=True
+        target=_measure_in_child, args=(build, threads, sender), daemon=True
     )
     process.start()
     sender.close()
     try:
-        answer = _receive(receiver, timeout or MEMORY_TIMEOUT_SECONDS)
+        answer = _receive(receiver)
     finally:
         receiver.close()
         process.kill()
@@ -201,10 +188,10 @@ def peak_memory(
     return answer
 
 
-def _receive(receiver: Connection, timeout: float) -> int | str:
+def _receive(receiver: Connection) -> int | str:
     """Wait for a child's answer: bytes, or why there are none."""
-    if not receiver.poll(timeout):
-        return f"no answer within {timeout:.0f} s"
+    if not receiver.poll(MEMORY_TIMEOUT_SECONDS):
+        return f"no answer within {MEMORY_TIMEOUT_SECONDS:.0f} s"
     try:
         answer: int | str = receiver.recv()
         return answer
@@ -212,40 +199,31 @@ def _receive(receiver: Connection, timeout: float) -> int | str:
         return "the process was killed, probably for want of memory"
 
 
-def _measure_in_child(prepare: Prepare, threads: int, sender: Connection) -> None:
+def _warmed_up(build: Build) -> Call:
+    first, call = build(small=True), build(small=False)
+    before(first)
+    first()
+    return call
+
+
+def _measure_in_child(build: Build, threads: int, sender: Connection) -> None:
     try:
         _release_freed_memory_at_once()
         torch.set_num_threads(threads)
         _start_threads()
-        warm_up, run = prepare()
-        warm_up()
+        call = _warmed_up(build)
         # the first call may load what all later ones use
-        sender.send(min(_peak_resident(run) for _ in range(2)))
+        sender.send(min(_peak_resident(call) for _ in range(2)))
     except Exception as error:  # whatever it is, the parent has to report it
         sender.send(f"{type(error).__name__}: {error}")
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Parameters of the C library's ``mallopt``."""
-
-
-def keep_freed_memory() -> None:
-    """Let memory that is freed be used again, rather than returned to the system.
-
-    The first touch of fresh memory is a page fault every 4 KiB, a microsecond and more
-    on virtual machines. Which of two contenders meets them is chance.
-    """
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_MMAP_THRESHOLD, 2**25)  # the largest that it takes
-    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-
-
 def _release_freed_memory_at_once() -> None:
     """Make the resident set follow allocations closely."""
+    trim_threshold, mmap_threshold, disable_huge_pages = -1, -3, 41
     libc = ctypes.CDLL(None)
-    disable_huge_pages = 41
-    libc.mallopt(_MMAP_THRESHOLD, 65536)
-    libc.mallopt(_TRIM_THRESHOLD, 65536)
+    libc.mallopt(mmap_threshold, 65536)
+    libc.mallopt(trim_threshold, 65536)
     # huge pages would round every allocation up to 2 MiB
     libc.prctl(disable_huge_pages, 1, 0, 0, 0)
 
@@ -258,18 +236,13 @@ def _start_threads() -> None:
     torch.nn.functional.conv2d(x[None, None], weight).sum().backward()
 
 
-def before(call: Call) -> None:
-    """Run what a call wants to have run before it, if anything."""
-    getattr(call, "before", lambda: None)()
-
-
-def _peak_resident(run: Call) -> int:
-    before(run)
+def _peak_resident(call: Call) -> int:
+    before(call)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     held = _resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    result = run()
+    result = call()
     peak = _resident_bytes("VmHWM")
     return max(0, peak - held - num_bytes(result))
 
@@ -281,14 +254,14 @@ def _resident_bytes(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def _peak_on_cuda(run: Call, device: torch.device | str) -> int:
-    before(run)
+def _peak_on_cuda(call: Call, device: torch.device | str) -> int:
+    before(call)
     gc.collect()
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     held = torch.cuda.memory_allocated(device)
-    result = run()
+    result = call()
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device)
     return max(0, peak - held - num_bytes(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -53,19 +54,26 @@ class Question:
     """A question that is answered by measuring.
 
     Args:
-        title: The question.
-        reading: What the tables and figures show, and what to look for.
+        text: The question in a line; then, after an empty line, what the tables and
+            figures show, and what to look for.
         cases: Lists what to measure. Must be cheap: a case makes its inputs itself.
         tables: Makes tables of the rows, by their titles.
         figures: Makes matplotlib figures of the rows, by file name.
         claims: What should hold.
-        preload: Modules that the processes which measure memory import beforehand.
     """
 
-    title: str
-    reading: str
+    text: str
     cases: Callable[[Options], Iterable[Case]]
     tables: Callable[[pd.DataFrame], Mapping[str, pd.DataFrame]]
     figures: Callable[[pd.DataFrame], Mapping[str, Any]] = lambda rows: {}
     claims: tuple[Claim, ...] = ()
-    preload: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The question."""
+        return self.text.partition("\n")[0]
+
+    @property
+    def reading(self) -> str:
+        """How to read the answer, in a line."""
+        return " ".join(inspect.cleandoc(self.text.partition("\n")[2]).split())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +18,7 @@ matplotlib.rcParams["svg.fonttype"] = "none"
 
 
 def write(name: str, question: Question, path: Path) -> Path:
-    """Write a question's report beside the file of its rows.
-
-    Args:
-        name: Of the question, on the command line.
-        question: The question.
-        path: The file of rows.
-
-    Returns:
-        The Markdown file.
-    """
+    """Write a question's report beside the file of its rows; return its path."""
     rows = load(path)
     parts = [f"# {question.title}", f"`python -m experiments {name}`"]
     parts += [question.reading, machines(rows)]
@@ -60,12 +49,7 @@ def _shown(
 
 
 def overview(questions: Iterable[tuple[str, Question]], folder: Path) -> str:
-    """List all questions: the command, the claims, and where reports lie.
-
-    Args:
-        questions: Questions by name.
-        folder: Of results.
-    """
+    """List all questions: the command, the claims, and where reports lie."""
     parts = [_HEAD]
     for name, question in questions:
         parts.append(f"## {question.title}\n\n`python -m experiments {name}`")
@@ -147,13 +131,6 @@ def _cell(value: Any) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file at once: never is it half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp's files are private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)

@@ -22,22 +22,17 @@ def run(
     resume: bool = False,
     seconds: float | None = None,
 ) -> None:
-    """Measure the cases of a question one by one, and store each one's rows.
+    """Measure the wanted cases of a question, and store each one's rows at once.
 
-    Args:
-        question: The question.
-        options: How to measure.
-        store: Where rows go.
-        wanted: Whether to measure a case.
-        resume: Whether to pass over cases that are in the store.
-        seconds: When to stop beginning new cases. Default: never.
+    With ``resume``, cases that are in the store are passed over. After so many seconds,
+    no new case begins.
     """
     if not machine.is_available(options.device):
         reason = machine.device_name(options.device)
         store.add({"device": options.device.type}, [{"reason": reason}])
         return
     # the processes that weigh are forked from one that has imported these
-    preload(*question.preload)
+    preload(question.cases.__module__, "torchvision")
     cases = [case for case in question.cases(options) if wanted(case)]
     if resume:
         cases = [case for case in cases if not store.has(case.key)]

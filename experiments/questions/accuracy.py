@@ -1,4 +1,11 @@
-"""How exact are KFAC's factors, also where a large border meets a small interior?"""
+"""How exact are KFAC's factors, also where the border is large?
+
+Largest error of an entry against float64, relative to the entry's scale: the product of
+the root mean squares of its row and its column. On the second input, the outermost
+pixels are 1e4 times as large as the others, which betrays who subtracts a border from a
+whole. All candidates of a plan are looked at, since any of them may be chosen after
+measuring.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +16,19 @@ from math import inf, isnan, prod
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import unfold
 
-from experiments.contenders.convolutions import PREPARE, Quantity
-from experiments.contenders.quantities import SMALL, VARIOUS, Asked
+from experiments.contenders.quantities import (
+    CONTENDERS,
+    SMALL,
+    VARIOUS,
+    Asked,
+    reference,
+    unfolded,
+)
 from experiments.harness.case import Case, Options, Row, in_a_line
 from experiments.harness.question import Claim, Question, Value
 
-QUANTITIES: tuple[Quantity, ...] = ("kfac_expand", "kfac_reduce")
+QUANTITIES = ("kfac_expand", "kfac_reduce")
 FRAME = 1e4
 
 
@@ -40,22 +52,28 @@ def cases(options: Options) -> Iterator[Case]:
             for border in ("as the interior", "1e4 times the interior"):
                 asked = Asked(quantity, layer, batch_size=2)
                 key = asked.key | {"border": border}
-                yield Case(key, partial(_rows, asked, border.startswith("1e4")))
+                yield Case(key, _rows, asked, border.startswith("1e4"))
 
 
 def _rows(asked: Asked, is_framed: bool, options: Options) -> Iterator[Row]:
-    (x,) = asked.tensors(options.device).values()
-    x = framed(x) if is_framed else x
-    exact, scale = reference(asked, x)
-    calls: dict[str, Callable[[], Tensor]] = {}
-    for name in ("stock", "curvlinops", "ours"):
-        calls[name] = partial(_prepared, name, asked, x)
+    tensors = asked.tensors(options.device)
+    if is_framed:
+        tensors["x"] = framed(tensors["x"])
+    exact, scale = reference(asked, tensors), scales(asked, tensors["x"])
+
+    def contender(name: str) -> Tensor:
+        found: Tensor = CONTENDERS[asked.quantity][name](asked, tensors)()
+        return found
+
+    calls: dict[str, Callable[[], Tensor]] = {
+        name: partial(contender, name) for name in ("stock", "curvlinops", "ours")
+    }
     plan = asked.plan(options.device)
     for number, one in enumerate((plan.candidate, *plan.rejected)):
         if one.peak * 4 <= plan.target.budget:
-            run = partial(one.with_value(plan.network.shape).value, {"x": x})
+            run = partial(one.with_value(plan.network.shape).value, tensors)
             calls[f"{number}: {one.name}"] = run
-    divisor = len(x)
+    divisor = asked.batch_size
     if asked.quantity == "kfac_reduce":
         divisor *= prod(asked.layer.conv.output_size) ** 2
     for name, call in calls.items():
@@ -69,16 +87,8 @@ def _rows(asked: Asked, is_framed: bool, options: Options) -> Iterator[Row]:
         yield row
 
 
-def _prepared(name: str, asked: Asked, x: Tensor) -> Tensor:
-    quantity: Quantity = "kfac_expand"
-    if asked.quantity == "kfac_reduce":
-        quantity = "kfac_reduce"
-    found: Tensor = PREPARE[name](quantity, asked.layer, {"x": x})()
-    return found
-
-
-def reference(asked: Asked, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute a factor in float64, and what its entries' errors are measured against.
+def scales(asked: Asked, x: Tensor) -> Tensor:
+    """Compute what errors of a factor's entries are measured against.
 
     The scale of a patch entry is its root mean square over the batch: the norm over
     positions for KFAC-expand; for KFAC-reduce the norm divided by their number, which
@@ -86,17 +96,12 @@ def reference(asked: Asked, x: Tensor) -> tuple[Tensor, Tensor]:
     the scales of its row and column: for KFAC-expand the largest that it could be
     (Cauchy-Schwarz). Unlike the entries, scales are never small by accident.
     """
-    m = asked.layer.module()
-    value = squares = torch.zeros((), dtype=torch.float64, device=x.device)
-    for sample in x.double().split(1):
-        u = unfold(sample, m.kernel_size, m.dilation, m.padding, m.stride)[0]
-        u = u.unflatten(0, (m.groups, -1))
-        norm = u.norm(dim=-1)
-        if asked.quantity == "kfac_reduce":
-            norm, u = norm / u.shape[-1], u.mean(-1, keepdim=True)
-        squares, value = squares + norm.square(), value + u @ u.mT
-    scale = (squares / len(x)).sqrt()
-    return value / len(x), scale[:, :, None] * scale[:, None, :]
+    module = asked.layer.module()
+    norms = [unfolded(module, each)[0].norm(dim=-1) for each in x.double().split(1)]
+    scale = torch.stack(norms).square().mean(0).sqrt()
+    if asked.quantity == "kfac_reduce":
+        scale = scale / prod(asked.layer.conv.output_size)
+    return scale[:, :, None] * scale[:, None, :]
 
 
 def relative_error(found: Tensor, exact: Tensor, scale: Tensor) -> float:
@@ -127,16 +132,9 @@ def _worst(contender: str) -> Value:
 
 
 QUESTION = Question(
-    title="How exact are KFAC's factors, also where the border is large?",
-    reading=(
-        "Largest error of an entry against float64, relative to the entry's scale: the "
-        "product of the root mean squares of its row and its column. On the second "
-        "input, the outermost pixels are 1e4 times as large as the others, which "
-        "betrays who subtracts a border from a whole. All candidates of a plan are "
-        "looked at, since any of them may be chosen after measuring."
-    ),
-    cases=cases,
-    tables=tables,
+    __doc__,
+    cases,
+    tables,
     claims=(
         Claim("Largest error of ours", _worst("ours"), "at most", 1e-5),
         Claim("... of any candidate", _worst("any of our candidates"), "at most", 1e-5),

@@ -1,4 +1,11 @@
-"""What does a call cost beyond its arithmetic: operators, idle threads, Python?"""
+"""What does a call cost beyond its arithmetic?
+
+Each operator is a launch on a GPU, and wakes threads on a CPU: so operators of a call
+are counted, views apart. With one core kept *busy* by another process, each parallel
+region waits for a thread that has lost its core, and who has few regions wins. The time
+of a cached call *beyond its operators* is what Python takes, on layers with next to no
+arithmetic. A *plan* that is not cached is what the first call of a layer waits for.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -17,12 +23,18 @@ import pandas as pd
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.contenders.gradients import contenders, reference, stock_of
-from experiments.contenders.quantities import MAIN, QUANTITIES, SMALL, VARIOUS, Asked
-from experiments.harness.case import Call, Case, Contest, Options, Row
-from experiments.harness.measure import medians, time_side_by_side
+from experiments.contenders.quantities import (
+    MAIN,
+    QUANTITIES,
+    SMALL,
+    VARIOUS,
+    Asked,
+    contest,
+)
+from experiments.harness.case import Case, Options, Row
+from experiments.harness.measure import Call, medians, time_side_by_side
 from experiments.harness.question import Claim, Question
-from experiments.harness.ratios import side_by_side
+from experiments.harness.ratios import Ratio
 from experiments.subjects.layers import NETWORKS, Layer, layers_of
 from tn_extensions import Conv
 from tn_extensions.compiler.plan import forget_plans
@@ -32,7 +44,8 @@ _TINY = (
     Layer("small", Conv.make(4, 4, 3, (6, 6), 1, 1, groups=4)),
     Layer("small", Conv.make(2, 3, 3, (8, 8), 2, 1)),
 )
-_SHOWN = 15
+BUSY = Ratio(("quantity", "layer"))
+"""Stock's times over ours while a core is busy."""
 
 
 class Recorder(TorchDispatchMode):
@@ -89,7 +102,7 @@ def cases(options: Options) -> Iterator[Case]:
             for quantity in quantities:
                 size, number = (2, 2) if part == "bookkeeping" else (8, 10)
                 asked = Asked(quantity, layer, size, number)
-                yield Case({"part": part, **asked.key}, partial(rows, asked))
+                yield Case({"part": part, **asked.key}, rows, asked)
 
 
 @torch.no_grad()
@@ -98,15 +111,9 @@ def _counted(asked: Asked, options: Options) -> Iterator[Row]:
 
 
 def _under_load(asked: Asked, options: Options) -> Iterator[Row]:
-    names = (stock_of(asked.quantity), "ours")
-    builds = contenders(asked, options.device)
-    contest = Contest(
-        {name: builds[name] for name in names},
-        partial(reference, asked, options.device),
-        weighed=False,
-    )
+    own = contest(asked, options.device, ("stock", "ours"), weighed=False)
     with one_core_busy():
-        yield from contest.rows(options)
+        yield from own.rows(options)
 
 
 @contextmanager
@@ -151,25 +158,22 @@ def _planned(asked: Asked, options: Options) -> Iterator[Row]:
     yield {"seconds": median(seconds)}
 
 
-def busy_ratios(rows: pd.DataFrame) -> pd.Series[float]:
-    """Divide stock's times by ours while a core is busy."""
-    part = rows[rows["part"] == "busy core"]
-    names = ("stock", "BackPACK", "ours")
-    seconds = side_by_side(part, "seconds", ("quantity", "layer"), names)
-    return seconds["stock"].fillna(seconds["BackPACK"]) / seconds["ours"]
+_SHOWN: dict[str, tuple[str, str, float]] = {
+    "Operators of a call": ("operators", "operators", 1),
+    "Microseconds beyond the operators": ("bookkeeping", "beyond_seconds", 1e6),
+    "Milliseconds of a plan": ("planning", "seconds", 1e3),
+}
+"""Titles of tables: the part and the column that they show, and its unit."""
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Show the worst calls of each part."""
     index = ["quantity", "network", "layer"]
-    found = {"One core busy: time of stock over ours": busy_ratios(rows).unstack(0)}
-    for title, part, column, factor in (
-        ("Operators of a call", "operators", "operators", 1),
-        ("Microseconds beyond the operators", "bookkeeping", "beyond_seconds", 1e6),
-        ("Milliseconds of a plan", "planning", "seconds", 1e3),
-    ):
+    busy = BUSY.of(rows[rows["part"] == "busy core"])
+    found = {"One core busy: time of stock over ours": busy.unstack(0)}
+    for title, (part, column, factor) in _SHOWN.items():
         own = rows[rows["part"] == part].set_index(index)[column] * factor
-        worst = own.nlargest(_SHOWN).to_frame(title.partition(" ")[0].lower())
+        worst = own.nlargest(15).to_frame(title.partition(" ")[0].lower())
         found[f"{title}: the {len(worst)} largest of {len(own)}"] = worst
     return found
 
@@ -179,37 +183,23 @@ def _largest(part: str, column: str, factor: float) -> Callable[[Any], float]:
 
 
 QUESTION = Question(
-    title="What does a call cost beyond its arithmetic?",
-    reading=(
-        "Each operator is a launch on a GPU, and wakes threads on a CPU: so operators "
-        "of a call are counted, views apart. With one core kept *busy* by another "
-        "process, each parallel region waits for a thread that has lost its core, and "
-        "who has few regions wins. The time of a cached call *beyond its operators* is "
-        "what Python takes, on layers with next to no arithmetic. A *plan* that is not "
-        "cached is what the first call of a layer waits for."
-    ),
-    cases=cases,
-    tables=tables,
+    __doc__,
+    cases,
+    tables,
     claims=(
-        Claim("Operators", _largest("operators", "operators", 1), "at most", 50),
-        Claim("Views", _largest("operators", "views", 1), "at most", 200),
-        Claim(
-            "Microseconds of a cached call beyond its operators",
-            _largest("bookkeeping", "beyond_seconds", 1e6),
-            "at most",
-            60,
+        *(
+            Claim(text, _largest(part, column, factor), "at most", limit)
+            for text, (part, column, factor), limit in (
+                ("Operators", ("operators", "operators", 1), 50),
+                ("Views", ("operators", "views", 1), 200),
+                (
+                    "Microseconds of a cached call beyond its operators",
+                    ("bookkeeping", "beyond_seconds", 1e6),
+                    60,
+                ),
+                ("Milliseconds of a plan", ("planning", "seconds", 1e3), 100),
+            )
         ),
-        Claim(
-            "Milliseconds of a plan",
-            _largest("planning", "seconds", 1e3),
-            "at most",
-            100,
-        ),
-        Claim(
-            "One core busy: stock over ours, worst",
-            lambda rows: float(busy_ratios(rows).min()),
-            "at least",
-            1,
-        ),
+        BUSY.claim("One core busy: stock over ours, worst", 1, "part == 'busy core'"),
     ),
 )

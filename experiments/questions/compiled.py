@@ -1,8 +1,14 @@
-"""What does torch.compile make of our operators, and of hooks on a model?"""
+"""What does torch.compile make of our operators, and of hooks on a model?
+
+KFAC-expand factors by functions (*eager*), by `torch.ops.tn_extensions` (*operators*),
+and *compiled* to one graph; then training passes of a model with and without a
+preconditioner's hooks, in steps that update no factors. *graphs* is how many the
+compiler made: more than one is a break, and none of a compiled call is that it gave up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -11,16 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from experiments.contenders.convolutions import normal
-from experiments.contenders.quantities import SMALL
-from experiments.harness.case import Call, Case, Contest, Options, Row
+from experiments.contenders.quantities import SMALL, normal
+from experiments.harness.case import Case, Contest, Options, Row
+from experiments.harness.measure import Call
 from experiments.harness.question import Question
 from experiments.subjects.layers import Layer, layers_of
 from experiments.subjects.networks import Subject
-from tn_extensions import Conv, functional
+from tn_extensions import functional
 from tn_extensions.optim import KFACPreconditioner
 
-_OPERATOR = torch.ops.tn_extensions.kfac_expand
+Makes = dict[str, Callable[[], Call]]
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -28,18 +34,16 @@ def cases(options: Options) -> Iterator[Case]:
     network = "2c2d" if options.quick else "resnet18"
     layers = [each for each in layers_of(network) for _ in range(each.occurrences)]
     subject = Subject("3c3d" if options.quick else "resnet18")
-    parts: dict[str, Callable[[Options], dict[str, Callable[[], Call]]]] = {
+    parts: dict[str, Callable[[Options], Makes]] = {
         "kfac_expand of a tiny layer": partial(_factors, [SMALL]),
         f"kfac_expand of {network}": partial(_factors, layers),
         f"passes of {subject.title}": partial(_passes, subject),
     }
     for title, makes in parts.items():
-        yield Case({"part": title}, partial(_rows, makes))
+        yield Case({"part": title}, _rows, makes)
 
 
-def _rows(
-    makes: Callable[[Options], Mapping[str, Callable[[], Call]]], options: Options
-) -> Iterator[Row]:
+def _rows(makes: Callable[[Options], Makes], options: Options) -> Iterator[Row]:
     graphs: dict[str, int] = {}
 
     def build(name: str, make: Callable[[], Call], small: bool) -> Call:
@@ -57,27 +61,24 @@ def _rows(
     yield from contest.rows(options)
 
 
-def _factors(layers: list[Layer], options: Options) -> dict[str, Callable[[], Call]]:
+def _factors(layers: list[Layer], options: Options) -> Makes:
     """Compute the input factors: by functions, by operators, and compiled."""
     size = 2 if options.quick else 8
     inputs = [normal(layer.input_shape(size), options.device) for layer in layers]
     convs = [layer.conv for layer in layers]
 
-    def all_of(call: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
-        return [call(x, conv) for x, conv in zip(inputs, convs, strict=True)]
+    def eager(inputs: list[Tensor]) -> list[Tensor]:
+        pairs = zip(inputs, convs, strict=True)
+        return [functional.kfac_expand(x, conv) for x, conv in pairs]
 
-    def operator(x: Tensor, conv: Conv) -> Tensor:
-        found: Tensor = _OPERATOR(x, conv.to_ints())
-        return found
+    def operators(inputs: list[Tensor]) -> list[Tensor]:
+        operator = torch.ops.tn_extensions.kfac_expand
+        pairs = zip(inputs, convs, strict=True)
+        return [operator(x, conv.to_ints()) for x, conv in pairs]
 
-    eager = partial(all_of, functional.kfac_expand)
     compiled = torch.compile(eager, fullgraph=True, backend=_backend(options))
-    calls = {
-        "eager": partial(eager, inputs),
-        "operators": partial(all_of, operator, inputs),
-        "compiled": partial(compiled, inputs),
-    }
-    return {name: partial(lambda call: call, call) for name, call in calls.items()}
+    calls = {"eager": eager, "operators": operators, "compiled": compiled}
+    return {name: partial(partial, call, inputs) for name, call in calls.items()}
 
 
 def _backend(options: Options) -> str:
@@ -85,14 +86,13 @@ def _backend(options: Options) -> str:
     return "eager" if options.quick else "inductor"
 
 
-def _passes(subject: Subject, options: Options) -> dict[str, Callable[[], Call]]:
+def _passes(subject: Subject, options: Options) -> Makes:
     """Run forward and backward passes, with hooks that want no statistics."""
     size = 2 if options.quick else 8
     images, labels = (each.to(options.device) for each in subject.batch(size))
-    criterion = nn.CrossEntropyLoss()
 
     def run(model: Callable[[Tensor], Tensor]) -> Tensor:
-        loss: Tensor = criterion(model(images), labels)
+        loss = nn.functional.cross_entropy(model(images), labels)
         loss.backward()
         return loss.detach()
 
@@ -121,26 +121,10 @@ def _passes(subject: Subject, options: Options) -> dict[str, Callable[[], Call]]
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Show milliseconds, and ratios to the eager calls."""
     timed = rows[rows["seconds"].notna()].set_index(["part", "contender"])
-    eager = timed["seconds"].xs("eager", level="contender")
-    table = pd.DataFrame(
-        {
-            "ms": timed["seconds"] * 1e3,
-            "times eager": timed["seconds"].div(eager, level="part"),
-            "graphs": timed["graphs"],
-        }
-    )
-    return {"Times": table}
+    seconds = timed["seconds"]
+    eager = seconds.xs("eager", level="contender")
+    found = {"ms": seconds * 1e3, "times eager": seconds.div(eager, level="part")}
+    return {"Times": pd.DataFrame(found | {"graphs": timed["graphs"]})}
 
 
-QUESTION = Question(
-    title="What does torch.compile make of our operators, and of hooks on a model?",
-    reading=(
-        "KFAC-expand factors by functions (*eager*), by `torch.ops.tn_extensions` "
-        "(*operators*), and *compiled* to one graph; then training passes of a model "
-        "with and without a preconditioner's hooks, in steps that update no factors. "
-        "*graphs* is how many the compiler made: more than one is a break, and none of "
-        "a compiled call is that it gave up."
-    ),
-    cases=cases,
-    tables=tables,
-)
+QUESTION = Question(__doc__, cases, tables)

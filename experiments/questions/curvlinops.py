@@ -1,9 +1,17 @@
-"""How fast and lean are operators, against curvlinops'?"""
+"""How fast and lean are operators, against curvlinops'?
+
+Building is `cls(...)`, `compute_kronecker_factors()` and, of EKFAC,
+`compute_eigenvalue_correction()`, on one batch, for the parameters that stock supports;
+*all layers* are those that ours does. *Gradient* is the forward and backward pass
+alone. An inverse is made, and inverts factors, at its *first* product, not *again*.
+Memory is the peak of building beyond a gradient's, with what the operator keeps.
+EKFACs, and inverses, may differ by more than rounding where factors have close
+eigenvalues; their traces are compared sharply.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from operator import matmul
 from typing import Any
@@ -14,14 +22,14 @@ from torch import Tensor
 
 from experiments.contenders import operators
 from experiments.contenders.operators import KINDS, OURS, STOCK, Setting
-from experiments.harness.case import Call, Case, Contest, Options, Row
-from experiments.harness.measure import num_bytes
-from experiments.harness.question import Claim, Question
+from experiments.harness.case import Case, Contest, Options, Row
+from experiments.harness.measure import Call, num_bytes
+from experiments.harness.question import Question
 from experiments.harness.ratios import (
+    Ratio,
     bars,
-    largest_share,
-    least_ratio,
     memory,
+    memory_claim,
     side_by_side,
     times,
 )
@@ -45,7 +53,7 @@ WORKLOADS = (
 )
 """Networks and batch sizes."""
 
-_KEY = ["kind", "network", "pixels", "batch_size", "fisher_type"]
+_CASE = ["kind", "network", "pixels", "batch_size", "fisher_type"]
 _SLOW_ROUNDS = 3
 """Of what makes stock decompose factors, which takes it 15 s on ResNet-18."""
 
@@ -57,20 +65,18 @@ def cases(options: Options) -> Iterator[Case]:
     """
     for kind in ("expand",) if options.quick else KINDS:
         workloads = ((Subject("unet", 16), 2),) if options.quick else WORKLOADS
-        for subject, batch_size in workloads:
+        for subject, size in workloads:
             has_all = subject.network == "allcnnc" and kind == "expand"
             for fisher in ("empirical", *(("mc", "type-2") if has_all else ())):
-                setting = Setting(kind, subject, batch_size, options.device, fisher)
-                values = (kind, *subject, batch_size, fisher)
-                key = dict(zip(_KEY, values, strict=True))
-                yield Case(key, partial(_rows, setting))
+                key = dict(zip(_CASE, (kind, *subject, size, fisher), strict=True))
+                setting = Setting(kind, subject, size, options.device, fisher)
+                yield Case(key, _rows, setting)
 
 
 def _rows(setting: Setting, options: Options) -> Iterator[Row]:
     """Measure building, then products with the operator and its inverses."""
     operators.require("3.0")
     is_corrected = setting.kind == "ekfac"
-    slowly = replace(options, rounds=_SLOW_ROUNDS)
     model, _ = setting.make(small=False)
     generator = torch.Generator().manual_seed(0)
     vector = [
@@ -88,9 +94,9 @@ def _rows(setting: Setting, options: Options) -> Iterator[Row]:
         baselines=operators.baselines(setting),
         read=read,
         tolerance=TOLERANCE,
-        min_rounds=_SLOW_ROUNDS,
+        rounds=_SLOW_ROUNDS if is_corrected else None,
     )
-    for row in building.rows(slowly if is_corrected else options):
+    for row in building.rows(options):
         yield {"stage": "build"} | row
     if setting.fisher_type != "empirical":
         return
@@ -103,12 +109,11 @@ def _rows(setting: Setting, options: Options) -> Iterator[Row]:
         contest = Contest(
             {n: partial(_product, make, vector, is_again) for n, make in makes.items()},
             tolerance=tolerance,
-            min_rounds=_SLOW_ROUNDS,
+            rounds=_SLOW_ROUNDS if stage == "exact inverse, first" else None,
             weighed=False,
             notes=lambda name: {"kept_bytes": kept[name]},
         )
-        is_slow = stage == "exact inverse, first"
-        for row in contest.rows(slowly if is_slow else options):
+        for row in contest.rows(options):
             yield {"stage": stage} | row
         tolerance = LOOSE_TOLERANCE
 
@@ -151,79 +156,63 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Times of building and of products, and memory."""
     is_building = rows["stage"] == "build"
     names = ("stock", "ours", "gradient", "ours, all layers")
-    found = {"Building": times(rows[is_building], _KEY, names)}
+    found = {"Building": times(rows[is_building], _CASE, names)}
     if not is_building.all():
         products = rows[~is_building].dropna(subset="stage")
-        found["Products"] = times(products, ["stage", *_KEY], names[:2])
+        found["Products"] = times(products, ["stage", *_CASE], names[:2])
     if "bytes" in rows:
-        held = memory(rows, _KEY, "gradient")
-        kept = side_by_side(rows, "kept_bytes", _KEY, names[:2]) / 2**20
-        found["Memory of building beyond a gradient's, and of what is kept, MiB"] = (
-            held.join(kept.add_suffix(", kept"))
-        )
+        kept = side_by_side(rows, "kept_bytes", _CASE, names[:2]) / 2**20
+        title = "Memory of building beyond a gradient's, and of what is kept, MiB"
+        held = memory(rows, _CASE, "gradient")
+        found[title] = held.join(kept.add_suffix(", kept"))
     return found
 
 
 def figures(rows: pd.DataFrame) -> Mapping[str, Any]:
     """Bars of the ratios of building."""
-    table = times(rows[rows["stage"] == "build"], _KEY, ("stock", "ours"))
-    ratios = table["stock over ours"].dropna()
+    ratios = Ratio(_CASE).of(rows[rows["stage"] == "build"])
     return {"building": bars(ratios, "Building an operator: stock's time over ours")}
 
 
+_LEAST_RATIOS = {
+    ("expand", 224): 1.8,
+    ("expand", 64): 1.5,
+    ("reduce", 224): 1.3,
+    ("reduce", 64): 1.3,
+    ("ekfac", 224): 2.0,
+    ("ekfac", 64): 2.0,
+}
+"""Of building for ResNet-18, by kind and pixels."""
+
 QUESTION = Question(
-    title="How fast and lean are operators, against curvlinops'?",
-    reading=(
-        "Building is `cls(...)`, `compute_kronecker_factors()` and, of EKFAC, "
-        "`compute_eigenvalue_correction()`, on one batch, for the parameters that "
-        "stock supports; *all layers* are those that ours does. *Gradient* is the "
-        "forward and backward pass alone. An inverse is made, and inverts factors, at "
-        "its *first* product, not *again*. Memory is the peak of building "
-        "beyond a gradient's, with what the operator keeps. EKFACs, and inverses, may "
-        "differ by more than rounding "
-        "where factors have close eigenvalues; their traces are compared sharply."
-    ),
-    cases=cases,
-    tables=tables,
-    figures=figures,
+    __doc__,
+    cases,
+    tables,
+    figures,
     claims=(
         *(
-            Claim(
+            Ratio(_CASE).claim(
                 f"Building {kind}, ResNet-18, {pixels} pixels: stock's time over ours",
-                least_ratio(
-                    _KEY,
-                    f"stage == 'build' and network == 'resnet18' and "
-                    f"kind == '{kind}' and pixels == {pixels}",
-                ),
-                "at least",
-                limit,
+                least,
+                "stage == 'build' and network == 'resnet18' and "
+                f"kind == '{kind}' and pixels == {pixels}",
             )
-            for kind, pixels, limit in (
-                ("expand", 224, 1.8),
-                ("expand", 64, 1.5),
-                ("reduce", 224, 1.3),
-                ("reduce", 64, 1.3),
-                ("ekfac", 224, 2.0),
-                ("ekfac", 64, 2.0),
-            )
+            for (kind, pixels), least in _LEAST_RATIOS.items()
         ),
-        Claim(
+        Ratio(["stage", *_CASE]).claim(
             "Products with operators and inverses: stock's time over ours",
-            least_ratio(["stage", *_KEY], "stage != 'build'"),
-            "at least",
             1,
+            "stage != 'build'",
         ),
         *(
-            Claim(
+            memory_claim(
                 f"{kind} of ResNet-18: our share of stock's memory",
-                largest_share(
-                    _KEY, "gradient", f"kind == '{kind}' and network == 'resnet18'"
-                ),
-                "at most",
-                limit,
+                most,
+                _CASE,
+                "gradient",
+                f"kind == '{kind}' and network == 'resnet18'",
             )
-            for kind, limit in (("expand", 0.5), ("ekfac", 0.2))
+            for kind, most in (("expand", 0.5), ("ekfac", 0.2))
         ),
     ),
-    preload=("experiments.contenders.operators", "torchvision", OURS),
 )

@@ -1,14 +1,23 @@
-"""Which axes are worth sampling, what does it save, and what does training lose?"""
+"""Which axes are worth sampling, and what does tensor dropout save and lose?
+
+An error is the Frobenius norm of the sampled gradient of a layer's weight less the
+exact one, over that of the exact one, a mean over draws. Several axes have equal
+shares, whose product is the share of the layer's input that is kept. An estimate of
+zero has the error 1. `the batch itself` is the gradient of all training images in place
+of the sampled one. `untrained All-CNN-C` is the paper's figure, on images and on noise;
+the trained CNN is small, after so many steps of SGD. Each way to train gets as many
+trials of its learning rate, and runs again from other seeds. ReLU holds the next
+layer's input for itself, SiLU its own input, masked ReLU a byte for each entry.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -25,18 +34,19 @@ from experiments.contenders.dropout import (
     saved_bytes,
     spread,
 )
-from experiments.harness.case import Call, Case, Contest, Options, Row, cpu_only
+from experiments.harness.case import Case, Contest, Options, Row
+from experiments.harness.measure import Call, Prepared
 from experiments.harness.question import Claim, Question
+from experiments.harness.ratios import Ratio, curves
 from experiments.subjects.images import Split, find_images
 from experiments.subjects.networks import Subject
-from experiments.subjects.training import Recipe, Setting, Training, shuffled, tuned
+from experiments.subjects.training import Recipe, Setting, shuffled, train, tuned
 from tn_extensions.dropout import convert
 from tn_extensions.sampling import SAMPLERS
 
 SHARES = (0.1, 0.25, 0.4, 0.5, 0.75, 0.9)
 SHOWN = 0.5
 """The share that tables of errors are of."""
-DRAWS = 6
 DATA = ("digits", "fashion-mnist")
 ALL_CNN_C = {"first": "0", "early": "2", "middle": "8", "late": "12"}
 LAYERS = ("early", "middle", "late")
@@ -81,35 +91,32 @@ WAYS: dict[str, dict[str, float]] = {EXACT: {}} | {
 LEARNING_RATES = (0.005, 0.01, 0.02, 0.03)
 SEARCH_SEEDS, SEEDS = (0, 4, 7, 8, 9), (1, 2, 3, 5, 6)
 """So many, as it takes, to see that one run of a few never starts to learn."""
-ACTIVATIONS = (MaskedReLU, nn.SiLU, nn.ReLU)
 
 
 def cases(options: Options) -> Iterator[Case]:
     """List errors of gradients, times and bytes of layers, and trainings."""
     quick = options.quick
     data = DATA[:1] if quick else DATA
-    for name in ("synthetic", *data):
-        key = {"part": "errors", "network": "untrained All-CNN-C", "data": name}
-        yield Case(key, partial(_untrained, name))
-    for name in data:
-        key = {"part": "errors", "network": "trained CNN", "data": name}
-        yield Case(key, partial(_trained, name))
+    ways = [EXACT, "n, 0.5"] if quick else list(WAYS)
+    case = partial(Case, cpu_only=True)
+    for network, measure, names in (
+        ("untrained All-CNN-C", _untrained, ("synthetic", *data)),
+        ("trained CNN", _trained, data),
+    ):
+        for name in names:
+            key = {"part": "errors", "network": network, "data": name}
+            yield case(key, measure, name)
     for layer in list(TIMED)[:1] if quick else TIMED:
         for axes in TIMED_AXES[:2] if quick else TIMED_AXES:
             key = {"part": "layers", "layer": layer, "axes": named(axes)}
-            yield Case(key, partial(_backward, layer, axes))
-    ways = [EXACT, "n, 0.5"] if quick else list(WAYS)
-    yield Case({"part": "bytes"}, partial(_bytes, ways))
+            yield case(key, _backward, layer, axes)
+    yield case({"part": "bytes"}, _bytes, ways)
     for name in data:
         for way in ways:
             key = {"part": "training", "data": name, "way": way}
-            yield Case(key, partial(_training, name, way))
+            yield case(key, _training, name, way)
 
 
-# -- errors
-
-
-@cpu_only
 def _untrained(name: str, options: Options) -> Iterator[Row]:
     """Measure errors of a network's gradients on a batch of images, or of noise."""
     subject, size = Subject("allcnnc"), 4 if options.quick else 32
@@ -121,43 +128,42 @@ def _untrained(name: str, options: Options) -> Iterator[Row]:
     model = subject.plain()
     torch.manual_seed(0)
     for layer, module in ALL_CNN_C.items():
-        operands = operands_of(model, module, batch)
-        for row in sampling_errors(operands, *_how(options, SAMPLERS[:1])):
+        for row in _errors(model, module, batch, SAMPLERS[:1], options):
             yield {"layer": layer, "step": 0, **row}
 
 
-@cpu_only
 def _trained(name: str, options: Options) -> Iterator[Row]:
     """Measure errors of layers' gradients at stages of a training."""
     data, stages = find_images(name), (2,) if options.quick else STAGES
     make_model = partial(sampled_cnn, data.pixels, {})
-    training = Training(Recipe("SGD", 0.02), Setting(data, 150, make_model, 1, 1), 0)
-    train, model = data.train, training.model
-    chosen = next(shuffled(len(train.labels), training.setting.batch_size, seed=1))
-    batch = Split(train.images[chosen], train.labels[chosen])
-    for point in training:
+    setting = Setting(data, 150, make_model, 1, 1)
+    images, labels = data.train
+    model = setting.model(seed=0)
+    chosen = next(shuffled(len(labels), setting.batch_size, seed=1))
+    batch = Split(images[chosen], labels[chosen])
+    for point in train(model, Recipe("SGD", 0.02), setting, 0):
         if point["step"] not in stages:
             continue
         for layer in LAYERS:
             place = {"layer": layer, "step": point["step"]}
-            error = batch_error(model, layer, batch, train)
+            error = batch_error(model, layer, batch, data.train)
             yield {**place, "axes": BATCH, "error": error, "asked": SHOWN}
-            operands = operands_of(model, layer, batch)
-            for row in sampling_errors(operands, *_how(options, SAMPLERS)):
+            for row in _errors(model, layer, batch, SAMPLERS, options):
                 yield {**place, **row}
         if point["step"] == stages[-1]:
             return
 
 
-def _how(options: Options, samplers: Any) -> tuple[Any, Any, int]:
-    """Say at which shares, with which samplers and how often to measure errors."""
-    return ((0.25, 0.5), samplers, 2) if options.quick else (SHARES, samplers, DRAWS)
+def _errors(
+    model: nn.Module, layer: str, batch: Split, samplers: Any, options: Options
+) -> Iterator[Row]:
+    shares: Sequence[float] = (0.25, 0.5) if options.quick else SHARES
+    draws = 2 if options.quick else 6
+    yield from sampling_errors(
+        operands_of(model, layer, batch), shares, samplers, draws
+    )
 
 
-# -- layers
-
-
-@cpu_only
 def _backward(name: str, axes: Axes, options: Options) -> Iterator[Row]:
     """Time torch's backward pass through a layer, and that of the converted layer."""
     layer, pixels = TIMED[name]
@@ -181,12 +187,10 @@ def _backward(name: str, axes: Axes, options: Options) -> Iterator[Row]:
         return torch.autograd.grad(outputs[name], (x, bias, weight), g)[:2]
 
     def build(name: str, small: bool) -> Call:
-        forward(name)
-        return partial(backward, name)
+        return Prepared(partial(forward, name), partial(backward, name))
 
     contest = Contest(
-        {name: partial[Call](build, name) for name in layers},
-        setup={name: partial(forward, name) for name in layers},
+        {name: partial(build, name) for name in layers},
         notes=lambda name: {"saved": saved_bytes(layers[name], x) / x.nbytes},
         weighed=False,
     )
@@ -196,17 +200,13 @@ def _backward(name: str, axes: Axes, options: Options) -> Iterator[Row]:
 def _bytes(ways: list[str], options: Options) -> Iterator[Row]:
     """Count what is saved for the backward pass of a batch of digits."""
     batch = find_images("digits").train.images[:64]
-    for activation in ACTIVATIONS:
+    for activation in (MaskedReLU, nn.SiLU, nn.ReLU):
         for way in ways:
             model = sampled_cnn(batch.shape[-1], WAYS[way], activation)
             saved = saved_bytes(model, batch)
             yield {"way": way, "activation": activation.__name__, "bytes": saved}
 
 
-# -- trainings
-
-
-@cpu_only
 def _training(name: str, way: str, options: Options) -> Iterator[Row]:
     """Tune a way to train, and train."""
     data = find_images(name)
@@ -218,9 +218,6 @@ def _training(name: str, way: str, options: Options) -> Iterator[Row]:
         yield from tuned(setting, [grid[-1:]], (0,), (1,))
     else:
         yield from tuned(setting, [grid], SEARCH_SEEDS, SEEDS)
-
-
-# -- tables and figures
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -240,27 +237,25 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Errors at one share, backward passes, saved bytes, trainings."""
     found = {}
     parts = {str(part): own for part, own in rows.groupby("part")}
-    errors = parts.get("errors", pd.DataFrame(columns=["asked"]))
-    errors = errors[errors["asked"] == SHOWN]
-    if len(errors):
-        columns = ["data", "layer", "step"]
+    if "errors" in parts:
+        errors = parts["errors"].query("asked == @SHOWN")
         drawn = errors[errors["sampler"].isin([SAMPLERS[0], float("nan")])]
         for network, own in drawn.groupby("network", sort=False):
+            columns = ["data", "layer", "step"]
             table = own.pivot_table("error", "axes", columns, sort=False)
             found[f"Errors at a share of {SHOWN:g}: {network}"] = table
         trained = errors[errors["step"] > 0]
         table = trained.pivot_table("error", "axes", "sampler", sort=False)
         found["Errors of samplers, trained CNN, means over layers"] = table
     if "layers" in parts:
-        index = ["layer", "axes"]
-        layers = parts["layers"].pivot_table(
-            ["seconds", "saved"], index, "contender", sort=False
-        )
-        times = layers["seconds", "stock"] / layers["seconds", "ours"]
-        table = pd.DataFrame(
-            {"stock / ours": times, "saved share": layers["saved", "ours"]}
-        )
-        found["Time of torch's backward pass over ours, half of each axis"] = table
+        layers, index = parts["layers"], ["layer", "axes"]
+        ours = layers[layers["contender"] == "ours"].set_index(index)
+        ratios = {
+            "stock / ours": Ratio(index).of(layers),
+            "saved share": ours["saved"],
+        }
+        title = "Time of torch's backward pass over ours, half of each axis"
+        found[title] = pd.DataFrame(ratios).reindex(ours.index)
     if "bytes" in parts:
         table = parts["bytes"].pivot_table("bytes", "way", "activation", sort=False)
         found["KiB saved for a backward pass"] = table / 2**10
@@ -275,25 +270,9 @@ def figures(rows: pd.DataFrame) -> Mapping[str, Any]:
     found = {}
     for network, own in errors.groupby("network", sort=False):
         own = own[own["step"] == own["step"].max()]
-        layers, data = own["layer"].unique(), own["data"].unique()
-        size = (2.6 * len(layers), 2.6 * len(data))
-        figure, axes = plt.subplots(
-            *(len(data), len(layers)),
-            figsize=size,
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
-        )
-        for (name, layer), panel in own.groupby(["data", "layer"]):
-            axis = axes[list(data).index(name)][list(layers).index(layer)]
-            for label, curve in panel.groupby("axes", sort=False):
-                axis.plot(curve["share"], curve["error"], label=label)
+        figure, axes = curves(own, "data", "layer", "share", "error", "axes")
+        for axis in axes.values():
             axis.axhline(1, color="gray", linewidth=0.8)  # all is lost
-            axis.set(title=f"{name}, {layer}", yscale="log")
-        axes[0][-1].legend(bbox_to_anchor=(1, 1))
-        figure.supxlabel("share of the input that is kept")
-        figure.supylabel("relative error")
-        plt.close(figure)
         found["-".join(str(network).lower().split())] = figure
     return found
 
@@ -311,21 +290,10 @@ def _points_lost(way: str, rows: pd.DataFrame) -> float:
 
 
 QUESTION = Question(
-    title="Which axes are worth sampling, and what does tensor dropout save and lose?",
-    reading=(
-        "An error is the Frobenius norm of the sampled gradient of a layer's weight "
-        "less the exact one, over that of the exact one, a mean over draws. Several "
-        "axes have equal shares, whose product is the share of the layer's input that "
-        f"is kept. An estimate of zero has the error 1. `{BATCH}` is the gradient of "
-        "all training images in place of the sampled one. `untrained All-CNN-C` is the "
-        "paper's figure, on images and on noise; the trained CNN is small, after so "
-        "many steps of SGD. Each way to train gets as many trials of its learning "
-        "rate, and runs again from other seeds. ReLU holds the next layer's input for "
-        "itself, SiLU its own input, masked ReLU a byte for each entry."
-    ),
-    cases=cases,
-    tables=tables,
-    figures=figures,
+    __doc__,
+    cases,
+    tables,
+    figures,
     claims=(
         Claim(
             "Untrained, on images: error of sampled pixels over that of channels",

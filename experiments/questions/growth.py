@@ -1,21 +1,25 @@
-"""How does the cost of curvature grow with the sizes of a layer?"""
+"""How does the cost of curvature grow with the sizes of a layer?
+
+One size grows, the others stay at a batch of 8, 64 channels, 28 pixels a side, a 3x3
+kernel and 10 classes. Exponents are slopes of straight lines fitted to the logarithms:
+1 is linear, 2 is quadratic. *Stock* unfolds: as BackPACK for gradients and diagonals.
+Its input factor holds K^2 times the input, and multiplies K^4 numbers for each pair of
+channels and each pixel.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from experiments.contenders.gradients import contenders, reference, stock_of
-from experiments.contenders.quantities import Asked
-from experiments.harness.case import Case, Contest, Options, Row
+from experiments.contenders.quantities import Asked, contest
+from experiments.harness.case import Case, Options, Row
 from experiments.harness.measure import RESOLUTION_BYTES
 from experiments.harness.question import Question
-from experiments.harness.ratios import side_by_side
+from experiments.harness.ratios import Ratio, curves
 from experiments.subjects.layers import Layer
 from tn_extensions import Conv
 
@@ -40,31 +44,22 @@ def cases(options: Options) -> Iterator[Case]:
                 continue
             for value in values[:2] if options.quick else values:
                 sizes = base | {axis: value}
-                side, kernel = sizes["side"], sizes["kernel"]
+                channels, side, kernel = (
+                    sizes[name] for name in ("channels", "side", "kernel")
+                )
                 conv = Conv.make(
-                    sizes["channels"],
-                    sizes["channels"],
-                    kernel,
-                    (side, side),
-                    padding=kernel // 2,
+                    channels, channels, kernel, (side, side), padding=kernel // 2
                 )
                 layer = Layer("growth", conv)
                 asked = Asked(quantity, layer, sizes["batch"], sizes["classes"])
                 key = {"quantity": quantity, "axis": axis, "value": value}
-                yield Case(key, partial(_rows, asked))
+                yield Case(key, _rows, asked)
 
 
 def _rows(asked: Asked, options: Options) -> Iterator[Row]:
-    builds = contenders(asked, options.device)
-    names = (stock_of(asked.quantity), "ours", "ours, measured")
-    contest = Contest(
-        {name: builds[name] for name in names},
-        partial(reference, asked, options.device),
-        weighed=not options.quick,
-    )
-    for row in contest.rows(options):
-        stock = row["contender"] == names[0]
-        yield row | {"contender": "stock"} if stock else row
+    names = ("stock", "ours", "ours, measured")
+    own = contest(asked, options.device, names, weighed=not options.quick)
+    yield from own.rows(options)
 
 
 def exponents(rows: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -87,12 +82,9 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Fit exponents, and compare the ends of each axis."""
     found = {"Exponents of time": exponents(rows, "seconds")}
     if "bytes" in rows:
-        found["Exponents of memory beyond inputs and results"] = exponents(
-            rows, "bytes"
-        )
-    index, names = ("quantity", "axis", "value"), ("stock", "ours, measured")
-    seconds = side_by_side(rows, "seconds", index, names)
-    ratio = seconds["stock"] / seconds["ours, measured"]
+        title = "Exponents of memory beyond inputs and results"
+        found[title] = exponents(rows, "bytes")
+    ratio = Ratio(("quantity", "axis", "value"), ours="ours, measured").of(rows)
     for axis, part in ratio.groupby("axis"):
         table = part.droplevel("axis").unstack("value")
         found[f"Time of stock over ours, measured, over {axis}"] = table
@@ -100,36 +92,9 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def figures(rows: pd.DataFrame) -> Mapping[str, Any]:
-    """Draw times over sizes, both logarithmic."""
-    height, width = len(QUANTITIES), len(AXES)
-    figure, axes = plt.subplots(
-        height, width, figsize=(3 * width, 2.6 * height), squeeze=False
-    )
-    for line, quantity in zip(axes, QUANTITIES, strict=True):
-        for axis, name in zip(line, AXES, strict=True):
-            part = rows[(rows["quantity"] == quantity) & (rows["axis"] == name)]
-            if not len(part):
-                axis.set_axis_off()
-                continue
-            seconds = part.pivot_table("seconds", "value", "contender")
-            seconds.plot(ax=axis, logx=True, logy=True, marker=".", title=quantity)
-            axis.set(xlabel=name, ylabel="seconds")
-    figure.tight_layout()
-    plt.close(figure)
+    """Draw times over sizes."""
+    figure, _ = curves(rows, "quantity", "axis", "value", "seconds", "contender")
     return {"times": figure}
 
 
-QUESTION = Question(
-    title="How does the cost of curvature grow with the sizes of a layer?",
-    reading=(
-        "One size grows, the others stay at a batch of 8, 64 channels, 28 pixels a "
-        "side, a 3x3 kernel and 10 classes. Exponents are slopes of straight lines "
-        "fitted to the logarithms: 1 is linear, 2 is quadratic. *Stock* unfolds: as "
-        "BackPACK for gradients and diagonals. Its input factor holds K^2 times the "
-        "input, and multiplies K^4 numbers for each pair of channels and each pixel."
-    ),
-    cases=cases,
-    tables=tables,
-    figures=figures,
-    preload=("experiments.contenders.gradients",),
-)
+QUESTION = Question(__doc__, cases, tables, figures)

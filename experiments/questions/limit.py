@@ -1,16 +1,23 @@
-"""How near are plans to what the machine can do?"""
+"""How near are plans to what the machine can do?
+
+A plan states its multiply-adds and the bytes that it moves. Divided by this machine's
+rates, of a large matrix product and of a copy that no cache holds, they take at least
+the longer of both times: the limit of the plan, not of the quantity. The *share* of the
+limit is that time over the measured one. It can exceed one: data may stay in a cache,
+and torch's native convolutions compute faster than its matrix products. *lost_ms* is
+what is left to gain.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import pandas as pd
 import torch
 
-from experiments.contenders.gradients import contenders, reference
-from experiments.contenders.quantities import SMALL, Asked
-from experiments.harness.case import Case, Contest, Options, Row
+from experiments.contenders.quantities import SMALL, Asked, contest
+from experiments.harness.case import Case, Options, Row
 from experiments.harness.measure import medians, time_side_by_side
 from experiments.harness.question import Question
 from experiments.subjects.layers import NETWORKS, layers_of
@@ -43,16 +50,14 @@ def cases(options: Options) -> Iterator[Case]:
     for quantity in QUANTITIES:
         for layer in (SMALL,) if options.quick else layers:
             asked = Asked(quantity, layer, 2 if options.quick else 8)
-            key = asked.key | {"category": layer.category}
-            yield Case(key, partial(_rows, asked))
+            yield Case(asked.key | {"category": layer.category}, _rows, asked)
 
 
 @torch.no_grad()
 def _rows(asked: Asked, options: Options) -> Iterator[Row]:
     multiply_adds, moved = rates(options.device, options.rounds)
-    builds, name = contenders(asked, options.device), "ours, measured"
-    exact = partial(reference, asked, options.device)
-    (row,) = Contest({name: builds[name]}, exact, weighed=False).rows(options)
+    own = contest(asked, options.device, ("ours, measured",), weighed=False)
+    (row,) = own.rows(options)
     with planning("measure"):
         plan = asked.plan(options.device)
     if "reason" in row:
@@ -90,16 +95,4 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-QUESTION = Question(
-    title="How near are plans to what the machine can do?",
-    reading=(
-        "A plan states its multiply-adds and the bytes that it moves. Divided by this "
-        "machine's rates, of a large matrix product and of a copy that no cache holds, "
-        "they take at least the longer of both times: the limit of the plan, not of "
-        "the quantity. The *share* of the limit is that time over the measured one. It "
-        "can exceed one: data may stay in a cache, and torch's native convolutions "
-        "compute faster than its matrix products. *lost_ms* is what is left to gain."
-    ),
-    cases=cases,
-    tables=tables,
-)
+QUESTION = Question(__doc__, cases, tables)

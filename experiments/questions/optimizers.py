@@ -1,4 +1,15 @@
-"""What does a step of training with curvature cost, beside SGD's?"""
+"""What does a step of training with curvature cost, beside SGD's?
+
+A step is a forward pass, a backward pass and an update with momentum, in training mode;
+each contender has a model of its own. Stock KFAC is our preconditioner with the factors
+of curvlinops' patches, stock SINGD is singd with dense structures. A step renews
+nothing, the factors, or everything: factors and inverses. Averages are matrices, as in
+the long run; while there are few data, ours are low-rank, and faster. `factors-expand`
+is a pass that averages factors, without a step, in ASDL and ours. After the first step,
+factors are compared before they are inverted; gradients that were multiplied by
+inverses may differ by what the damping allows. Memory counts what stays, too:
+gradients, momentum, averages, inverses.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +17,21 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, get_args
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
-from experiments.contenders.optimizers import Method, Update, contenders
+from experiments.contenders.optimizers import (
+    FirstSteps,
+    Method,
+    Update,
+    compare,
+    contenders,
+)
 from experiments.harness.case import Case, Contest, Options, Row
 from experiments.harness.question import Claim, Question
+from experiments.harness.ratios import bars
 from experiments.subjects.networks import Subject
 
 WORKLOADS = (Subject("resnet18", 112), Subject("vgg19", 64))
-BATCH_SIZE = 8
 METHODS: tuple[Method, ...] = get_args(Method)
 UPDATES: dict[str, tuple[Update, ...]] = {
     "KFAC": ("nothing", "factors", "everything"),
@@ -24,39 +40,46 @@ UPDATES: dict[str, tuple[Update, ...]] = {
 }
 INTERVALS = (1, 10, 100)
 """Steps between those that renew everything, to average over."""
-BEYOND = "the same, beyond SGD"
+RATIO, BEYOND = "stock / ours", "the same, beyond SGD"
+_ADDED = "what stock adds over ours"
 _CASE = ["network", "method", "update"]
 
 
 def cases(options: Options) -> Iterator[Case]:
     """List what steps renew, for each network and method."""
     for subject in (Subject("3c3d"),) if options.quick else WORKLOADS:
+        size = 2 if options.quick else 8
         for method in METHODS:
             for update in UPDATES[method.partition("-")[0]]:
                 key = {
                     "network": subject.title,
-                    "batch_size": 2 if options.quick else BATCH_SIZE,
+                    "batch_size": size,
                     "method": method,
                     "update": update,
                 }
-                yield Case(key, partial(_rows, subject, method, update))
+                yield Case(key, _rows, method, subject, size, update)
 
 
 def _rows(
-    subject: Subject, method: Method, update: Update, options: Options
+    method: Method, subject: Subject, batch_size: int, update: Update, options: Options
 ) -> Iterator[Row]:
-    batch_size = 2 if options.quick else BATCH_SIZE
     builds = contenders(method, subject, batch_size, update, options.device)
     contest = Contest(
-        builds,
-        baselines={"SGD": builds.pop("SGD")},
-        read=lambda values: values(),
-        # inverses multiply rounding errors, and the second step those of the first
-        tolerance=1e-2,
-        # what a step renews makes no difference to what stays
-        weighed=update == "everything" and not method.startswith("factors"),
+        {name: build for name, build in builds.items() if name != "SGD"},
+        baselines={"SGD": builds["SGD"]},
+        read=lambda training: training.results(),
+        compare=compare,
+        weighed=False,
     )
-    yield from contest.rows(options)
+    rows = list(contest.rows(options))
+    able = [row["contender"] for row in rows if "reason" not in row]
+    # what a step renews makes no difference to what stays
+    if options.memory and update == "everything":
+        first = {name: partial(FirstSteps, builds[name]) for name in able}
+        held = Contest({}, baselines=first, timed=False).rows(options)
+        of_contenders = {row["contender"]: row for row in held}
+        rows = [row | of_contenders.get(row["contender"], {}) for row in rows]
+    yield from rows
 
 
 def _pivot(rows: pd.DataFrame, column: str = "seconds") -> pd.DataFrame:
@@ -74,7 +97,7 @@ def steps(rows: pd.DataFrame) -> pd.DataFrame:
             "SGD ms": 1e3 * seconds["SGD"],
             "stock / SGD": seconds["stock"] / seconds["SGD"],
             "ours / SGD": seconds["ours"] / seconds["SGD"],
-            "stock / ours": seconds["stock"] / seconds["ours"],
+            RATIO: seconds["stock"] / seconds["ours"],
             BEYOND: beyond["stock"] / beyond["ours"],
         }
     )
@@ -102,9 +125,8 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Tabulate times of steps, averages over many steps, and memory."""
     found = {"Time of a step": steps(rows)}
     if {"nothing", "everything"} <= set(rows["update"]):
-        found["Mean time of a step over SGD's, by interval of renewing"] = averages(
-            rows
-        )
+        title = "Mean time of a step over SGD's, by interval of renewing"
+        found[title] = averages(rows)
     if "bytes" in rows:
         found["Peak memory of the first two steps beyond the model, MiB"] = memory(rows)
     return found
@@ -112,57 +134,49 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def figures(rows: pd.DataFrame) -> Mapping[str, Any]:
     """Bars of steps that renew everything, over SGD's."""
-    table = steps(rows)
-    table = table[table.index.get_level_values("update") == "everything"]
-    if table.empty:
-        return {}
-    shown = table[["stock / SGD", "ours / SGD"]].droplevel("update")
-    shown.index = [f"{network}\n{method}" for network, method in shown.index]
-    figure, axis = plt.subplots(figsize=(1.1 * len(shown) + 2, 3.4))
-    shown.plot.bar(ax=axis, rot=60)
-    axis.axhline(1, color="gray", linewidth=0.8)
-    axis.set(ylabel="time of a step over SGD's")
-    plt.close(figure)
-    return {"steps": figure}
+    shown = steps(rows).query("update == 'everything'").droplevel("update")
+    table = shown[["stock / SGD", "ours / SGD"]]
+    return {"steps": bars(table, "Steps that renew everything: time over SGD's")}
 
 
-def _claims() -> Iterator[Claim]:
-    def least(method: str, update: str, column: str, rows: pd.DataFrame) -> float:
-        own = steps(rows).xs((method, update), level=("method", "update"))
-        return float(own[column].min())
+def _least(method: str, update: str, column: str, rows: pd.DataFrame) -> float:
+    own = steps(rows).xs((method, update), level=("method", "update"))
+    return float(own[column].min())
 
-    def most(kind: str, rows: pd.DataFrame) -> float:
-        own = memory(rows).reset_index()
-        return float(own[own["method"].str.startswith(kind)]["ours / stock"].max())
 
-    for method, limit in (("KFAC-expand", 2), ("KFAC-reduce", 1.33)):
-        text = f"{method}, a step that renews factors: what stock adds over ours"
-        value = partial(least, method, "factors", BEYOND)
-        yield Claim(text, value, "at least", limit)
-    for method in METHODS[2:4]:
-        text = f"{method}, a step that renews everything: stock over ours"
-        value = partial(least, method, "everything", "stock / ours")
-        yield Claim(text, value, "at least", 1)
-    for kind in ("KFAC", "SINGD"):
-        text = f"{kind}: memory, ours over stock"
-        yield Claim(text, partial(most, kind), "at most", 1)
+def _largest_share(kind: str, rows: pd.DataFrame) -> float:
+    own = memory(rows).reset_index()
+    return float(own[own["method"].str.startswith(kind)]["ours / stock"].max())
 
 
 QUESTION = Question(
-    title="What does a step of training with curvature cost, beside SGD's?",
-    reading=(
-        "A step is a forward pass, a backward pass and an update with momentum, in "
-        "training mode; each contender has a model of its own. Stock KFAC is our "
-        "preconditioner with the factors of curvlinops' patches, stock SINGD is singd "
-        "with dense structures. A step renews nothing, the factors, or everything: "
-        "factors and inverses. Averages are matrices, as in the long run; while there "
-        "are few data, ours are low-rank, and faster. `factors-expand` is a pass that "
-        "averages factors, without a step, in ASDL and ours. Memory counts what stays, "
-        "too: gradients, momentum, averages, inverses."
+    __doc__,
+    cases,
+    tables,
+    figures,
+    claims=(
+        *(
+            Claim(
+                f"{method}, a step that renews {update}: {text}",
+                partial(_least, method, update, column),
+                "at least",
+                least,
+            )
+            for method, update, text, column, least in (
+                ("KFAC-expand", "factors", _ADDED, BEYOND, 2),
+                ("KFAC-reduce", "factors", _ADDED, BEYOND, 1.33),
+                ("SINGD-expand", "everything", "stock over ours", RATIO, 1),
+                ("SINGD-reduce", "everything", "stock over ours", RATIO, 1),
+            )
+        ),
+        *(
+            Claim(
+                f"{kind}: memory, ours over stock",
+                partial(_largest_share, kind),
+                "at most",
+                1,
+            )
+            for kind in ("KFAC", "SINGD")
+        ),
     ),
-    cases=cases,
-    tables=tables,
-    figures=figures,
-    claims=tuple(_claims()),
-    preload=("experiments.contenders.optimizers", "torchvision", "singd"),
 )

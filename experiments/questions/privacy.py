@@ -1,4 +1,12 @@
-"""What do a step and a model cost that keep samples private?"""
+"""What do a step and a model cost that keep samples private?
+
+DP-SGD by Opacus alone and with our samplers, in its modes: *hooks* keeps the gradient
+of each sample, *ghost* needs their norms, and takes a second backward pass. Each
+private step is first compared, without noise, with the sum of clipped gradients, one
+sample at a time. The trainings choose a learning rate of five on a fifth of the
+training images, then train with it on all of them for 8 epochs; epsilon is at delta =
+0.0001, and leaves out what the choice of the learning rate has spent.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from experiments.harness.case import Call, Case, Contest, Options, Row, relative_error
-from experiments.harness.question import Claim, Question
-from experiments.harness.ratios import least_ratio, side_by_side
+from experiments.harness.case import Case, Contest, Options, Row, relative_error
+from experiments.harness.measure import Call
+from experiments.harness.question import Question
+from experiments.harness.ratios import Ratio, side_by_side
 from experiments.subjects.images import Split, digits
 from experiments.subjects.networks import Subject
+from experiments.subjects.training import evaluate
 
 PLAIN = "no privacy"
 CONTENDERS = (
@@ -31,22 +41,21 @@ SEEDS, EPOCHS = 3, 8
 
 
 class Training:
-    """A network and its optimizer, private or not.
-
-    Args:
-        name: One of :data:`CONTENDERS`.
-        model: The network.
-        loader: The data.
-        lr: The learning rate.
-        noise: Standard deviation over the largest norm of a gradient.
-    """
+    """A network and its optimizer, private or not: one of :data:`CONTENDERS`."""
 
     def __init__(
-        self, name: str, model: nn.Module, loader: Any, lr: float, noise: float = NOISE
+        self,
+        name: str,
+        model: nn.Module,
+        data: Split,
+        batch_size: int,
+        lr: float,
+        noise: float = NOISE,
     ) -> None:
         self.is_ours = name.endswith("ours")
         self.optimizer: Any = torch.optim.SGD(model.parameters(), lr=lr)
-        self.model, self.loader, self.loss = model, loader, nn.CrossEntropyLoss()
+        self.model, self.loss = model, nn.CrossEntropyLoss()
+        self.loader: Any = DataLoader(TensorDataset(*data), batch_size, shuffle=True)
         warnings.filterwarnings("ignore", module="opacus")
         warnings.filterwarnings("ignore", "Full backward hook", UserWarning)
         self.engine = import_module("opacus").PrivacyEngine()
@@ -54,7 +63,7 @@ class Training:
             self.model, self.optimizer, *others = self.engine.make_private(
                 module=model,
                 optimizer=self.optimizer,
-                data_loader=loader,
+                data_loader=self.loader,
                 noise_multiplier=noise,
                 max_grad_norm=LARGEST_NORM,
                 criterion=self.loss,
@@ -83,10 +92,10 @@ def cases(options: Options) -> Iterator[Case]:
     steps = ((Subject("3c3d"), 64), (Subject("allcnnc"), 16))
     for subject, size in ((Subject("3c3d"), 2),) if options.quick else steps:
         key = {"part": "step", "network": subject.title, "batch_size": size}
-        yield Case(key, partial(_steps, subject, size))
+        yield Case(key, _steps, subject, size)
     for name in CONTENDERS:
         key = {"part": "training", "network": "digits", "contender": name}
-        yield Case(key, partial(_train, name))
+        yield Case(key, _train, name)
 
 
 def _steps(subject: Subject, batch_size: int, options: Options) -> Iterator[Row]:
@@ -107,22 +116,21 @@ def build_step(
 ) -> Call:
     """Build a step on a batch; private ones must sum clipped gradients."""
     size = 1 if small else batch_size
-    x, y = (each.to(device) for each in subject.batch(size))
+    data = Split(*(each.to(device) for each in subject.batch(size)))
 
     def training(noise: float) -> Training:
-        loader = DataLoader(TensorDataset(x, y), batch_size=size)
         model = subject.plain().train().to(device)
-        return Training(name, model, loader, lr=1e-3, noise=noise)
+        return Training(name, model, data, size, 1e-3, noise)
 
     if name != PLAIN and not small:
         checked = training(noise=0.0)
-        exact = clipped(subject.plain().train().to(device), x, y)
-        checked.step(x, y)
+        exact = clipped(subject.plain().train().to(device), *data)
+        checked.step(*data)
         found = [p.grad for p in checked.model.parameters() if p.grad is not None]
         error = relative_error(found, exact)
         if not error <= 1e-3:
             raise ArithmeticError(f"gradients' relative error {error:.1e}")
-    return partial(training(NOISE).step, x, y)
+    return partial(training(NOISE).step, *data)
 
 
 def clipped(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -140,19 +148,18 @@ def clipped(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
 
 def _train(name: str, options: Options) -> Iterator[Row]:
     """Choose a learning rate on some of the training images; then train on all."""
-    data = digits()
-    train, test = data.train.first(256 if options.quick else 2000), data.test
+    data, device = digits(), options.device
+    train = data.train.first(256 if options.quick else 2000)
     kept = len(train.images) * 4 // 5
-    some = train.first(kept)
-    others = Split(train.images[kept:], train.labels[kept:])
+    parts = train.first(kept), Split(train.images[kept:], train.labels[kept:])
     epochs, rates = (1, (0.5,)) if options.quick else (EPOCHS, LEARNING_RATES)
-    found = {
-        lr: _trained(name, some, others, lr, epochs, options.device)["accuracy"]
-        for lr in rates
-    }
-    lr = max(found, key=found.__getitem__)
+
+    def accuracy(lr: float) -> float:
+        return float(_trained(name, *parts, lr, epochs, device, 100)["accuracy"])
+
+    lr = max(rates, key=accuracy)
     for seed in range(1 if options.quick else SEEDS):
-        row = _trained(name, train, test, lr, epochs, options.device, seed)
+        row = _trained(name, train, data.test, lr, epochs, device, seed)
         yield {"lr": lr, "seed": seed, **row}
 
 
@@ -163,7 +170,7 @@ def _trained(
     lr: float,
     epochs: int,
     device: torch.device,
-    seed: int = 100,
+    seed: int,
 ) -> Row:
     torch.manual_seed(seed)
     model = nn.Sequential(
@@ -172,20 +179,16 @@ def _trained(
         *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Flatten(), nn.Linear(512, 10)),
     ).to(device)
-    loader = DataLoader(TensorDataset(*train), 64, shuffle=True)
-    training = Training(name, model, loader, lr)
+    training = Training(name, model, train, 64, lr)
     for _ in range(epochs):
         for x, y in training.loader:
             training.step(x.to(device), y.to(device))
-    with torch.no_grad():
-        guess = model(test.images.to(device)).argmax(1).cpu()
-    row: Row = {"accuracy": float((guess == test.labels).float().mean())}
-    if name != PLAIN:
-        row["epsilon"] = training.engine.get_epsilon(DELTA)
-    return row
+    _, accuracy = evaluate(model, Split(*(each.to(device) for each in test)))
+    epsilon = {} if name == PLAIN else {"epsilon": training.engine.get_epsilon(DELTA)}
+    return {"accuracy": accuracy, **epsilon}
 
 
-_INDEX = ("network", "batch_size")
+_CASE = ("network", "batch_size")
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -197,7 +200,7 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         ("Peak memory of a step, MiB", "bytes", 2**-20),
     ):
         if column in steps and steps[column].notna().any():
-            found[title] = side_by_side(steps, column, _INDEX, CONTENDERS) * unit
+            found[title] = side_by_side(steps, column, _CASE, CONTENDERS) * unit
     trained = rows[rows["part"] == "training"].groupby("contender", sort=False)
     found["Trained on digits"] = trained.agg(
         lr=("lr", "first"),
@@ -209,26 +212,13 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 QUESTION = Question(
-    title="What do a step and a model cost that keep samples private?",
-    reading=(
-        "DP-SGD by Opacus alone and with our samplers, in its modes: *hooks* keeps the "
-        "gradient of each sample, *ghost* needs their norms, and takes a second "
-        "backward pass. Each private step is first compared, without noise, with the "
-        "sum of clipped gradients, one sample at a time. The trainings choose a "
-        "learning rate of five on a fifth of the training images, then train with it "
-        f"on all of them for {EPOCHS} epochs; epsilon is at delta = {DELTA:g}, and "
-        "leaves out what the choice of the learning rate has spent."
-    ),
-    cases=cases,
-    tables=tables,
+    __doc__,
+    cases,
+    tables,
     claims=tuple(
-        Claim(
-            f"{mode}: time of Opacus over ours, the worst network",
-            least_ratio(_INDEX, None, f"{mode}, Opacus", f"{mode}, ours"),
-            "at least",
-            1,
+        Ratio(_CASE, f"{mode}, Opacus", f"{mode}, ours").claim(
+            f"{mode}: time of Opacus over ours, the worst network", 1
         )
         for mode in ("hooks", "ghost")
     ),
-    preload=("opacus", "experiments.questions.privacy"),
 )

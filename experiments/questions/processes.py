@@ -1,11 +1,12 @@
-"""What do several processes take for a preconditioned step, here and on paper?
+"""What do several processes take for a preconditioned step?
 
-On paper, of ``P`` processes, ``W = max(1, fraction P)`` multiply by each layer's
-inverse, and form one of ``P / W`` columns. Factors have ``D`` columns in float32. All
-triangles go round a ring; the busiest process receives the inverses of its column's
-layers that others invert, and the gradients of the layers of other columns; it inverts
-its layers with ``sum D^3`` multiply-adds. The average of gradients comes in addition.
-Messages take no time of their own.
+Here, processes of one thread each share the cores of this machine, and each has a batch
+of its own: with more processes than cores, they wait for each other. `fraction` is
+`grad_worker_fraction`, the share of processes that multiply by a layer's inverse. On
+paper, MB are what the busiest process receives for an update of the factors, for one of
+the inverses, and in each step, at 10 GB/s; it inverts at 1000 billion multiply-adds a
+second. Factors are renewed every 10 steps, inverses every 100; `a step` averages over
+these.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from functools import partial
 from importlib import import_module
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -29,23 +29,14 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from experiments.contenders.optimizers import KFACTraining, Training, Update
-from experiments.harness.case import Case, Options, Row, cpu_only
-from experiments.harness.measure import Call, time_side_by_side
+from experiments.harness.case import Case, Options, Row
+from experiments.harness.measure import Prepared, time_side_by_side
 from experiments.harness.question import Question
 from tn_extensions.optim.distributed import _assignment, _cost
 from tn_extensions.optim.find import find_layers
 from tn_extensions.optim.layer import Layer
 from tn_extensions.optim.options import LayerOptions
 
-FRACTIONS = (0.0, 0.5, 1.0)
-ON_PAPER = ("resnet18", "resnet50")
-SIZES_ON_PAPER = tuple(4**i for i in range(6))
-GIGABYTES, GIGAFLOPS = 10.0, 1000.0
-"""On paper, a process receives and multiplies so much in a second."""
-INTERVALS = (10, 100)
-"""On paper, steps between updates of factors, and of inverses."""
-BATCH_SIZE = 16
-"""Of each process."""
 UPDATES: tuple[Update, ...] = ("nothing", "factors", "everything")
 
 
@@ -54,21 +45,20 @@ def cases(options: Options) -> Iterator[Case]:
     for size in (1, 2) if options.quick else (1, 2, 4):
         for fraction in fractions(size):
             key = {"part": "here", "processes": size, "fraction": fraction}
-            yield Case(key, partial(_measured, size, fraction))
-    for network in ON_PAPER[:1] if options.quick else ON_PAPER:
-        yield Case({"part": "on paper", "network": network}, partial(_paper, network))
+            yield Case(key, _measured, size, fraction, cpu_only=True)
+    for network in ("resnet18",) if options.quick else ("resnet18", "resnet50"):
+        yield Case({"part": "on paper", "network": network}, _paper, network)
 
 
 def fractions(size: int) -> list[float]:
-    """Shares of processes that differ in how many they are."""
-    known = {max(1, int(size * each)): each for each in reversed(FRACTIONS)}
+    """List shares of processes that differ in how many they are."""
+    known = {max(1, int(size * each)): each for each in (1.0, 0.5, 0.0)}
     return [1.0] if size == 1 else sorted(known.values())
 
 
 # -- here
 
 
-@cpu_only
 def _measured(size: int, fraction: float, options: Options) -> Iterator[Row]:
     """Time a small network's steps in processes of one thread each."""
     answers = get_context("spawn").SimpleQueue()
@@ -97,17 +87,16 @@ def _enter(
 
 def _time(rank: int, fraction: float, rounds: int) -> dict[str, list[float]]:
     torch.manual_seed(rank)
-    batch = torch.randn(BATCH_SIZE, 3, 32, 32), torch.randint(10, (BATCH_SIZE,))
-    calls: dict[str, Call] = {"SGD": Training(_network(), batch)}
+    batch = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+    trainings = {"SGD": Training(_network(), batch)}
     for update in UPDATES:
-        calls[update] = KFACTraining(
+        trainings[update] = KFACTraining(
             _network(), batch, update, grad_worker_fraction=fraction
         )
     # all processes must repeat calls equally often: once
-    wait: dict[str, Call] = dict.fromkeys(calls, dist.barrier)
-    times = time_side_by_side(calls, rounds, min_seconds=0.0, setup=wait)
-    for training in calls.values():
-        assert isinstance(training, Training)
+    calls = {name: Prepared(dist.barrier, own) for name, own in trainings.items()}
+    times = time_side_by_side(calls, rounds, min_seconds=0.0)
+    for training in trainings.values():
         for parameter in training.model.parameters():
             first = parameter.detach().clone()
             dist.broadcast(first, 0)
@@ -119,11 +108,14 @@ def _network() -> nn.Module:
     """Make a small network, the same in all processes."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        layers: list[nn.Module] = []
-        for channels, stride in (((3, 16), 1), ((16, 32), 2), ((32, 64), 2)):
-            layers += [nn.Conv2d(*channels, 3, stride, padding=1), nn.ReLU()]
-        head = nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(256, 10)
-        return DistributedDataParallel(nn.Sequential(*layers, *head))
+        return DistributedDataParallel(
+            nn.Sequential(
+                *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()),
+                *(nn.Conv2d(16, 32, 3, 2, padding=1), nn.ReLU()),
+                *(nn.Conv2d(32, 64, 3, 2, padding=1), nn.ReLU()),
+                *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(256, 10)),
+            )
+        )
 
 
 # -- on paper
@@ -131,23 +123,30 @@ def _network() -> nn.Module:
 
 def _paper(network: str, options: Options) -> Iterator[Row]:
     layers = layers_of(network)
-    for size in SIZES_ON_PAPER:
+    for size in (4**i for i in range(6)):
         for fraction in fractions(size):
             yield costs(layers, size, fraction)
 
 
 def layers_of(network: str) -> list[Layer]:
     """List the preconditioned layers of a network of torchvision, without values."""
-    with torch.device("meta"):
-        model: nn.Module = getattr(import_module("torchvision.models"), network)()
     options = LayerOptions("expand", 1e-3, "pi", 0.95, False)
-    with catch_warnings():
+    with torch.device("meta"), catch_warnings():
         simplefilter("ignore")  # normalisation keeps its gradient
+        model = import_module("torchvision.models").get_model(network)
         return list(find_layers("processes", model, options, (), {}).values())
 
 
 def costs(layers: Sequence[Layer], size: int, fraction: float) -> Row:
-    """Compute what the busiest of some processes sends, receives and inverts."""
+    """Compute what the busiest of ``P`` processes receives and inverts.
+
+    ``W = max(1, fraction P)`` processes multiply by each layer's inverse, and form one
+    of ``P / W`` columns. Factors have ``D`` columns in float32. All triangles go round
+    a ring; the busiest process receives the inverses of its column's layers that others
+    invert, and the gradients of the layers of other columns; it inverts its layers with
+    ``sum D^3`` multiply-adds. The average of gradients comes in addition. Messages take
+    no time of their own.
+    """
     columns = size // max(1, round(size * fraction))
     inverses, gradients, inversions = [0] * size, [0] * size, [0] * size
     triangles = 0
@@ -162,49 +161,33 @@ def costs(layers: Sequence[Layer], size: int, fraction: float) -> Row:
                 gradients[rank] += sum(4 * own.numel() for own in parameters)
             elif rank != owner:
                 inverses[rank] += sum(groups * 4 * d**2 for groups, d in sizes)
-    factors = 2 * (size - 1) / size * triangles
-    seconds = max(inversions) / GIGAFLOPS / 1e9
-    for_factors, for_inverses = INTERVALS
-    received = factors / for_factors + max(inverses) / for_inverses + max(gradients)
+    row = {
+        "MB factors": 2 * (size - 1) / size * triangles / 1e6,
+        "MB inverses": max(inverses) / 1e6,
+        "MB gradients": max(gradients) / 1e6,
+        "inversion ms": max(inversions) / 1e9,
+    }
+    a_step = row["MB factors"] / 10 + row["MB inverses"] / 100 + row["MB gradients"]
     return {
         "processes": size,
         "fraction": fraction,
-        "MB factors": factors / 1e6,
-        "MB inverses": max(inverses) / 1e6,
-        "MB gradients": max(gradients) / 1e6,
-        "inversion ms": 1e3 * seconds,
-        "communication ms a step": received / GIGABYTES / 1e6,
-        "inversion ms a step": 1e3 * seconds / for_inverses,
+        **row,
+        "communication ms a step": a_step / 10,
+        "inversion ms a step": row["inversion ms"] / 100,
     }
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Milliseconds of steps here, and each network on paper."""
-    found = {}
+    found, index = {}, ["processes", "fraction"]
     here = rows[rows["part"] == "here"]
     if len(here):
-        index = ["processes", "fraction"]
         table = 1e3 * here.pivot_table("seconds", index, "contender", sort=False)
         found["Milliseconds of a step, by what it renews"] = table
-    paper = rows[rows["part"] == "on paper"]
-    for network, own in paper.groupby("network") if len(paper) else ():
-        table = own.astype({"processes": int}).set_index(["processes", "fraction"])
+    for network, own in rows[rows["part"] == "on paper"].groupby("network"):
+        table = own.astype({"processes": int}).set_index(index)
         found[f"On paper: {network}"] = table.filter(regex="^MB | ms")
     return found
 
 
-QUESTION = Question(
-    title="What do several processes take for a preconditioned step?",
-    reading=(
-        "Here, processes of one thread each share the cores of this machine, and each "
-        "has a batch of its own: with more processes than cores, they wait for each "
-        "other. `fraction` is `grad_worker_fraction`, the share of processes that "
-        "multiply by a layer's inverse. On paper, MB are what the busiest process "
-        "receives for an update of the factors, for one of the inverses, and in each "
-        f"step, at {GIGABYTES:g} GB/s; it inverts at {GIGAFLOPS:g} billion "
-        f"multiply-adds a second. Factors are renewed every {INTERVALS[0]} steps, "
-        f"inverses every {INTERVALS[1]}; `a step` averages over these."
-    ),
-    cases=cases,
-    tables=tables,
-)
+QUESTION = Question(__doc__, cases, tables)

@@ -1,4 +1,8 @@
-"""What is gained by evaluating several quantities of a layer together?"""
+"""What is gained by evaluating several quantities of a layer together?
+
+What several of BackPACK's extensions ask of a kernel in one backward pass: by
+`functional.together`, and one function after the other.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from experiments.contenders.convolutions import normal
-from experiments.contenders.quantities import SMALL, VARIOUS
-from experiments.harness.case import Call, Case, Contest, Options, Row
-from experiments.harness.question import Claim, Question
-from experiments.harness.ratios import least_ratio, times
+from experiments.contenders.quantities import SMALL, VARIOUS, normal
+from experiments.harness.case import Case, Contest, Options, Row
+from experiments.harness.measure import Call
+from experiments.harness.question import Question
+from experiments.harness.ratios import Ratio, times
 from experiments.subjects.layers import Layer
 from tn_extensions import Conv, functional, planning
 
@@ -34,6 +38,7 @@ FLOWS: dict[str, tuple[tuple[str, ...], int]] = {
 """BackPACK's extensions in one backward pass: their quantities, and vectors."""
 
 _DEPTHWISE = Layer("various", Conv.make(96, 96, 3, (32, 32), 1, 1, groups=96))
+_CASE = ("planning", "flow", "layer")
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -43,7 +48,7 @@ def cases(options: Options) -> Iterator[Case]:
         for flow in FLOWS:
             for mode in ("estimate", "measure"):
                 key = {"flow": flow, "layer": layer.name, "planning": mode}
-                yield Case(key, partial(_rows, flow, layer, mode))
+                yield Case(key, _rows, flow, layer, mode)
 
 
 @torch.no_grad()
@@ -80,32 +85,22 @@ def _rows(flow: str, layer: Layer, mode: Any, options: Options) -> Iterator[Row]
         yield from contest.rows(options)
 
 
-_INDEX = ("planning", "flow", "layer")
-
-
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Tabulate times, and what is shared."""
     shared = rows.pivot_table("shared", ["planning", "flow"], "layer", "first")
     return {
-        "Times": times(rows, _INDEX, ("apart", "together")),
+        "Times": times(rows, _CASE, ("apart", "together")),
         "What is shared": shared,
     }
 
 
 QUESTION = Question(
-    title="What is gained by evaluating several quantities of a layer together?",
-    reading=(
-        "What several of BackPACK's extensions ask of a kernel in one backward pass: "
-        "by `functional.together`, and one function after the other."
-    ),
-    cases=cases,
-    tables=tables,
+    __doc__,
+    cases,
+    tables,
     claims=(
-        Claim(
-            "Time apart over together, worst",
-            least_ratio(_INDEX, theirs="apart", ours="together"),
-            "at least",
-            0.95,
+        Ratio(_CASE, "apart", "together").claim(
+            "Time apart over together, worst", 0.95
         ),
     ),
 )

@@ -1,23 +1,24 @@
-"""What does it take, and bring, to measure the plans of whole networks beforehand?"""
+"""What does it take, and bring, to tune whole networks?
+
+`tn_extensions.tune` runs the best-ranked candidates of each layer's plan once, and
+remembers the fastest. A gain of one: the estimate had chosen it already. Seconds are
+those that tuning took.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from functools import partial
 
 import pandas as pd
 import torch
 from torch import nn
 
-from experiments.contenders.convolutions import normal
+from experiments.contenders.quantities import normal
 from experiments.harness.case import Case, Options, Row
 from experiments.harness.question import Question
 from experiments.subjects.layers import NETWORKS, layers_of
 from tn_extensions import tune
-
-QUANTITIES = ("kfac_expand", "kfac_reduce")
-BATCH_SIZE = 8
 
 
 class Convolutions(nn.Module):
@@ -28,8 +29,7 @@ class Convolutions(nn.Module):
 
     def __init__(self, network: str, device: torch.device) -> None:
         super().__init__()
-        self.device = device
-        self.layers = layers_of(network)
+        self.device, self.layers = device, layers_of(network)
         modules = [layer.module(str(device)) for layer in self.layers]
         self.convolutions = nn.ModuleList(modules)
 
@@ -42,15 +42,14 @@ class Convolutions(nn.Module):
 def cases(options: Options) -> Iterator[Case]:
     """List the networks."""
     for network in ("3c3d",) if options.quick else NETWORKS:
-        batch_size = 2 if options.quick else BATCH_SIZE
-        key = {"network": network, "batch_size": batch_size}
-        yield Case(key, partial(_rows, network, batch_size))
+        size = 2 if options.quick else 8
+        yield Case({"network": network, "batch_size": size}, _rows, network, size)
 
 
 def _rows(network: str, batch_size: int, options: Options) -> Iterator[Row]:
     model = Convolutions(network, options.device)
     start = time.perf_counter()
-    report = tune(model, batch_size, QUANTITIES, progress=False)
+    report = tune(model, batch_size, ("kfac_expand", "kfac_reduce"), progress=False)
     seconds = time.perf_counter() - start
     for tuned in report:
         layer = model.layers[int(tuned.layers[0].rpartition(".")[2])]
@@ -69,22 +68,12 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     grouped = rows.groupby(["network", "quantity"])
     summary = grouped["gain"].agg(["count", "median", "max"])
     summary["seconds"] = grouped["seconds"].sum()
-    most = rows.nlargest(15, "gain")[
-        ["network", "layer", "quantity", "estimated", "measured", "gain"]
-    ]
+    columns = ["layer", "quantity", "estimated", "measured", "gain"]
+    most = rows.nlargest(15, "gain").set_index("network")[columns]
     return {
         "Time of the estimated choice over the measured one": summary,
-        "The layers that gain most": most.set_index("network"),
+        "The layers that gain most": most,
     }
 
 
-QUESTION = Question(
-    title="What does it take, and bring, to tune whole networks?",
-    reading=(
-        "`tn_extensions.tune` runs the best-ranked candidates of each layer's plan "
-        "once, and remembers the fastest. A gain of one: the estimate had chosen it "
-        "already. Seconds are those that tuning took."
-    ),
-    cases=cases,
-    tables=tables,
-)
+QUESTION = Question(__doc__, cases, tables)

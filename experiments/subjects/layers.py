@@ -1,9 +1,12 @@
-"""The convolutions of nine networks, the ones of the paper (arXiv:2307.02275)."""
+"""The convolutions of nine networks, the ones of the paper (arXiv:2307.02275).
+
+DeepOBS pads 3c3d's strided layers on the right only, as TensorFlow's 'same' does, here
+they are padded on both sides: the sizes agree.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
@@ -11,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from experiments.subjects.networks import Subject
 from tn_extensions import Conv, ConvDim
 
 Category = Literal["dense", "mixed dense", "down-sampling", "general"]
@@ -102,23 +106,27 @@ def _kind(dim: ConvDim) -> Category:
 
 @lru_cache
 def layers_of(network: str) -> tuple[Layer, ...]:
-    """List the different convolutions of a network, in their order."""
-    found: Counter[Conv] = Counter()
-    if network not in TORCHVISION:
-        found.update(_LITERAL[network])
-    else:
-        found.update(_convolutions(network))
-    return tuple(Layer(network, conv, count) for conv, count in found.items())
+    """List the different convolutions of a network, in the order of their use."""
+    counts = Counter(_convolutions(network))
+    return tuple(Layer(network, conv, count) for conv, count in counts.items())
 
 
-def _convolutions(network: str) -> Iterator[Conv]:
-    """Yield the convolutions of a network of torchvision, in the order of their use."""
-    # slow to import
-    get_model = import_module("torchvision.models").get_model
-    # its default takes a minute
-    options = {"init_weights": False} if network == "inception_v3" else {}
+def _convolutions(network: str) -> list[Conv]:
+    if network == "2c2d":
+        return [
+            Conv.make(1, 32, 5, (28, 28), 1, 2),
+            Conv.make(32, 64, 5, (14, 14), 1, 2),
+        ]
+    pixels = TORCHVISION.get(network, 32)
     with torch.device("meta"):
-        model = get_model(network, **options).eval()
+        if network in TORCHVISION:
+            # its default initialisation takes a minute
+            options = {"init_weights": False} if network == "inception_v3" else {}
+            # slow to import
+            get_model = import_module("torchvision.models").get_model
+            model = get_model(network, **options).eval()
+        else:
+            model = Subject(network).plain()
     found: list[Conv] = []
 
     def see(module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -127,33 +135,5 @@ def _convolutions(network: str) -> Iterator[Conv]:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(see)
-    pixels = TORCHVISION[network]
     model(torch.empty(1, 3, pixels, pixels, device="meta"))
-    yield from found
-
-
-_LITERAL: dict[str, tuple[Conv, ...]] = {
-    # as in DeepOBS (arXiv:1903.05499); it pads strided layers on the right only, as
-    # TensorFlow's 'same' does, here they are padded on both sides: the sizes agree
-    "3c3d": (
-        Conv.make(3, 64, 5, (32, 32)),
-        Conv.make(64, 96, 3, (14, 14)),
-        Conv.make(96, 128, 3, (6, 6), 1, 1),
-    ),
-    "2c2d": (
-        Conv.make(1, 32, 5, (28, 28), 1, 2),
-        Conv.make(32, 64, 5, (14, 14), 1, 2),
-    ),
-    # arXiv:1412.6806, on CIFAR-100
-    "allcnnc": (
-        Conv.make(3, 96, 3, (32, 32), 1, 1),
-        Conv.make(96, 96, 3, (32, 32), 1, 1),
-        Conv.make(96, 96, 3, (32, 32), 2, 1),
-        Conv.make(96, 192, 3, (16, 16), 1, 1),
-        Conv.make(192, 192, 3, (16, 16), 1, 1),
-        Conv.make(192, 192, 3, (16, 16), 2, 1),
-        Conv.make(192, 192, 3, (8, 8)),
-        Conv.make(192, 192, 1, (6, 6)),
-        Conv.make(192, 100, 1, (6, 6)),
-    ),
-}
+    return found

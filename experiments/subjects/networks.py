@@ -5,7 +5,8 @@ A faster layer gains only as much as what surrounds it leaves to gain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from functools import partial
 from importlib import import_module
 from typing import NamedTuple
 
@@ -13,9 +14,6 @@ import torch
 from backpack import extend
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
-
-_CIFAR_PIXELS = 32
-_CALIBRATION_SAMPLES = 8
 
 
 class Subject(NamedTuple):
@@ -27,7 +25,7 @@ class Subject(NamedTuple):
     """
 
     network: str
-    pixels: int = _CIFAR_PIXELS
+    pixels: int = 32
 
     @property
     def title(self) -> str:
@@ -35,38 +33,27 @@ class Subject(NamedTuple):
         return f"{self.network}, {self.pixels} pixels"
 
     def build(self, without: Collection[type[nn.Module]] = ()) -> nn.Module:
-        """Build the network, the same one each time, ready for BackPACK.
+        """Build the network as :meth:`plain` does, extended for BackPACK."""
+        return extend(self.plain(without), use_converter=self.network in REPLACEABLE)
+
+    def plain(self, without: Collection[type[nn.Module]] = ()) -> nn.Module:
+        """Build the network, the same one each time, in evaluation mode.
 
         Args:
             without: Kinds of modules, of those in :data:`REPLACEABLE`, to express by
                 others: ``nn.BatchNorm2d`` is folded into the convolution before it,
                 ``nn.AdaptiveAvgPool2d`` becomes ``nn.AvgPool2d``.
-
-        Returns:
-            The extended network in evaluation mode.
-        """
-        return extend(self.plain(without), use_converter=self.network in REPLACEABLE)
-
-    def plain(self, without: Collection[type[nn.Module]] = ()) -> nn.Module:
-        """Build the network, the same one each time, as torch has it.
-
-        Args:
-            without: As :meth:`build`.
-
-        Returns:
-            The network in evaluation mode.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if self.network in REPLACEABLE:
                 return _resnet(self.network, self.pixels, without)
-            networks: dict[str, Callable[[], nn.Module]] = {
-                "3c3d": _three_c_three_d,
-                "allcnnc": _all_cnn_c,
-                "unet": UNet,
-                "vgg19": _vgg19,
-            }
-            network = networks[self.network]()
+            network = {
+                "3c3d": lambda: _three_c_three_d(),
+                "allcnnc": lambda: _all_cnn_c(),
+                "unet": lambda: UNet(),
+                "vgg19": lambda: _vgg19(),
+            }[self.network]()
             if self.network == "unet":
                 _calibrate(network, self.pixels)
             return network.eval()
@@ -94,24 +81,34 @@ REPLACEABLE = dict.fromkeys(
 """Kinds of modules that a network can be built without."""
 
 
+def small_batch() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """Make a tiny network and a batch, for a warm-up.
+
+    Decompositions of a real network's factors would take stock minutes.
+    """
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(8, 10))
+    return model, (torch.ones(2, 3, 4, 4), torch.zeros(2, dtype=torch.long))
+
+
 def _three_c_three_d() -> nn.Sequential:
     """DeepOBS's 3c3d; its pooling pads on both sides rather than as TensorFlow does."""
-    channels = ((3, 64, 5, 0), (64, 96, 3, 0), (96, 128, 3, 1))
-    layers: list[nn.Module] = []
-    for in_channels, out_channels, kernel_size, padding in channels:
-        layers += [
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding),
-            nn.ReLU(),
-            nn.MaxPool2d(3, stride=2, padding=1),
-        ]
-    layers += [nn.Flatten(), nn.Linear(1152, 512), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10))
+
+    def block(i: int, o: int, k: int, p: int) -> nn.Module:
+        conv = nn.Conv2d(i, o, k, padding=p)
+        return nn.Sequential(conv, nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
+
+    blocks = block(3, 64, 5, 0), block(64, 96, 3, 0), block(96, 128, 3, 1)
+    return nn.Sequential(
+        *(module for each in blocks for module in each.children()),
+        *(nn.Flatten(), nn.Linear(1152, 512), nn.ReLU()),
+        *(nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10)),
+    )
 
 
 def _all_cnn_c() -> nn.Sequential:
-    """All-CNN-C without dropout; the layers of ``experiments.layers``, with biases."""
-    channels = (
-        # in, out, kernel size, stride, padding
+    """All-CNN-C (arXiv:1412.6806) on CIFAR-100, without dropout."""
+    layers: list[nn.Module] = []
+    for in_channels, out_channels, kernel_size, stride, padding in (
         (3, 96, 3, 1, 1),
         (96, 96, 3, 1, 1),
         (96, 96, 3, 2, 1),
@@ -121,9 +118,7 @@ def _all_cnn_c() -> nn.Sequential:
         (192, 192, 3, 1, 0),
         (192, 192, 1, 1, 0),
         (192, 100, 1, 1, 0),
-    )
-    layers: list[nn.Module] = []
-    for in_channels, out_channels, kernel_size, stride, padding in channels:
+    ):
         conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
         layers += [conv, nn.ReLU()]
     return nn.Sequential(*layers, nn.AvgPool2d(6), nn.Flatten())
@@ -139,39 +134,31 @@ class UNet(nn.Module):
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         middle, deep = 2 * width, 4 * width
-        self.encoder = nn.ModuleList(
-            [_block(3, width), _block(width, middle), _block(middle, deep)]
-        )
-        self.pool = nn.MaxPool2d(2)
-        self.up = nn.ModuleList(
-            [
-                nn.ConvTranspose2d(deep, middle, 2, stride=2),
-                nn.ConvTranspose2d(
-                    middle, width, 3, stride=2, padding=1, output_padding=1
-                ),
-            ]
-        )
-        self.decoder = nn.ModuleList([_block(deep, middle), _block(middle, width)])
+        up = nn.ConvTranspose2d
+        self.first, self.pool = _block(3, width), nn.MaxPool2d(2)
+        self.second, self.third = _block(width, middle), _block(middle, deep)
+        self.up_middle = up(deep, middle, 2, stride=2)
+        self.down_middle = _block(deep, middle)
+        self.up_high = up(middle, width, 3, stride=2, padding=1, output_padding=1)
+        self.down_high = _block(middle, width)
         self.head = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores of images whose sides are divisible by four."""
-        first, second, third = self.encoder
-        high = first(x)
-        middle = second(self.pool(high))
-        x = third(self.pool(middle))
-        for up, block, skipped in zip(
-            self.up, self.decoder, (middle, high), strict=True
-        ):
-            x = block(torch.cat([up(x), skipped], 1))
-        return self.head(x)
+        high = self.first(x)
+        middle = self.second(self.pool(high))
+        x = self.up_middle(self.third(self.pool(middle)))
+        x = self.up_high(self.down_middle(torch.cat([x, middle], 1)))
+        return self.head(self.down_high(torch.cat([x, high], 1)))
 
 
-def _block(in_channels: int, out_channels: int) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+def _block(
+    i: int, o: int, k: int = 3, s: int = 1, p: int = 1, bias: bool = True
+) -> nn.Sequential:
+    conv = nn.Conv2d(i, o, k, s, p, bias=bias)
+    return nn.Sequential(conv, nn.BatchNorm2d(o), nn.ReLU())
 
 
 def _vgg19() -> nn.Module:
@@ -209,4 +196,31 @@ def _calibrate(network: nn.Module, pixels: int) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # averages over all batches, here one
     with torch.no_grad():
-        network(torch.randn(_CALIBRATION_SAMPLES, 3, pixels, pixels))
+        network(torch.randn(8, 3, pixels, pixels))
+
+
+class _Residual(nn.Sequential):
+    """Add what its modules compute to the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add."""
+        return x + super().forward(x)
+
+
+def resnet9() -> nn.Module:
+    """Build the ResNet-9 of kronfluence's examples, in evaluation mode."""
+    block = partial(_block, bias=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            block(3, 64),
+            block(64, 128, 5, 2, 2),
+            _Residual(block(128, 128), block(128, 128)),
+            block(128, 256),
+            nn.MaxPool2d(2),
+            _Residual(block(256, 256), block(256, 256)),
+            block(256, 128, p=0),
+            nn.AdaptiveMaxPool2d((1, 1)),
+            nn.Flatten(),
+            nn.Linear(128, 10, bias=False),
+        ).eval()

@@ -101,80 +101,62 @@ class Setting:
     num_evaluated: int
     batch_size: int = 64
 
-
-class Training:
-    """A training whose iterator advances it from evaluation to evaluation.
-
-    Several can take turns, so that what else the machine does slows all of them.
-    An evaluation is a row: the ``step``; ``seconds`` of steps, without evaluations;
-    the training ``loss``, infinite once it has been; the test ``accuracy``.
-
-    Args:
-        recipe: The optimizer.
-        setting: Everything else.
-        seed: Of the initial weights and of the batches, whatever the optimizer.
-
-    Attributes:
-        model: The model.
-        rows: Evaluations so far: at the start, every few steps, at the end.
-    """
-
-    def __init__(self, recipe: Recipe, setting: Setting, seed: int) -> None:
-        self.recipe, self.setting, self.seed = recipe, setting, seed
+    def model(self, seed: int) -> nn.Sequential:
+        """Build the model from a seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = setting.make_model()
-        self.rows: list[Row] = []
-        self._optimizer = recipe.build(self.model)
-        anneal = partial(learning_rate, steps=setting.steps)
-        self._schedule = LambdaLR(self._optimizer, anneal)
-        self._seconds = 0.0
+            return self.make_model()
 
-    def __iter__(self) -> Iterator[Row]:
-        """Train; ends early where a loss is not finite."""
-        setting, (images, labels) = self.setting, self.setting.data.train
-        yield self._evaluated(0)
-        batches = shuffled(len(labels), setting.batch_size, self.seed)
-        for step in range(1, setting.steps + 1):
+
+def train(
+    model: nn.Module, recipe: Recipe, setting: Setting, seed: int
+) -> Iterator[Row]:
+    """Train from evaluation to evaluation; ends early where a loss is not finite.
+
+    Several trainings can take turns, so that what else the machine does slows all.
+
+    Args:
+        model: The model.
+        recipe: The optimizer.
+        setting: Everything else.
+        seed: Of the batches, whatever the optimizer.
+
+    Yields:
+        Evaluations, at the start, every few steps and at the end: the ``step``;
+        ``seconds`` of steps, without evaluations; the training ``loss``, infinite once
+        it has been; the test ``accuracy``.
+    """
+    images, labels = setting.data.train
+    optimizer = recipe.build(model)
+    schedule = LambdaLR(optimizer, partial(learning_rate, steps=setting.steps))
+    about = {"contender": recipe.kind, "options": recipe.text, "seed": seed}
+    seconds, loss = 0.0, 0.0
+    batches = shuffled(len(labels), setting.batch_size, seed)
+    for step in range(setting.steps + 1):
+        if step:
             batch = next(batches)
             start = time.perf_counter()
-            is_finite = self._step(images[batch], labels[batch])
-            self._seconds += time.perf_counter() - start
+            optimizer.zero_grad()
+            own = nn.functional.cross_entropy(model(images[batch]), labels[batch])
+            if is_finite := bool(own.isfinite()):
+                own.backward()
+                optimizer.step()
+                schedule.step()
+            seconds += time.perf_counter() - start
             is_last = step == setting.steps or not is_finite
-            if is_last or step % setting.evaluate_every == 0:
-                yield self._evaluated(step)
-            if is_last or self.rows[-1]["loss"] == math.inf:
-                return
-
-    def _step(self, images: Tensor, labels: Tensor) -> bool:
-        """Take a step if the loss is finite."""
-        self._optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(self.model(images), labels)
-        if not loss.isfinite():
-            return False
-        loss.backward()
-        self._optimizer.step()
-        self._schedule.step()
-        return True
-
-    def _evaluated(self, step: int) -> Row:
-        setting = self.setting
-        train, test = (split.first(setting.num_evaluated) for split in setting.data[1:])
-        loss, _ = evaluate(self.model, train)
-        is_last = step == setting.steps
-        _, accuracy = evaluate(self.model, setting.data.test if is_last else test)
-        self.rows.append(
-            {
-                "contender": self.recipe.kind,
-                "options": self.recipe.text,
-                "seed": self.seed,
-                "step": step,
-                "seconds": self._seconds,
-                "loss": loss if math.isfinite(loss) else math.inf,
-                "accuracy": accuracy,
-            }
+            if not is_last and step % setting.evaluate_every:
+                continue
+        num = setting.num_evaluated
+        loss, _ = evaluate(model, setting.data.train.first(num))
+        loss = loss if math.isfinite(loss) else math.inf
+        test = setting.data.test
+        _, accuracy = evaluate(
+            model, test if step == setting.steps else test.first(num)
         )
-        return self.rows[-1]
+        values = {"step": step, "seconds": seconds, "loss": loss, "accuracy": accuracy}
+        yield {**about, **values}
+        if loss == math.inf or step and is_last:
+            return
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -223,11 +205,16 @@ def tuned(
     for grid in grids:
         losses = []
         for recipe in grid:
-            ends = [list(Training(recipe, at_end, seed))[-1] for seed in search_seeds]
+            ends = [
+                list(train(setting.model(seed), recipe, at_end, seed))[-1]
+                for seed in search_seeds
+            ]
             losses.append(mean(end["loss"] for end in ends))
             yield from ({"phase": "trial", **end} for end in ends)
         chosen.append(grid[losses.index(min(losses))])
     for seed in seeds:
-        trainings = [Training(recipe, setting, seed) for recipe in chosen]
+        trainings = [
+            train(setting.model(seed), recipe, setting, seed) for recipe in chosen
+        ]
         for rows in zip_longest(*trainings):
             yield from ({"phase": "run", **row} for row in rows if row is not None)

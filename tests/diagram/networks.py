@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from experiments.gallery_pictures import two_layers
+from docs.scenes import two_layers
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.network import simplify
 from tn_extensions.network.rules import pair

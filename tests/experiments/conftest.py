@@ -10,4 +10,4 @@ from experiments.harness.measure import preload
 @pytest.fixture(scope="session", autouse=True)
 def preloaded_server() -> None:
     """Let memory measurements start fast, whichever test makes the first one."""
-    preload("experiments.contenders.convolutions")
+    preload("experiments.contenders.quantities")

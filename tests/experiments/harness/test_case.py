@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from experiments.harness.case import (
-    Call,
+    Case,
     Contest,
     Options,
     Unsupported,
-    cpu_only,
     relative_error,
 )
+from experiments.harness.measure import Call
 
 MIB = 2**20
 
@@ -155,7 +155,7 @@ def test_relative_error_of_what_does_not_compare() -> None:
 
 
 def test_other_devices_are_refused() -> None:
-    measure = cpu_only(lambda options: iter([{"seconds": 1.0}]))
-    assert list(measure(Options())) == [{"seconds": 1.0}]
+    case = Case({}, lambda x, options: [{"seconds": x}], 1.0, cpu_only=True)
+    assert list(case.measure(Options())) == [{"seconds": 1.0}]
     with pytest.raises(Unsupported, match="CPUs only"):
-        list(measure(Options(torch.device("cuda"))))
+        list(case.measure(Options(torch.device("cuda"))))

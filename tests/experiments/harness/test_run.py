@@ -42,11 +42,10 @@ def figures(rows: pd.DataFrame) -> dict[str, plt.Figure]:
 
 
 QUESTION = Question(
-    title="How long?",
-    reading="A time.",
-    cases=cases,
-    tables=tables,
-    figures=figures,
+    "How long?\n\nA time,\nin seconds.\n",
+    cases,
+    tables,
+    figures,
     claims=(
         Claim("fast", lambda rows: rows["seconds"].max(), "at most", 1.0),
         Claim("slow", lambda rows: rows["seconds"].max(), "at least", 1.0),
@@ -97,6 +96,8 @@ def test_report(tmp_path: Path) -> None:
     run(QUESTION, Options(), store_of(path))
     text = report.write("question", QUESTION, path).read_text()
     verdicts = [line for line in text.splitlines() if line.startswith("| fast")]
+    assert text.startswith("# How long?\n\n`python -m experiments question`\n\n")
+    assert "\n\nA time, in seconds.\n\n" in text
     assert verdicts == ["| fast | at most 1 | 0.5 | yes |"]
     assert "| slow | at least 1 | 0.5 | **no** |" in text
     assert "| light | at most 1 |  | not measured |" in text
@@ -126,5 +127,7 @@ def test_command(
     (rows,) = tmp_path.glob("memory-*-quick.jsonl")
     assert list(load(rows)["layer"]) == ["first"]
     assert capsys.readouterr().out.strip() == str(rows.with_suffix(".md"))
-    with pytest.raises(SystemExit):
-        command.main(["no such question"])
+    for wrong in (["no such question"], [*arguments, "--rounds", "4"]):
+        with pytest.raises(SystemExit):
+            command.main(wrong)
+    assert "--rounds must be at least 5, got 4" in capsys.readouterr().err

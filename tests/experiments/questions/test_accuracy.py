@@ -7,18 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from torch.testing import assert_close
 
-from experiments.contenders import convolutions
-from experiments.contenders.quantities import SMALL, Asked
+from experiments.contenders.quantities import (
+    CONTENDERS,
+    SMALL,
+    Asked,
+    Tensors,
+    reference,
+)
 from experiments.questions.accuracy import (
     FRAME,
     QUANTITIES,
     QUESTION,
     framed,
-    reference,
     relative_error,
+    scales,
 )
 from experiments.subjects.layers import Layer
 from tests.experiments.questions.support import rows_of
@@ -35,7 +39,7 @@ def test_reference_is_the_jacobians(quantity: str) -> None:
     x = asked.tensors(CPU)["x"].double()
     module = GROUPED.module("cpu").double()
     expected = kfac_factor(module, x, quantity.removeprefix("kfac_"))
-    assert_close(reference(asked, x)[0], expected)
+    assert_close(reference(asked, {"x": x}), expected)
 
 
 def test_frame_is_one_pixel_wide() -> None:
@@ -49,8 +53,8 @@ def test_frame_is_one_pixel_wide() -> None:
 def test_whole_minus_border_is_caught() -> None:
     asked = Asked("kfac_expand", Layer("none", Conv.make(1, 1, 3, (9, 9))), 3)
     x = framed(asked.tensors(CPU)["x"])
-    exact, scale = reference(asked, x)
-    careful = convolutions.PREPARE["stock"]("kfac_expand", asked.layer, {"x": x})()
+    exact, scale = reference(asked, {"x": x}), scales(asked, x)
+    careful = CONTENDERS["kfac_expand"]["stock"](asked, {"x": x})()
     assert relative_error(careful, exact, scale) < 1e-6
     # the patches' centres see the interior only, yet here the frame comes and goes
     careless = careful.clone()
@@ -63,7 +67,8 @@ def test_impossible_entries_are_infinitely_wrong() -> None:
     # the padding is so wide that the first column of the kernel meets zeros only
     conv = Conv.make(1, 1, (1, 3), (4, 1), 1, (0, 5), dilation=5)
     asked = Asked("kfac_expand", Layer("none", conv), 1)
-    exact, scale = reference(asked, torch.ones(1, 1, 4, 1))
+    x = torch.ones(1, 1, 4, 1)
+    exact, scale = reference(asked, {"x": x}), scales(asked, x)
     assert (exact == 0).any() and relative_error(exact, exact, scale) == 0
     wrong = exact.clone()
     wrong[0, 0, 0] = 1e-30
@@ -72,10 +77,11 @@ def test_impossible_entries_are_infinitely_wrong() -> None:
 
 
 def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(quantity: str, layer: Layer, tensors: dict[str, Tensor]) -> object:
+    def wrong(asked: Asked, tensors: Tensors) -> object:
         return lambda: torch.ones(1, 18, 18)
 
-    monkeypatch.setitem(convolutions.PREPARE, "curvlinops", wrong)
+    for quantity in QUANTITIES:
+        monkeypatch.setitem(CONTENDERS[quantity], "curvlinops", wrong)
     rows = rows_of(QUESTION, tmp_path)
     assert {*rows["quantity"]} == {*QUANTITIES}
     worst = rows.groupby("contender")["error"].max()

@@ -12,12 +12,11 @@ from backpack import extensions
 from torch import nn
 
 import tn_extensions.backpack as ours
-from experiments.contenders.backward import Pass, replaced
 from experiments.harness import machine
 from experiments.harness.case import Options
 from experiments.harness.run import run
 from experiments.harness.store import Store, load
-from experiments.questions.backpack import QUESTION
+from experiments.questions.backpack import QUESTION, Pass, replaced
 from experiments.subjects.networks import NUM_CLASSES, REPLACEABLE, Subject
 
 TINY, CPU = Subject("3c3d"), torch.device("cpu")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.questions.calls import QUESTION, busy_ratios
+from experiments.questions.calls import BUSY, QUESTION
 from tests.experiments.questions.support import rows_of
 
 
@@ -21,7 +21,7 @@ def test_rows(tmp_path: Path) -> None:
     bookkeeping = parts.loc["bookkeeping"]
     assert bookkeeping["beyond_seconds"] < bookkeeping["seconds"]
     seconds = parts.loc["busy core"].set_index("contender")["seconds"]
-    (ratio,) = busy_ratios(rows)
+    (ratio,) = BUSY.of(rows[rows["part"] == "busy core"])
     assert ratio == pytest.approx(seconds["stock"] / seconds["ours"])
     assert all(
         claim.check(rows)["holds"] != "not measured" for claim in QUESTION.claims

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
-from experiments.contenders.convolutions import Quantity, contenders, reference
+from experiments.contenders.quantities import Asked, contest
 from experiments.harness import machine
-from experiments.harness.case import Contest, Options
+from experiments.harness.case import Options
+from experiments.harness.ratios import Ratio
 from experiments.harness.run import run
 from experiments.harness.store import Store, load
 from experiments.questions import NAMES, convolutions, find, memory
@@ -70,12 +70,10 @@ def test_names_and_categories(conv: Conv, name: str, category: str) -> None:
 
 @pytest.mark.parametrize("layer", [layers_of("2c2d")[0], GROUPED])
 @pytest.mark.parametrize("quantity", convolutions.QUANTITIES)
-def test_contenders_agree(quantity: Quantity, layer: Layer) -> None:
-    arguments = (quantity, layer, 2, torch.device("cpu"))
-    contest = Contest(
-        contenders(*arguments), partial(reference, *arguments), timed=False
-    )
-    rows = list(contest.rows(Options(memory=False)))
+def test_contenders_agree(quantity: str, layer: Layer) -> None:
+    asked = Asked(convolutions.QUANTITIES[quantity], layer, 2)
+    own = contest(asked, torch.device("cpu"), timed=False)
+    rows = list(own.rows(Options(memory=False)))
     reasons = {row["contender"]: row["reason"] for row in rows if "reason" in row}
     if layer.conv.groups > 1 and quantity.startswith("kfac"):
         assert reasons == {"curvlinops": "curvlinops averages the input over groups"}
@@ -107,6 +105,6 @@ def test_rows_make_a_report(module: object, tmp_path: Path) -> None:
     assert all(len(table) >= 0 for table in question.tables(rows).values())
     if module is convolutions:
         seconds = rows.set_index("contender")["seconds"]
-        (ratio,) = convolutions.against(rows, "stock", "ours")["ratio"]
+        (ratio,) = Ratio(convolutions.CASE).of(rows)
         assert ratio == pytest.approx(seconds["stock"] / seconds["ours"])
         assert list(question.figures(rows)) == ["ratios"]

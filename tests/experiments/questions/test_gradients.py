@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from torch.testing import assert_close
 
-from experiments.contenders import gradients as contenders
-from experiments.contenders.quantities import MAIN, Asked
-from experiments.harness.case import Contest, Options
+from experiments.contenders.quantities import (
+    CONTENDERS,
+    MAIN,
+    Asked,
+    Tensors,
+    contest,
+    reference,
+)
+from experiments.harness.case import Options
+from experiments.harness.measure import Call
 from experiments.questions import gradients
 from experiments.subjects.layers import Layer
 from tests.experiments.questions.support import rows_of
@@ -27,14 +32,9 @@ GROUPED = Layer("none", Conv.make(4, 6, 3, (5, 5), 1, 1, groups=2))
 @pytest.mark.parametrize("quantity", MAIN)
 def test_contenders_agree(quantity: str, layer: Layer) -> None:
     asked = Asked(quantity, layer, 3, 2)
-    contest = Contest(
-        contenders.contenders(asked, CPU),
-        partial(contenders.reference, asked, CPU),
-        timed=False,
-    )
-    found = {row["contender"]: row for row in contest.rows(Options(memory=False))}
-    stock = contenders.stock_of(quantity)
-    assert {stock, "ours", "ours, measured"} <= {*found}
+    rows = contest(asked, CPU, timed=False).rows(Options(memory=False))
+    found = {row["contender"]: row for row in rows}
+    assert {*found} == {*CONTENDERS[quantity]} > {"ours", "ours, measured"}
     if layer is DENSE:
         assert not any("reason" in row for row in found.values())
     assert found["ours"]["error"] < 1e-5
@@ -48,19 +48,20 @@ def test_reference_is_the_jacobians() -> None:
         torch.autograd.grad((module(x[n : n + 1])[0] * g[n]).sum(), module.weight)[0]
         for n in range(3)
     ]
-    assert_close(contenders.reference(asked, CPU), torch.stack(expected))
-    norms = contenders.reference(asked._replace(quantity="per_sample_grad_norm"), CPU)
+    assert_close(reference(asked, asked.tensors(CPU)), torch.stack(expected))
+    asked = asked._replace(quantity="per_sample_grad_norm")
+    norms = reference(asked, asked.tensors(CPU))
     assert_close(norms, torch.stack(expected).flatten(1).square().sum(1))
 
 
 def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(given: object) -> Tensor:
-        return torch.zeros(1)
+    def wrong(asked: Asked, tensors: Tensors) -> Call:
+        return lambda: torch.zeros(1)
 
-    def fails(given: object) -> Tensor:
+    def fails(asked: Asked, tensors: Tensors) -> Call:
         raise IndexError("not for this layer")
 
-    stock = contenders.COMPUTE["per_sample_grad"]
+    stock = CONTENDERS["per_sample_grad"]
     monkeypatch.setitem(stock, "torch.func", wrong)
     monkeypatch.setitem(stock, "Opacus", fails)
     found = rows_of(

@@ -31,6 +31,6 @@ def test_choices_are_compared_with_the_fastest(tmp_path: Path) -> None:
 def test_layers_are_of_many_kinds() -> None:
     assert {layer.conv.num_dims for layer in VARIOUS} == {1, 2, 3}
     cases = list(QUESTION.cases(Options()))
-    points = sum(len(sweep.values) for sweep in SWEEPS)
+    points = sum(map(len, SWEEPS.values()))
     assert len(cases) == len(VARIOUS) * len(MAIN) + points
     assert len({tuple(case.key.values()) for case in cases}) == len(cases)

@@ -21,7 +21,7 @@ def test_rows(tmp_path: Path) -> None:
 def test_scripts_that_fail_say_why(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("raise ValueError('no such thing')")
-    call = plugs.build_process(script, {"ours": []}, "ours", 1, tmp_path, small=False)
+    call = plugs.Process([str(script)], "ours", 1, tmp_path)
     with pytest.raises(RuntimeError, match="no such thing"):
         call()
 

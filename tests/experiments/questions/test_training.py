@@ -7,13 +7,14 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from experiments.harness.case import Options
+from experiments.harness.case import Options, Row
 from experiments.questions.training import QUESTION, ends, grid, summary, tables
 from experiments.subjects import images as images_module
 from experiments.subjects.images import Images, Split
@@ -21,10 +22,10 @@ from experiments.subjects.training import (
     KINDS,
     Recipe,
     Setting,
-    Training,
     evaluate,
     shuffled,
     small_cnn,
+    train,
     tuned,
 )
 from tn_extensions.optim import KFAC
@@ -45,22 +46,28 @@ def setting() -> Setting:
     return Setting(data, 30, partial(small_cnn, 16, 4), 12, 32, 16)
 
 
+def points_of(
+    kind: str, lr: float, setting: Setting, seed: int, options: Any = None
+) -> list[Row]:
+    recipe = Recipe(kind, lr, options or {})
+    return list(train(setting.model(seed), recipe, setting, seed))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_optimizer_learns(setting: Setting, kind: str) -> None:
     options = {} if kind in LEARNING_RATES else {"damping": 0.01}
     recipe = Recipe(kind, LEARNING_RATES.get(kind, 0.03), options)
-    training = Training(recipe, setting, 0)
-    points = list(training)
-    assert points == training.rows
+    model = setting.model(0)
+    points = list(train(model, recipe, setting, 0))
     assert [point["step"] for point in points] == [0, 12, 24, 30]
     seconds = [point["seconds"] for point in points]
     assert seconds[0] == 0 and seconds == sorted(seconds) and seconds[-1] > 0
     assert points[-1]["loss"] < 0.9 * points[0]["loss"]
-    loss, _ = evaluate(training.model, setting.data.train)
-    _, accuracy = evaluate(training.model, setting.data.test)
+    loss, _ = evaluate(model, setting.data.train)
+    _, accuracy = evaluate(model, setting.data.test)
     assert points[-1]["loss"] == pytest.approx(loss)
     assert points[-1]["accuracy"] == accuracy
-    assert training.model.training
+    assert model.training
 
 
 @pytest.mark.parametrize(
@@ -83,23 +90,25 @@ def test_kinds_of_kfac(kind: str, expected: tuple[str, bool]) -> None:
 
 
 def test_seeds_fix_weights_and_batches(setting: Setting) -> None:
-    recipe = Recipe("SGD", 0.05)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first, second, other = (list(Training(recipe, setting, s)) for s in (1, 1, 2))
+    first, second, other = (points_of("SGD", 0.05, setting, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     losses = [[point["loss"] for point in points] for points in (first, second, other)]
     assert losses[0] == losses[1]
     assert losses[0][0] != losses[2][0]
-    begin = next(iter(Training(Recipe("AdamW", 1.0), setting, 1)))
+    begin, *_ = points_of("AdamW", 1.0, setting, 1)
     assert begin["loss"] == losses[0][0]
 
 
-def test_the_learning_rate_rises_and_ends_at_zero(setting: Setting) -> None:
-    training = Training(Recipe("SGD", 0.1), setting, 0)
-    rates = []
-    for point in training:
-        (group,) = training._optimizer.param_groups
+def test_the_learning_rate_rises_and_ends_at_zero(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, recipe, rates = setting.model(0), Recipe("SGD", 0.1), []
+    optimizer = recipe.build(model)
+    monkeypatch.setattr(Recipe, "build", lambda *_: optimizer)
+    for point in train(model, recipe, setting, 0):
+        (group,) = optimizer.param_groups
         rates.append((point["step"], group["lr"]))
     # a tenth of 30 steps warms up
     assert rates[0] == (0, pytest.approx(0.1 / 3))
@@ -111,7 +120,7 @@ def test_the_learning_rate_rises_and_ends_at_zero(setting: Setting) -> None:
 @pytest.mark.parametrize("kind", ["SGD", "KFAC-expand"])
 def test_divergence_ends_a_training(setting: Setting, kind: str) -> None:
     options = {} if kind == "SGD" else {"kl_clip": None, "damping": 1e-8}
-    points = list(Training(Recipe(kind, 1e20, options), setting, 0))
+    points = points_of(kind, 1e20, setting, 0, options)
     assert points[-1]["loss"] == math.inf
     assert points[-1]["step"] < setting.steps
     assert all(math.isfinite(point["loss"]) for point in points[:-1])
@@ -139,11 +148,10 @@ def test_evaluation_is_a_mean_over_all(setting: Setting) -> None:
 
 def test_all_test_images_count_at_the_end_only(setting: Setting) -> None:
     few = replace(setting, num_evaluated=1)
-    points = list(Training(Recipe("SGD", 0.02), few, 0))
-    assert {point["accuracy"] for point in points[:-1]} <= {0.0, 1.0}
-    training = Training(Recipe("SGD", 0.02), few, 0)
-    *_, last = training
-    assert last["accuracy"] == evaluate(training.model, setting.data.test)[1]
+    model = few.model(0)
+    *points, last = train(model, Recipe("SGD", 0.02), few, 0)
+    assert {point["accuracy"] for point in points} <= {0.0, 1.0}
+    assert last["accuracy"] == evaluate(model, setting.data.test)[1]
 
 
 @pytest.mark.parametrize(("pixels", "width"), [(28, 8), (32, 16)])
@@ -229,7 +237,7 @@ def test_the_question_is_answered(
 def test_missing_images_are_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images_module, "DEBIAN_FASHION", tmp_path)
+    monkeypatch.setattr(images_module, "DEBIAN_FASHION", tmp_path / "none")
     case = next(iter(QUESTION.cases(Options())))
     with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
         list(case.measure(Options()))

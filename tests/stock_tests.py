@@ -1,6 +1,6 @@
 """Does a toolkit's own test-suite pass with our classes in place of its own?
 
-``python -m experiments.stock_tests [pytest's arguments]``, for instance ``-n 2``, or
+``python -m tests.stock_tests [pytest's arguments]``, for instance ``-n 2``, or
 ``-m montecarlo`` for the slow tests; ``--help`` lists the other options. The tests are
 those of the installed version, from its source distribution. That of laplace-torch has
 none: ``--sources`` must name a checkout of its repository. What fails is run once more
@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 from unittest import SkipTest
 
 ROOT = Path(__file__).parents[1]
+PLUGIN = "plugin_of_stock_tests"
 
 
 class Toolkit(NamedTuple):
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ``--stock``, pytest's status.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.stock_tests",
+        prog="python -m tests.stock_tests",
         description=__doc__.splitlines()[0],
         epilog="All other arguments are pytest's.",
         allow_abbrev=False,
@@ -141,6 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.copytree(sources / toolkit.tests, folder / toolkit.tests)
         configuration = CONFIGURATION.format(tests=toolkit.tests)
         (folder / "pytest.ini").write_text(configuration, "utf-8")
+        # not as tests.stock_tests: the toolkit's tests may have that package's name
+        shutil.copy(__file__, folder / f"{PLUGIN}.py")
 
         some = [] if args.at_most is None else [f"--at-most={args.at_most}"]
         if args.stock:
@@ -195,9 +198,9 @@ def download(distribution: str, folder: Path) -> Path:
 
 def _run(folder: Path, arguments: Sequence[str]) -> int:
     """Run the tests in a process of their own, with this module as a plugin."""
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(folder), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "experiments.stock_tests", *arguments],
+        [sys.executable, "-m", "pytest", "-p", PLUGIN, *arguments],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
         check=False,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from experiments import stock_tests
+from tests import stock_tests
 
 TESTS = {
     # as theirs
@@ -106,7 +106,7 @@ class _Result(NamedTuple):
 
 def _run(sources: Path, *arguments: str) -> _Result:
     result = subprocess.run(
-        [sys.executable, "-m", "experiments.stock_tests"]
+        [sys.executable, "-m", "tests.stock_tests"]
         + [f"--sources={sources}", "-rA", *arguments],
         cwd=stock_tests.ROOT,
         stdout=subprocess.PIPE,

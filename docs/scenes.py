@@ -33,7 +33,7 @@ class Panel:
 
 
 def scene(panels: Iterable[Panel], columns: int) -> Scene:
-    """Panels side by side."""
+    """Put panels side by side."""
     panels = list(panels)
     titles = [
         (panel.title, panel.detail) if panel.detail else (panel.title,)
@@ -53,7 +53,7 @@ BOTH = {**UNFOLDED, "its copy": ["x'", "P1'", "P2'"]}
 
 
 def pictures() -> dict[str, Scene]:
-    """All pictures, by the names of their files."""
+    """Return all pictures, by the names of their files."""
     convolution = quantities.conv(CONV, N)
     expand, reduce = quantities.kfac_expand(CONV, N), quantities.kfac_reduce(CONV, N)
     return {

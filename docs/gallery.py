@@ -12,13 +12,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import get_args
 
-from experiments.gallery_pictures import pictures
+from docs.scenes import pictures
 from tn_extensions import Conv, TensorNetwork, quantities
 from tn_extensions.diagram import Scene
 from tn_extensions.diagram.figure import render
 from tn_extensions.diagram.tikz import source
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parent
 PAGE, FIGURES = DOCS / "gallery.md", DOCS / "figures"
 _COLORS = 128
 """Enough for a picture, and a third of the file's size."""
@@ -68,13 +68,13 @@ _WITH_VECTORS = (
 
 
 def network(name: str) -> TensorNetwork:
-    """A quantity of the layer of which costs are given."""
+    """Define a quantity of the layer of which costs are given."""
     define: Callable[..., TensorNetwork] = getattr(quantities, name)
     return define(CONV, N, *([V] if name in _WITH_VECTORS else []))
 
 
 def costs() -> str:
-    """The table of all quantities."""
+    """Tabulate all quantities."""
     head = "quantity, network, result, as drawn, planned, by, held"
     rows = [head.split(", ")]
     for name in get_args(quantities.Quantity):
@@ -102,7 +102,7 @@ def _millions(count: float) -> str:
 
 
 def picture(scene: Scene) -> bytes:
-    """Content of a picture's file."""
+    """Return the content of a picture's file."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -119,7 +119,7 @@ def digest(scene: Scene) -> str:
 
 
 def page() -> str:
-    """Text of the gallery."""
+    """Return the text of the gallery."""
     return TEXT.format(costs=costs(), n=N, v=V)
 
 

@@ -8,8 +8,8 @@ from typing import get_args
 
 import pytest
 
-from experiments import gallery
-from experiments.gallery_pictures import pictures
+from docs import gallery
+from docs.scenes import pictures
 from tn_extensions import quantities
 
 SCENES = pictures()
