@@ -179,7 +179,7 @@ def _trace() -> Trace:
 
 
 def two_layers() -> TensorNetwork:
-    """Two convolutions in a row, as in docs/tutorials/own-quantity.md."""
+    """Connect two convolutions, as in docs/tutorials/own-quantity.md."""
     first = quantities.conv(Conv.make(4, 6, 3, (9, 9), padding=1), 2)
     second = quantities.conv(Conv.make(6, 8, 3, (9, 9), stride=2), 2)
     second = second.jvp("weight", "weight2").cut("x", [("co",), ("o1",), ("o2",)])

@@ -24,7 +24,7 @@ _PACKAGES = (
 
 
 def describe(device: torch.device) -> dict[str, object]:
-    """Metadata of a measurement that starts now."""
+    """Describe a measurement that starts now."""
     return {
         "device": device.type,
         "device_name": device_name(device),
@@ -58,7 +58,7 @@ def is_available(device: torch.device) -> bool:
 
 
 def git_revision() -> str | None:
-    """Revision of the working tree, marked if it has changes; None if unknown."""
+    """Return the working tree's revision, marked if it has changes; None if unknown."""
     try:
         revision = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],

@@ -116,7 +116,7 @@ def relative_error(found: Tensor, exact: Tensor, scale: Tensor) -> float:
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Largest errors: of all layers, and of each."""
+    """Tabulate the largest errors: of all layers, and of each."""
     by = {
         "Largest error": ["quantity", "border"],
         "Largest error of each layer": ["quantity", "layer", "border"],

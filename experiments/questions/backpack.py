@@ -141,7 +141,7 @@ class Pass:
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Times and memory by extension and network, and what was replaced."""
+    """Tabulate times and memory by extension and network, and what was replaced."""
     table = times(rows, _CASE, ("stock", "ours", "plain"))
     table["ours over plain"] = table["ours, ms"] / table["plain, ms"]
     found = {"Time of a backward pass": table}
@@ -155,7 +155,7 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def figures(rows: pd.DataFrame) -> Mapping[str, Any]:
-    """Bars of the ratios of times."""
+    """Draw bars of the ratios of times."""
     table = Ratio(_CASE[:-1]).of(rows).unstack(["network", "pixels"])
     return {"ratios": bars(table, "Backward passes: stock's time over ours")}
 

@@ -63,7 +63,7 @@ def _rows(asked: Asked, options: Options) -> Iterator[Row]:
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Medians, best and worst, by category, against each contender."""
+    """Tabulate medians, best and worst, by category, against each contender."""
     found = {}
     for theirs in ("stock", "einconv", "einconv simplified", "curvlinops", "ours"):
         ratios = Ratio(CASE, theirs, OURS).of(rows).sort_index().reset_index()
@@ -84,7 +84,7 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def figures(rows: pd.DataFrame) -> Mapping[str, Any]:
-    """Box plots of the ratios, by category, as in the paper's appendix."""
+    """Draw box plots of the ratios, by category, as in the paper's appendix."""
     present = [q for q in reversed(QUANTITIES) if q in set(rows["quantity"])]
     figure, axes = plt.subplots(
         1, len(present), figsize=(3.2 * len(present), 3.4), sharey=True, squeeze=False

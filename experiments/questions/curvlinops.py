@@ -153,7 +153,7 @@ def _kept_bytes(operator: Any) -> int:
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Times of building and of products, and memory."""
+    """Tabulate the times of building and of products, and memory."""
     is_building = rows["stage"] == "build"
     names = ("stock", "ours", "gradient", "ours, all layers")
     found = {"Building": times(rows[is_building], _CASE, names)}
@@ -169,7 +169,7 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def figures(rows: pd.DataFrame) -> Mapping[str, Any]:
-    """Bars of the ratios of building."""
+    """Draw bars of the ratios of building."""
     ratios = Ratio(_CASE).of(rows[rows["stage"] == "build"])
     return {"building": bars(ratios, "Building an operator: stock's time over ours")}
 

@@ -234,7 +234,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Errors at one share, backward passes, saved bytes, trainings."""
+    """Tabulate errors at one share, backward passes, saved bytes and trainings."""
     found = {}
     parts = {str(part): own for part, own in rows.groupby("part")}
     if "errors" in parts:

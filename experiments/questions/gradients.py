@@ -64,7 +64,7 @@ def ratios(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Ratios of times: medians, worst layers, and all of them."""
+    """Tabulate ratios of times: medians, worst layers, and all of them."""
     of_all = ratios(rows)
     grouped = of_all.groupby(["quantity", "num_vectors"])
     found = {

@@ -104,7 +104,7 @@ def traces(found: Any) -> Tensor:
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Times over ours, and over those of a gradient."""
+    """Tabulate times over ours, and over those of a gradient."""
     seconds = side_by_side(rows, "seconds", _CASE, [*BACKENDS, "gradient"])
     return {
         f"Time over {title}": seconds[[*BACKENDS]]

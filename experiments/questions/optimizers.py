@@ -83,7 +83,7 @@ def _rows(
 
 
 def _pivot(rows: pd.DataFrame, column: str = "seconds") -> pd.DataFrame:
-    """Values by case and contender; the usual toolkit, whichever it is, is stock."""
+    """Tabulate values by case and contender; the usual toolkit of a case is stock."""
     renamed = rows.replace({"contender": {"ASDL": "stock"}})
     return renamed.pivot_table(column, _CASE, "contender", sort=False)
 
@@ -116,7 +116,7 @@ def averages(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def memory(rows: pd.DataFrame) -> pd.DataFrame:
-    """Peaks in MiB, and ours over stock's."""
+    """Tabulate peaks in MiB, and ours over stock's."""
     peaks = _pivot(rows, "bytes").droplevel("update") / 2**20
     return peaks.assign(**{"ours / stock": peaks["ours"] / peaks["stock"]})
 
@@ -133,7 +133,7 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def figures(rows: pd.DataFrame) -> Mapping[str, Any]:
-    """Bars of steps that renew everything, over SGD's."""
+    """Draw bars of steps that renew everything, over SGD's."""
     shown = steps(rows).query("update == 'everything'").droplevel("update")
     table = shown[["stock / SGD", "ours / SGD"]]
     return {"steps": bars(table, "Steps that renew everything: time over SGD's")}

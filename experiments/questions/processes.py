@@ -178,7 +178,7 @@ def costs(layers: Sequence[Layer], size: int, fraction: float) -> Row:
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Milliseconds of steps here, and each network on paper."""
+    """Tabulate milliseconds of steps here, and each network on paper."""
     found, index = {}, ["processes", "fraction"]
     here = rows[rows["part"] == "here"]
     if len(here):

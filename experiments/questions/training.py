@@ -93,7 +93,7 @@ def ends(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds; what not all seeds reached has none."""
+    """Average over seeds; what not all seeds reached has no mean."""
     grouped = ends(rows).drop(columns="options").groupby(_CASE, sort=False)
     means = grouped.mean(skipna=False)
     for place, name in ((1, "loss"), (3, "accuracy")):
@@ -102,7 +102,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Means of runs, and the trials that chose their hyper-parameters."""
+    """Tabulate means of runs, and the trials that chose their hyper-parameters."""
     if "phase" not in rows:
         return {}
     trials = rows[rows["phase"] == "trial"]

@@ -64,7 +64,7 @@ def _rows(network: str, batch_size: int, options: Options) -> Iterator[Row]:
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Gains by network, and the layers that gain most."""
+    """Tabulate gains by network, and the layers that gain most."""
     grouped = rows.groupby(["network", "quantity"])
     summary = grouped["gain"].agg(["count", "median", "max"])
     summary["seconds"] = grouped["seconds"].sum()

@@ -26,7 +26,7 @@ class Split(NamedTuple):
     labels: Tensor
 
     def first(self, number: int) -> Split:
-        """Only the first ones."""
+        """Keep only the first ones."""
         return Split(self.images[:number], self.labels[:number])
 
 
@@ -49,7 +49,7 @@ def find_images(name: str) -> Images:
 
 
 def digits() -> Images:
-    """scikit-learn's bundled digits, enlarged from 8 to 32 pixels a side."""
+    """Load scikit-learn's digits, enlarged from 8 to 32 pixels a side."""
     found = load_digits()
     images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 16
     images = interpolate(images, size=(32, 32), mode="bilinear")

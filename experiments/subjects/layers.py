@@ -87,16 +87,16 @@ class Layer(NamedTuple):
         )
 
     def input_shape(self, batch_size: int) -> tuple[int, ...]:
-        """Shape of a batch of inputs."""
+        """Return the shape of a batch of inputs."""
         return (batch_size, self.conv.in_channels, *self.conv.input_size)
 
     def output_shape(self, batch_size: int) -> tuple[int, ...]:
-        """Shape of a batch of outputs."""
+        """Return the shape of a batch of outputs."""
         return (batch_size, self.conv.out_channels, *self.conv.output_size)
 
 
 def _kind(dim: ConvDim) -> Category:
-    """Kind of one dimension; a dense one cuts the input into patches, and uses all."""
+    """Name a dimension's kind; a dense one cuts the whole input into patches."""
     if dim.stride > dim.kernel_size:
         return "down-sampling"
     is_tiled = dim.stride == dim.kernel_size and dim.dilation == 1

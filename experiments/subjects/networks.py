@@ -59,7 +59,7 @@ class Subject(NamedTuple):
             return network.eval()
 
     def batch(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Images and labels, the same ones each time."""
+        """Make images and labels, the same ones each time."""
         generator = torch.Generator().manual_seed(batch_size)
         size = (batch_size, 3, self.pixels, self.pixels)
         images = torch.randn(size, generator=generator)
@@ -91,7 +91,7 @@ def small_batch() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 
 
 def _three_c_three_d() -> nn.Sequential:
-    """DeepOBS's 3c3d; its pooling pads on both sides rather than as TensorFlow does."""
+    """Build DeepOBS's 3c3d; its pooling pads on both sides, unlike TensorFlow's."""
 
     def block(i: int, o: int, k: int, p: int) -> nn.Module:
         conv = nn.Conv2d(i, o, k, padding=p)
@@ -146,7 +146,7 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores of images whose sides are divisible by four."""
+        """Compute class scores of images whose sides are divisible by four."""
         high = self.first(x)
         middle = self.second(self.pool(high))
         x = self.up_middle(self.third(self.pool(middle)))
@@ -162,7 +162,7 @@ def _block(
 
 
 def _vgg19() -> nn.Module:
-    """VGG-19 of torchvision, with the one linear layer that it has on small images.
+    """Build torchvision's VGG-19, with the one linear layer it has on small images.
 
     The factor of ImageNet's first linear layer alone would take 2.5 GB.
     """
@@ -173,7 +173,7 @@ def _vgg19() -> nn.Module:
 
 
 def _resnet(name: str, pixels: int, without: Collection[type[nn.Module]]) -> nn.Module:
-    """A ResNet of torchvision."""
+    """Build a ResNet of torchvision."""
     # slow to import, and no requirement of ours: BackPACK requires it (see setup.cfg)
     network: nn.Module = import_module("torchvision.models").get_model(name)
     _calibrate(network, pixels)
