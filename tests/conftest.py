@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Iterator
@@ -26,9 +27,29 @@ os.environ["TN_EXTENSIONS_CACHE"] = os.path.join(tempfile.gettempdir(), "no-wisd
 torch.set_num_threads(1)
 
 
-# torch's objects stay; looking through them again and again takes minutes in all
-gc.collect()
-gc.freeze()
+# processes of tests start in milliseconds: they are forks of one that imported these
+multiprocessing.set_forkserver_preload(
+    [
+        "experiments.contenders.quantities",
+        "tests.optim.support",
+        "torch.distributed.checkpoint",
+        "torch.distributed.fsdp",
+    ]
+)
+
+
+def leave_what_exists() -> None:
+    """Spare garbage collections what stays, to look through which takes minutes."""
+    gc.collect()
+    gc.freeze()
+
+
+leave_what_exists()
+
+
+def pytest_collection_finish() -> None:
+    """Spare the modules of all tests, too, which are imported now."""
+    leave_what_exists()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,7 +57,7 @@ def emptied() -> Iterator[None]:
     """Forget a module's plans, lest caches fill with what no other module needs."""
     yield
     forget_plans()
-    gc.collect()
+    leave_what_exists()
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,8 @@ def launch(size: int, function: Callable[..., None], *args: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_enter, (size, port, function, args), nprocs=size)
+    arguments = size, port, function, args
+    mp.start_processes(_enter, arguments, size, start_method="forkserver")
 
 
 def _enter(rank: int, size: int, port: int, function: Any, args: Any) -> None:
