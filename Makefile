@@ -56,13 +56,15 @@ help:
 demo: $(READY)
 	$(RUN) -m experiments.demo
 
-# the processes share the cores; more threads than that slow each other down
+# the processes share the cores; more threads than that slow each other down. A file's tests
+# share plans and fixtures, so one process runs them all; the longest files are not the last
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 test: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 # results may differ in the last digits, which no test may see; these decompose matrices
-SMOKE = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(JOBS) -k "kronecker or native or singular \
-	or singd" tests/kronecker tests/compiler/test_native.py tests/optim
+SMOKE = $(PYTEST) -q -k "kronecker or native or singular or singd" tests/kronecker \
+	tests/compiler/test_native.py tests/optim
 test-processors: $(READY)
 	ATEN_CPU_CAPABILITY=default $(SMOKE)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(SMOKE)

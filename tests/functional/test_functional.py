@@ -458,8 +458,8 @@ FRAMED = [
     {"stride": 2},
     {"dilation": 2, "padding": 2},
     {"padding": 0},
-    {"groups": 8},
-    {"groups": 32},
+    {"groups": 4},
+    {"groups": 16},
 ]
 
 
@@ -473,8 +473,8 @@ class TestAccuracy:
     ) -> None:
         options = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1} | options
         groups = options["groups"]
-        conv = Conv.make(32, 32, 3, (28, 28), **options)
-        x = noise_tensor((4, 32, 28, 28)).float()
+        conv = Conv.make(16, 16, 3, (28, 28), **options)
+        x = noise_tensor((4, 16, 28, 28)).float()
         x[..., 1:-1, 1:-1] /= frame
         options.pop("groups")
 
@@ -494,7 +494,7 @@ class TestAccuracy:
         limit = 2 * error(unfolded(x)) + 16 * torch.finfo(torch.float32).eps
         network = quantities.kfac_expand(conv, 4)
         for way in candidates(network, target(itemsize=4)):
-            if way.name == "einsum" and way.cost.flops > 1e9:
+            if way.name == "einsum" and way.cost.flops > 2.5e8:
                 continue  # takes seconds, and is what no plan chooses
             out = torch.full(network.shape, torch.nan)
             way.run({"x": x}, Accumulator(out, 1.0, fresh=True))

@@ -35,7 +35,7 @@ def assert_exports(network: TensorNetwork) -> None:
     expected = dense.evaluate(network, arrays)
     equation, operands, shape = network.export(**arrays)
     assert set(equation) <= {*"->,", *map(opt_einsum.get_symbol, range(52))}
-    # numpy loops over all indices at once where an intermediate is large, unless allowed
+    # else numpy loops over all indices at once where an intermediate is large
     by_numpy = np.einsum(equation, *operands, optimize=("greedy", 2**40))
     by_torch = torch.einsum(equation, *map(torch.as_tensor, operands)).numpy()
     by_others = opt_einsum.contract(equation, *operands)

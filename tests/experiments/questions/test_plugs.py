@@ -5,9 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from experiments.questions import plugs
 from tests.experiments.questions.support import rows_of
+
+
+def tiny() -> nn.Module:
+    """Make a network whose factors decompose in no time."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+    norm, second = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 5, stride=2, bias=False)
+    pooled = nn.AdaptiveMaxPool2d((1, 1)), nn.Flatten(), nn.Linear(8, 10, bias=False)
+    return nn.Sequential(first, norm, nn.ReLU(), second, nn.ReLU(), *pooled).eval()
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugs, "resnet9", tiny)
 
 
 def test_rows(tmp_path: Path) -> None:
