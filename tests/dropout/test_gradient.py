@@ -18,19 +18,22 @@ from tn_extensions.dropout import (
 )
 from tn_extensions.sampling import SAMPLERS, Sampler
 
+KEEP: list[dict[str, float]] = [
+    {"n": 0.5, "ci": 0.5, "i1": 0.7},
+    {"i1": 0.5, "i2": 0.5},
+    {"n": 0.5, "o1": 0.5},
+    {"g": 0.5, "o2": 0.5},
+]
+MODES = ("zeros", "circular", "reflect")
+PAIRS = [
+    (SAMPLERS[(row + column) % len(SAMPLERS)], keep, mode)
+    for row, keep in enumerate(KEEP)
+    for column, mode in enumerate(MODES)
+]
+"""Any two of sampler, shares and padding meet; test_modules.py crosses all three."""
 
-@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect"])
-@pytest.mark.parametrize(
-    "keep",
-    [
-        {"n": 0.5, "ci": 0.5, "i1": 0.7},
-        {"i1": 0.5, "i2": 0.5},
-        {"n": 0.5, "o1": 0.5},
-        {"g": 0.5, "o2": 0.5},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+
+@pytest.mark.parametrize(("sampler", "keep", "mode"), PAIRS, ids=str)
 def test_unbiased(sampler: Sampler, keep: dict[str, float], mode: str) -> None:
     """The end to end; each axis and sampler by itself is tested in tests/sampling."""
     layer = conv(keep, sampler=sampler, padding_mode=mode, groups=2).double()
