@@ -134,6 +134,7 @@ def test_vectors(loss: Any) -> None:
     copies = losses.LossTerms.of("test", loss, output.repeat(100, 1, 1))
     generator = torch.Generator().manual_seed(0)
     draws = torch.stack([*copies.vectors("mc", 200, generator)], 2)
+    assert not torch.equal(draws[..., 0], draws[..., 1])
     of_draws = losses.scale_of_sum(loss, len(draws), 200)
     found = (of_draws * draws @ draws.mT).unflatten(0, (100, -1)).mean(0)
     atol = 0.05 * float(expected.abs().max())
