@@ -59,10 +59,10 @@ def test_what_extensions_share(reverse: bool, monkeypatch: pytest.MonkeyPatch) -
     assert factors.count == 2 + 1
     # the first one's input needs no gradient; KFAC has samples of its own
     assert through.count == 2
-    # of the square root, and of the gradients; of the Linear, Gram matrices
+    # of the square root, and of the gradients
     assert together.count == 2 * (2 + 1)
     saved(model, [ours.DiagGGNExact()], x)
-    assert together.count == 2 * (2 + 1) + 2
+    assert together.count == 3 * (2 + 1)
 
 
 def test_other_derivatives_are_not_shared() -> None:

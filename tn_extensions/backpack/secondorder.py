@@ -5,11 +5,12 @@ from __future__ import annotations
 from backpack.extensions import secondorder as stock
 from backpack.extensions.mat_to_mat_jac_base import MatToJacMat
 from backpack.extensions.module_extension import ModuleExtension
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Module
 
-from tn_extensions.backpack.derivatives import ConvDerivatives
+from tn_extensions.backpack.derivatives import ConvDerivatives, DenseDerivatives
 from tn_extensions.backpack.extension import Extension
+from tn_extensions.backpack.layer import Layer
 from tn_extensions.backpack.modules import (
     BATCH_NORMS,
     CONVOLUTIONS,
@@ -53,11 +54,25 @@ class BatchDiagonal(Diagonal):
     asks = (("ggn_diagonal", {"per_sample": True}),)
 
 
-class _DiagGGN(Diagonal, SecondOrder):
+class _GGNDiagonal(SecondOrder):
+    """The base of extensions that save the GGN's diagonal, of ``Linear``, too."""
+
+    def module_extensions(self) -> dict[type[Module], ModuleExtension]:
+        """Return our module extensions of layers, BatchNorm and pooling."""
+        linear = LayerModule(DenseDerivatives())
+        return super().module_extensions() | {nn.Linear: linear}
+
+    def of_kernel(self, layer: Layer, *found: Tensor) -> Tensor:
+        """Shape the diagonal like the weight, which has no kernel in a ``Linear``."""
+        (diagonal,) = found
+        return diagonal.squeeze(-1) if layer.is_linear else diagonal
+
+
+class _DiagGGN(Diagonal, _GGNDiagonal):
     additive = True
 
 
-class _BatchDiagGGN(BatchDiagonal, SecondOrder):
+class _BatchDiagGGN(BatchDiagonal, _GGNDiagonal):
     additive = True
 
 
