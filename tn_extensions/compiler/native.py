@@ -127,7 +127,10 @@ def _precision(x: Tensor) -> AbstractContextManager[None]:
 
 @contextmanager
 def _rounding_like_products() -> Iterator[None]:
-    """Set how cuDNN rounds: torch has a separate setting, which is 10 bits."""
+    """Give cuDNN the precision of matrix products.
+
+    torch has a separate setting for convolutions. By default, they round to 10 bits.
+    """
     backends: Any = torch.backends
     convolutions, products = backends.cudnn.conv, backends.cuda.matmul
     before = convolutions.fp32_precision

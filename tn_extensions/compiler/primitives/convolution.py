@@ -124,7 +124,7 @@ def _candidate(
 
     arrange = arrangement(present, network.output, sizes)
     arrange_image, arrange_kernel = (
-        arrangement(operand.indices, (*channels, *zip(space)), sizes)
+        arrangement(operand.indices, (*channels, *((index,) for index in space)), sizes)
         for operand, channels, space in (
             (roles.image, layout[0], image_space),
             (roles.kernel, layout[1], kernel_space),

@@ -221,8 +221,8 @@ def _candidate(network: TensorNetwork, sums: Sums, target: Target) -> Candidate:
 
     def run(tensors: Tensors, into: Accumulator) -> None:
         left, right = (
-            arranged(tensors[operand.name])
-            for (operand, _), arranged in zip(layouts, arrangements, strict=True)
+            arrange(tensors[operand.name])
+            for (operand, _), arrange in zip(layouts, arrangements, strict=True)
         )
         positions, extents = (
             [sizes[index] for index in layout[-1]] for _, layout in layouts
