@@ -156,7 +156,7 @@ class Conv:
         lengths = {
             name: len(value) for name, value in given.items() if not is_scalar(value)
         }
-        num_dims = max(lengths.values(), default=1)
+        num_dims = max(lengths.values()) if lengths else 1
         for name, length in lengths.items():
             if length != num_dims:
                 raise ValueError(
@@ -454,12 +454,17 @@ def _hashable(name: str, value: Any) -> Any:
         return value
     if type(value) is not tuple and is_scalar(value):
         return as_int(_FROM_MODULE, name, value, minimum=0)
-    values = tuple(value)
+    return tuple(map(_as_key, value))
+
+
+def _as_key(value: Any) -> Any:
+    """Convert integers; symbols that a compiler traces with are no keys."""
+    if isinstance(value, (tuple, str)):
+        return value
     try:
-        hash(values)
-    except TypeError:  # symbols that a compiler traces with are no keys
-        return tuple(map(index, values))
-    return values
+        return index(value)
+    except TypeError:  # an error will name it
+        return value
 
 
 @lru_cache(maxsize=4096)

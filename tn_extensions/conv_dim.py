@@ -151,10 +151,12 @@ def is_scalar(value: Any) -> bool:
     """Tell whether a value is one for all dimensions instead of a sequence."""
     if isinstance(value, (tuple, list)):
         return False
+    if isinstance(value, str):
+        return True
     try:
         index(value)  # accepts zero-dimensional arrays and tensors, too
     except TypeError:
-        return isinstance(value, str) or not isinstance(value, Iterable)
+        return not isinstance(value, Iterable)
     return True
 
 

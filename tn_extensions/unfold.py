@@ -202,8 +202,8 @@ def _frozen(value: Any) -> Any:
 
 def _num_dims(options: dict[str, Any]) -> int | None:
     """Count the dimensions that options have entries for; None if all are numbers."""
-    lengths = (len(value) for value in options.values() if not is_scalar(value))
-    return max(lengths, default=None)
+    lengths = [len(value) for value in options.values() if not is_scalar(value)]
+    return max(lengths) if lengths else None  # `default` stops older compilers
 
 
 @lru_cache(maxsize=4096, typed=True)
