@@ -42,7 +42,7 @@ NEVER = 2**40
 
 
 class Results(NamedTuple):
-    """What contenders have to agree on after one step.
+    """Results of one step, on which contenders have to agree.
 
     Args:
         curvature: What is computed without an inverse: of each layer, the factors.

@@ -75,5 +75,5 @@ class Question:
 
     @property
     def reading(self) -> str:
-        """How to read the answer, in a line."""
+        """The rest of the docstring, in a line: the key to tables and figures."""
         return " ".join(inspect.cleandoc(self.text.partition("\n")[2]).split())

@@ -182,7 +182,7 @@ _LEAST_RATIOS = {
     ("ekfac", 224): 2.0,
     ("ekfac", 64): 2.0,
 }
-"""Of building for ResNet-18, by kind and pixels."""
+"""Least ratios of times to build for ResNet-18, by kind and pixels."""
 
 QUESTION = Question(
     __doc__,
