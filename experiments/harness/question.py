@@ -75,5 +75,5 @@ class Question:
 
     @property
     def reading(self) -> str:
-        """The rest of the docstring, in a line: the key to tables and figures."""
+        """The text below the question, in a line."""
         return " ".join(inspect.cleandoc(self.text.partition("\n")[2]).split())
