@@ -39,8 +39,8 @@ def test_every_convolution(name: str, conv: Conv, batch_size: int) -> None:
 )
 def test_kinds(name: str, transposed: bool, kind: str) -> None:
     network = getattr(quantities, name)(layer(transposed=transposed), 2)
-    (way,) = convolve(network, target())
-    assert way.name == kind
+    (candidate,) = convolve(network, target())
+    assert candidate.name == kind
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_kinds(name: str, transposed: bool, kind: str) -> None:
 def test_unusual(change: dict[str, Any]) -> None:
     conv = layer(**({"input_size": (6, 6)} | change))
     for name in LINEAR:
-        ways = list(convolve(getattr(quantities, name)(conv, 2), target()))
-        assert len(ways) == (conv.num_dims <= 3)
+        candidates = list(convolve(getattr(quantities, name)(conv, 2), target()))
+        assert len(candidates) == (conv.num_dims <= 3)
 
 
 def test_other_networks_are_left_alone() -> None:
@@ -72,10 +72,12 @@ def test_other_networks_are_left_alone() -> None:
 def test_gradients_of_single_samples_are_differentiable() -> None:
     network = quantities.per_sample_grad(layer(), 3)
     x, g = (noise_tensor((3, 2, 6, 6)).requires_grad_() for _ in range(2))
-    ways = {way.name: way for way in convolve(network, target())}
+    candidates = {
+        candidate.name: candidate for candidate in convolve(network, target())
+    }
     unfolded = functional.unfold_input(x, layer())
     expected = torch.einsum("nko,nco->nck", unfolded, g.flatten(2))
-    found = ways["native weight gradient per n"].value({"x": x, "g": g})
+    found = candidates["native weight gradient per n"].value({"x": x, "g": g})
     assert_close(found.flatten(2), expected)
     one, two = (
         torch.autograd.grad(each.square().sum(), (x, g)) for each in (found, expected)

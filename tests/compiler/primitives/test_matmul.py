@@ -36,15 +36,17 @@ def test_large_products_are_made_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
     network = quantities.per_sample_grad(layer(), 3, 4)
     at_once = list(matmul(network, target()))
     monkeypatch.setattr(sys.modules[matmul.__module__], "_LARGE", 1)
-    ways = [*matmul(network, target())]
-    assert len(ways) == 2 * len(at_once)
-    assert {step.times for way in ways for step in way.operations} == {1, 3}
-    assert assert_all_evaluate(matmul, network) == len(ways)
+    candidates = [*matmul(network, target())]
+    assert len(candidates) == 2 * len(at_once)
+    assert {
+        step.times for candidate in candidates for step in candidate.operations
+    } == {1, 3}
+    assert assert_all_evaluate(matmul, network) == len(candidates)
     x = noise_tensor((3, 2, 6, 6)).requires_grad_()
     g = noise_tensor((4, 3, 2, 6, 6))
     expected, *others = (
-        torch.autograd.grad(way.value({"x": x, "g": g}).square().sum(), x)
-        for way in ways
+        torch.autograd.grad(candidate.value({"x": x, "g": g}).square().sum(), x)
+        for candidate in candidates
     )
     for other in others:
         torch.testing.assert_close(other, expected)
@@ -62,9 +64,9 @@ def test_large_float32_products_are_differentiable() -> None:
     conv = Conv.make(64, 64, 3, (8, 8), padding=1)
     x = noise_tensor((2, 64, 8, 8), torch.float32).requires_grad_()
     g = noise_tensor((2, 64, 8, 8), torch.float32)
-    way, _ = matmul(quantities.per_sample_grad(conv, 2), target(itemsize=4))
-    assert way.compute is not None
-    way.compute({"x": x, "g": g}).sum().backward()
+    candidate, _ = matmul(quantities.per_sample_grad(conv, 2), target(itemsize=4))
+    assert candidate.compute is not None
+    candidate.compute({"x": x, "g": g}).sum().backward()
     other = x.detach().double().requires_grad_()
     functional.per_sample_grad(other, g.double(), conv).sum().backward()
     assert x.grad is not None and other.grad is not None
